@@ -1,0 +1,1 @@
+"""The bridge from a checkpoint to llama.cpp: GGUF files, the parity proof, measurements."""

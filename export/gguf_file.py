@@ -1,0 +1,144 @@
+"""Reading a GGUF file back: metadata, blocks, and the PyTorch model that they describe."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmkit.errors import GGUFError
+from llmkit.export.metadata import ARCHITECTURE
+from llmkit.export.names import tensor_table
+from llmkit.model.config import GPTConfig, validated
+from llmkit.quant import dequantize, quant_type_of
+
+MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of the file: blocks as they lie there, shape (out, in)."""
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: gguf.GGMLQuantizationType
+    blocks: NDArray[np.uint8]
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape))
+
+    def dequantized(self) -> NDArray[np.float32]:
+        """The weights that the blocks stand for. Raises QuantizationError for an unknown type."""
+        return dequantize(self.blocks, quant_type_of(self.ggml_type), self.shape)
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """An open GGUF file; tensors are mapped, not read."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def file_type(self) -> str:
+        """The file's quantization by name, such as q4_0."""
+        number: Any = self.metadata.get(gguf.Keys.General.FILE_TYPE)
+        try:
+            name = gguf.LlamaFileType(number).name
+        except ValueError:
+            return f"unknown ({number})"
+        return name.removeprefix("ALL_").removeprefix("MOSTLY_").lower()
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data for each weight."""
+        n_bits = 8 * sum(tensor.blocks.nbytes for tensor in self.tensors.values())
+        return n_bits / sum(tensor.n_weights for tensor in self.tensors.values())
+
+    def sha256(self) -> str:
+        """Hash of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """Open a GGUF file. Raises GGUFError where it is missing, truncated or something else."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+    except OSError as error:
+        raise GGUFError(f"cannot read {path}: {error.strerror}") from error
+    if magic != MAGIC:
+        raise GGUFError(f"{path} is not a GGUF file: it does not begin with GGUF")
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not name.startswith("GGUF.")
+        }
+        tensors = {tensor.name: _stored(tensor) for tensor in reader.tensors}
+    except Exception as error:  # the reader fails in many ways on bytes that are not as announced
+        raise GGUFError(
+            f"{path} is truncated or damaged ({type(error).__name__} while reading it); "
+            "export or copy it again"
+        ) from error
+    return GGUFFile(path, metadata, tensors)
+
+
+def config_of(file: GGUFFile) -> GPTConfig:
+    """The model's sizes as the file states them. Raises GGUFError for another architecture."""
+    architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
+    if architecture != ARCHITECTURE:
+        raise GGUFError(f"{file.path} is a {architecture} model; this needs {ARCHITECTURE}")
+
+    def value(key: str) -> Any:
+        name = key.format(arch=ARCHITECTURE)
+        if name not in file.metadata:
+            raise GGUFError(f"{file.path} has no {name}; export it again")
+        return file.metadata[name]
+
+    sizes = {
+        "vocab_size": len(value(gguf.Keys.Tokenizer.LIST)),
+        "context_length": value(gguf.Keys.LLM.CONTEXT_LENGTH),
+        "n_layer": value(gguf.Keys.LLM.BLOCK_COUNT),
+        "n_head": value(gguf.Keys.Attention.HEAD_COUNT),
+        "n_embd": value(gguf.Keys.LLM.EMBEDDING_LENGTH),
+        "layer_norm_epsilon": value(gguf.Keys.Attention.LAYERNORM_EPS),
+        "tie_embeddings": "output.weight" not in file.tensors,
+    }
+    return validated(GPTConfig, sizes, str(file.path))
+
+
+def dequantized_weights(file: GGUFFile) -> dict[str, torch.Tensor]:
+    """The file's weights under the checkpoint's names, in float32.
+
+    Raises GGUFError naming a tensor that is missing or has another shape.
+    """
+    weights = {}
+    for entry in tensor_table(config_of(file)):
+        stored = file.tensors.get(entry.gguf_name)
+        if stored is None:
+            raise GGUFError(f"{file.path} has no tensor {entry.gguf_name}; export it again")
+        if stored.shape != entry.shape:
+            raise GGUFError(
+                f"{file.path}: {entry.gguf_name} has shape {stored.shape}, the file's own sizes "
+                f"need {entry.shape}"
+            )
+        weights[entry.checkpoint_name] = torch.from_numpy(stored.dequantized())
+    return weights
+
+
+def _stored(tensor: gguf.ReaderTensor) -> StoredTensor:
+    shape = tuple(int(size) for size in reversed(tensor.shape))  # ggml counts from the row inwards
+    blocks = np.ascontiguousarray(tensor.data).view(np.uint8)
+    return StoredTensor(tensor.name, shape, tensor.tensor_type, blocks)

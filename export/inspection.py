@@ -1,0 +1,111 @@
+"""`inspect`: what a checkpoint folder or a GGUF file holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.checkpoint import load_checkpoint, open_tensors
+from llmkit.export.gguf_file import read_gguf
+from llmkit.export.running import is_gguf
+
+SHOWN_ITEMS = 8
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """All tensors of one type."""
+
+    type: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model on disk. Long arrays in the metadata are cut to their first items."""
+
+    path: str
+    kind: str
+    bytes: int
+    parameters: int
+    bits_per_weight: float
+    groups: list[TensorGroup]
+    metadata: dict[str, Any]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]  # name -> type, shape (out, in)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them."""
+        return asdict(self)
+
+
+def inspect(path: Path) -> Inspection:
+    """Read what a model file says of itself. Raises LlmkitError where it is none."""
+    return _inspect_gguf(path) if is_gguf(path) else _inspect_checkpoint(path)
+
+
+def _inspect_gguf(path: Path) -> Inspection:
+    file = read_gguf(path)
+    tensors = [
+        (tensor.name, tensor.ggml_type.name.lower(), tensor.shape, tensor.blocks.nbytes)
+        for tensor in file.tensors.values()
+    ]
+    metadata = {key: _cut(value) for key, value in file.metadata.items()}
+    return _inspection(path, "gguf", path.stat().st_size, metadata, tensors)
+
+
+def _inspect_checkpoint(folder: Path) -> Inspection:
+    checkpoint = load_checkpoint(folder)
+    with open_tensors(checkpoint.model_file) as file:
+        tensors = [
+            (name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
+            for name, tensor in ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        ]
+    metadata = {
+        **asdict(checkpoint.config),
+        "prompt_format": checkpoint.prompt_format,
+        "tokens": _cut(checkpoint.tokenizer.tokens),
+    }
+    return _inspection(
+        folder, "checkpoint", checkpoint.model_file.stat().st_size, metadata, tensors
+    )
+
+
+def _inspection(
+    path: Path,
+    kind: str,
+    n_bytes: int,
+    metadata: dict[str, Any],
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]],
+) -> Inspection:
+    groups: dict[str, TensorGroup] = {}
+    shapes = {}
+    for name, type_name, shape, size in tensors:
+        group = groups.get(type_name, TensorGroup(type_name, 0, 0, 0))
+        n_weights = math.prod(shape)
+        groups[type_name] = TensorGroup(
+            type_name, group.tensors + 1, group.parameters + n_weights, group.bytes + size
+        )
+        shapes[name] = (type_name, shape)
+    n_parameters = sum(group.parameters for group in groups.values())
+    n_tensor_bytes = sum(group.bytes for group in groups.values())
+    return Inspection(
+        path=str(path),
+        kind=kind,
+        bytes=n_bytes,
+        parameters=n_parameters,
+        bits_per_weight=8 * n_tensor_bytes / max(n_parameters, 1),
+        groups=sorted(groups.values(), key=lambda group: -group.bytes),
+        metadata=metadata,
+        tensors=shapes,
+    )
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > SHOWN_ITEMS:
+        return [*value[:SHOWN_ITEMS], f"... {len(value)} in all"]
+    return value

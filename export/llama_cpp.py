@@ -1,0 +1,143 @@
+"""Running a GGUF file in llama.cpp, through the C interface that llama-cpp-python wraps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from llmkit.errors import GGUFError
+
+_GGML_TYPE_F32 = 0
+_log: list[str] = []
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _collect_log(_level: int, text: bytes, _user_data: Any) -> None:
+    _log.append(text.decode("utf-8", errors="replace"))
+
+
+class LlamaCpp:
+    """A GGUF file loaded on the CPU. Use it in a `with` statement.
+
+    With `exact` the KV cache is f32 and attention is not fused, which is the arithmetic that
+    PyTorch does; without it llama.cpp's defaults run, as a user's would.
+    """
+
+    def __init__(self, path: Path, *, n_ctx: int | None = None, exact: bool = True) -> None:
+        """Load the file. Raises GGUFError with llama.cpp's own last word where it refuses."""
+        _log.clear()
+        llama_cpp.llama_log_set(_collect_log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.n_gpu_layers = 0
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
+        if not self._model:
+            raise GGUFError(f"llama.cpp cannot load {path}: {_last_word()}")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.bos_id = int(llama_cpp.llama_vocab_bos(self._vocab))
+        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        self.n_ctx = min(n_ctx or self.context_length, self.context_length)
+        self._context = self._new_context(exact)
+        if not self._context:
+            llama_cpp.llama_model_free(self._model)
+            raise GGUFError(f"llama.cpp cannot run {path}: {_last_word()}")
+        self._n_past = 0
+
+    def _new_context(self, exact: bool) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = self.n_ctx
+        params.n_threads = params.n_threads_batch = os.cpu_count() or 1
+        if exact:
+            params.type_k = params.type_v = _GGML_TYPE_F32
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        return llama_cpp.llama_init_from_model(self._model, params)
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of `text`; the text of special tokens is text like any other."""
+        data = text.encode()
+        room = len(data) + 1
+        ids = (llama_cpp.llama_token * room)()
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
+        if n < 0:
+            raise GGUFError(f"llama.cpp made {-n} tokens of {len(data)} bytes of text")
+        return list(ids[:n])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for a special one."""
+        room = 4096
+        buffer = ctypes.create_string_buffer(room)
+        n = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, room, 0, False)
+        if n < 0:
+            raise GGUFError(f"token {token_id} stands for {-n} bytes, more than {room}")
+        return buffer.raw[:n]
+
+    def is_end_of_generation(self, token_id: int) -> bool:
+        """Whether a generation ends at this token."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token_id))
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        self._n_past = 0
+
+    def evaluate(self, ids: Sequence[int], *, all_positions: bool = True) -> NDArray[np.float32]:
+        """Go on with `ids`; logits (len(ids), vocab_size), or (1, vocab_size) of the last.
+
+        Raises GGUFError where llama.cpp fails or the context is full.
+        """
+        n = len(ids)
+        if self._n_past + n > self.n_ctx:
+            raise GGUFError(f"{self._n_past + n} tokens do not fit a context of {self.n_ctx}")
+        with _batch(ids, self._n_past, all_positions) as batch:
+            status = llama_cpp.llama_decode(self._context, batch)
+        if status != 0:
+            raise GGUFError(f"llama.cpp failed with status {status}: {_last_word()}")
+        self._n_past += n
+        n_rows = n if all_positions else 1
+        logits = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, shape=(n_rows, self.vocab_size)).copy()
+
+
+@contextmanager
+def _batch(ids: Sequence[int], n_past: int, all_positions: bool) -> Iterator[Any]:
+    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+    try:
+        batch.n_tokens = len(ids)
+        for i, token_id in enumerate(ids):
+            batch.token[i] = token_id
+            batch.pos[i] = n_past + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = all_positions or i == len(ids) - 1
+        yield batch
+    finally:
+        llama_cpp.llama_batch_free(batch)
+
+
+def _last_word() -> str:
+    """llama.cpp's last error line, without its function name."""
+    lines = [line.strip() for line in "".join(_log).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line or "failed" in line] or lines
+    return errors[0] if errors else "no reason given"

@@ -1,0 +1,134 @@
+"""`compare`: what each GGUF file of a checkpoint costs in bytes and in quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.console import progress
+from llmkit.errors import GGUFError
+from llmkit.export.divergence import Divergence, divergence, joined, mean_interval
+from llmkit.export.gguf_file import GGUFFile, read_gguf
+from llmkit.export.held_out import held_out_windows
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.speed import Speed, measure_speed
+
+DEFAULT_MAX_TOKENS = 10240
+SPEED_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One GGUF file against the checkpoint. KL in nats per token."""
+
+    file: str
+    quant: str
+    method: str
+    bytes: int
+    bits_per_weight: float
+    mean_kl: float
+    mean_kl_ci: tuple[float, float] | None
+    p999_kl: float
+    top1: float
+    perplexity: float
+    perplexity_ratio: float
+    prompt_tokens_per_s: float
+    generate_tokens_per_s: float
+    peak_rss_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All files on the same tokens."""
+
+    reference: str
+    tokens: int
+    rows: list[ComparisonRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them."""
+        return asdict(self)
+
+
+def compare(
+    checkpoint: Path,
+    ggufs: Sequence[Path],
+    *,
+    data: Path | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+) -> Comparison:
+    """Measure GGUF files against their checkpoint on the same held-out text.
+
+    `data`: a text file, folder or JSONL file; what training held out unless given. Raises
+    LlmkitError for files that are not of this checkpoint's vocabulary.
+    """
+    source = load_checkpoint(checkpoint)
+    files = [read_gguf(path) for path in ggufs]
+    windows = held_out_windows(source, data, max_tokens)
+    divergences = _divergences(source, files, windows)
+    length = windows.shape[1] - 1
+    rows = []
+    with progress("measure speed", len(files), "files") as bar:
+        for number, (file, parts) in enumerate(zip(files, divergences, strict=True), start=1):
+            speed = measure_speed(file.path, max(1, length // 2), min(SPEED_TOKENS, length // 2))
+            rows.append(_row(file, parts, speed))
+            bar.update(number)
+    return Comparison(str(checkpoint), windows[:, 1:].size, rows)
+
+
+@torch.inference_mode()
+def _divergences(
+    source: Checkpoint, files: Sequence[GGUFFile], windows: NDArray[np.int64]
+) -> list[list[Divergence]]:
+    """For each file the divergence in each window."""
+    model = source.load_model()
+    found: list[list[Divergence]] = [[] for _ in files]
+    with ExitStack() as stack:
+        llamas = [stack.enter_context(_opened(file, source)) for file in files]
+        with progress("compare", len(windows), "windows") as bar:
+            for number, window in enumerate(torch.from_numpy(windows), start=1):
+                inputs, targets = window[:-1], window[1:]
+                reference = model(inputs[None])[0]  # (T, V)
+                for parts, llama in zip(found, llamas, strict=True):
+                    llama.reset()
+                    logits = torch.from_numpy(llama.evaluate(inputs.tolist()))
+                    parts.append(divergence(reference, logits, targets))
+                bar.update(number)
+    return found
+
+
+def _opened(file: GGUFFile, source: Checkpoint) -> LlamaCpp:
+    llama = LlamaCpp(file.path)
+    config = source.config
+    if (llama.vocab_size, llama.context_length) != (config.vocab_size, config.context_length):
+        raise GGUFError(
+            f"{file.path} has {llama.vocab_size} tokens and a context of {llama.context_length}, "
+            f"{source.folder} {config.vocab_size} and {config.context_length}: another model"
+        )
+    return llama
+
+
+def _row(file: GGUFFile, parts: list[Divergence], speed: Speed) -> ComparisonRow:
+    whole = joined(parts)
+    return ComparisonRow(
+        file=str(file.path),
+        quant=file.file_type,
+        method="rtn",
+        bytes=file.path.stat().st_size,
+        bits_per_weight=file.bits_per_weight,
+        mean_kl=whole.mean_kl,
+        mean_kl_ci=mean_interval(parts),
+        p999_kl=whole.p999_kl,
+        top1=whole.top1,
+        perplexity=whole.perplexity,
+        perplexity_ratio=whole.perplexity_ratio,
+        **asdict(speed),
+    )

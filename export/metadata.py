@@ -1,0 +1,70 @@
+"""The GGUF keys that llama.cpp and Ollama read of a `gpt2` model, from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gguf
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.quant.types import QuantType
+from llmkit.tokenizer import Tokenizer
+
+ARCHITECTURE = "gpt2"
+
+
+@dataclass(frozen=True)
+class MetadataEntry:
+    """A key and its value with the value's GGUF type."""
+
+    key: str
+    value: str | int | float | bool | list[str] | list[int]
+    kind: gguf.GGUFValueType
+
+
+def metadata_of(checkpoint: Checkpoint, qtype: QuantType, name: str) -> list[MetadataEntry]:
+    """Every metadata entry of the file, in file order."""
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    kind = gguf.GGUFValueType
+    keys = gguf.Keys
+    end = tokenizer.end_of_text_id
+    arch = ARCHITECTURE
+    return [
+        MetadataEntry(keys.General.ARCHITECTURE, arch, kind.STRING),
+        MetadataEntry(keys.General.TYPE, gguf.GGUFType.MODEL, kind.STRING),
+        MetadataEntry(keys.General.NAME, name, kind.STRING),
+        MetadataEntry(keys.General.FILE_TYPE, int(qtype.file_type), kind.UINT32),
+        MetadataEntry(keys.General.QUANTIZATION_VERSION, int(gguf.GGML_QUANT_VERSION), kind.UINT32),
+        MetadataEntry(
+            keys.LLM.CONTEXT_LENGTH.format(arch=arch), config.context_length, kind.UINT32
+        ),
+        MetadataEntry(keys.LLM.EMBEDDING_LENGTH.format(arch=arch), config.n_embd, kind.UINT32),
+        MetadataEntry(keys.LLM.BLOCK_COUNT.format(arch=arch), config.n_layer, kind.UINT32),
+        MetadataEntry(keys.LLM.FEED_FORWARD_LENGTH.format(arch=arch), config.n_ff, kind.UINT32),
+        MetadataEntry(keys.LLM.VOCAB_SIZE.format(arch=arch), config.vocab_size, kind.UINT32),
+        MetadataEntry(keys.Attention.HEAD_COUNT.format(arch=arch), config.n_head, kind.UINT32),
+        MetadataEntry(
+            keys.Attention.LAYERNORM_EPS.format(arch=arch), config.layer_norm_epsilon, kind.FLOAT32
+        ),
+        # llama.cpp's tokenizer model `gpt2` is byte-level BPE, its pre `gpt-2` is GPT-2's split.
+        MetadataEntry(keys.Tokenizer.MODEL, "gpt2", kind.STRING),
+        MetadataEntry(keys.Tokenizer.PRE, "gpt-2", kind.STRING),
+        MetadataEntry(keys.Tokenizer.LIST, tokenizer.tokens, kind.ARRAY),
+        MetadataEntry(keys.Tokenizer.TOKEN_TYPE, _token_types(tokenizer), kind.ARRAY),
+        MetadataEntry(
+            keys.Tokenizer.MERGES,
+            [f"{left} {right}" for left, right in tokenizer.merges],
+            kind.ARRAY,
+        ),
+        MetadataEntry(keys.Tokenizer.BOS_ID, end, kind.UINT32),
+        MetadataEntry(keys.Tokenizer.EOS_ID, end, kind.UINT32),
+        MetadataEntry(keys.Tokenizer.ADD_BOS, False, kind.BOOL),
+    ]
+
+
+def _token_types(tokenizer: Tokenizer) -> list[int]:
+    """NORMAL, or CONTROL for special tokens: only those end a generation and are never text."""
+    return [
+        int(gguf.TokenType.CONTROL if token_id in tokenizer.special_ids else gguf.TokenType.NORMAL)
+        for token_id in range(tokenizer.vocab_size)
+    ]

@@ -1,0 +1,70 @@
+"""How fast llama.cpp runs a GGUF file and how much memory it takes, in a process of its own.
+
+Run as `python -m llmkit.export.speed FILE N_PROMPT N_GENERATE`; prints one JSON object. Nothing
+but llama.cpp is loaded there, so that the peak is the file's and not PyTorch's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmkit.errors import GGUFError
+from llmkit.export.llama_cpp import LlamaCpp
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second and the process's peak resident memory (None where unknown)."""
+
+    prompt_tokens_per_s: float
+    generate_tokens_per_s: float
+    peak_rss_bytes: int | None
+
+
+def measure_speed(path: Path, n_prompt: int, n_generate: int) -> Speed:
+    """Run a file with llama.cpp's defaults in a new process. Raises GGUFError where it fails."""
+    command = [sys.executable, "-m", __name__, str(path), str(n_prompt), str(n_generate)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        last_line = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise GGUFError(f"cannot measure the speed of {path}: {last_line}")
+    return Speed(**json.loads(run.stdout))
+
+
+def _run(path: Path, n_prompt: int, n_generate: int) -> Speed:
+    with LlamaCpp(path, exact=False) as llama:
+        prompt = [token_id % llama.vocab_size for token_id in range(n_prompt)]
+        llama.evaluate(prompt, all_positions=False)  # the first run maps the file's pages
+        llama.reset()
+        started = time.perf_counter()
+        llama.evaluate(prompt, all_positions=False)
+        prompted = time.perf_counter()
+        for token_id in prompt[:n_generate]:
+            llama.evaluate([token_id], all_positions=False)
+        done = time.perf_counter()
+    return Speed(
+        prompt_tokens_per_s=n_prompt / (prompted - started),
+        generate_tokens_per_s=n_generate / (done - prompted),
+        peak_rss_bytes=_peak_rss_bytes(),
+    )
+
+
+def _peak_rss_bytes() -> int | None:
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss would include the parent's peak
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None  # Windows
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))))

@@ -1,0 +1,110 @@
+"""What results look like in a table, on a screen as in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from llmkit.export.convert import ExportedFile
+from llmkit.export.inspection import Inspection
+from llmkit.export.measure import Comparison, ComparisonRow
+from llmkit.export.parity import Check, Proof
+
+COMPARISON_COLUMNS = (
+    "file", "MB", "bits", "mean KL", "95 % interval", "99.9 % KL", "top-1", "perplexity",
+    "prompt / generate t/s", "peak MB",
+)  # fmt: skip
+PROOF_COLUMNS = ("", "check", "value", "limit", "what was found")
+EXPORT_COLUMNS = ("file", "MB", "bits per weight", "kept f16")
+
+
+def comparison_cells(row: ComparisonRow) -> list[str]:
+    """One file's cells."""
+    interval = "-"
+    if row.mean_kl_ci is not None:
+        interval = f"± {(row.mean_kl_ci[1] - row.mean_kl_ci[0]) / 2:.1e}"
+    return [
+        Path(row.file).name,
+        megabytes(row.bytes),
+        f"{row.bits_per_weight:.2f}",
+        f"{row.mean_kl:.2e}",
+        interval,
+        f"{row.p999_kl:.2e}",
+        f"{row.top1:.2%}",
+        f"{row.perplexity:.4g} (x{row.perplexity_ratio:.4f})",
+        f"{row.prompt_tokens_per_s:,.0f} / {row.generate_tokens_per_s:,.0f}",
+        "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:,.0f}",
+    ]
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """All files of a comparison."""
+    title = f"{comparison.reference}: {comparison.tokens:,} held-out tokens"
+    return _table(title, COMPARISON_COLUMNS, (comparison_cells(row) for row in comparison.rows))
+
+
+def proof_cells(check: Check) -> list[str]:
+    """One check's cells."""
+    mark = "✔" if check.passed else "✘"
+    return [mark, check.name, f"{check.value:.2g}", f"{check.limit:.2g}", check.detail]
+
+
+def proof_table(proofs: Sequence[Proof]) -> Table:
+    """The checks of one file or more, a section each."""
+    title = "llama.cpp against PyTorch"
+    table = Table(title=title, title_justify="left")
+    for column in ("file", *PROOF_COLUMNS):
+        table.add_column(column, overflow="fold")
+    for proof in proofs:
+        for check in proof.checks:
+            style = "green" if check.passed else "red"
+            table.add_row(Path(proof.gguf).name, *proof_cells(check), style=style)
+        table.add_section()
+    return table
+
+
+def export_table(files: Iterable[ExportedFile]) -> Table:
+    """Files written, and what did not fit their type."""
+    return _table("Exported", EXPORT_COLUMNS, (_export_cells(file) for file in files))
+
+
+def megabytes(n_bytes: int) -> str:
+    """Bytes as MB (10^6), two digits after the point below 100."""
+    return f"{n_bytes / 1e6:,.2f}" if n_bytes < 100e6 else f"{n_bytes / 1e6:,.0f}"
+
+
+def _export_cells(file: ExportedFile) -> list[str]:
+    kept = "-"
+    if file.kept_f16:
+        names = ", ".join(file.kept_f16[:3]) + " ..." * (len(file.kept_f16) > 3)
+        kept = f"{len(file.kept_f16)} ({names}): +{megabytes(file.kept_f16_bytes)} MB"
+    return [file.path.name, megabytes(file.n_bytes), f"{file.bits_per_weight:.2f}", kept]
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+def inspection_tables(inspection: Inspection) -> list[Table]:
+    """Metadata, and tensors by type."""
+    title = (
+        f"{inspection.path}: {inspection.kind}, {inspection.parameters:,} parameters, "
+        f"{megabytes(inspection.bytes)} MB, {inspection.bits_per_weight:.2f} bits per weight"
+    )
+    metadata = [(key, escape(str(value))) for key, value in inspection.metadata.items()]
+    groups = [
+        (group.type, str(group.tensors), f"{group.parameters:,}", megabytes(group.bytes))
+        for group in inspection.groups
+    ]
+    return [
+        _table(title, ("metadata", "value"), metadata),
+        _table("Tensors", ("type", "tensors", "parameters", "MB"), groups),
+    ]

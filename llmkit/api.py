@@ -1,0 +1,35 @@
+"""What the commands do, one function each, for notebooks and scripts.
+
+    from llmkit.api import train, export, verify, compare, generate
+
+Progress goes to stderr, results come back as frozen dataclasses; `comparison_table`,
+`proof_table`, `size_quality_figure` and `write_report` show them as the commands do.
+"""
+
+from llmkit.demo import demo
+from llmkit.export.convert import export
+from llmkit.export.inspection import inspect
+from llmkit.export.measure import compare
+from llmkit.export.parity import verify
+from llmkit.export.plot import size_quality_figure
+from llmkit.export.report import write_report
+from llmkit.export.running import generate
+from llmkit.export.tables import comparison_table, export_table, proof_table
+from llmkit.generation import Sampling
+from llmkit.training import train
+
+__all__ = [
+    "Sampling",
+    "compare",
+    "comparison_table",
+    "demo",
+    "export",
+    "export_table",
+    "generate",
+    "inspect",
+    "proof_table",
+    "size_quality_figure",
+    "train",
+    "verify",
+    "write_report",
+]

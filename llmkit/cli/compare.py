@@ -1,0 +1,43 @@
+"""`llmkit compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.options import CheckpointArgument, HeldOutOption, JsonOption, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compare")(_compare)
+
+
+def _compare(
+    checkpoint: CheckpointArgument,
+    ggufs: Annotated[list[Path], typer.Argument(metavar="GGUF...", help="GGUF files of it.")],
+    data: HeldOutOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report page.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw size against KL: PNG or SVG.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure what each GGUF file costs in bytes and in quality, speed and memory."""
+    from llmkit.console import results
+    from llmkit.export.measure import compare
+    from llmkit.export.plot import check_plot_path, save_figure, size_quality_figure
+    from llmkit.export.report import write_report
+    from llmkit.export.tables import comparison_table
+
+    if plot is not None:
+        check_plot_path(plot)
+    comparison = compare(checkpoint, ggufs, data=data)
+    if plot is not None:
+        save_figure(size_quality_figure(comparison), plot)
+    if html is not None:
+        write_report(html, comparison)
+    if json_output:
+        print_json(comparison.to_dict())
+    else:
+        results.print(comparison_table(comparison))

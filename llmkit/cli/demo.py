@@ -1,0 +1,46 @@
+"""`llmkit demo`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.options import JsonOption, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo")(_demo)
+
+
+def _demo(
+    out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path(
+        "runs/demo"
+    ),
+    json_output: JsonOption = False,
+) -> None:
+    """Walk the whole way on a built-in corpus in about five minutes. Exit code 1: a proof fails."""
+    from llmkit.console import results
+    from llmkit.demo import NAME, demo
+    from llmkit.export.tables import comparison_table, export_table, proof_table
+
+    made = demo(out)
+    if json_output:
+        print_json(asdict(made))
+    else:
+        results.print(export_table(made.export.files))
+        results.print(proof_table(made.proofs))
+        results.print(comparison_table(made.comparison))
+        results.print(f"\n{made.tale}\n", markup=False)
+        results.print(
+            f"Report: {made.export.folder / 'report.html'}\n"
+            f"To run it in Ollama, type\n"
+            f"  ollama create {NAME} -f {made.export.modelfile}\n"
+            f'  ollama run {NAME} "Once there was"',
+            markup=False,
+        )
+    if not made.passed:
+        raise typer.Exit(1)

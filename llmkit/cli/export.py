@@ -1,0 +1,42 @@
+"""`llmkit export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.options import CheckpointArgument, JsonOption, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export")(_export)
+
+
+def _export(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the GGUF files and the Modelfile.")],
+    quant: Annotated[
+        str, typer.Option(help="Types, joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4).")
+    ] = "f16,q8_0,q4_0",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model.", show_default="the checkpoint's")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Write GGUF files and an Ollama Modelfile from a checkpoint."""
+    from llmkit.console import results
+    from llmkit.export.convert import export
+    from llmkit.export.tables import export_table
+
+    quants = [part.strip() for part in quant.split(",") if part.strip()]
+    done = export(checkpoint, out, quants=quants, name=name)
+    if json_output:
+        print_json(asdict(done))
+        return
+    results.print(export_table(done.files))
+    results.print(f"{done.modelfile}: how to create the model in Ollama stands at its top")
+    results.print(f"next: llmkit verify {checkpoint} {done.files[-1].path}")

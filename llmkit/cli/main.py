@@ -1,0 +1,59 @@
+"""The `llmkit` command: all commands, and errors as one line with the promised exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+from typer.exceptions import TyperException
+
+from llmkit.cli import compare, demo, export, generate, inspect, train, verify
+from llmkit.errors import LlmkitError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="llmkit",
+    help="From a GPT built from scratch to a proved GGUF that runs in Ollama.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Every command takes --debug, which shows the traceback of an error.",
+)
+for _module in (demo, train, generate, export, verify, compare, inspect):
+    _module.register(app)
+
+
+def run() -> None:
+    """Run the command of this process's arguments and exit."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns its exit code. Errors become one line on stderr."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", debug, INTERRUPTED)
+    except LlmkitError as error:
+        return _fail(str(error), debug)
+    except TyperException as error:
+        return _fail(f"{error.format_message()} See llmkit COMMAND --help.", debug)
+    except MemoryError:
+        return _fail("out of memory; use a smaller model, batch or context", debug)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either
+        return BAD_INPUT
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {error}; --debug shows where"
+        return _fail(message, debug)
+
+
+def _fail(message: str, debug: bool, code: int = BAD_INPUT) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"llmkit: {' '.join(message.split())}", file=sys.stderr)
+    return code

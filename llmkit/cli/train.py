@@ -1,0 +1,66 @@
+"""`llmkit train`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.options import JsonOption, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train")(_train)
+
+
+def _train(
+    data: Annotated[Path, typer.Option(help="Text file, folder of text, or JSONL file.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    preset: Annotated[
+        str, typer.Option(help="nano, micro, gpt2, gpt2-medium, gpt2-large or gpt2-xl.")
+    ] = "nano",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file whose [model] and [training] change the preset.")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="bpe or char (trained on the data), gpt2, or a folder with one.")
+    ] = "bpe",
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Tokens of a bpe tokenizer.", show_default="2048")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="500")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best there is")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Train a GPT on text; the checkpoint folder also holds the tokenizer and the metrics."""
+    from llmkit.console import results
+    from llmkit.training import load_run_config, train
+
+    changes = load_run_config(config) if config is not None else {}
+    training = changes.get("training", {})
+    result = train(
+        data,
+        out,
+        preset=preset,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        model=changes.get("model"),
+        training=training if steps is None else {**training, "steps": steps},
+        resume=resume,
+        device=device,
+    )
+    if json_output:
+        print_json(asdict(result))
+        return
+    last = result.metrics[-1]
+    results.print(
+        f"{result.checkpoint}: {result.n_parameters:,} parameters, {result.steps} steps, "
+        f"validation loss {last.val_loss:.4f} ({last.val_bits_per_byte:.3f} bits per byte)\n"
+        f"next: llmkit export {result.checkpoint} --out {result.checkpoint}-export"
+    )

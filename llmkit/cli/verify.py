@@ -1,0 +1,38 @@
+"""`llmkit verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.options import CheckpointArgument, HeldOutOption, JsonOption, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("verify")(_verify)
+
+
+def _verify(
+    checkpoint: CheckpointArgument,
+    gguf: Annotated[Path, typer.Argument(metavar="GGUF", help="A GGUF file of it.")],
+    data: HeldOutOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Prove that llama.cpp computes from a GGUF file what PyTorch computes. Exit code 1: it fails.
+
+    The proof is kept in parity.json beside the file.
+    """
+    from llmkit.console import results
+    from llmkit.export.parity import verify
+    from llmkit.export.tables import proof_table
+
+    proof = verify(checkpoint, gguf, data=data)
+    if json_output:
+        print_json(proof.to_dict())
+    else:
+        results.print(proof_table([proof]))
+    if not proof.passed:
+        raise typer.Exit(1)

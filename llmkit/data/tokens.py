@@ -1,0 +1,88 @@
+"""Token ids on disk, memory-mapped, so that training text need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmkit.errors import DataError
+from llmkit.files import written_beside
+from llmkit.tokenizer import Tokenizer, safe_pieces
+
+PIECES_PER_BATCH = 64
+
+
+def write_token_file(path: Path, documents: Iterable[str], tokenizer: Tokenizer) -> int:
+    """Write the ids of all documents, the end-of-text token after each; return the text's bytes.
+
+    Little-endian uint16, or uint32 where the vocabulary needs it.
+    """
+    dtype = _dtype(tokenizer.vocab_size)
+    n_bytes = 0
+    with written_beside(path) as beside, beside.open("wb") as file:
+        pieces = _pieces(documents)
+        while batch := list(islice(pieces, PIECES_PER_BATCH)):
+            for ids, (text, ends) in zip(
+                tokenizer.encode_batch([text for text, _ in batch]), batch, strict=True
+            ):
+                n_bytes += len(text.encode())
+                np.asarray(ids, dtype).tofile(file)
+                if ends:
+                    np.asarray([tokenizer.end_of_text_id], dtype).tofile(file)
+    return n_bytes
+
+
+def open_token_file(path: Path, vocab_size: int) -> NDArray[np.integer]:
+    """Map a token file; shape (n_tokens,). Raises DataError where it is missing or empty."""
+    try:
+        return np.memmap(path, dtype=_dtype(vocab_size), mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a token file: {error}") from error
+
+
+def windows(tokens: NDArray[np.integer], length: int, max_tokens: int) -> NDArray[np.int64]:
+    """Non-overlapping windows (n, length + 1), spread evenly over the tokens.
+
+    A window's last token is only predicted, never read. At least one window is returned; raises
+    DataError where the tokens do not fill it.
+    """
+    n_there = (len(tokens) - 1) // length
+    if n_there < 1:
+        raise DataError(f"{len(tokens)} tokens of text do not fill one window of {length + 1}")
+    n = max(1, min(n_there, max_tokens // length))
+    starts = np.linspace(0, n_there - 1, n).astype(np.int64) * length
+    return np.stack([tokens[start : start + length + 1] for start in starts]).astype(np.int64)
+
+
+def split_documents(documents: Iterable[str], part: str) -> Iterator[str]:
+    """The `train` or the `validation` part of documents: about a tenth is held out.
+
+    Of many documents every tenth is held out whole; of fewer than 20, the last tenth of each.
+    """
+    stream = iter(documents)
+    first = list(islice(stream, 20))
+    if len(first) < 20:
+        for text in first:
+            cut = len(text) - len(text) // 10
+            yield text[:cut] if part == "train" else text[cut:]
+        return
+    for index, text in enumerate(chain(first, stream)):
+        if (index % 10 == 9) == (part == "validation"):
+            yield text
+
+
+def _pieces(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Pieces of documents, each with whether a document ends with it."""
+    for text in documents:
+        *inner, last = safe_pieces(text)
+        for piece in inner:
+            yield piece, False
+        yield last, True
+
+
+def _dtype(vocab_size: int) -> np.dtype[np.integer]:
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")

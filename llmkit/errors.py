@@ -1,0 +1,38 @@
+"""Errors that a user can cause. The command line prints each as one line and exits with 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LlmkitError(Exception):
+    """What is wrong, where, and what to do: one line, ready to be shown to a user."""
+
+
+class ConfigError(LlmkitError):
+    """Sizes or settings that do not fit together."""
+
+
+class DataError(LlmkitError):
+    """Text, JSONL or token data that cannot be used."""
+
+
+class CheckpointError(LlmkitError):
+    """A checkpoint folder that is missing, damaged, foreign or in use by another run."""
+
+
+class GGUFError(LlmkitError):
+    """A GGUF file that is damaged, foreign or cannot be written."""
+
+
+class QuantizationError(LlmkitError):
+    """Numbers or shapes that a quantization type cannot hold."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line for a name that is not in a table: the nearest known name, then all of them."""
+    names = list(known)
+    nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}"

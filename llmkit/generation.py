@@ -1,0 +1,89 @@
+"""Sampling text from a GPT, token by token."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmkit.errors import ConfigError
+from llmkit.model.gpt import GPT, KVCache
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 takes the most probable one."""
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"temperature {self.temperature} is negative; use 0 for greedy")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top-k {self.top_k} keeps no token; use 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top-p {self.top_p} is not above 0 and at most 1")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"max-tokens {self.max_tokens} is not positive")
+
+    def generator(self) -> torch.Generator:
+        """A source of random numbers that gives the same ones for the same seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def choose(self, logits: Tensor, generator: torch.Generator) -> int:
+        """Choose a token id by its logits (V,)."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        ordered, ids = (logits.float().cpu() / self.temperature).sort(descending=True, stable=True)
+        probabilities = ordered[: self.top_k].softmax(dim=0)
+        if self.top_p is not None:
+            # Keep tokens until their sum reaches top_p: those whose predecessors stay below it.
+            before = probabilities.cumsum(0) - probabilities
+            probabilities = probabilities * (before < self.top_p)
+        return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+
+    def limit(self, n_prompt: int, context_length: int) -> int:
+        """How many tokens may follow a prompt. Raises ConfigError where it fills the context."""
+        room = context_length - n_prompt
+        if room < 1:
+            raise ConfigError(
+                f"the prompt has {n_prompt} tokens and the model's context is {context_length}; "
+                "shorten the prompt"
+            )
+        return min(room, self.max_tokens or room)
+
+
+@torch.inference_mode()
+def generate_ids(model: GPT, prompt: Sequence[int], sampling: Sampling, stop: int) -> Iterator[int]:
+    """Yield the ids that follow `prompt` until the `stop` id or the end of the context."""
+    generator = sampling.generator()
+    cache = KVCache()
+    new = list(prompt)
+    for _ in range(sampling.limit(len(prompt), model.config.context_length)):
+        logits = model(torch.tensor([new], device=model.device), cache)[0, -1]
+        new = [sampling.choose(logits, generator)]
+        if new[0] == stop:
+            return
+        yield new[0]
+
+
+def prompt_ids(ids: list[int], start_of_document: int) -> list[int]:
+    """What to begin with: the prompt, or the start of a document where the prompt is empty."""
+    return ids or [start_of_document]
+
+
+def stream_text(pieces: Iterable[bytes]) -> Iterator[str]:
+    """The text of a stream of tokens' bytes, in whole characters."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for piece in pieces:
+        if text := decoder.decode(piece):
+            yield text
+    if rest := decoder.decode(b"", final=True):
+        yield rest

@@ -1,0 +1,38 @@
+"""Choosing where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+from llmkit.errors import ConfigError, unknown_name
+
+DEVICES = ("cuda", "mps", "cpu")
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or the best there is: CUDA, then MPS, then CPU.
+
+    Raises ConfigError for an unknown name or a device that this machine lacks.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name is None:
+        return torch.device(next(device for device in DEVICES if available[device]))
+    if name not in available:
+        raise ConfigError(unknown_name("device", name, DEVICES))
+    if not available[name]:
+        raise ConfigError(f"this machine has no {name} device; leave --device out or use cpu")
+    return torch.device(name)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False

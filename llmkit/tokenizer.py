@@ -1,0 +1,250 @@
+"""Tokenizers that a GGUF of tokenizer model `gpt2` reproduces id for id.
+
+Both kinds are byte-level BPE with GPT-2's split, on the `tokenizers` library: every byte is in
+the vocabulary, so no text can be lost. The character tokenizer is BPE whose only merges build
+the multi-byte characters of the training text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HFTokenizer
+
+from llmkit.errors import CheckpointError, ConfigError, LlmkitError
+from llmkit.files import written_beside
+
+END_OF_TEXT = "<|endoftext|>"
+N_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back, and the vocabulary as a GGUF stores it."""
+
+    hf: HFTokenizer
+
+    def __post_init__(self) -> None:
+        # Special tokens are put in by the program, never parsed out of a user's text.
+        self.hf.encode_special_tokens = True
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, special ones included."""
+        return int(self.hf.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def end_of_text_id(self) -> int:
+        """Id of the token between documents, which is also the end of a generation."""
+        token_id = self.hf.token_to_id(END_OF_TEXT)
+        if token_id is None:
+            raise CheckpointError(
+                f"tokenizer has no {END_OF_TEXT} token, which ends every document"
+            )
+        return token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`. The text of a special token is text like any other."""
+        return list(self.hf.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, on all cores."""
+        encodings = self.hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids stand for; special tokens stand for none."""
+        return b"".join(self._token_bytes[token_id] for token_id in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that the ids stand for; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Each id's token in GPT-2's byte alphabet (where a space is written Ġ)."""
+        by_id = {token_id: token for token, token_id in self.hf.get_vocab().items()}
+        return [by_id[token_id] for token_id in range(self.vocab_size)]
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of tokens that are not text."""
+        added = self.hf.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @cached_property
+    def merges(self) -> list[tuple[str, str]]:
+        """BPE merges in order of rank."""
+        model = json.loads(self.hf.to_str())["model"]
+        return [(left, right) for left, right in model["merges"]]
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        byte_of = {symbol: byte for byte, symbol in enumerate(byte_alphabet())}
+        return [
+            b"" if token_id in self.special_ids else bytes(byte_of[symbol] for symbol in token)
+            for token_id, token in enumerate(self.tokens)
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write a Hugging Face tokenizer.json."""
+        with written_beside(path) as beside:
+            self.hf.save(str(beside))
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable character for each byte 0..255 (bytes_to_unicode in OpenAI's encoder.py).
+
+    Printable Latin-1 bytes stand for themselves, the others for the characters from U+0100 on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(N_BYTES)]
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with GPT-2's split, trained on `texts`.
+
+    `vocab_size` counts the 256 bytes and the end-of-text token; a short text may give fewer.
+    Raises ConfigError where it has no room for them.
+    """
+    if vocab_size <= N_BYTES:
+        raise ConfigError(
+            f"vocab_size {vocab_size} is too small: {N_BYTES} bytes and {END_OF_TEXT} need "
+            f"{N_BYTES + 1}"
+        )
+    hf = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=byte_alphabet(),
+        show_progress=False,
+        special_tokens=[],
+    )
+    hf.train_from_iterator(texts, trainer)
+    return _with_end_of_text(hf)
+
+
+def train_characters(texts: Iterable[str]) -> Tokenizer:
+    """A token for each character of `texts` and for each byte.
+
+    A character of several bytes is built by merges from its first byte on; since no other
+    merge exists, tokens never reach across characters.
+    """
+    characters = sorted({character for text in texts for character in set(text)})
+    alphabet = byte_alphabet()
+    vocab = {symbol: token_id for token_id, symbol in enumerate(alphabet)}
+    merges: dict[tuple[str, str], None] = {}
+    for character in characters:
+        first, *rest = (alphabet[byte] for byte in character.encode())
+        for symbol in rest:
+            merges[(first, symbol)] = None
+            first += symbol
+            vocab.setdefault(first, len(vocab))
+    return _with_end_of_text(_byte_level(models.BPE(vocab=vocab, merges=list(merges))))
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read tokenizer.json, or OpenAI's encoder.json and vocab.bpe, of a folder.
+
+    Raises CheckpointError where it is missing, damaged or none that a GGUF's `gpt2` tokenizer
+    model can reproduce.
+    """
+    file = path / "tokenizer.json"
+    try:
+        if file.exists():
+            return _accepted(HFTokenizer.from_file(str(file)), str(file))
+        file = path / "vocab.bpe"
+        if file.exists():
+            return _from_openai(path)
+    except LlmkitError:
+        raise
+    except Exception as error:  # the library raises bare Exception for every kind of bad file
+        raise CheckpointError(f"{file} is not a tokenizer: {error}") from error
+    raise CheckpointError(f"{path} has no tokenizer.json, and no encoder.json and vocab.bpe")
+
+
+def download_gpt2() -> Tokenizer:
+    """OpenAI's GPT-2 tokenizer from the Hugging Face hub (or its local cache).
+
+    Raises CheckpointError where there is no network.
+    """
+    try:
+        hf = HFTokenizer.from_pretrained("openai-community/gpt2")
+    except Exception as error:  # every network failure has its own type
+        raise CheckpointError(
+            "cannot download the gpt2 tokenizer; get encoder.json and vocab.bpe another way "
+            "and give their folder as --tokenizer"
+        ) from error
+    return _accepted(hf, "openai-community/gpt2")
+
+
+# --- pieces of long text --------------------------------------------------------------------
+
+# A line end between two characters that are not white space is a place where GPT-2's split
+# always cuts, whatever stands around it.
+_SAFE_CUT = re.compile(r"(?<=\S)\n(?=\S)")
+
+
+def safe_pieces(text: str, size: int = 1 << 20) -> Iterator[str]:
+    """Cut a long text into pieces of about `size` characters whose ids join to the text's ids."""
+    start = 0
+    while start + size < len(text):
+        cut = _SAFE_CUT.search(text, start + size)
+        if cut is None:
+            break
+        yield text[start : cut.end()]
+        start = cut.end()
+    yield text[start:]
+
+
+def _byte_level(model: models.Model) -> HFTokenizer:
+    hf = HFTokenizer(model)
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    hf.decoder = decoders.ByteLevel()
+    return hf
+
+
+def _with_end_of_text(hf: HFTokenizer) -> Tokenizer:
+    hf.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return Tokenizer(hf)
+
+
+def _from_openai(folder: Path) -> Tokenizer:
+    vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    lines = (folder / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:]  # first: a version
+    merges = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
+    return _with_end_of_text(_byte_level(models.BPE(vocab=vocab, merges=merges)))
+
+
+def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
+    """Accept a tokenizer that llama.cpp's `gpt2` model can reproduce, or raise CheckpointError."""
+    found = json.loads(hf.to_str())
+    wanted = json.loads(_byte_level(models.BPE()).to_str())
+    differs = [part for part in ("normalizer", "pre_tokenizer") if not _same(found, wanted, part)]
+    if found["model"]["type"] != "BPE" or found["model"].get("ignore_merges") or differs:
+        raise CheckpointError(
+            f"{source} is not byte-level BPE with GPT-2's split, which is what GGUF's gpt2 "
+            "tokenizer computes; train one with --tokenizer bpe"
+        )
+    missing = [symbol for symbol in byte_alphabet() if hf.token_to_id(symbol) is None]
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} of the {N_BYTES} byte tokens (the first is "
+            f"{missing[0]!r}), so some text would be lost; train one with --tokenizer bpe"
+        )
+    tokenizer = Tokenizer(hf)
+    tokenizer.end_of_text_id  # noqa: B018  raises where there is none
+    return tokenizer
+
+
+def _same(found: dict[str, Any], wanted: dict[str, Any], part: str) -> bool:
+    """Whether a part of tokenizer.json is the same but for trim_offsets, which moves no id."""
+    a, b = (dict(description[part] or {}, trim_offsets=None) for description in (found, wanted))
+    return a == b

@@ -1,0 +1,91 @@
+"""Settings of a training run, each default with its reason."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from llmkit.errors import ConfigError, unknown_name
+from llmkit.model.config import validated
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class TrainingConfig:
+    """How a model is trained. With the data and the sizes it determines every number of a run."""
+
+    steps: Count = 500
+    batch_size: Count = 16  # with context 256: 4096 tokens a step, half a second on two cores
+    learning_rate: Positive = 1e-3  # small models take more than GPT-2's 6e-4
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4  # a tenth, as in Chinchilla and nanoGPT
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # GPT-3's; on matrices only
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99  # below 0.999: short runs see few steps
+    grad_clip: Positive = 1.0
+    eval_interval: Count = 100  # also the interval of checkpoints
+    eval_tokens: Count = 32768  # validation tokens of an evaluation: a few seconds on a CPU
+    seed: int = 1337
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to min_learning_rate at the last step."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        decay_steps = max(self.steps - 1 - self.warmup_steps, 1)
+        progress = min((step - self.warmup_steps) / decay_steps, 1.0)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.min_learning_rate + cosine * (self.learning_rate - self.min_learning_rate)
+
+
+# The large presets take GPT-2's and GPT-3's learning rates and batches that fit a single GPU.
+PRESET_TRAINING: dict[str, dict[str, Any]] = {
+    "nano": {},
+    "micro": {"learning_rate": 6e-4, "min_learning_rate": 6e-5, "steps": 2000},
+    **{
+        preset: {
+            "learning_rate": learning_rate,
+            "min_learning_rate": learning_rate / 10,
+            "batch_size": 8,
+            "beta2": 0.95,
+            "warmup_steps": 700,
+            "steps": 20000,
+            "eval_interval": 500,
+        }
+        for preset, learning_rate in {
+            "gpt2": 6e-4,
+            "gpt2-medium": 3e-4,
+            "gpt2-large": 2.5e-4,
+            "gpt2-xl": 2e-4,
+        }.items()
+    },
+}
+
+
+def training_config(preset: str, **changes: Any) -> TrainingConfig:
+    """Training settings of a preset with single fields changed by name; None leaves a field."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return validated(TrainingConfig, {**PRESET_TRAINING.get(preset, {}), **given}, "training")
+
+
+def load_run_config(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the `[model]` and `[training]` tables of a TOML file.
+
+    Raises ConfigError where it cannot be read or has another table.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    for name, table in tables.items():
+        if name not in ("model", "training"):
+            raise ConfigError(f"{path}: {unknown_name('table', name, ('model', 'training'))}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name} is not a table; write [{name}] above its fields")
+    return tables

@@ -1,0 +1,151 @@
+"""The training/ folder: what a run needs to go on exactly where it stopped.
+
+A checkpoint is two tensor files and state.json. They are written to training/next/ first;
+renaming state.json into place commits them; then they are moved to their places. Whatever
+moment the process dies at, `recover` brings the three to one step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkit.checkpoint import MODEL_FILE, TRAINING_FOLDER, open_tensors, save_tensors
+from llmkit.errors import CheckpointError
+from llmkit.files import write_text
+from llmkit.model.gpt import GPT
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is, and the settings that make it this run and no other."""
+
+    settings: dict[str, Any]
+    data_bytes: dict[str, int]  # bytes of text in the train and validation parts
+    step: int = 0
+    elapsed_s: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return bool(self.step >= self.settings["training"]["steps"])
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One evaluation. Losses in nats per token."""
+
+    step: int
+    tokens: int
+    train_loss: float
+    val_loss: float
+    val_bits_per_byte: float
+    lr: float
+    tokens_per_s: float
+    elapsed_s: float
+
+
+class RunFolder:
+    """Paths, state and metrics of a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.training = folder / TRAINING_FOLDER
+        self.state_file = self.training / "state.json"
+        self.metrics_file = self.training / "metrics.jsonl"
+        self._next = self.training / "next"
+
+    def token_file(self, part: str) -> Path:
+        """Token ids of the `train` or `validation` part."""
+        return self.training / f"{part}.tokens"
+
+    def read_state(self) -> RunState | None:
+        """The committed state, or None where no run has begun. Raises CheckpointError."""
+        if not self.state_file.exists():
+            return None
+        try:
+            return RunState(**json.loads(self.state_file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, OSError) as error:
+            raise CheckpointError(
+                f"{self.state_file} is damaged ({error}); train into another folder"
+            ) from error
+
+    def write_state(self, state: RunState) -> None:
+        """Commit a state."""
+        write_text(self.state_file, json.dumps(asdict(state), indent=2) + "\n")
+
+    def save(self, state: RunState, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+        """Write weights and optimizer of `state.step` and commit them together."""
+        save_tensors(self._next / MODEL_FILE, model.state_dict(), state.step)
+        save_tensors(self._next / OPTIMIZER_FILE, _optimizer_tensors(model, optimizer), state.step)
+        self.write_state(state)
+        self._move_next()
+
+    def recover(self, state: RunState) -> None:
+        """Finish or undo a save that was killed, and drop metrics past the committed step."""
+        if self._next.exists():
+            # Committed files are moved one by one, so those still here may be one, both or none.
+            if any(_step_of(file) == state.step for file in self._next.glob("*.safetensors")):
+                self._move_next()
+            shutil.rmtree(self._next, ignore_errors=True)
+        for folder in (self.folder, self.training):
+            for half_written in folder.glob(".*.tmp"):
+                half_written.unlink()
+        lines = [json.dumps(asdict(m)) for m in self.read_metrics() if m.step <= state.step]
+        write_text(self.metrics_file, "".join(line + "\n" for line in lines))
+
+    def load_optimizer(self, model: GPT, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Put back the optimizer's state. Raises CheckpointError where it is of another step."""
+        path = self.training / OPTIMIZER_FILE
+        for file in (path, self.folder / MODEL_FILE):
+            if _step_of(file) != step:
+                raise CheckpointError(
+                    f"{file} is not of step {step}, as {self.state_file.name} says; "
+                    "train into another folder"
+                )
+        with open_tensors(path) as tensors:
+            for name, parameter in model.named_parameters():
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(step)),
+                    "exp_avg": tensors.get_tensor(f"{name}.exp_avg").to(parameter.device),
+                    "exp_avg_sq": tensors.get_tensor(f"{name}.exp_avg_sq").to(parameter.device),
+                }
+
+    def append_metrics(self, metrics: Metrics) -> None:
+        """Add a line to metrics.jsonl."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(metrics)) + "\n")
+
+    def read_metrics(self) -> list[Metrics]:
+        """All whole lines of metrics.jsonl; a kill may leave half a line at the end."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
+        return [Metrics(**json.loads(line)) for line in lines[:-1]]
+
+    def _move_next(self) -> None:
+        for file, place in ((MODEL_FILE, self.folder), (OPTIMIZER_FILE, self.training)):
+            if (self._next / file).exists():
+                (self._next / file).replace(place / file)
+        self._next.rmdir()
+
+
+def _optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{moment}": optimizer.state[parameter][moment]
+        for name, parameter in model.named_parameters()
+        for moment in ("exp_avg", "exp_avg_sq")
+    }
+
+
+def _step_of(path: Path) -> int | None:
+    with open_tensors(path) as file:
+        step = file.metadata().get("step", "")
+    return int(step) if step.isdigit() else None

@@ -1,0 +1,1 @@
+"""Text that goes with a model: prompt formats and Ollama Modelfiles."""

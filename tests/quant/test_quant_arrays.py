@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmkit.quant import dequantize, quant_names, quant_type, quantize
+
+GENERATOR = np.random.default_rng(17)
+WEIGHTS = GENERATOR.standard_normal((6, 96), dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", quant_names())
+def test_layout_and_dtype_of_the_input_do_not_matter(name: str) -> None:
+    qtype = quant_type(name)
+    expected = quantize(WEIGHTS, qtype, "w")
+    padded = np.zeros((12, 200), dtype=np.float32)
+    padded[::2, 4:196:2] = WEIGHTS
+    for same in (np.asfortranarray(WEIGHTS), padded[::2, 4:196:2], WEIGHTS.astype(np.float64)):
+        np.testing.assert_array_equal(quantize(same, qtype, "w"), expected)
+
+
+@pytest.mark.parametrize("name", quant_names())
+def test_float16_weights_are_packed_as_their_float32_values(name: str) -> None:
+    qtype = quant_type(name)
+    half = WEIGHTS.astype(np.float16)
+    expected = quantize(half.astype(np.float32), qtype, "w")
+    np.testing.assert_array_equal(quantize(half, qtype, "w"), expected)
+
+
+@pytest.mark.parametrize("name", quant_names())
+@pytest.mark.parametrize("shape", [(576,), (6, 96), (2, 3, 96), (0, 96)])
+def test_any_shape_becomes_rows_and_comes_back(name: str, shape: tuple[int, ...]) -> None:
+    qtype = quant_type(name)
+    weights = np.resize(WEIGHTS, shape)
+    packed = quantize(weights, qtype, "w")
+    n_rows = weights.size // shape[-1]
+    assert packed.shape == (n_rows, qtype.row_bytes(shape[-1]))
+    restored = dequantize(packed, qtype, shape)
+    assert restored.shape == shape
+    assert restored.dtype == np.float32
+    np.testing.assert_allclose(restored, weights, atol=0.6)
+    np.testing.assert_array_equal(dequantize(packed.ravel(), qtype, shape), restored)
+    np.testing.assert_array_equal(dequantize(packed, qtype), restored.reshape(n_rows, shape[-1]))
+
+
+@pytest.mark.parametrize("shape", [(6, 96), (1, 32), (3, 32)])  # one block: its own transpose
+@pytest.mark.parametrize("name", quant_names())
+def test_input_is_left_alone_and_output_is_its_own_memory(
+    name: str, shape: tuple[int, int]
+) -> None:
+    qtype = quant_type(name)
+    expected = np.resize(WEIGHTS, shape)
+    weights = expected.copy()
+    packed = qtype.pack(weights)
+    before = packed.copy()
+    qtype.unpack(packed)[:] = 7
+    np.testing.assert_array_equal(packed, before)
+    packed[:] = 7
+    np.testing.assert_array_equal(weights, expected)
+    weights.flags.writeable = False
+    np.testing.assert_array_equal(quantize(weights, qtype, "w"), before)
