@@ -33,7 +33,7 @@ class TensorReader(Protocol):
 
     def keys(self) -> list[str]: ...  # noqa: D102
     def get_tensor(self, name: str) -> Tensor: ...  # noqa: D102
-    def metadata(self) -> dict[str, str]: ...  # noqa: D102
+    def metadata(self) -> dict[str, str] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -
     with torch.device("meta"):
         model = GPT(config)
     wanted = model.state_dict()
-    for name in wanted.keys() | weights.keys():
+    for name in (*wanted, *weights):
         if name not in weights:
             raise CheckpointError(f"{source} has no tensor {name}; it is not this model's file")
         if name not in wanted:
@@ -123,7 +123,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
             save_file(
                 {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
                 beside,
-                metadata={"format": "pt", "step": str(step)},
+                metadata={"step": str(step)},  # one key: the library stores several in any order
             )
         except SafetensorError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
@@ -133,14 +133,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
 def open_tensors(path: Path) -> Iterator[TensorReader]:
     """Open a safetensors file. Raises CheckpointError where it is truncated or something else."""
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        opened = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); train or copy it again"
         ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
+    with opened as file:
+        yield file
 
 
 def _read_config(path: Path) -> tuple[GPTConfig, str]:

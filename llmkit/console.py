@@ -17,13 +17,19 @@ SECONDS_BETWEEN_LINES = 10.0
 # Output that is piped into a file has no width of its own; tables then take what they need.
 WIDTH_OF_FILES = 160
 
-results = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
-notes = Console(stderr=True, soft_wrap=True, highlight=False)
+# Text is shown as it is: paths and samples may hold [brackets] and :colons:.
+results = Console(
+    markup=False,
+    emoji=False,
+    highlight=False,
+    width=None if sys.stdout.isatty() else WIDTH_OF_FILES,
+)
+notes = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print a line for the human who watches."""
-    notes.print(text, markup=False)
+    notes.print(text)
 
 
 @dataclass
@@ -41,7 +47,7 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` of `total` units are done."""
         if self._first is None:
-            self._first = done
+            self._first, self._started = done, time.monotonic()  # what came before is no rate
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=done, note=note)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:

@@ -14,6 +14,7 @@ from llmkit.export.parity import Proof, verify
 from llmkit.export.plot import save_figure, size_quality_figure
 from llmkit.export.report import write_report
 from llmkit.export.running import generate
+from llmkit.export.tables import proof_table, save_table_picture
 from llmkit.files import write_text
 from llmkit.generation import Sampling
 from llmkit.tokenizer import END_OF_TEXT
@@ -68,6 +69,7 @@ def demo(out: Path) -> Demo:
     files = [file.path for file in exported.files]
     proofs = [verify(checkpoint, file) for file in files]
     comparison = compare(checkpoint, files)
+    save_table_picture(proof_table(proofs), folder / "parity.svg")
     save_figure(size_quality_figure(comparison), folder / "size-quality.png")
     write_report(folder / "report.html", comparison, proofs, title=f"{NAME}: from text to Ollama")
     say(f"{files[-1].name} in llama.cpp, asked to go on from {PROMPT!r}:")

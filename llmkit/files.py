@@ -22,17 +22,18 @@ def written_beside(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
-        mode = beside.stat().st_mode
-        yield beside
-        beside.chmod(mode)  # some writers make a file that only its owner can read
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _fsync_folder(path.parent)
+        try:
+            mode = beside.stat().st_mode
+            yield beside
+            beside.chmod(mode)  # some writers make a file that only its owner can read
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+            beside.replace(path)
+            _fsync_folder(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

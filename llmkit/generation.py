@@ -24,14 +24,18 @@ class Sampling:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"temperature {self.temperature} is negative; use 0 for greedy")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(
+                f"temperature {self.temperature} is negative or not finite; use 0 for greedy"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top-k {self.top_k} keeps no token; use 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top-p {self.top_p} is not above 0 and at most 1")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ConfigError(f"max-tokens {self.max_tokens} is not positive")
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"seed {self.seed} is not between 0 and 2^64 - 1")
 
     def generator(self) -> torch.Generator:
         """A source of random numbers that gives the same ones for the same seed."""
@@ -41,7 +45,9 @@ class Sampling:
         """Choose a token id by its logits (V,)."""
         if self.temperature == 0:
             return int(logits.argmax())
-        ordered, ids = (logits.float().cpu() / self.temperature).sort(descending=True, stable=True)
+        ordered, ids = logits.double().cpu().sort(descending=True, stable=True)
+        # Below the largest one, so that no temperature makes them infinite.
+        ordered = (ordered - ordered[0]) / self.temperature
         probabilities = ordered[: self.top_k].softmax(dim=0)
         if self.top_p is not None:
             # Keep tokens until their sum reaches top_p: those whose predecessors stay below it.

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError
-from llmkit.files import written_beside
+from llmkit.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
 N_BYTES = 256
@@ -34,6 +34,9 @@ class Tokenizer:
     def __post_init__(self) -> None:
         # Special tokens are put in by the program, never parsed out of a user's text.
         self.hf.encode_special_tokens = True
+        # A tokenizer.json may bring settings that cut or fill up every text.
+        self.hf.no_truncation()
+        self.hf.no_padding()
 
     @property
     def vocab_size(self) -> int:
@@ -44,9 +47,9 @@ class Tokenizer:
     def end_of_text_id(self) -> int:
         """Id of the token between documents, which is also the end of a generation."""
         token_id = self.hf.token_to_id(END_OF_TEXT)
-        if token_id is None:
+        if token_id is None or token_id not in self.special_ids:
             raise CheckpointError(
-                f"tokenizer has no {END_OF_TEXT} token, which ends every document"
+                f"tokenizer has no special token {END_OF_TEXT}, which ends every document"
             )
         return token_id
 
@@ -95,8 +98,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write a Hugging Face tokenizer.json."""
-        with written_beside(path) as beside:
-            self.hf.save(str(beside))
+        write_text(path, self.hf.to_str(pretty=True))
 
 
 def byte_alphabet() -> list[str]:
@@ -220,7 +222,14 @@ def _from_openai(folder: Path) -> Tokenizer:
     vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     lines = (folder / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:]  # first: a version
     merges = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
-    return _with_end_of_text(_byte_level(models.BPE(vocab=vocab, merges=merges)))
+    for left, right in merges:
+        if not {left, right, left + right} <= vocab.keys():
+            raise CheckpointError(
+                f"{folder}: encoder.json lacks a token of the merge {left!r} {right!r} in "
+                "vocab.bpe; they are not of one tokenizer"
+            )
+    hf = _with_end_of_text(_byte_level(models.BPE(vocab=vocab, merges=merges))).hf
+    return _accepted(hf, str(folder / "encoder.json"))
 
 
 def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
@@ -228,7 +237,9 @@ def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
     found = json.loads(hf.to_str())
     wanted = json.loads(_byte_level(models.BPE()).to_str())
     differs = [part for part in ("normalizer", "pre_tokenizer") if not _same(found, wanted, part)]
-    if found["model"]["type"] != "BPE" or found["model"].get("ignore_merges") or differs:
+    switches = ("ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    differs += [switch for switch in switches if found["model"].get(switch)]
+    if found["model"]["type"] != "BPE" or differs:
         raise CheckpointError(
             f"{source} is not byte-level BPE with GPT-2's split, which is what GGUF's gpt2 "
             "tokenizer computes; train one with --tokenizer bpe"
@@ -239,6 +250,15 @@ def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
             f"{source} lacks {len(missing)} of the {N_BYTES} byte tokens (the first is "
             f"{missing[0]!r}), so some text would be lost; train one with --tokenizer bpe"
         )
+    parsed = [token["content"] for token in found["added_tokens"] if not token["special"]]
+    if parsed:
+        raise CheckpointError(
+            f"{source} has the added token {parsed[0]!r}, which is cut out of text before BPE; "
+            "train one with --tokenizer bpe"
+        )
+    ids = hf.get_vocab().values()
+    if set(ids) != set(range(len(ids))):
+        raise CheckpointError(f"{source}: the ids are not 0 to {len(ids) - 1}, each once")
     tokenizer = Tokenizer(hf)
     tokenizer.end_of_text_id  # noqa: B018  raises where there is none
     return tokenizer

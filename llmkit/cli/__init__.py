@@ -1,1 +1,15 @@
 """The command line: one small file per command; it parses, calls and prints."""
+
+import sys
+
+
+def run() -> None:
+    """Run the command of this process's arguments and exit with its code."""
+    try:
+        # Imported here, so that Ctrl-C while it loads ends as quietly as later.
+        from llmkit.cli.main import main
+
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
+from types import FrameType
 
 import typer
 from typer.exceptions import TyperException
@@ -24,36 +27,43 @@ app = typer.Typer(
 for _module in (demo, train, generate, export, verify, compare, inspect):
     _module.register(app)
 
-
-def run() -> None:
-    """Run the command of this process's arguments and exit."""
-    sys.exit(main(sys.argv[1:]))
+_interrupted = threading.Event()
 
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns its exit code. Errors become one line on stderr."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    _interrupted.clear()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _on_interrupt)
     try:
         return int(app(arguments, standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", debug, INTERRUPTED)
+        _interrupted.set()
+        return _fail("interrupted", debug)
     except LlmkitError as error:
         return _fail(str(error), debug)
     except TyperException as error:
-        return _fail(f"{error.format_message()} See llmkit COMMAND --help.", debug)
+        return _fail(f"{error.format_message().rstrip('.')}; see llmkit COMMAND --help", debug)
     except MemoryError:
         return _fail("out of memory; use a smaller model, batch or context", debug)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either
         return BAD_INPUT
     except Exception as error:
-        message = f"unexpected {type(error).__name__}: {error}; --debug shows where"
-        return _fail(message, debug)
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", debug)
 
 
-def _fail(message: str, debug: bool, code: int = BAD_INPUT) -> int:
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    # Some libraries swallow an interrupt while they load and fail later of what is missing then.
+    _interrupted.set()
+    signal.default_int_handler(number, frame)
+
+
+def _fail(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
+    message, code = ("interrupted", INTERRUPTED) if _interrupted.is_set() else (message, BAD_INPUT)
     print(f"llmkit: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -1,1 +1,1 @@
-"""."""
+"""Text from files, token ids on disk, and the built-in corpus."""

@@ -23,7 +23,9 @@ def source_files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise DataError(f"{source} does not exist; give a text file, a folder or a JSONL file")
     known = TEXT_SUFFIXES + JSONL_SUFFIXES
-    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in known)
+    files = sorted(
+        file for file in source.rglob("*") if file.suffix.lower() in known and file.is_file()
+    )
     if not files:
         raise DataError(f"{source} holds no {', '.join(known)} file")
     return files
@@ -60,7 +62,9 @@ def _jsonl_documents(file: Path) -> Iterator[str]:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _jsonl_text(line, f"{file}, line {number}")
+                    text = _jsonl_text(line, f"{file}, line {number}")
+                    if text.strip():
+                        yield text
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
 
@@ -70,9 +74,13 @@ def _jsonl_text(line: bytes, where: str) -> str:
         record = json.loads(line)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8; save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise DataError(f'{where}: no "text" string; each line must be {{"text": "..."}}')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: half of a surrogate pair, which is no character") from error
     return text

@@ -21,7 +21,7 @@ def write_token_file(path: Path, documents: Iterable[str], tokenizer: Tokenizer)
 
     Little-endian uint16, or uint32 where the vocabulary needs it.
     """
-    dtype = _dtype(tokenizer.vocab_size)
+    dtype = token_dtype(tokenizer.vocab_size)
     n_bytes = 0
     with written_beside(path) as beside, beside.open("wb") as file:
         pieces = _pieces(documents)
@@ -30,16 +30,16 @@ def write_token_file(path: Path, documents: Iterable[str], tokenizer: Tokenizer)
                 tokenizer.encode_batch([text for text, _ in batch]), batch, strict=True
             ):
                 n_bytes += len(text.encode())
-                np.asarray(ids, dtype).tofile(file)
                 if ends:
-                    np.asarray([tokenizer.end_of_text_id], dtype).tofile(file)
+                    ids.append(tokenizer.end_of_text_id)
+                file.write(np.asarray(ids, dtype).tobytes())
     return n_bytes
 
 
 def open_token_file(path: Path, vocab_size: int) -> NDArray[np.integer]:
     """Map a token file; shape (n_tokens,). Raises DataError where it is missing or empty."""
     try:
-        return np.memmap(path, dtype=_dtype(vocab_size), mode="r")
+        return np.memmap(path, dtype=token_dtype(vocab_size), mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a token file: {error}") from error
 
@@ -68,7 +68,8 @@ def split_documents(documents: Iterable[str], part: str) -> Iterator[str]:
     if len(first) < 20:
         for text in first:
             cut = len(text) - len(text) // 10
-            yield text[:cut] if part == "train" else text[cut:]
+            if piece := text[:cut] if part == "train" else text[cut:]:
+                yield piece
         return
     for index, text in enumerate(chain(first, stream)):
         if (index % 10 == 9) == (part == "validation"):
@@ -84,5 +85,6 @@ def _pieces(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
         yield last, True
 
 
-def _dtype(vocab_size: int) -> np.dtype[np.integer]:
+def token_dtype(vocab_size: int) -> np.dtype[np.integer]:
+    """What a token file holds: uint16 where all ids fit, else uint32."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")

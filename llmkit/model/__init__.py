@@ -1,1 +1,1 @@
-"""."""
+"""A GPT-2 shaped model, its sizes and where it computes."""

@@ -13,7 +13,7 @@ T = TypeVar("T")
 Size = Annotated[int, Field(gt=0)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class GPTConfig:
     """Sizes and switches of a GPT-2 shaped model. Everything a forward pass depends on."""
 
@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 
-def gpt_config(preset: str, vocab_size: int, **changes: Any) -> GPTConfig:
+def gpt_config(preset: str, /, vocab_size: int, **changes: Any) -> GPTConfig:
     """Sizes of `preset` for a vocabulary, with single fields changed by name.
 
     Raises ConfigError for an unknown preset or field and for values that do not fit.

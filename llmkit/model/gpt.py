@@ -140,6 +140,8 @@ class GPT(nn.Module):
 
     def _initialise(self, module: nn.Module) -> None:
         """GPT-2's start: N(0, 0.02), smaller where 2 n_layer outputs add up in the stream."""
+        if any(p.is_meta for p in module.parameters()):
+            return  # no numbers yet: a checkpoint's will be assigned
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:

@@ -17,7 +17,7 @@ Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class TrainingConfig:
     """How a model is trained. With the data and the sizes it determines every number of a run."""
 
@@ -32,7 +32,14 @@ class TrainingConfig:
     grad_clip: Positive = 1.0
     eval_interval: Count = 100  # also the interval of checkpoints
     eval_tokens: Count = 32768  # validation tokens of an evaluation: a few seconds on a CPU
-    seed: int = 1337
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1337
+
+    def __post_init__(self) -> None:
+        if self.min_learning_rate > self.learning_rate:
+            raise ConfigError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate "
+                f"{self.learning_rate}; lower it too"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine down to min_learning_rate at the last step."""
@@ -68,7 +75,7 @@ PRESET_TRAINING: dict[str, dict[str, Any]] = {
 }
 
 
-def training_config(preset: str, **changes: Any) -> TrainingConfig:
+def training_config(preset: str, /, **changes: Any) -> TrainingConfig:
     """Training settings of a preset with single fields changed by name; None leaves a field."""
     given = {name: value for name, value in changes.items() if value is not None}
     return validated(TrainingConfig, {**PRESET_TRAINING.get(preset, {}), **given}, "training")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from llmkit.checkpoint import MODEL_FILE, TRAINING_FOLDER, open_tensors, save_tensors
 from llmkit.errors import CheckpointError
-from llmkit.files import write_text
+from llmkit.files import cannot_write, write_text
 from llmkit.model.gpt import GPT
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -31,6 +31,7 @@ class RunState:
     data_bytes: dict[str, int]  # bytes of text in the train and validation parts
     step: int = 0
     elapsed_s: float = 0.0
+    losses: list[float] = field(default_factory=list)  # of the steps since the last evaluation
 
     @property
     def finished(self) -> bool:
@@ -89,17 +90,27 @@ class RunFolder:
         self._move_next()
 
     def recover(self, state: RunState) -> None:
-        """Finish or undo a save that was killed, and drop metrics past the committed step."""
+        """Finish or undo a save that was killed, and drop metrics past the committed step.
+
+        Changes no file where there is nothing to do.
+        """
         if self._next.exists():
             # Committed files are moved one by one, so those still here may be one, both or none.
             if any(_step_of(file) == state.step for file in self._next.glob("*.safetensors")):
                 self._move_next()
             shutil.rmtree(self._next, ignore_errors=True)
+        self.remove_half_written()
+        if self.metrics_file.exists():
+            lines = [json.dumps(asdict(m)) for m in self.read_metrics() if m.step <= state.step]
+            text = "".join(line + "\n" for line in lines)
+            if text != self.metrics_file.read_text(encoding="utf-8"):
+                write_text(self.metrics_file, text)
+
+    def remove_half_written(self) -> None:
+        """Remove files that a kill left beside those they were to become."""
         for folder in (self.folder, self.training):
             for half_written in folder.glob(".*.tmp"):
                 half_written.unlink()
-        lines = [json.dumps(asdict(m)) for m in self.read_metrics() if m.step <= state.step]
-        write_text(self.metrics_file, "".join(line + "\n" for line in lines))
 
     def load_optimizer(self, model: GPT, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Put back the optimizer's state. Raises CheckpointError where it is of another step."""
@@ -113,22 +124,30 @@ class RunFolder:
         with open_tensors(path) as tensors:
             for name, parameter in model.named_parameters():
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
+                    "step": torch.tensor(float(step), device=parameter.device),
                     "exp_avg": tensors.get_tensor(f"{name}.exp_avg").to(parameter.device),
                     "exp_avg_sq": tensors.get_tensor(f"{name}.exp_avg_sq").to(parameter.device),
                 }
 
     def append_metrics(self, metrics: Metrics) -> None:
         """Add a line to metrics.jsonl."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(metrics)) + "\n")
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(metrics)) + "\n")
+        except OSError as error:
+            raise cannot_write(self.metrics_file, error) from error
 
     def read_metrics(self) -> list[Metrics]:
         """All whole lines of metrics.jsonl; a kill may leave half a line at the end."""
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
-        return [Metrics(**json.loads(line)) for line in lines[:-1]]
+        try:
+            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
+            return [Metrics(**json.loads(line)) for line in lines[:-1]]
+        except (ValueError, TypeError, OSError) as error:
+            raise CheckpointError(
+                f"{self.metrics_file} is damaged ({error}); train into another folder"
+            ) from error
 
     def _move_next(self) -> None:
         for file, place in ((MODEL_FILE, self.folder), (OPTIMIZER_FILE, self.training)):
@@ -147,5 +166,5 @@ def _optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str
 
 def _step_of(path: Path) -> int | None:
     with open_tensors(path) as file:
-        step = file.metadata().get("step", "")
+        step = (file.metadata() or {}).get("step", "")
     return int(step) if step.isdigit() else None

@@ -1,0 +1,114 @@
+"""Before the first step: is the folder free, which tokenizer, and the text as token files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmkit.checkpoint import CONFIG_FILE, TOKENIZER_FILE, save_config
+from llmkit.console import say
+from llmkit.data.sources import read_documents
+from llmkit.data.tokens import split_documents, token_dtype, write_token_file
+from llmkit.errors import CheckpointError, DataError
+from llmkit.model.config import GPTConfig
+from llmkit.modelfiles.prompt_format import COMPLETION
+from llmkit.tokenizer import (
+    Tokenizer,
+    download_gpt2,
+    load_tokenizer,
+    train_bpe,
+    train_characters,
+)
+from llmkit.training.state import RunFolder, RunState
+
+PARTS = ("train", "validation")
+
+
+def sha256_of(files: list[Path]) -> str:
+    """One hash over the contents of all files. Raises DataError where one cannot be read."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise CheckpointError where `out` holds anything but a preparation that was cut short."""
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file; choose a folder that does not exist yet")
+    folder = RunFolder(out)
+    prepared = {folder.training, out / CONFIG_FILE, out / TOKENIZER_FILE}
+    prepared |= {folder.token_file(part) for part in PARTS}
+    there = {*out.glob("*"), *folder.training.glob("*")}
+    foreign = [file for file in there - prepared if not file.match(".*.tmp")]
+    if there and (folder.training not in there or foreign):
+        raise CheckpointError(f"{out} is not empty and holds no training run; choose another --out")
+
+
+def refuse_other_run(folder: RunFolder, state: RunState, settings: dict[str, Any]) -> None:
+    """Raise CheckpointError where the run in the folder has other settings, naming them."""
+    if state.settings == settings:
+        return
+    there, asked = _flat(state.settings), _flat(settings)
+    names = [name for name in asked if asked[name] != there.get(name)]
+    detail = ", ".join(f"{name} {there.get(name)} there, {asked[name]} now" for name in names[:2])
+    if names[:1] == ["data"]:
+        detail = "it was trained on other text"
+    raise CheckpointError(f"{folder.folder} holds another run ({detail}); choose another --out")
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat.update(
+            {f"{name}.{key}": v for key, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat
+
+
+def prepare(folder: RunFolder, data: Path, settings: dict[str, Any], sizes: GPTConfig) -> RunState:
+    """Train the tokenizer, write the token files and commit step 0."""
+
+    def part(name: str) -> Iterator[str]:
+        return split_documents(read_documents(data), name)
+
+    tokenizer = _tokenizer(settings["tokenizer"], lambda: part("train"), sizes.vocab_size)
+    sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
+    folder.remove_half_written()
+    data_bytes = {}
+    for name in PARTS:
+        data_bytes[name] = write_token_file(folder.token_file(name), part(name), tokenizer)
+        n_file_bytes = folder.token_file(name).stat().st_size
+        n_tokens = n_file_bytes // token_dtype(sizes.vocab_size).itemsize
+        if n_tokens <= sizes.context_length:
+            raise DataError(
+                f"{data} is too short: its {name} part has {n_tokens} tokens and one example "
+                f"needs {sizes.context_length + 1}; use more text or a smaller context_length"
+            )
+        say(f"{name}: {n_tokens:,} tokens of {data_bytes[name]:,} bytes")
+    tokenizer.save(folder.folder / TOKENIZER_FILE)
+    save_config(folder.folder, sizes, COMPLETION.name)
+    state = RunState(settings, data_bytes)
+    folder.write_state(state)
+    return state
+
+
+def _tokenizer(name: str, texts: Callable[[], Iterator[str]], vocab_size: int) -> Tokenizer:
+    if name == "bpe":
+        return train_bpe(texts(), vocab_size)
+    if name == "char":
+        return train_characters(texts())
+    if name == "gpt2":
+        return download_gpt2()
+    if not Path(name).is_dir():
+        raise DataError(f"tokenizer {name!r} is none of bpe, char, gpt2 and no folder")
+    return load_tokenizer(Path(name))

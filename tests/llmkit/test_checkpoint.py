@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import llmkit.checkpoint as checkpoint_module
+from llmkit.checkpoint import load_checkpoint, save_config, save_tensors
+from llmkit.errors import CheckpointError
+from llmkit.model.gpt import GPT
+from llmkit.tokenizer import train_bpe
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint, for tests that damage it."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder).load_model()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_model_has_the_weights_in_the_file(tiny_checkpoint: Path) -> None:
+    model = load_checkpoint(tiny_checkpoint).load_model()
+    assert not model.training
+    there = load_file(tiny_checkpoint / "model.safetensors")
+    assert model.state_dict().keys() == there.keys()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in model.state_dict().items())
+
+
+def test_saved_model_and_config_come_back(tiny_checkpoint: Path, folder: Path) -> None:
+    opened = load_checkpoint(tiny_checkpoint)
+    torch.manual_seed(3)
+    model = GPT(opened.config)
+    save_tensors(folder / "model.safetensors", model.state_dict(), step=7)
+    save_config(folder, opened.config, "other format")
+    again = load_checkpoint(folder)
+    assert again.config == opened.config
+    assert again.prompt_format == "other format"
+    assert again.sha256 != opened.sha256
+    tokens = torch.arange(5)[None]
+    assert torch.equal(again.load_model()(tokens), model.eval()(tokens))
+
+
+def test_same_tensors_are_the_same_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    for name in ("a", "b"):
+        save_tensors(tmp_path / name, weights, step=30)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    there = (tiny_checkpoint / "model.safetensors").read_bytes()
+    assert (tmp_path / "a").read_bytes() == there
+
+
+def test_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", f"checkpoint {tmp_path / 'nowhere'} does not exist", "train")
+    refused(tmp_path, f"{tmp_path} has no config.json", "`llmkit train`")
+    file = tmp_path / "notes.txt"
+    file.touch()
+    refused(file, f"{file} is a file", "folder")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    refused(folder, str(folder), f"no {name}")
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, int]]:
+        return os.open, (str(self.file), os.O_CREAT)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "last.ckpt"])
+def test_pickle_is_refused_without_being_read(tmp_path: Path, name: str) -> None:
+    sprung = tmp_path / "sprung"
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps(Trap(sprung)))
+    refused(path, str(path), "pickle", "model.safetensors")
+    assert not sprung.exists()
+
+
+def test_pickle_under_the_name_of_the_weights_is_refused_without_being_read(folder: Path) -> None:
+    sprung = folder / "sprung"
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Trap(sprung)))
+    refused(folder, str(folder / "model.safetensors"), "not a safetensors file")
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("n_bytes", [0, 7, 100, 5000, -1])
+def test_truncated_weights_are_refused(folder: Path, n_bytes: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    refused(folder, str(path), "truncated")
+
+
+def test_foreign_tensors_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    missing = {name: tensor for name, tensor in weights.items() if name != "h.1.ln_2.bias"}
+    save_file(missing, path)
+    refused(folder, str(path), "no tensor h.1.ln_2.bias")
+    save_file({**weights, "h.2.ln_1.bias": torch.zeros(64)}, path)
+    refused(folder, str(path), "h.2.ln_1.bias")
+    save_file({**weights, "lm_head.weight": torch.zeros(512, 64)}, path)
+    refused(folder, str(path), "lm_head.weight")
+    save_file({**weights, "wpe.weight": torch.zeros(65, 64)}, path)
+    refused(folder, str(path), "wpe.weight has shape (65, 64)", "(64, 64)")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "not llmkit's"),
+        ("{", "not llmkit's"),
+        ("[]", "not llmkit's"),
+        ("{}", "not llmkit's"),
+        ('{"model_type": "gpt2", "n_embd": 64}', "not llmkit's"),
+        ('{"model": [], "prompt_format": "completion"}', "not llmkit's"),
+        ('{"model": {}, "prompt_format": "completion"}', "vocab_size"),
+    ],
+)
+def test_damaged_config_is_named(folder: Path, content: str, words: str) -> None:
+    (folder / "config.json").write_text(content, encoding="utf-8")
+    refused(folder, str(folder / "config.json"), words)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("n_layer", "2", "n_layer"),
+        ("n_layer", 0, "n_layer"),
+        ("n_head", 3, "multiple of n_head"),
+        ("n_experts", 8, "n_experts"),
+        ("n_layer", 3, "no tensor h.2."),
+        ("n_embd", 128, "has shape"),
+        ("vocab_size", 511, "tokenizer.json has 512 tokens, the model 511"),
+        ("tie_embeddings", False, "no tensor lm_head.weight"),
+        ("qkv_bias", False, "c_attn.bias"),
+    ],
+)
+def test_config_that_does_not_fit_is_refused(
+    folder: Path, field: str, value: object, words: str
+) -> None:
+    file = folder / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model"][field] = value
+    file.write_text(json.dumps(content), encoding="utf-8")
+    refused(folder, words)
+
+
+def test_tokenizer_of_another_size_is_refused(folder: Path) -> None:
+    train_bpe(["some other words"], 260).save(folder / "tokenizer.json")
+    refused(folder, str(folder), "tokenizer.json has 260 tokens, the model 512")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, RuntimeError])
+def test_interrupted_save_leaves_the_old_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+    def half_written(_tensors: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint_module, "save_file", half_written)
+    expected = checkpoint_module.CheckpointError.__base__ if error is OSError else error
+    assert expected is not None
+    with pytest.raises(expected):
+        save_tensors(folder / "model.safetensors", {"x": torch.zeros(2)}, step=1)
+    assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == before
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_are_as_readable_as_the_umask_says(
+    tiny_checkpoint: Path, tmp_path: Path, umask: int, mode: int
+) -> None:
+    opened = load_checkpoint(tiny_checkpoint)
+    before = os.umask(umask)
+    try:
+        save_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(2)}, step=1)
+        save_config(tmp_path, opened.config, opened.prompt_format)
+        opened.tokenizer.save(tmp_path / "tokenizer.json")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "config.json", "tokenizer.json"), mode)

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmkit.data.sources import read_documents, source_files
+from llmkit.data.tokens import open_token_file, split_documents, windows, write_token_file
+from llmkit.errors import DataError
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+
+
+def refused(source: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        list(read_documents(source))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- documents --------------------------------------------------------------------------------
+
+
+def test_text_file_is_split_at_end_of_text(tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text(f"One.{END_OF_TEXT}\nTwo\n.{END_OF_TEXT} \n{END_OF_TEXT}Three", "utf-8")
+    assert list(read_documents(file)) == ["One.", "\nTwo\n.", "Three"]
+
+
+def test_file_of_any_name_can_be_given(tmp_path: Path) -> None:
+    file = tmp_path / "book"
+    file.write_text("text", encoding="utf-8")
+    assert list(read_documents(file)) == ["text"]
+
+
+def test_byte_order_mark_is_dropped_and_line_ends_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "windows.txt"
+    file.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\x0c\xc2\x85")
+    assert list(read_documents(file)) == ["one\r\ntwo\rthree\n\x0c\x85"]
+
+
+def test_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.md", "c/a.TXT", "skipped.py", "z.jsonl", "B.txt", "folder.txt/x.txt"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"text": name}) if "json" in name else name, encoding="utf-8")
+    expected = ["B.txt", "a.md", "b.txt", "c/a.TXT", "folder.txt/x.txt", "z.jsonl"]
+    assert [f.relative_to(tmp_path).as_posix() for f in source_files(tmp_path)] == expected
+    assert list(read_documents(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "JSONL"])
+def test_jsonl_lines_are_documents(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"data.{suffix}"
+    texts = ["One\r\ntwo", f"with {END_OF_TEXT} inside", "日本 🙂", "a\u2028\x85b"]
+    lines = [
+        json.dumps({"text": text, "other": 1}, ensure_ascii=n % 2 == 0)
+        for n, text in enumerate(texts)
+    ]
+    empty = json.dumps({"text": " \n"})
+    content = "\ufeff" + "\r\n".join([lines[0], "", *lines[1:], empty])
+    file.write_bytes(content.encode())
+    assert list(read_documents(file)) == texts
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"text": "x"', "not JSON"),
+        (b"text", "not JSON"),
+        (b"[" * 200_000, "not JSON"),
+        (b'{"text": 1' + b"0" * 5000 + b"}", "not JSON"),
+        (b'{"txt": "x"}', 'no "text" string'),
+        (b'{"text": 5}', 'no "text" string'),
+        (b'{"text": null}', 'no "text" string'),
+        (b'["text"]', 'no "text" string'),
+        (b'"text"', 'no "text" string'),
+        (b'{"text": "caf\xe9"}', "not UTF-8"),
+        (b'{"text": "\\ud83d"}', "surrogate"),
+    ],
+)
+def test_bad_jsonl_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(b'{"text": "fine"}\n\n' + line + b'\n{"text": "fine"}\n')
+    message = refused(file)
+    assert message.startswith(f"{file}, line 3: ")
+    assert words in message
+
+
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes("fine: é\r\n\nbroken: ".encode() + b"caf\xe9 \n and on")
+    message = refused(file)
+    assert f"{file}, line 3: byte 0xe9 is not UTF-8" in message
+    file.write_bytes(b"\xff\xfeU\0T\0F\0")
+    assert f"{file}, line 1: byte 0xff" in refused(file)
+    file.write_bytes(b"one\ntwo\nends inside \xe6\x97")
+    assert f"{file}, line 3: byte 0xe6" in refused(file)
+
+
+def test_missing_and_empty_sources_are_named(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'no.txt'} does not exist" in refused(tmp_path / "no.txt")
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert f"{folder} holds no .txt" in refused(folder)
+    (folder / "picture.png").touch()
+    assert f"{folder} holds no .txt" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl"])
+def test_unreadable_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = tmp_path / name
+    file.touch()
+
+    def no_permission(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", no_permission)
+    monkeypatch.setattr(Path, "read_bytes", no_permission)
+    assert refused(file) == f"cannot read {file}: Permission denied"
+
+
+# --- splitting --------------------------------------------------------------------------------
+
+
+@given(texts=st.lists(st.text(min_size=1), max_size=19))
+def test_few_documents_are_each_cut_into_two_parts(texts: list[str]) -> None:
+    train = list(split_documents(texts, "train"))
+    validation = list(split_documents(texts, "validation"))
+    assert all(train + validation)
+    rest = list(validation)
+    for text, head in zip(texts, train, strict=True):
+        tail = rest.pop(0) if len(text) > len(head) else ""
+        assert head + tail == text
+        assert len(tail) == len(text) // 10
+    assert not rest
+
+
+@given(n=st.integers(20, 300))
+def test_every_tenth_of_many_documents_is_held_out(n: int) -> None:
+    texts = [f"document {index}" for index in range(n)]
+    train = list(split_documents(iter(texts), "train"))
+    validation = list(split_documents(iter(texts), "validation"))
+    assert sorted(train + validation) == sorted(texts)
+    assert validation == texts[9::10]
+    assert train == [text for text in texts if text not in set(validation)]
+
+
+# --- token files ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(["some words to train on, some more words"], 280)
+
+
+def test_token_file_holds_the_ids_and_the_end_of_each_document(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    texts = ["some words", "日本", "more\nwords"] * 50
+    path = tmp_path / "train.tokens"
+    assert write_token_file(path, iter(texts), tokenizer) == sum(len(t.encode()) for t in texts)
+    expected = [i for t in texts for i in [*tokenizer.encode(t), tokenizer.end_of_text_id]]
+    assert np.fromfile(path, "<u2").tolist() == expected
+    assert open_token_file(path, tokenizer.vocab_size).tolist() == expected
+
+
+def test_document_longer_than_a_piece_has_the_same_ids(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    text = "some words\nto train on\n" * 50_000  # two pieces
+    path = tmp_path / "train.tokens"
+    write_token_file(path, [text, "end"], tokenizer)
+    ids = open_token_file(path, tokenizer.vocab_size)
+    end = tokenizer.end_of_text_id
+    assert np.flatnonzero(ids == end).tolist() == [len(tokenizer.encode(text)), len(ids) - 1]
+    assert ids[: len(ids) - 2 - len(tokenizer.encode("end"))].tolist() == tokenizer.encode(text)
+
+
+class LargeTokenizer:
+    """Gives ids that two bytes hold, or do not."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.end_of_text_id = vocab_size - 1
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [[0, self.vocab_size - 2] for _ in texts]
+
+
+@pytest.mark.parametrize(("vocab_size", "width"), [(65_536, 2), (65_537, 4), (200_000, 4)])
+def test_ids_take_two_bytes_where_the_vocabulary_lets_them(
+    tmp_path: Path, vocab_size: int, width: int
+) -> None:
+    path = tmp_path / "train.tokens"
+    write_token_file(path, ["text"], LargeTokenizer(vocab_size))  # type: ignore[arg-type]
+    assert path.stat().st_size == 3 * width
+    assert open_token_file(path, vocab_size).tolist() == [0, vocab_size - 2, vocab_size - 1]
+
+
+def test_document_that_cannot_be_read_leaves_no_token_file(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("fine", encoding="utf-8")
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"b\.txt, line 1"):
+        write_token_file(tmp_path / "train.tokens", read_documents(tmp_path), tokenizer)
+    assert {file.name for file in tmp_path.iterdir()} == {"a.txt", "b.txt"}
+
+
+def test_token_file_that_cannot_be_mapped_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.tokens"
+    with pytest.raises(DataError, match="cannot be read as a token file"):
+        open_token_file(path, 300)
+    for content in (b"", b"odd"):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read as a token file"):
+            open_token_file(path, 300)
+
+
+# --- windows ----------------------------------------------------------------------------------
+
+
+@given(n_tokens=st.integers(2, 5000), length=st.integers(1, 300), max_tokens=st.integers(0, 6000))
+def test_windows_are_spread_over_the_tokens_without_overlap(
+    n_tokens: int, length: int, max_tokens: int
+) -> None:
+    tokens = np.arange(n_tokens, dtype=np.uint16)
+    if n_tokens < length + 1:
+        with pytest.raises(DataError, match=f"{n_tokens} tokens .* one window of {length + 1}"):
+            windows(tokens, length, max_tokens)
+        return
+    found = windows(tokens, length, max_tokens)
+    n_that_fit = (n_tokens - 1) // length
+    assert found.dtype == np.int64
+    assert found.shape == (max(1, min(n_that_fit, max_tokens // length)), length + 1)
+    starts = found[:, 0]
+    assert (found == starts[:, None] + np.arange(length + 1)).all()  # each is one stretch of text
+    gaps = np.diff(starts)
+    assert (gaps >= length).all()  # no token is predicted twice
+    assert starts[0] == 0
+    if len(starts) > 1:
+        assert starts[-1] == (n_that_fit - 1) * length  # the last one ends where the text ends
+        assert gaps.max() - gaps.min() <= length  # evenly
+
+
+def test_all_tokens_are_predicted_where_there_is_room() -> None:
+    found = windows(np.arange(101, dtype=np.uint16), 10, 1000)
+    assert found[:, 1:].flatten().tolist() == list(range(1, 101))

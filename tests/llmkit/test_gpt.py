@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from llmkit.errors import ConfigError
+from llmkit.model.config import PRESETS, GPTConfig, gpt_config
+from llmkit.model.device import choose_device
+from llmkit.model.gpt import GPT, KVCache, attention_by_hand
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "context_length": 24,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_embd": 32,
+}
+
+
+def random_model(**changes: Any) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SIZES, **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # large, so that every term counts in the logits
+            parameter.normal_(std=0.3)
+    return model
+
+
+def random_tokens(n_sequences: int, n_tokens: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(SIZES["vocab_size"], (n_sequences, n_tokens), generator=generator)
+
+
+def transformers_twin(model: GPT) -> GPT2LMHeadModel:
+    sizes = model.config
+    config = GPT2Config(
+        vocab_size=sizes.vocab_size,
+        n_positions=sizes.context_length,
+        n_layer=sizes.n_layer,
+        n_head=sizes.n_head,
+        n_embd=sizes.n_embd,
+        layer_norm_epsilon=sizes.layer_norm_epsilon,
+        tie_word_embeddings=sizes.tie_embeddings,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    twin = GPT2LMHeadModel(config).eval()
+    ours = model.state_dict()
+    theirs = twin.state_dict()
+    for name in theirs:
+        if name == "lm_head.weight":
+            value = ours.get(name, ours["wte.weight"])
+        else:
+            our_name = name.removeprefix("transformer.")
+            value = ours.get(our_name, torch.zeros_like(theirs[name]))
+            # Conv1D stores (in, out).
+            if value.dim() == 2 and our_name.startswith("h."):
+                value = value.T
+        theirs[name] = value
+    twin.load_state_dict(theirs)
+    return twin
+
+
+def test_attention_by_hand_is_what_the_model_runs() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 17, 8).double()
+    fused = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(attention_by_hand(q, k, v), fused, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_model_with_attention_by_hand_gives_the_same_logits(
+    monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    model, tokens = random_model(), random_tokens(2, 20)
+    fused = model(tokens, KVCache() if cached else None)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, **_: attention_by_hand(q, k, v)
+    )
+    torch.testing.assert_close(model(tokens), fused, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("layer_norm_epsilon", [1e-5, 1e-2])
+def test_logits_equal_those_of_transformers(
+    tie_embeddings: bool, qkv_bias: bool, layer_norm_epsilon: float
+) -> None:
+    model = random_model(
+        tie_embeddings=tie_embeddings, qkv_bias=qkv_bias, layer_norm_epsilon=layer_norm_epsilon
+    ).double()
+    tokens = random_tokens(3, SIZES["context_length"])
+    with torch.no_grad():
+        expected = transformers_twin(model).double()(tokens).logits
+        found = model(tokens)
+    assert expected.std() > 0.5
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_switches_decide_about_parameters(qkv_bias: bool, tie_embeddings: bool) -> None:
+    names = set(random_model(qkv_bias=qkv_bias, tie_embeddings=tie_embeddings).state_dict())
+    assert ("h.0.attn.c_attn.bias" in names) == qkv_bias
+    assert ("lm_head.weight" in names) == (not tie_embeddings)
+
+
+@pytest.mark.parametrize("cuts", [[1] * 24, [24], [5, 1, 1, 10, 7], [23, 1]])
+def test_key_value_cache_goes_on_where_the_full_pass_would(cuts: list[int]) -> None:
+    model, tokens = random_model().double(), random_tokens(2, 24)
+    cache = KVCache()
+    parts = []
+    for part in tokens.split(cuts, dim=1):
+        parts.append(model(part, cache))
+        assert cache.length == sum(part.shape[1] for part in parts)
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-9, atol=1e-9)
+
+
+def test_later_tokens_do_not_change_earlier_logits() -> None:
+    model, tokens = random_model(), random_tokens(1, 24)
+    changed = tokens.clone()
+    changed[:, 12:] = (changed[:, 12:] + 1) % SIZES["vocab_size"]
+    torch.testing.assert_close(model(tokens)[:, :12], model(changed)[:, :12], rtol=0, atol=1e-5)
+    assert (model(tokens)[:, 12] - model(changed)[:, 12]).abs().max() > 0.1
+
+
+def test_tokens_past_the_context_are_refused() -> None:
+    model = random_model()
+    with pytest.raises(ConfigError, match="25 tokens do not fit the model's context of 24"):
+        model(random_tokens(1, 25))
+    cache = KVCache()
+    model(random_tokens(1, 24), cache)
+    with pytest.raises(ConfigError, match="25 tokens"):
+        model(random_tokens(1, 1), cache)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model, tokens = random_model(dropout=0.5), random_tokens(1, 8)
+    assert torch.equal(model(tokens), model(tokens))
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+def test_weights_start_as_in_gpt2() -> None:
+    torch.manual_seed(0)
+    model = GPT(gpt_config("nano", vocab_size=2000))
+    weights = model.state_dict()
+    residual = 0.02 / (2 * 4) ** 0.5
+    for name, std in {
+        "wte.weight": 0.02,
+        "h.1.attn.c_attn.weight": 0.02,
+        "h.1.mlp.c_fc.weight": 0.02,
+        "h.1.attn.c_proj.weight": residual,
+        "h.1.mlp.c_proj.weight": residual,
+    }.items():
+        assert weights[name].std().item() == pytest.approx(std, rel=0.02), name
+    assert all(not weight.any() for name, weight in weights.items() if name.endswith("bias"))
+    scales = [name for name in weights if "ln_" in name and name.endswith("weight")]
+    assert len(scales) == 9
+    assert all((weights[name] == 1).all() for name in scales)
+
+
+@pytest.mark.parametrize(
+    ("preset", "n_parameters"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
+)
+def test_presets_have_the_published_number_of_parameters(preset: str, n_parameters: int) -> None:
+    with torch.device("meta"):
+        assert GPT(gpt_config(preset, vocab_size=50257)).n_parameters() == n_parameters
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid(preset: str) -> None:
+    config = gpt_config(preset, vocab_size=300)
+    assert config.head_dim * config.n_head == config.n_embd
+    assert config.n_ff == 4 * config.n_embd
+
+
+def test_fields_of_a_preset_can_be_changed() -> None:
+    config = gpt_config("nano", vocab_size=300, n_layer=1, dropout=0, qkv_bias=False)
+    assert config == GPTConfig(300, 256, 1, 4, 256, dropout=0.0, qkv_bias=False)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "words"),
+    [
+        ("nanno", {}, ["preset", "'nanno'", "did you mean 'nano'"]),
+        ("gpt2-xxl", {}, ["did you mean 'gpt2-xl'"]),
+        ("nano", {"n_head": 3}, ["n_embd 256 is not a multiple of n_head 3"]),
+        ("nano", {"n_layers": 3}, ["model: n_layers"]),
+        ("nano", {"preset": "micro"}, ["model: preset"]),
+        ("nano", {"n_layer": "3"}, ["model: n_layer", "integer"]),
+        ("nano", {"n_layer": 2.5}, ["model: n_layer", "integer"]),
+        ("nano", {"n_layer": True}, ["model: n_layer", "integer"]),
+        ("nano", {"n_layer": 0}, ["model: n_layer", "greater than 0"]),
+        ("nano", {"context_length": -1}, ["model: context_length", "greater than 0"]),
+        ("nano", {"qkv_bias": "no"}, ["model: qkv_bias", "boolean"]),
+        ("nano", {"dropout": 1.0}, ["model: dropout", "less than 1"]),
+        ("nano", {"dropout": float("nan")}, ["model: dropout"]),
+        ("nano", {"layer_norm_epsilon": 0}, ["model: layer_norm_epsilon"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_in_one_line(
+    preset: str, changes: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gpt_config(preset, vocab_size=300, **changes)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("gpu", "unknown device 'gpu'"), ("mps", "no mps device"), ("cuda", "no cuda device")],
+)
+def test_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=words):
+        choose_device(name)
+
+
+def test_best_device_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device().type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device().type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device().type == "cuda"
+    assert choose_device("cpu").type == "cpu"

@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from training_runs import metrics, run, snapshot
+
+from llmkit.checkpoint import load_checkpoint
+from llmkit.errors import CheckpointError, ConfigError, DataError, LlmkitError
+from llmkit.model.config import PRESETS, gpt_config
+from llmkit.model.gpt import GPT
+from llmkit.training import TrainingConfig, load_run_config, train
+from llmkit.training.config import training_config
+from llmkit.training.loop import TrainingLoop, _optimizer
+
+
+@pytest.fixture(scope="module")
+def finished(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Tests must not write into it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    run(short_text, out)
+    return out
+
+
+# --- what comes out ---------------------------------------------------------------------------
+
+
+def test_loss_falls(tiny_checkpoint: Path) -> None:
+    first, *_, last = metrics(tiny_checkpoint)
+    assert first["train_loss"] < math.log(512) + 0.1  # no worse than a guess
+    assert last["train_loss"] < first["train_loss"] - 0.3
+    assert last["val_loss"] < first["val_loss"] - 0.2
+
+
+def test_text_that_can_be_learnt_is_learnt(tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("abcdefgh" * 500, encoding="utf-8")
+    training = {"steps": 100, "learning_rate": 1e-2, "eval_interval": 100, "eval_tokens": 1000}
+    result = run(data, tmp_path / "out", tokenizer="char", training=training)
+    assert result.metrics[-1].val_loss < 0.1
+
+
+def test_metrics_have_the_promised_keys_and_intervals(finished: Path) -> None:
+    lines = metrics(finished)
+    keys = "step tokens train_loss val_loss val_bits_per_byte lr tokens_per_s elapsed_s"
+    assert [list(line) for line in lines] == [keys.split()] * 3
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert [line["tokens"] for line in lines] == [4 * 4 * 16, 8 * 4 * 16, 12 * 4 * 16]
+    times = [line["elapsed_s"] for line in lines]
+    assert times == sorted(times)
+    assert all(line["tokens_per_s"] > 0 for line in lines)
+
+
+def test_result_says_what_the_metrics_say(short_text: Path, finished: Path) -> None:
+    result = run(short_text, finished)
+    assert result.checkpoint == finished
+    assert result.steps == 12
+    assert [m.val_loss for m in result.metrics] == [m["val_loss"] for m in metrics(finished)]
+    weights = load_checkpoint(finished).load_model().state_dict()
+    assert result.n_parameters == sum(tensor.numel() for tensor in weights.values())
+
+
+def test_last_evaluation_comes_at_the_last_step(short_text: Path, tmp_path: Path) -> None:
+    run(short_text, tmp_path / "out", training={"steps": 6})
+    assert [line["step"] for line in metrics(tmp_path / "out")] == [4, 6]
+
+
+def test_train_loss_is_the_mean_since_the_last_evaluation(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, rates = [], []
+    original = TrainingLoop._step
+
+    def noted(self: TrainingLoop, step: int) -> float:
+        losses.append(original(self, step))
+        rates.append({group["lr"] for group in self.optimizer.param_groups})
+        return losses[-1]
+
+    monkeypatch.setattr(TrainingLoop, "_step", noted)
+    run(short_text, tmp_path / "out")
+    found = [line["train_loss"] for line in metrics(tmp_path / "out")]
+    means = [sum(losses[start : start + 4]) / 4 for start in (0, 4, 8)]
+    assert found == pytest.approx(means, rel=1e-12)
+    assert [line["lr"] for line in metrics(tmp_path / "out")] == [
+        rate for step in (3, 7, 11) for rate in rates[step]
+    ]
+
+
+def test_bits_per_byte_are_those_of_the_held_out_text(short_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(short_text, out, training={"eval_tokens": 1_000_000})  # all of it
+    documents = short_text.read_text(encoding="utf-8").split("<|endoftext|>")
+    held_out = documents[9::10]
+    checkpoint = load_checkpoint(out)
+    model, tokenizer = checkpoint.load_model(), checkpoint.tokenizer
+    ids = [i for text in held_out for i in [*tokenizer.encode(text), tokenizer.end_of_text_id]]
+    nats = []
+    with torch.no_grad():
+        for start in range(0, len(ids) - 16, 16):
+            window = torch.tensor(ids[start : start + 17])
+            probabilities = model(window[None, :-1])[0].double().log_softmax(dim=-1)
+            nats += [-probabilities[i, token].item() for i, token in enumerate(window[1:])]
+    last = metrics(out)[-1]
+    assert last["val_loss"] == pytest.approx(np.mean(nats), rel=1e-5)
+    n_bytes = sum(len(text.encode()) for text in held_out)
+    bits = np.mean(nats) * len(ids) / math.log(2) / n_bytes
+    assert last["val_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_checkpoint_holds_what_it_promises(finished: Path) -> None:
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*.*")}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "training/metrics.jsonl",
+        "training/optimizer.safetensors",
+        "training/state.json",
+        "training/train.tokens",
+        "training/validation.tokens",
+    }
+
+
+def test_notes_go_to_stderr(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(short_text, tmp_path / "out")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "step 12: train loss" in printed.err
+    assert "sample: " in printed.err
+
+
+def test_tokenizer_can_be_of_characters_or_of_another_run(
+    short_text: Path, finished: Path, tmp_path: Path
+) -> None:
+    for name, kind in (("char", "char"), ("folder", str(finished))):
+        run(short_text, tmp_path / name, tokenizer=kind, vocab_size=None)
+    ours, theirs = (load_checkpoint(folder).tokenizer for folder in (tmp_path / "folder", finished))
+    assert ours.tokens == theirs.tokens
+    assert load_checkpoint(tmp_path / "char").tokenizer.vocab_size == 257  # ASCII tales
+
+
+def test_vocab_size_comes_from_the_option_or_the_model_table(
+    short_text: Path, tmp_path: Path
+) -> None:
+    run(short_text, tmp_path / "model", vocab_size=None, model={"vocab_size": 290})
+    assert load_checkpoint(tmp_path / "model").config.vocab_size == 290
+    run(short_text, tmp_path / "option", vocab_size=280, model={"vocab_size": 290})
+    assert load_checkpoint(tmp_path / "option").config.vocab_size == 280
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"steps": 13}}, "training.steps 12 there, 13 now"),
+        ({"training": {"seed": 3}}, "training.seed 1337 there, 3 now"),
+        ({"preset": "micro", "training": {"learning_rate": 6e-4}}, "learning_rate 0.001 there"),
+        ({"model": {"n_layer": 2}}, "model.n_layer 1 there, 2 now"),
+        ({"model": {"context_length": 8}}, "model.context_length 16 there, 8 now"),
+        ({"tokenizer": "char"}, "tokenizer bpe there, char now"),
+        ({"vocab_size": 299}, "model.vocab_size 300 there, 299 now"),
+    ],
+)
+@pytest.mark.parametrize("resume", [True, False])
+def test_folder_of_another_run_is_refused(
+    short_text: Path, finished: Path, changes: dict[str, Any], words: str, resume: bool
+) -> None:
+    before = snapshot(finished)
+    with pytest.raises(CheckpointError, match="holds another run") as caught:
+        run(short_text, finished, resume=resume, **changes)
+    assert words in str(caught.value)
+    assert snapshot(finished) == before
+
+
+def test_folder_of_a_run_on_other_text_is_refused(
+    short_text: Path, finished: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(short_text.read_text(encoding="utf-8") + ".", encoding="utf-8")
+    before = snapshot(finished)
+    with pytest.raises(CheckpointError, match="trained on other text"):
+        run(other, finished, resume=True)
+    assert snapshot(finished) == before
+
+
+def test_text_may_move(short_text: Path, finished: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.txt"
+    shutil.copy(short_text, moved)
+    assert run(moved, finished).steps == 12
+
+
+def notes(out: Path) -> None:
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+
+
+def model_of_others(out: Path) -> None:
+    (out / "config.json").write_text("{}", encoding="utf-8")
+    (out / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+
+def project_with_a_folder_of_that_name(out: Path) -> None:
+    (out / "training").mkdir()
+    (out / "tokenizer.json").write_text("mine", encoding="utf-8")
+    (out / "main.py").write_text("mine", encoding="utf-8")
+
+
+def courses(out: Path) -> None:
+    (out / "training").mkdir()
+    (out / "training" / "monday.txt").write_text("mine", encoding="utf-8")
+
+
+def run_without_its_state(out: Path) -> None:
+    (out / "training").mkdir()
+    (out / "training" / "metrics.jsonl").write_text("", encoding="utf-8")
+    (out / "training" / "train.tokens").write_text("", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [notes, model_of_others, project_with_a_folder_of_that_name, courses, run_without_its_state],
+)
+def test_folder_with_other_things_is_refused_and_left_alone(
+    short_text: Path, tmp_path: Path, fill: Callable[[Path], None]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    fill(out)
+    before = snapshot(tmp_path)
+    for resume in (True, False):
+        with pytest.raises(CheckpointError, match="not empty and holds no training run"):
+            run(short_text, out, resume=resume)
+        assert snapshot(tmp_path) == before
+
+
+def test_out_that_is_a_file_is_refused(short_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is a file"):
+        run(short_text, out)
+    with pytest.raises(LlmkitError, match="cannot write"):
+        run(short_text, out / "below")
+    assert out.read_text(encoding="utf-8") == "mine"
+
+
+def test_out_inside_the_text_is_refused(short_text: Path, tmp_path: Path) -> None:
+    shutil.copy(short_text, tmp_path / "text.txt")
+    for out in (tmp_path, tmp_path / "out"):
+        with pytest.raises(ConfigError, match="become training text"):
+            run(tmp_path, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize("text", ["", " \n", "short", "a few words of text " * 3])
+def test_text_that_is_too_short_is_refused(tmp_path: Path, text: str) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"too short: its \w+ part has \d+ tokens .* needs 17"):
+        run(data, tmp_path / "out")
+
+
+def test_many_tiny_documents_are_too_short(tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("<|endoftext|>".join(["tiny"] * 19), encoding="utf-8")
+    with pytest.raises(DataError, match="its validation part has 0 tokens"):
+        run(data, tmp_path / "out")
+
+
+def test_refused_text_does_not_spoil_the_folder(short_text: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data.txt", tmp_path / "out"
+    data.write_text("short", encoding="utf-8")
+    with pytest.raises(DataError, match="too short"):
+        run(data, out)
+    assert run(short_text, out).steps == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": "nanno"}, "unknown preset 'nanno': did you mean 'nano'"),
+        ({"tokenizer": "bep"}, "tokenizer 'bep' is none of bpe, char, gpt2 and no folder"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"vocab_size": 0}, "model: vocab_size"),
+        ({"vocab_size": 100}, "vocab_size 100 is too small"),
+        ({"model": {"n_layers": 2}}, "model: n_layers"),
+        ({"model": {"preset": "nano"}}, "model: preset"),
+        ({"model": {"n_layer": "2"}}, "model: n_layer: .*integer"),
+        ({"model": {"n_head": 3}}, "not a multiple of n_head 3"),
+        ({"training": {"step": 5}}, "training: step"),
+        ({"training": {"preset": "nano"}}, "training: preset"),
+        ({"training": {"steps": 0}}, "training: steps: .*greater than 0"),
+        ({"training": {"steps": 1.5}}, "training: steps: .*integer"),
+        ({"training": {"steps": "5"}}, "training: steps: .*integer"),
+        ({"training": {"learning_rate": "fast"}}, "training: learning_rate: .*number"),
+        ({"training": {"learning_rate": 0}}, "training: learning_rate"),
+        ({"training": {"learning_rate": 1e-5}}, "min_learning_rate 0.0001 is above learning_rate"),
+        ({"training": {"beta1": 1.0}}, "training: beta1: .*less than 1"),
+        ({"training": {"seed": -1}}, "training: seed"),
+        ({"training": {"seed": 1 << 63}}, "training: seed"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
+    short_text: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(LlmkitError, match=words) as caught:
+        run(short_text, tmp_path / "out", **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_text_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        train(tmp_path / "no.txt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+@given(steps=st.integers(1, 500), warmup_steps=st.integers(0, 600))
+def test_learning_rate_warms_up_and_falls_to_its_minimum(steps: int, warmup_steps: int) -> None:
+    config = TrainingConfig(
+        steps=steps, warmup_steps=warmup_steps, learning_rate=1.0, min_learning_rate=0.1
+    )
+    rates = [config.learning_rate_at(step) for step in range(steps)]
+    warm, falling = rates[:warmup_steps], rates[warmup_steps:]
+    assert warm == pytest.approx([(i + 1) / warmup_steps for i in range(len(warm))])
+    assert falling == sorted(falling, reverse=True)
+    assert all(0.1 - 1e-12 <= rate <= 1.0 for rate in falling)
+    if falling:
+        assert falling[0] == pytest.approx(1.0)
+    if len(falling) > 1:
+        assert falling[-1] == pytest.approx(0.1)
+        middle = (falling[(len(falling) - 1) // 2] + falling[len(falling) // 2]) / 2
+        assert middle == pytest.approx(0.55)  # a cosine is symmetric
+
+
+def test_weight_decay_is_on_matrices_only() -> None:
+    model = GPT(gpt_config("nano", vocab_size=300, n_layer=1, tie_embeddings=False))
+    config = TrainingConfig(weight_decay=0.3, beta1=0.8, beta2=0.9)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = _optimizer(model, config).param_groups
+    decays = {names[p]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays.keys() == dict(model.named_parameters()).keys()
+    for name, decay in decays.items():
+        is_matrix = not name.endswith("bias") and "ln_" not in name
+        assert decay == (0.3 if is_matrix else 0.0), name
+    assert all(group["betas"] == (0.8, 0.9) for group in groups)
+
+
+def test_gradients_are_clipped(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = []
+    original = torch.optim.AdamW.step
+
+    def noted(self: torch.optim.AdamW, *rest: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in gradients)))
+        return original(self, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    run(short_text, tmp_path / "out", training={"grad_clip": 0.01})
+    assert norms == pytest.approx([0.01] * 12, rel=1e-3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_valid_settings(preset: str) -> None:
+    config = training_config(preset, steps=None)
+    assert config.steps >= 500
+    assert config.min_learning_rate == pytest.approx(config.learning_rate / 10)
+    assert training_config(preset, steps=7).steps == 7
+
+
+def test_run_config_changes_the_preset(short_text: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[model]\nn_layer = 2\ndropout = 0\n[training]\nsteps = 5\n", encoding="utf-8")
+    tables = load_run_config(file)
+    assert tables == {"model": {"n_layer": 2, "dropout": 0}, "training": {"steps": 5}}
+    run(short_text, tmp_path / "out", **tables)
+    assert load_checkpoint(tmp_path / "out").config.n_layer == 2
+    assert metrics(tmp_path / "out")[-1]["step"] == 5
+    file.write_text("", encoding="utf-8")
+    assert load_run_config(file) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[modle]\nn_layer = 2", r"unknown table 'modle': did you mean 'model'"),
+        (b"n_layer = 2", "unknown table 'n_layer'"),
+        (b"model = 2", r"model is not a table; write \[model\]"),
+        (b"[[training]]\nsteps = 2", "training is not a table"),
+        (b"[model\nn_layer = 2", "line 1"),
+        (b"[model]\nn_layer = two", "line 2"),
+        (b"[model]\nn_layer = 2\nn_layer = 2", "overwrite a value"),
+        (b"\xff", "cannot read"),
+    ],
+)
+def test_bad_run_config_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_run_config(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_run_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*run\.toml"):
+        load_run_config(tmp_path / "run.toml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_run_config(tmp_path)

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_runs import metrics, outcome, run, run_in_process, snapshot
+
+import llmkit.checkpoint
+from llmkit.errors import CheckpointError
+from llmkit.training.loop import TrainingLoop
+
+
+class StopError(Exception):
+    """Ends a run in the middle."""
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing is written or cleaned up any more."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    short_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[float], dict[str, Any]]:
+    """What a run comes to that nothing stops, for a dropout."""
+    outcomes: dict[float, dict[str, Any]] = {}
+
+    def of(dropout: float) -> dict[str, Any]:
+        if dropout not in outcomes:
+            out = tmp_path_factory.mktemp("uninterrupted") / "out"
+            run(short_text, out, dropout=dropout)
+            outcomes[dropout] = outcome(out)
+        return outcomes[dropout]
+
+    return of
+
+
+def step_reached(out: Path) -> int:
+    """The step that is committed; -1 where none is."""
+    state = out / "training" / "state.json"
+    return int(json.loads(state.read_text(encoding="utf-8"))["step"]) if state.exists() else -1
+
+
+def before_step(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None], call: str = "_step"
+) -> None:
+    original = getattr(TrainingLoop, call)
+
+    def step(self: TrainingLoop, number: int, *rest: Any) -> Any:
+        act(number)
+        return original(self, number, *rest)
+
+    monkeypatch.setattr(TrainingLoop, call, step)
+
+
+def stop_at(stops: int, error: type[BaseException] = StopError) -> Callable[[int], None]:
+    def act(number: int) -> None:
+        if number == stops:
+            raise error
+
+    return act
+
+
+def test_two_runs_are_the_same_and_dropout_makes_another(
+    short_text: Path, tmp_path: Path, uninterrupted: Callable[[float], dict[str, Any]]
+) -> None:
+    torch.rand(5)  # what the process drew before is no part of a run
+    run(short_text, tmp_path / "out", dropout=0.2)
+    assert outcome(tmp_path / "out") == uninterrupted(0.2)
+    assert uninterrupted(0.2)["metrics"] != uninterrupted(0.0)["metrics"]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("step", [0, 1, 4, 6, 11])
+def test_run_stopped_by_an_error_resumes_exactly(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[float], dict[str, Any]],
+    dropout: float,
+    step: int,
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        before_step(patch, stop_at(step))
+        with pytest.raises(StopError):
+            run(short_text, out, dropout=dropout)
+    run(short_text, out, dropout=dropout, resume=True)
+    assert outcome(out) == uninterrupted(dropout)
+
+
+@pytest.mark.parametrize("step", [4, 8, 12])
+def test_run_stopped_in_an_evaluation_resumes_exactly(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[float], dict[str, Any]],
+    step: int,
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        before_step(patch, stop_at(step), "_evaluate_and_save")
+        with pytest.raises(StopError):
+            run(short_text, out)
+    with (out / "training" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 4, "tok')  # as a kill while writing leaves it
+    run(short_text, out, resume=True)
+    assert outcome(out) == uninterrupted(0.0)
+
+
+@pytest.mark.parametrize("step", [0, 3, 5, 11])
+def test_ctrl_c_saves_the_step_and_resumes_exactly(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    uninterrupted: Callable[[float], dict[str, Any]],
+    step: int,
+) -> None:
+    out = tmp_path / "out"
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int) -> None:
+        if number == step:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        before_step(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(short_text, out, dropout=0.2)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert f"stopped at step {step + 1}, saved" in capsys.readouterr().err
+    assert step_reached(out) == step + 1
+    run(short_text, out, dropout=0.2, resume=True)
+    assert outcome(out) == uninterrupted(0.2)
+
+
+def test_second_ctrl_c_stops_at_once_and_resumes_exactly(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[float], dict[str, Any]],
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(number: int) -> None:
+        if number == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        before_step(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(short_text, out)
+    assert step_reached(out) == 4
+    run(short_text, out, resume=True)
+    assert outcome(out) == uninterrupted(0.0)
+
+
+def test_run_works_outside_the_main_thread(
+    short_text: Path, tmp_path: Path, uninterrupted: Callable[[float], dict[str, Any]]
+) -> None:
+    thread = threading.Thread(target=run, args=(short_text, tmp_path / "out"))
+    thread.start()
+    thread.join()
+    assert outcome(tmp_path / "out") == uninterrupted(0.0)
+
+
+class KillAt:
+    """Raises Killed at the n-th file operation and at every one after it."""
+
+    OPERATIONS = (
+        *((Path, name) for name in ("open", "touch", "chmod", "replace", "unlink")),
+        *((Path, name) for name in ("mkdir", "rmdir")),
+        (os, "fsync"),
+        (shutil, "rmtree"),
+        (llmkit.checkpoint, "save_file"),
+    )
+
+    def __init__(self, n: int, patch: pytest.MonkeyPatch) -> None:
+        self.left = n
+        for owner, name in self.OPERATIONS:
+            patch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.left -= 1
+            if self.left <= 0:
+                raise Killed
+            return operation(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.slow
+def test_run_killed_at_any_file_operation_resumes_exactly(short_text: Path, tmp_path: Path) -> None:
+    training = {"steps": 2, "eval_interval": 1}
+    run(short_text, tmp_path / "whole", training=training)
+    expected = outcome(tmp_path / "whole")
+
+    def killed(out: Path, n: int) -> bool:
+        with pytest.MonkeyPatch.context() as patch:
+            KillAt(n, patch)
+            try:
+                run(short_text, out, training=training, resume=True)
+            except Killed:
+                return True
+        return False
+
+    n = 1
+    while killed(out := tmp_path / str(n), n):
+        if n % 3 == 0:
+            killed(out, n * 7 % 50 + 1)  # and while it recovers
+        run(short_text, out, training=training, resume=True)
+        assert outcome(out) == expected, f"killed at operation {n}"
+        shutil.rmtree(out)
+        n += 1
+    assert n > 100
+    assert outcome(out) == expected
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    """Starts children that have everything imported."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llmkit.training", "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONSAFEPATH", "1")  # import the installed package, not the folder here
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.mark.slow
+def test_run_killed_many_times_resumes_exactly(
+    short_text: Path, tmp_path: Path, processes: Any
+) -> None:
+    steps = 200
+    run_in_process(short_text, tmp_path / "whole", steps)
+    out = tmp_path / "out"
+    random.seed(0)
+    n_killed = 0
+    for _ in range(12):
+        before = step_reached(out)
+        child = processes.Process(target=run_in_process, args=(short_text, out, steps))
+        child.start()
+        while child.is_alive() and step_reached(out) == before:
+            time.sleep(0.002)
+        child.join(random.uniform(0, 0.05))
+        child.kill()
+        child.join()
+        n_killed += child.exitcode == -signal.SIGKILL
+    assert n_killed > 3
+    run_in_process(short_text, out, steps)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_a_process_saves_and_resumes_exactly(
+    short_text: Path, tmp_path: Path, processes: Any
+) -> None:
+    steps = 200
+    run_in_process(short_text, tmp_path / "whole", steps)
+    out = tmp_path / "out"
+    child = processes.Process(target=run_in_process, args=(short_text, out, steps))
+    child.start()
+    while child.is_alive() and step_reached(out) < 1:
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGINT)
+    child.join(60)
+    assert child.exitcode == 130
+    assert 0 < step_reached(out) < steps
+    run_in_process(short_text, out, steps)
+    assert outcome(out) == outcome(tmp_path / "whole")
+
+
+def test_finished_run_is_left_alone(short_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run(short_text, out)
+    before = snapshot(out)
+    for resume in (True, False):
+        assert run(short_text, out, resume=resume) == first
+        assert snapshot(out) == before
+
+
+def test_unfinished_run_needs_resume(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        before_step(patch, stop_at(5))
+        with pytest.raises(StopError):
+            run(short_text, out)
+    before = snapshot(out)
+    with pytest.raises(CheckpointError, match="stopped at step 4; add --resume"):
+        run(short_text, out)
+    assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "training/optimizer.safetensors"])
+def test_files_of_another_step_are_refused(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    out = tmp_path / "out"
+    run(short_text, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        before_step(patch, stop_at(5))
+        with pytest.raises(StopError):
+            run(short_text, out)
+    shutil.copy(tmp_path / "whole" / file, out / file)
+    with pytest.raises(CheckpointError, match=rf"{Path(file).name} is not of step 4"):
+        run(short_text, out, resume=True)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 3}', '{"stop": 3}'])
+def test_damaged_state_is_refused(short_text: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out"
+    run(short_text, out)
+    (out / "training" / "state.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+        run(short_text, out, resume=True)
+
+
+def test_damaged_metrics_are_refused(short_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(short_text, out)
+    (out / "training" / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged"):
+        run(short_text, out)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_resume_of_nothing_starts(short_text: Path, tmp_path: Path, exists: bool) -> None:
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    run(short_text, out, resume=True)
+    assert [line["step"] for line in metrics(out)] == [4, 8, 12]

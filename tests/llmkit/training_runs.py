@@ -1,0 +1,77 @@
+"""A run that takes a tenth of a second, and what must be equal however it got to its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmkit.training import TrainingResult, train
+
+MODEL: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 16}
+TRAINING: dict[str, Any] = {
+    "steps": 12,
+    "batch_size": 4,
+    "eval_interval": 4,
+    "eval_tokens": 64,
+    "warmup_steps": 2,
+}
+SAME_EVERY_TIME = ("step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr")
+
+
+def run(
+    data: Path,
+    out: Path,
+    *,
+    dropout: float = 0.0,
+    resume: bool = False,
+    training: dict[str, Any] | None = None,
+    **changes: Any,
+) -> TrainingResult:
+    options: dict[str, Any] = {"vocab_size": 300, "device": "cpu", **changes}
+    return train(
+        data,
+        out,
+        model={**MODEL, "dropout": dropout, **options.pop("model", {})},
+        training={**TRAINING, **(training or {})},
+        resume=resume,
+        **options,
+    )
+
+
+def run_in_process(data: Path, out: Path, steps: int) -> None:
+    """What a child process does: go on with the run; Ctrl-C is 130."""
+    training = {"steps": steps, "eval_interval": 5}
+    try:
+        run(data, out, dropout=0.1, resume=True, training=training)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    lines = (out / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """Every number of a run, and which files there are."""
+    files = {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+    times = ("training/metrics.jsonl", "training/state.json")  # hold times, which differ
+    content = {name: b"" if name in times else data for name, data in files.items()}
+    numbers = [{key: line[key] for key in SAME_EVERY_TIME} for line in metrics(out)]
+    state = json.loads((out / "training" / "state.json").read_text(encoding="utf-8"))
+    return {"files": content, "metrics": numbers, "state": {**state, "elapsed_s": None}}
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Names, times and contents of all files of a folder."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
