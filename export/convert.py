@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, TensorReader, load_checkpoint, open_tensors
 from llmkit.console import progress
 from llmkit.errors import CheckpointError, ConfigError
+from llmkit.export.gguf_file import Writer
 from llmkit.export.metadata import ARCHITECTURE, metadata_of
 from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.files import write_text, written_beside
 from llmkit.modelfiles.modelfile import Modelfile, render
-from llmkit.modelfiles.prompt_format import PROMPT_FORMATS
+from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format
 from llmkit.quant import quantize
 from llmkit.quant.types import QuantType, quant_type
 from llmkit.tokenizer import END_OF_TEXT
@@ -59,12 +60,13 @@ def export(
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
     source = load_checkpoint(checkpoint)
+    form = prompt_format(source.prompt_format)
     qtypes = list(dict.fromkeys(quant_type(quant) for quant in quants))
     name = name or checkpoint.resolve().name
     _check_target(out, name, qtypes)
     files = [write_gguf(source, out / f"{name}-{qtype.name}.gguf", qtype, name) for qtype in qtypes]
     modelfile = out / "Modelfile"
-    write_text(modelfile, _modelfile(source, files, name))
+    write_text(modelfile, _modelfile(source, form, files, name))
     return Export(out, files, modelfile)
 
 
@@ -72,7 +74,7 @@ def write_gguf(checkpoint: Checkpoint, path: Path, qtype: QuantType, name: str) 
     """Write one GGUF file, a tensor at a time, so that memory stays at one tensor."""
     table = tensor_table(checkpoint.config)
     types = [stored_type(entry, qtype) for entry in table]
-    writer = gguf.GGUFWriter(None, ARCHITECTURE)
+    writer = Writer(None, ARCHITECTURE)
     for item in metadata_of(checkpoint, qtype, name)[1:]:  # the writer adds the architecture
         writer.add_key_value(item.key, item.value, item.kind)
     for entry, stored in zip(table, types, strict=True):
@@ -83,7 +85,12 @@ def write_gguf(checkpoint: Checkpoint, path: Path, qtype: QuantType, name: str) 
             n_tensor_bytes(entry, stored),
             raw_dtype=stored.ggml_type,
         )
-    with written_beside(path) as beside, open_tensors(checkpoint.model_file) as tensors:
+    with (
+        open_tensors(checkpoint.model_file) as tensors,
+        written_beside(path) as beside,
+        closing(writer),
+    ):
+        _check_names(tensors, table)
         writer.write_header_to_file(beside)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -91,7 +98,6 @@ def write_gguf(checkpoint: Checkpoint, path: Path, qtype: QuantType, name: str) 
             for number, (entry, stored) in enumerate(zip(table, types, strict=True), start=1):
                 writer.write_tensor_data(pack_tensor(tensors, entry, stored))
                 bar.update(number)
-        writer.close()
     return _summary(path, qtype, table, types)
 
 
@@ -105,7 +111,7 @@ def stored_type(entry: TensorEntry, qtype: QuantType) -> QuantType:
 def pack_tensor(tensors: TensorReader, entry: TensorEntry, stored: QuantType) -> NDArray[np.uint8]:
     """A checkpoint's tensor as blocks (rows, bytes). Raises CheckpointError, QuantizationError."""
     rows = (-1, entry.shape[-1])
-    if entry.may_be_absent and entry.checkpoint_name not in tensors.keys():  # noqa: SIM118
+    if entry.is_absent:
         return quantize(np.zeros(entry.shape, np.float32).reshape(rows), stored, entry.gguf_name)
     try:
         weights = tensors.get_tensor(entry.checkpoint_name)
@@ -127,10 +133,20 @@ def n_tensor_bytes(entry: TensorEntry, stored: QuantType) -> int:
     return int(np.prod(entry.shape[:-1])) * stored.row_bytes(entry.shape[-1])
 
 
+def _check_names(tensors: TensorReader, table: list[TensorEntry]) -> None:
+    known = {entry.checkpoint_name for entry in table if not entry.is_absent}
+    foreign = sorted(set(tensors.keys()) - known)
+    if foreign:
+        raise CheckpointError(
+            f"the checkpoint has a tensor {foreign[0]} that {CONFIG_FILE} gives no place; "
+            "it would be left out"
+        )
+
+
 def _check_target(out: Path, name: str, qtypes: list[QuantType]) -> None:
     if not qtypes:
         raise ConfigError("no quantization given; name at least one, such as q4_0")
-    if not name or any(character in '/\\"\n' for character in name):
+    if not name or not name.isprintable() or any(character in '/\\"' for character in name):
         raise ConfigError(f"name {name!r} cannot be a file's name; use letters, digits and -")
     if (out / CONFIG_FILE).exists():
         raise ConfigError(f"{out} is a checkpoint; export into a folder of its own")
@@ -160,7 +176,9 @@ def _summary(
     )
 
 
-def _modelfile(checkpoint: Checkpoint, files: list[ExportedFile], name: str) -> str:
+def _modelfile(
+    checkpoint: Checkpoint, form: PromptFormat, files: list[ExportedFile], name: str
+) -> str:
     smallest = min(files, key=lambda file: file.n_bytes)
     others = [file.path.name for file in files if file is not smallest]
     comment = [
@@ -172,7 +190,7 @@ def _modelfile(checkpoint: Checkpoint, files: list[ExportedFile], name: str) -> 
     return render(
         Modelfile(
             source=f"./{smallest.path.name}",
-            template=PROMPT_FORMATS[checkpoint.prompt_format].template,
+            template=form.template,
             stops=(END_OF_TEXT,),
             num_ctx=checkpoint.config.context_length,
             comment=tuple(comment),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,12 +42,12 @@ class Divergence:
     @property
     def perplexity(self) -> float:
         """Of the other model."""
-        return math.exp(self.loss.mean())
+        return _exp(self.loss.mean())
 
     @property
     def perplexity_ratio(self) -> float:
         """The other model's perplexity divided by the reference's."""
-        return math.exp(self.loss.mean() - self.reference_loss.mean())
+        return _exp(self.loss.mean() - self.reference_loss.mean())
 
 
 def divergence(reference: Tensor, other: Tensor, targets: Tensor) -> Divergence:
@@ -77,6 +78,10 @@ def mean_interval(parts: Sequence[Divergence]) -> tuple[float, float] | None:
         return None
     half = 1.96 * means.std(ddof=1) / math.sqrt(len(means))
     return float(means.mean() - half), float(means.mean() + half)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
 
 
 def _divergence(reference: Tensor, other: Tensor, targets: Tensor) -> Divergence:

@@ -1,8 +1,9 @@
-"""Reading a GGUF file back: metadata, blocks, and the PyTorch model that they describe."""
+"""A GGUF file read back: metadata, blocks, and the PyTorch model that they describe."""
 
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,29 @@ from llmkit.model.config import GPTConfig, validated
 from llmkit.quant import dequantize, quant_type_of
 
 MAGIC = b"GGUF"
+
+
+class Writer(gguf.GGUFWriter):
+    """gguf-py's writer, which refuses empty arrays: a vocabulary of bytes alone has no merges."""
+
+    def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
+        if vtype == gguf.GGUFValueType.ARRAY and len(val) == 0:
+            string = gguf.GGUFValueType.STRING
+            return struct.pack("<IIQ", vtype, string, 0)
+        packed: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
+        return packed
+
+
+class _Reader(gguf.GGUFReader):
+    """gguf-py's reader, which past the file's end goes on reading nothing for as long as told."""
+
+    def _get(
+        self, offset: int, dtype: Any, count: int = 1, override_order: Any = None
+    ) -> NDArray[Any]:
+        found: NDArray[Any] = super()._get(offset, dtype, count, override_order)
+        if len(found) != count:
+            raise EOFError
+        return found
 
 
 @dataclass(frozen=True)
@@ -80,7 +104,7 @@ def read_gguf(path: Path) -> GGUFFile:
     if magic != MAGIC:
         raise GGUFError(f"{path} is not a GGUF file: it does not begin with GGUF")
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _Reader(path)
         metadata = {
             name: field.contents()
             for name, field in reader.fields.items()
@@ -101,21 +125,28 @@ def config_of(file: GGUFFile) -> GPTConfig:
     if architecture != ARCHITECTURE:
         raise GGUFError(f"{file.path} is a {architecture} model; this needs {ARCHITECTURE}")
 
-    def value(key: str) -> Any:
+    def value(key: str, kind: type) -> Any:
         name = key.format(arch=ARCHITECTURE)
         if name not in file.metadata:
             raise GGUFError(f"{file.path} has no {name}; export it again")
+        if not isinstance(file.metadata[name], kind):
+            raise GGUFError(f"{file.path}: {name} is not of type {kind.__name__}; export it again")
         return file.metadata[name]
 
     sizes = {
-        "vocab_size": len(value(gguf.Keys.Tokenizer.LIST)),
-        "context_length": value(gguf.Keys.LLM.CONTEXT_LENGTH),
-        "n_layer": value(gguf.Keys.LLM.BLOCK_COUNT),
-        "n_head": value(gguf.Keys.Attention.HEAD_COUNT),
-        "n_embd": value(gguf.Keys.LLM.EMBEDDING_LENGTH),
-        "layer_norm_epsilon": value(gguf.Keys.Attention.LAYERNORM_EPS),
+        "vocab_size": len(value(gguf.Keys.Tokenizer.LIST, list)),
+        "context_length": value(gguf.Keys.LLM.CONTEXT_LENGTH, int),
+        "n_layer": value(gguf.Keys.LLM.BLOCK_COUNT, int),
+        "n_head": value(gguf.Keys.Attention.HEAD_COUNT, int),
+        "n_embd": value(gguf.Keys.LLM.EMBEDDING_LENGTH, int),
+        "layer_norm_epsilon": value(gguf.Keys.Attention.LAYERNORM_EPS, float),
         "tie_embeddings": "output.weight" not in file.tensors,
     }
+    if sizes["n_layer"] > len(file.tensors):  # damage: every size derived from it would be huge
+        raise GGUFError(
+            f"{file.path} states {sizes['n_layer']} layers and holds {len(file.tensors)} tensors; "
+            "export or copy it again"
+        )
     return validated(GPTConfig, sizes, str(file.path))
 
 

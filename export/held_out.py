@@ -23,7 +23,13 @@ def held_out_windows(
     tokens = _tokens(checkpoint, data)
     if len(tokens) < 2:
         raise DataError(f"{data or checkpoint.folder}: two tokens of text or more are needed")
-    return windows(tokens, min(checkpoint.config.context_length, len(tokens) - 1), max_tokens)
+    found = windows(tokens, min(checkpoint.config.context_length, len(tokens) - 1), max_tokens)
+    if found.max() >= checkpoint.config.vocab_size:
+        raise DataError(
+            f"{checkpoint.validation_tokens_file} holds token {found.max()}, the model has "
+            f"{checkpoint.config.vocab_size}; give other text with --data"
+        )
+    return found
 
 
 def _tokens(checkpoint: Checkpoint, data: Path | None) -> NDArray[np.integer]:

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from llmkit.errors import GGUFError
 
 _GGML_TYPE_F32 = 0
-_log: list[str] = []
+_GGML_LOG_LEVEL_ERROR = 4
+_errors: list[str] = []
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _collect_log(_level: int, text: bytes, _user_data: Any) -> None:
-    _log.append(text.decode("utf-8", errors="replace"))
+def _collect_errors(level: int, text: bytes, _user_data: Any) -> None:
+    if level == _GGML_LOG_LEVEL_ERROR:
+        _errors.append(text.decode("utf-8", errors="replace"))
 
 
 class LlamaCpp:
@@ -33,15 +35,15 @@ class LlamaCpp:
     """
 
     def __init__(self, path: Path, *, n_ctx: int | None = None, exact: bool = True) -> None:
-        """Load the file. Raises GGUFError with llama.cpp's own last word where it refuses."""
-        _log.clear()
-        llama_cpp.llama_log_set(_collect_log, ctypes.c_void_p(0))
+        """Load the file. Raises GGUFError with llama.cpp's own reason where it refuses."""
+        _errors.clear()
+        llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self._model:
-            raise GGUFError(f"llama.cpp cannot load {path}: {_last_word()}")
+            raise GGUFError(f"llama.cpp cannot load {path}: {_reason()}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.bos_id = int(llama_cpp.llama_vocab_bos(self._vocab))
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
@@ -50,7 +52,7 @@ class LlamaCpp:
         self._context = self._new_context(exact)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
-            raise GGUFError(f"llama.cpp cannot run {path}: {_last_word()}")
+            raise GGUFError(f"llama.cpp cannot run {path}: {_reason()}")
         self._n_past = 0
 
     def _new_context(self, exact: bool) -> Any:
@@ -110,10 +112,11 @@ class LlamaCpp:
         n = len(ids)
         if self._n_past + n > self.n_ctx:
             raise GGUFError(f"{self._n_past + n} tokens do not fit a context of {self.n_ctx}")
+        _errors.clear()
         with _batch(ids, self._n_past, all_positions) as batch:
             status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
-            raise GGUFError(f"llama.cpp failed with status {status}: {_last_word()}")
+            raise GGUFError(f"llama.cpp failed with status {status}: {_reason()}")
         self._n_past += n
         n_rows = n if all_positions else 1
         logits = llama_cpp.llama_get_logits(self._context)
@@ -136,8 +139,6 @@ def _batch(ids: Sequence[int], n_past: int, all_positions: bool) -> Iterator[Any
         llama_cpp.llama_batch_free(batch)
 
 
-def _last_word() -> str:
-    """llama.cpp's last error line, without its function name."""
-    lines = [line.strip() for line in "".join(_log).splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line or "failed" in line] or lines
-    return errors[0] if errors else "no reason given"
+def _reason() -> str:
+    """The first error that llama.cpp logged: the cause, of which later ones are consequences."""
+    return " ".join(_errors[0].split()) if _errors else "no reason given"

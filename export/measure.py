@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -113,6 +114,8 @@ def _opened(file: GGUFFile, source: Checkpoint) -> LlamaCpp:
             f"{file.path} has {llama.vocab_size} tokens and a context of {llama.context_length}, "
             f"{source.folder} {config.vocab_size} and {config.context_length}: another model"
         )
+    if file.metadata[gguf.Keys.Tokenizer.LIST] != source.tokenizer.tokens:
+        raise GGUFError(f"{file.path} has other tokens than {source.folder}: another model")
     return llama
 
 

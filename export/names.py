@@ -14,14 +14,14 @@ class TensorEntry:
 
     `is_matrix`: a matrix that is multiplied with, so that it may be quantized. Position
     embeddings, biases and norms stay f32, as llama.cpp keeps them.
-    `may_be_absent`: llama.cpp needs it, a checkpoint without qkv bias lacks it; zeros stand in.
+    `is_absent`: llama.cpp needs it, a checkpoint without qkv bias lacks it; zeros stand in.
     """
 
     checkpoint_name: str
     gguf_name: str
     shape: tuple[int, ...]
     is_matrix: bool = False
-    may_be_absent: bool = False
+    is_absent: bool = False
 
 
 def tensor_table(config: GPTConfig) -> list[TensorEntry]:
@@ -57,4 +57,4 @@ def _linear(
     ours: str, theirs: str, n_out: int, n_in: int, bias: bool = True
 ) -> Iterator[TensorEntry]:
     yield TensorEntry(f"{ours}.weight", f"{theirs}.weight", (n_out, n_in), is_matrix=True)
-    yield TensorEntry(f"{ours}.bias", f"{theirs}.bias", (n_out,), may_be_absent=not bias)
+    yield TensorEntry(f"{ours}.bias", f"{theirs}.bias", (n_out,), is_absent=not bias)

@@ -8,6 +8,8 @@ compares with PyTorch on the original weights.
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -27,7 +29,7 @@ from llmkit.export.gguf_file import GGUFFile, config_of, dequantized_weights, re
 from llmkit.export.hard_texts import HARD_TEXTS
 from llmkit.export.held_out import held_out_windows
 from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.metadata import metadata_of
+from llmkit.export.metadata import ARCHITECTURE, metadata_of
 from llmkit.export.names import tensor_table
 from llmkit.files import write_text
 from llmkit.generation import Sampling, generate_ids
@@ -125,11 +127,14 @@ def _same_shapes(found: GPTConfig, wanted: GPTConfig) -> bool:
 
 
 def _metadata_check(source: Checkpoint, file: GGUFFile, qtype: QuantType) -> Check:
-    """Every key that export writes has the checkpoint's value. Value: keys that differ."""
+    """The keys are export's, with the checkpoint's values. Value: keys that differ."""
     wanted = metadata_of(source, qtype, str(file.metadata.get("general.name")))
     differing = [
         item.key for item in wanted if not _same_value(file.metadata.get(item.key), item.value)
     ]
+    # A key that export does not write, such as add_eos_token, may change what llama.cpp does.
+    read_by_llama = [key for key in file.metadata if key.startswith((ARCHITECTURE, "tokenizer."))]
+    differing += sorted(set(read_by_llama) - {item.key for item in wanted})
     detail = f"{len(wanted)} keys equal"
     if differing:
         detail = f"{', '.join(differing)} differ from the checkpoint: export it again"
@@ -139,7 +144,7 @@ def _metadata_check(source: Checkpoint, file: GGUFFile, qtype: QuantType) -> Che
 def _same_value(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, float):
         return isinstance(found, float) and np.float32(found) == np.float32(wanted)
-    return bool(found == wanted)
+    return type(found) is type(wanted) and bool(found == wanted)
 
 
 def _tensors_check(source: Checkpoint, file: GGUFFile, qtype: QuantType) -> Check:
@@ -182,21 +187,21 @@ def _run_checks(
 
 
 def _tokenizer_check(source: Checkpoint, llama: LlamaCpp) -> Check:
-    """Same ids for the hard texts, same bytes for tokens. Value: texts and tokens that differ."""
+    """Same ids for texts, same bytes and end for tokens. Value: texts and tokens that differ."""
     tokenizer = source.tokenizer
-    texts = [text for text in HARD_TEXTS if llama.tokenize(text) != tokenizer.encode(text)]
+    all_texts = [*HARD_TEXTS, *(tokenizer.decode([i]) for i in range(tokenizer.vocab_size))]
+    texts = [text for text in all_texts if llama.tokenize(text) != tokenizer.encode(text)]
     tokens = [
         token_id
         for token_id in range(tokenizer.vocab_size)
         if llama.token_bytes(token_id) != tokenizer.decode_bytes([token_id])
+        or llama.is_end_of_generation(token_id) != (token_id == tokenizer.end_of_text_id)
     ]
-    detail = (
-        f"{len(HARD_TEXTS)} texts give the same ids, {tokenizer.vocab_size} tokens the same bytes"
-    )
+    detail = f"{len(all_texts)} texts give the same ids, {tokenizer.vocab_size} tokens are the same"
     if texts:
         detail = f"llama.cpp gives other ids, first for {texts[0][:40]!r}: another split or merges"
     elif tokens:
-        detail = f"token {tokens[0]} stands for other bytes in llama.cpp"
+        detail = f"token {tokens[0]} has other bytes or another end of generation in llama.cpp"
     n_differing = len(texts) + len(tokens)
     return Check("tokenizer", n_differing == 0, n_differing, 0, detail)
 
@@ -227,9 +232,11 @@ def _logits_check(conversion: Divergence, cost: Divergence, qtype: QuantType) ->
         f"mean KL of {len(conversion.kl)} positions: conversion {conversion.mean_kl:.1e}, "
         f"quantization {cost.mean_kl:.1e}; top-1 {cost.top1:.2%}"
     )
-    if value > limit:
+    passed = value <= limit
+    if not passed:  # NaN too
         detail += ": llama.cpp does not compute what PyTorch does"
-    return Check("logits", value <= limit, value, limit, detail)
+    shown = value if math.isfinite(value) else sys.float_info.max  # JSON has no infinity
+    return Check("logits", passed, shown, limit, detail)
 
 
 def _generation_check(
@@ -286,6 +293,7 @@ def _keep(proof: Proof, path: Path) -> None:
 
 def _kept_proofs(path: Path) -> Iterable[dict[str, Any]]:
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["proofs"])
+        proofs = list(json.loads(path.read_text(encoding="utf-8"))["proofs"])
     except (OSError, ValueError, LookupError, TypeError):
         return []  # none yet, or not ours: the new proof is what counts
+    return [old for old in proofs if isinstance(old, dict) and isinstance(old.get("gguf"), str)]

@@ -49,7 +49,7 @@ def check_plot_path(path: Path) -> None:
 
 def _label(axes: Axes, comparison: Comparison) -> None:
     axes.set_yscale("log")
-    axes.set_xlim(left=0, right=1.3 * max(row.bytes for row in comparison.rows) / 1e6)
+    axes.set_xlim(left=0, right=1.5 * max(row.bytes for row in comparison.rows) / 1e6)
     axes.margins(y=0.25)
     axes.set_xlabel("file size (MB)")
     axes.set_ylabel("mean KL divergence (nats per token)")

@@ -25,7 +25,8 @@ _TEMPLATE = """<!doctype html>
          padding: 0 1rem; }
   div.wide { overflow-x: auto; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-  th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ccc; text-align: left; }
+  th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ccc; text-align: left;
+           white-space: nowrap; }
   .passed { color: #17702f; } .failed { color: #b3261e; font-weight: bold; }
   img { max-width: 100%; }
 </style>

@@ -28,7 +28,8 @@ class Speed:
 
 def measure_speed(path: Path, n_prompt: int, n_generate: int) -> Speed:
     """Run a file with llama.cpp's defaults in a new process. Raises GGUFError where it fails."""
-    command = [sys.executable, "-m", __name__, str(path), str(n_prompt), str(n_generate)]
+    # -P: a folder named llmkit where the user stands must not hide the installed package.
+    command = [sys.executable, "-P", "-m", __name__, str(path), str(n_prompt), str(n_generate)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         last_line = (run.stderr.strip().splitlines() or ["no reason given"])[-1]

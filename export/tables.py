@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from llmkit.console import WIDTH_OF_FILES
 from llmkit.export.convert import ExportedFile
 from llmkit.export.inspection import Inspection
 from llmkit.export.measure import Comparison, ComparisonRow
 from llmkit.export.parity import Check, Proof
+from llmkit.files import write_text
 
 COMPARISON_COLUMNS = (
     "file", "MB", "bits", "mean KL", "95 % interval", "99.9 % KL", "top-1", "perplexity",
@@ -61,9 +67,19 @@ def proof_table(proofs: Sequence[Proof]) -> Table:
     for proof in proofs:
         for check in proof.checks:
             style = "green" if check.passed else "red"
-            table.add_row(Path(proof.gguf).name, *proof_cells(check), style=style)
+            cells = (Path(proof.gguf).name, *proof_cells(check))
+            table.add_row(*map(Text, cells), style=style)
         table.add_section()
     return table
+
+
+def save_table_picture(table: Table, path: Path) -> None:
+    """Draw a table as it looks on a terminal, as SVG."""
+    console = Console(record=True, file=io.StringIO(), width=WIDTH_OF_FILES)
+    console.print(table)
+    svg = console.export_svg(title="llmkit")
+    # rich asks a web server for its font; the reader's own monospace font will do.
+    write_text(path, re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
 
 
 def export_table(files: Iterable[ExportedFile]) -> Table:
@@ -85,11 +101,11 @@ def _export_cells(file: ExportedFile) -> list[str]:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for cells in rows:
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))  # a file's name may look like rich's markup
     return table
 
 
@@ -99,7 +115,7 @@ def inspection_tables(inspection: Inspection) -> list[Table]:
         f"{inspection.path}: {inspection.kind}, {inspection.parameters:,} parameters, "
         f"{megabytes(inspection.bytes)} MB, {inspection.bits_per_weight:.2f} bits per weight"
     )
-    metadata = [(key, escape(str(value))) for key, value in inspection.metadata.items()]
+    metadata = [(key, str(value)) for key, value in inspection.metadata.items()]
     groups = [
         (group.type, str(group.tensors), f"{group.parameters:,}", megabytes(group.bytes))
         for group in inspection.groups

@@ -20,8 +20,10 @@ class Modelfile:
 
 def render(modelfile: Modelfile) -> str:
     """The Modelfile's text. Raises LlmkitError for a value the grammar cannot express."""
+    # A line end inside a comment would let the rest of it be read as an instruction.
+    comment = [line for text in modelfile.comment for line in text.splitlines()]
     lines = [
-        *(f"# {line}" for line in modelfile.comment),
+        *(f"# {line}" for line in comment),
         "",
         f"FROM {quoted(modelfile.source)}",
         f"TEMPLATE {quoted(modelfile.template)}",

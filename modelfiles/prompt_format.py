@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmkit.errors import ConfigError, unknown_name
+
 
 @dataclass(frozen=True)
 class PromptFormat:
@@ -18,3 +20,10 @@ class PromptFormat:
 COMPLETION = PromptFormat("completion", "{{ .Prompt }}{{ .Response }}")
 
 PROMPT_FORMATS = {COMPLETION.name: COMPLETION}
+
+
+def prompt_format(name: str) -> PromptFormat:
+    """The format of that name. Raises ConfigError with the nearest name if there is none."""
+    if name not in PROMPT_FORMATS:
+        raise ConfigError(unknown_name("prompt format", name, PROMPT_FORMATS))
+    return PROMPT_FORMATS[name]

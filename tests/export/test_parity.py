@@ -1,0 +1,477 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf_surgery import (
+    Kind,
+    keys_of,
+    make_checkpoint,
+    tensors_of,
+    with_flipped_bit,
+    with_key,
+    with_tensors,
+    without_key,
+    write_file,
+)
+from typer.testing import CliRunner
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.errors import DataError, GGUFError, LlmkitError
+from llmkit.export import parity
+from llmkit.export.convert import export
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.parity import Proof, verify
+
+ALL = ("metadata", "tensors", "tokenizer", "logits", "generation")
+TOKENS = 256  # of held-out text: four windows
+
+
+def prove(checkpoint: Path, gguf: Path) -> Proof:
+    return verify(checkpoint, gguf, max_tokens=TOKENS)
+
+
+def failed(proof: Proof) -> set[str]:
+    assert proof.passed == all(check.passed for check in proof.checks)
+    return {check.name for check in proof.checks if not check.passed}
+
+
+def detail(proof: Proof, name: str) -> str:
+    return next(check.detail for check in proof.checks if check.name == name)
+
+
+@pytest.mark.parametrize("quant", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_every_type_is_proved(quant: str, files: dict[str, Path], tiny_checkpoint: Path) -> None:
+    proof = prove(tiny_checkpoint, files[quant])
+    assert failed(proof) == set()
+    assert tuple(check.name for check in proof.checks) == ALL
+    assert proof.quant == quant
+    logits = proof.checks[3]
+    assert 0 < logits.value < logits.limit / 10
+    assert "256 positions" in logits.detail
+
+
+def test_exact_types_are_held_to_the_original_weights_too(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    limits = {}
+    for quant in ("f32", "f16", "q8_0", "q4_0"):
+        limits[quant] = prove(tiny_checkpoint, files[quant]).checks[3].limit
+    assert limits == {"f32": 1e-5, "f16": 1e-5, "q8_0": 5e-4, "q4_0": 5e-4}
+
+    def shift(tensors: dict[str, Any]) -> None:
+        data, kind = tensors["output_norm.bias"]
+        tensors["output_norm.bias"] = (data + np.linspace(0, 1, 64, dtype=np.float32), kind)
+
+    # llama.cpp computes what the file says, and the file is not the checkpoint.
+    changed = with_tensors(files["f32"], tmp_path / "m.gguf", shift)
+    assert {"tensors", "logits"} <= failed(prove(tiny_checkpoint, changed))
+
+
+# --- what is wrong with the file ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quant", ["f32", "q4_0"])
+@pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_up.bias", "position_embd.weight"])
+def test_one_bit_in_a_weight_is_found(
+    quant: str, name: str, files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    proof = prove(tiny_checkpoint, with_flipped_bit(files[quant], tmp_path / "m.gguf", name))
+    assert "tensors" in failed(proof)
+    assert name in detail(proof, "tensors")
+
+
+def test_two_exchanged_layers_are_found(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    def exchange(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith("blk.0.")]:
+            other = name.replace("blk.0.", "blk.1.")
+            tensors[name], tensors[other] = tensors[other], tensors[name]
+
+    changed = with_tensors(files["q8_0"], tmp_path / "m.gguf", exchange)
+    assert "tensors" in failed(prove(tiny_checkpoint, changed))
+
+
+def test_another_checkpoints_file_is_found(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    def retrain(weights: dict[str, torch.Tensor]) -> None:
+        weights["h.0.mlp.c_fc.weight"] += 0.01
+
+    other = make_checkpoint(
+        tmp_path / "other", tokenizer=_tokenizer(tiny_checkpoint), change=retrain, context_length=64
+    )
+    path = export(other.folder, tmp_path / "out", quants=["q8_0"]).files[0].path
+    assert failed(prove(tiny_checkpoint, path)) == {"tensors"}
+    assert failed(prove(tiny_checkpoint, files["q8_0"])) == set()
+
+
+def test_a_file_of_another_type_than_it_says_is_found(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    changed = with_key(files["q4_0"], tmp_path / "m.gguf", "general.file_type", 7, Kind.UINT32)
+    assert "tensors" in failed(prove(tiny_checkpoint, changed))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("gpt2.attention.layer_norm_epsilon", 1e-4, Kind.FLOAT32),
+        ("gpt2.attention.head_count", 4, Kind.UINT32),
+        ("gpt2.vocab_size", 511, Kind.UINT32),
+        ("tokenizer.ggml.eos_token_id", 17, Kind.UINT32),
+        ("tokenizer.ggml.bos_token_id", 17, Kind.UINT32),
+        ("tokenizer.ggml.add_bos_token", True, Kind.BOOL),
+        ("tokenizer.ggml.pre", "llama-bpe", Kind.STRING),
+        ("tokenizer.ggml.pre", "default", Kind.STRING),
+        # keys that export does not write
+        ("tokenizer.ggml.add_eos_token", True, Kind.BOOL),
+        ("tokenizer.ggml.eot_token_id", 17, Kind.UINT32),
+        ("gpt2.attention.head_count_kv", 2, Kind.UINT32),
+    ],
+)
+def test_a_changed_key_is_found_and_named(
+    key: str, value: Any, kind: Kind, files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    proof = prove(tiny_checkpoint, with_key(files["f32"], tmp_path / "m.gguf", key, value, kind))
+    assert "metadata" in failed(proof)
+    assert "tensors" not in failed(proof)
+    assert key in detail(proof, "metadata")
+
+
+def test_a_missing_key_is_found_and_named(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for key in ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.token_type", "general.name"):
+        proof = prove(tiny_checkpoint, without_key(files["f32"], tmp_path / "m.gguf", key))
+        assert "metadata" in failed(proof)
+        assert key in detail(proof, "metadata")
+
+
+def test_what_general_keys_say_besides_is_no_error(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = with_key(files["f32"], tmp_path / "m.gguf", "general.author", "somebody", Kind.STRING)
+    path = with_key(path, tmp_path / "n.gguf", "general.name", "another name", Kind.STRING)
+    assert failed(prove(tiny_checkpoint, path)) == set()
+
+
+def _without_a_merge(keys: dict[str, Any]) -> None:
+    merges, *types = keys["tokenizer.ggml.merges"]
+    keys["tokenizer.ggml.merges"] = (merges[:100] + merges[101:], *types)
+
+
+def _with_exchanged_tokens(keys: dict[str, Any]) -> None:
+    tokens, *types = keys["tokenizer.ggml.tokens"]
+    tokens = list(tokens)
+    tokens[300], tokens[301] = tokens[301], tokens[300]
+    keys["tokenizer.ggml.tokens"] = (tokens, *types)
+
+
+def _with_another_end(keys: dict[str, Any]) -> None:
+    keys["tokenizer.ggml.eos_token_id"] = (17, Kind.UINT32, None)
+
+
+@pytest.mark.parametrize("change", [_without_a_merge, _with_exchanged_tokens, _with_another_end])
+def test_another_tokenizer_is_found_in_the_keys_and_in_llama_cpp(
+    change: Callable[[dict[str, Any]], None],
+    files: dict[str, Path],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    keys = keys_of(files["f32"])
+    change(keys)
+    path = write_file(tmp_path / "m.gguf", keys, tensors_of(files["f32"]))
+    assert {"metadata", "tokenizer"} <= failed(prove(tiny_checkpoint, path))
+
+
+def test_a_special_token_written_as_text_is_found(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    key = "tokenizer.ggml.token_type"
+    normal = [1] * 512
+    path = with_key(files["f32"], tmp_path / "a.gguf", key, normal, Kind.ARRAY, Kind.INT32)
+    assert "metadata" in failed(prove(tiny_checkpoint, path))
+    control_but_no_integer = [1.0] * 511 + [3.0]
+    path = with_key(
+        files["f32"], tmp_path / "b.gguf", key, control_but_no_integer, Kind.ARRAY, Kind.FLOAT32
+    )
+    with pytest.raises(GGUFError, match="token_type"):
+        prove(tiny_checkpoint, path)
+
+
+def test_a_left_over_tensor_is_found(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    def add(tensors: dict[str, Any]) -> None:
+        tensors["output.weight"] = tensors["token_embd.weight"]
+
+    proof = prove(tiny_checkpoint, with_tensors(files["f32"], tmp_path / "m.gguf", add))
+    assert "tensors" in failed(proof)
+    assert "output.weight" in detail(proof, "tensors")
+
+
+def test_a_missing_tensor_cannot_be_compared(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    name = "blk.1.attn_qkv.bias"
+    path = with_tensors(files["f32"], tmp_path / "m.gguf", lambda tensors: tensors.pop(name))
+    with pytest.raises(GGUFError, match=name):
+        prove(tiny_checkpoint, path)
+    assert not (tmp_path / "parity.json").exists()
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"context_length": 32}, {"n_layer": 1}, {"n_embd": 32}, {"tie_embeddings": False}]
+)
+def test_a_file_of_other_sizes_fails_without_being_run(
+    sizes: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tokenizer = _tokenizer(tiny_checkpoint)
+    other = make_checkpoint(
+        tmp_path / "other", **{"tokenizer": tokenizer, "context_length": 64, **sizes}
+    )
+    path = export(other.folder, tmp_path / "out", quants=["f32"]).files[0].path
+    proof = prove(tiny_checkpoint, path)
+    assert {"tensors", "tokenizer", "logits", "generation"} <= failed(proof)
+    assert detail(proof, "logits").startswith("not run")
+
+
+def test_a_file_that_cannot_run_is_an_error_not_a_proof(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    key = "gpt2.attention.head_count"
+    bad = with_key(files["f32"], tmp_path / "a.gguf", key, 3, Kind.UINT32)
+    with pytest.raises(LlmkitError, match="n_head 3"):
+        prove(tiny_checkpoint, bad)
+    bad = without_key(files["f32"], tmp_path / "b.gguf", "general.file_type")
+    with pytest.raises(GGUFError, match="file_type"):
+        prove(tiny_checkpoint, bad)
+    assert not (tmp_path / "parity.json").exists()
+
+
+# --- what is wrong with llama.cpp -----------------------------------------------------------
+
+
+class Wrapped:
+    """llama.cpp with logits changed on their way out."""
+
+    def __init__(self, llama: LlamaCpp, change: Callable[[Any], Any]) -> None:
+        self._llama, self._change = llama, change
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llama, name)
+
+    def evaluate(self, ids: Any, *, all_positions: bool = True) -> Any:
+        return self._change(self._llama.evaluate(ids, all_positions=all_positions))
+
+
+@pytest.mark.parametrize("quant", ["f32", "q4_0"])
+def test_logits_that_are_a_little_wrong_fail(
+    quant: str, files: dict[str, Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = parity._divergences
+    ramp = np.linspace(0, {"f32": 0.03, "q4_0": 0.3}[quant], 512, dtype=np.float32)
+
+    def tilted(llama: Any, *rest: Any) -> Any:
+        return original(Wrapped(llama, lambda logits: logits + ramp), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parity, "_divergences", tilted)
+    assert failed(prove(tiny_checkpoint, files[quant])) == {"logits"}
+
+
+def test_weights_dequantized_wrongly_fail_the_logits(
+    files: dict[str, Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = parity.dequantized_weights
+
+    def perturbed(file: Any) -> Any:
+        weights = original(file)
+        weights["wte.weight"] = weights["wte.weight"] * 1.2
+        return weights
+
+    monkeypatch.setattr(parity, "dequantized_weights", perturbed)
+    assert "logits" in failed(prove(tiny_checkpoint, files["q4_0"]))
+
+
+def test_logits_that_are_no_numbers_fail_and_stay_json(
+    files: dict[str, Path], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = parity._divergences
+
+    def nothing(llama: Any, *rest: Any) -> Any:
+        return original(Wrapped(llama, lambda logits: logits * np.nan), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parity, "_divergences", nothing)
+    proof = prove(tiny_checkpoint, files["f32"])
+    assert "logits" in failed(proof)
+    assert "does not compute" in detail(proof, "logits")
+    json.dumps(proof.to_dict(), allow_nan=False)
+
+
+class Choosing:
+    """A stand-in for llama.cpp that follows PyTorch but for one choice at the first position."""
+
+    def __init__(self, model: Any, gap: float) -> None:
+        self.model, self.gap, self.ids = model, gap, []
+
+    def reset(self) -> None:
+        self.ids = []
+
+    def evaluate(self, ids: Any, *, all_positions: bool = True) -> Any:
+        first = not self.ids
+        self.ids += list(ids)
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([self.ids]))[0, -1:].numpy().copy()
+        if first:  # the second choice wins by as little as there is
+            logits[0, self.model.second] = logits[0].max() + 1e-3
+        return logits
+
+
+@pytest.mark.parametrize(("gap", "passes"), [(0.5, False), (0.021, False), (0.019, True)])
+def test_a_wrong_choice_passes_only_as_a_near_tie(gap: float, passes: bool) -> None:
+    class Model(torch.nn.Module):
+        """Prefers token 3 to token 5 by `gap`, whatever came before."""
+
+        second = 5
+        device = torch.device("cpu")
+
+        class config:  # noqa: N801
+            context_length = 64
+
+        def forward(self, tokens: torch.Tensor, cache: Any = None) -> torch.Tensor:
+            logits = torch.zeros(1, tokens.shape[1], 8)
+            logits[..., 3], logits[..., 5] = 4.0, 4.0 - gap
+            return logits
+
+    model = Model()
+    windows = np.ones((4, 33), np.int64)
+    check = parity._generation_check(Choosing(model, gap), model, windows, noise=0.01)  # type: ignore[arg-type]
+    assert check.passed == passes
+    assert check.value == (0 if passes else 4)
+    assert ("4 near-ties" in check.detail) == passes
+
+
+# --- the text that is compared on -----------------------------------------------------------
+
+
+def test_text_of_ones_own_is_used(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Once there was a fox.", encoding="utf-8")
+    proof = verify(tiny_checkpoint, _copy(files["f32"], tmp_path), data=text)
+    n_tokens = len(_tokenizer(tiny_checkpoint).encode("Once there was a fox."))
+    assert proof.passed
+    assert f"mean KL of {n_tokens} positions" in detail(proof, "logits")  # the end of text follows
+
+
+@pytest.mark.parametrize("content", ["", "   \n"])
+def test_text_that_is_too_short_is_refused(
+    content: str, files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match="two tokens"):
+        verify(tiny_checkpoint, files["f32"], data=text)
+
+
+def test_a_checkpoint_without_held_out_text_asks_for_some(
+    random_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    path = export(random_checkpoint.folder, tmp_path, quants=["f32"]).files[0].path
+    with pytest.raises(DataError, match="--data"):
+        verify(random_checkpoint.folder, path)
+
+
+def test_held_out_tokens_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c")
+    checkpoint.validation_tokens_file.parent.mkdir()
+    np.arange(1000, dtype="<u2").tofile(checkpoint.validation_tokens_file)
+    path = export(checkpoint.folder, tmp_path / "out", quants=["f32"]).files[0].path
+    with pytest.raises(DataError, match="holds token"):
+        verify(checkpoint.folder, path)
+
+
+# --- parity.json ----------------------------------------------------------------------------
+
+
+def test_the_proof_is_what_was_promised(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    import hashlib
+
+    path = _copy(files["q8_0"], tmp_path)
+    proof = prove(tiny_checkpoint, path)
+    kept = json.loads((tmp_path / "parity.json").read_text(encoding="utf-8"))["proofs"]
+    assert kept == [json.loads(json.dumps(proof.to_dict()))]
+    assert {"passed", "checkpoint", "gguf", "sha256", "quant", "checks"} <= kept[0].keys()
+    assert kept[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    model = (tiny_checkpoint / "model.safetensors").read_bytes()
+    assert kept[0]["checkpoint_sha256"] == hashlib.sha256(model).hexdigest()
+    for check in kept[0]["checks"]:
+        assert list(check) == ["name", "passed", "value", "limit", "detail"]
+        assert isinstance(check["passed"], bool)
+        assert math.isfinite(check["value"])
+
+
+def test_json_goes_to_stdout_and_the_exit_code_tells(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from llmkit.cli.main import app
+
+    bad = with_flipped_bit(files["f32"], tmp_path / "m.gguf", "output_norm.bias")
+    for path, code in ((_copy(files["f32"], tmp_path), 0), (bad, 1)):
+        result = CliRunner().invoke(app, ["verify", str(tiny_checkpoint), str(path), "--json"])
+        assert result.exit_code == code
+        assert json.loads(result.stdout)["passed"] == (code == 0)
+
+
+def test_proofs_are_kept_side_by_side_and_replaced(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "parity.json"
+
+    def names() -> list[tuple[str, bool]]:
+        proofs = json.loads(kept.read_text(encoding="utf-8"))["proofs"]
+        return [(Path(proof["gguf"]).name, proof["passed"]) for proof in proofs]
+
+    first, second = (_copy(files[quant], tmp_path) for quant in ("f32", "q4_0"))
+    prove(tiny_checkpoint, first)
+    prove(tiny_checkpoint, second)
+    assert names() == [("tiny-f32.gguf", True), ("tiny-q4_0.gguf", True)]
+    with_flipped_bit(files["f32"], first, "output_norm.bias")
+    prove(tiny_checkpoint, first)
+    assert sorted(names()) == [("tiny-f32.gguf", False), ("tiny-q4_0.gguf", True)]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ["", "not JSON", "[]", "{}", '{"proofs": 3}', '{"proofs": [1, {}, {"gguf": 2}]}', "\xff"],
+)
+def test_a_foreign_parity_file_is_replaced(
+    foreign: str, files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "parity.json"
+    kept.write_text(foreign, encoding="latin-1")
+    prove(tiny_checkpoint, _copy(files["f32"], tmp_path))
+    assert len(json.loads(kept.read_text(encoding="utf-8"))["proofs"]) == 1
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    target = folder / path.name
+    target.write_bytes(path.read_bytes())
+    return target
+
+
+def _tokenizer(folder: Path) -> Any:
+    from llmkit.tokenizer import load_tokenizer
+
+    return load_tokenizer(folder)

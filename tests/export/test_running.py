@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_surgery import make_checkpoint
+
+from llmkit.checkpoint import load_checkpoint
+from llmkit.errors import CheckpointError, ConfigError, GGUFError
+from llmkit.export.convert import export
+from llmkit.export.running import generate, is_gguf
+from llmkit.generation import Sampling
+from llmkit.tokenizer import train_characters
+
+GREEDY = Sampling(temperature=0)
+A, B, END = ord("a"), ord("b"), -1  # in a vocabulary of bytes
+
+
+def text_of(model: Path, prompt: str, sampling: Sampling) -> str:
+    return "".join(generate(model, prompt, sampling))
+
+
+@pytest.mark.parametrize("prompt", ["Once there was", "", "é中😀", "<|endoftext|>"])
+def test_checkpoint_and_gguf_go_on_the_same_way(
+    prompt: str, files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    ours = text_of(tiny_checkpoint, prompt, GREEDY)
+    assert ours == text_of(files["f32"], prompt, GREEDY)
+    assert ours
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(seed=3), Sampling(top_k=20, seed=4), Sampling(top_p=0.8, seed=5, max_tokens=20)],
+)
+def test_the_same_seed_gives_the_same_text(
+    sampling: Sampling, files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    first = text_of(files["f32"], "The fox", sampling)
+    assert first == text_of(files["f32"], "The fox", sampling)
+    assert first == text_of(tiny_checkpoint, "The fox", sampling)
+
+
+def test_another_seed_gives_another_text(files: dict[str, Path]) -> None:
+    texts = {text_of(files["f32"], "The fox", Sampling(seed=seed)) for seed in range(4)}
+    assert len(texts) == 4
+
+
+def test_generation_fills_the_context_and_ends(
+    files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    tokenizer = load_checkpoint(tiny_checkpoint).tokenizer
+    prompt = "The fox"
+    room = 64 - len(tokenizer.encode(prompt))
+    for model in (files["f32"], tiny_checkpoint):
+        longest = text_of(model, prompt, GREEDY)
+        assert longest == text_of(model, prompt, Sampling(temperature=0, max_tokens=room))
+        assert longest == text_of(model, prompt, Sampling(temperature=0, max_tokens=999))
+        shorter = text_of(model, prompt, Sampling(temperature=0, max_tokens=room - 1))
+        assert longest.startswith(shorter)
+        assert longest != shorter
+
+
+def both_forms(folder: Path, change: Callable[[dict[str, Any]], None]) -> tuple[Path, Path]:
+    """An untied model without layers that count, as checkpoint and as GGUF."""
+
+    def zero_first(weights: dict[str, Any]) -> None:
+        for tensor in weights.values():
+            tensor.zero_()
+        weights["ln_f.weight"] += 1
+        change(weights)
+
+    checkpoint = make_checkpoint(
+        folder / "c",
+        tokenizer=train_characters(["ab"]),
+        change=zero_first,
+        tie_embeddings=False,
+    )
+    path = export(checkpoint.folder, folder / "out", quants=["f32"]).files[0].path
+    return checkpoint.folder, path
+
+
+def test_the_end_token_ends_the_text(tmp_path: Path) -> None:
+    def say_two_letters_then_end_then_go_on(weights: dict[str, Any]) -> None:
+        for position, token_id in enumerate([A, B, END, B, B, B, B]):
+            weights["wpe.weight"][position, position] = 1
+            weights["lm_head.weight"][token_id, position] = 1
+
+    for model in both_forms(tmp_path, say_two_letters_then_end_then_go_on):
+        assert text_of(model, "x", Sampling(temperature=0, max_tokens=7)) == "ab"
+
+
+def test_an_empty_prompt_begins_a_document(tmp_path: Path) -> None:
+    def say_a_after_the_end_token_and_b_after_others(weights: dict[str, Any]) -> None:
+        weights["wte.weight"][:, 2] = 1
+        weights["wte.weight"][END, 2] = 0
+        weights["wte.weight"][END, 1] = 1
+        weights["lm_head.weight"][A, 1] = 1
+        weights["lm_head.weight"][B, 2] = 1
+
+    two = Sampling(temperature=0, max_tokens=2)
+    for model in both_forms(tmp_path, say_a_after_the_end_token_and_b_after_others):
+        assert text_of(model, "", two) == "ab"
+        assert text_of(model, "x", two) == "bb"
+
+
+def test_text_comes_in_whole_characters(files: dict[str, Path]) -> None:
+    pieces = list(generate(files["q4_0"], "The fox", Sampling(temperature=3.0, seed=1)))
+    assert len(pieces) > 5
+    assert all(pieces)
+
+
+def test_a_prompt_that_fills_the_context_is_refused(
+    files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    for model in (files["f32"], tiny_checkpoint):
+        with pytest.raises(ConfigError, match="shorten the prompt"):
+            text_of(model, "0 " * 64, GREEDY)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("no model", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is a file"):
+        text_of(text, "", GREEDY)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        text_of(tmp_path / "none", "", GREEDY)
+    with pytest.raises(GGUFError, match="cannot load"):
+        text_of(tmp_path / "none.gguf", "", GREEDY)
+
+
+def test_a_gguf_is_known_by_name_or_first_bytes(files: dict[str, Path], tmp_path: Path) -> None:
+    renamed = tmp_path / "sha256-abc"
+    renamed.write_bytes(files["q4_0"].read_bytes())
+    text = tmp_path / "notes.txt"
+    text.write_text("GGU", encoding="utf-8")
+    assert is_gguf(files["q4_0"])
+    assert is_gguf(renamed)
+    assert is_gguf(tmp_path / "not-there.GGUF")
+    assert not is_gguf(text)
+    assert not is_gguf(tmp_path)
+    assert not is_gguf(tmp_path / "not-there")
+    assert text_of(renamed, "The fox", GREEDY) == text_of(files["q4_0"], "The fox", GREEDY)
