@@ -1,0 +1,182 @@
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli.main import main
+from llmkit.export.convert import Export
+
+Files = dict[str, Path]
+
+
+@pytest.fixture
+def files(tmp_path: Path, corpus: Path, tiny_checkpoint: Path, tiny_export: Export) -> Files:
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    latin1 = tmp_path / "latin1.txt"
+    latin1.write_bytes(b"first line\nna\xefve\n")
+    no_text = tmp_path / "records.jsonl"
+    no_text.write_text('{"text": "fine"}\n{"body": "no text"}\n')
+    (tmp_path / "no-text-files").mkdir()
+    gguf = tiny_export.files[-1].path
+    truncated = tmp_path / "truncated.gguf"
+    truncated.write_bytes(gguf.read_bytes()[:-5000])
+    foreign = tmp_path / "foreign.gguf"
+    foreign.write_bytes(b"PK\x03\x04 a zip file, perhaps")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_checkpoint, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    pickled = tmp_path / "model.pt"
+    pickled.write_bytes(pickle.dumps(_Bomb(tmp_path / "unpickled")))
+    bad_toml = tmp_path / "bad.toml"
+    bad_toml.write_text("[model]\nn_layers = 2\n")
+    return {
+        "tmp": tmp_path,
+        "corpus": corpus,
+        "short": short,
+        "empty": empty,
+        "latin1": latin1,
+        "no_text": no_text,
+        "no_text_files": tmp_path / "no-text-files",
+        "checkpoint": tiny_checkpoint,
+        "gguf": gguf,
+        "truncated": truncated,
+        "foreign": foreign,
+        "damaged": damaged,
+        "pickled": pickled,
+        "bad_toml": bad_toml,
+    }
+
+
+class _Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+CASES = {
+    # command, what the one line must say
+    "missing text": ("train --data {tmp}/none.txt --out {tmp}/out", "none.txt does not exist"),
+    "empty text": ("train --data {empty} --out {tmp}/out", "empty.txt"),
+    "short text": ("train --data {short} --out {tmp}/out", "too short"),
+    "not UTF-8": ("train --data {latin1} --out {tmp}/out", "latin1.txt, line 2: byte 0xef"),
+    "no text field": ("train --data {no_text} --out {tmp}/out", "records.jsonl, line 2"),
+    "empty folder": ("train --data {no_text_files} --out {tmp}/out", "holds no .txt"),
+    "unknown preset": (
+        "train --data {corpus} --out {tmp}/out --preset nanno",
+        "did you mean 'nano'?",
+    ),
+    "unknown field": (
+        "train --data {corpus} --out {tmp}/out --config {bad_toml}",
+        "n_layers",
+    ),
+    "unknown tokenizer": (
+        "train --data {corpus} --out {tmp}/out --tokenizer bpee",
+        "tokenizer 'bpee'",
+    ),
+    "vocabulary too small": (
+        "train --data {corpus} --out {tmp}/out --vocab-size 100",
+        "vocab_size 100 is too small",
+    ),
+    "no steps": ("train --data {corpus} --out {tmp}/out --steps 0", "steps"),
+    "another run": ("train --data {corpus} --out {checkpoint}", "holds another run"),
+    "foreign folder": ("train --data {corpus} --out {tmp}", "is not empty"),
+    "missing checkpoint": ("export {tmp}/none --out {tmp}/out", "none does not exist"),
+    "a pickle": ("export {pickled} --out {tmp}/out", "is a pickle"),
+    "truncated weights": ("export {damaged} --out {tmp}/out", "truncated"),
+    "unknown type": ("export {checkpoint} --out {tmp}/out --quant q4_O", "did you mean 'q4_0'?"),
+    "no type": ("export {checkpoint} --out {tmp}/out --quant ,", "name at least one"),
+    "export into a checkpoint": ("export {checkpoint} --out {checkpoint}", "is a checkpoint"),
+    "truncated GGUF": ("verify {checkpoint} {truncated}", "truncated"),
+    "foreign GGUF": ("verify {checkpoint} {foreign}", "is not a GGUF file"),
+    "missing GGUF": ("verify {checkpoint} {tmp}/none.gguf", "none.gguf"),
+    "compare with a foreign file": ("compare {checkpoint} {foreign}", "is not a GGUF file"),
+    "compare on short text": ("compare {checkpoint} {gguf} --data {empty}", "empty.txt"),
+    "unknown plot": ("compare {checkpoint} {gguf} --plot {tmp}/a.pdff", "a.pdff"),
+    "context too long": (
+        "generate {checkpoint} --prompt " + "word" * 400,
+        "context is 64; shorten the prompt",
+    ),
+    "context too long for GGUF": (
+        "generate {gguf} --prompt " + "word" * 400,
+        "context is 64; shorten the prompt",
+    ),
+    "negative temperature": (
+        "generate {checkpoint} --prompt Hi --temperature -1",
+        "temperature -1.0 is negative",
+    ),
+    "generate from truncated": ("generate {truncated} --prompt Hi", "truncated.gguf"),
+    "inspect a text file": ("inspect {short}", "short.txt is a file"),
+    "unknown option": ("train --dta {corpus}", "No such option: --dta"),
+    "unknown command": ("trian --data {corpus}", "Did you mean"),
+    "missing option": ("train --data {corpus}", "Missing option '--out'"),
+    "not a number": ("train --data {corpus} --out {tmp}/out --steps many", "'--steps'"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_one_line_and_exit_code_2(
+    name: str, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, expected = CASES[name]
+    before = _snapshot(files["tmp"])
+
+    code = main([word.format(**files) for word in command.split()])
+
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1, captured.err
+    assert captured.err.startswith("llmkit: ")
+    assert expected in captured.err
+    changed = {path for path in _snapshot(files["tmp"]) ^ before if "out" not in path.split("/")}
+    assert not changed
+    assert not (files["tmp"] / "unpickled").exists()
+    assert not list(files["tmp"].rglob("*.tmp"))
+    assert not list(files["tmp"].rglob("*.gguf.*"))
+
+
+def test_debug_shows_the_traceback(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--debug", str(files["tmp"] / "none"), "--out", "x"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_json_is_one_object_on_stdout(
+    files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    gguf = tmp_path / files["gguf"].name
+    shutil.copy(files["gguf"], gguf)
+    for command in (
+        f"verify {files['checkpoint']} {gguf} --json",
+        f"compare {files['checkpoint']} {gguf} --json",
+        f"inspect {gguf} --json",
+        f"inspect {files['checkpoint']} --json",
+        f"export {files['checkpoint']} --out {tmp_path}/out --quant q8_0 --json",
+    ):
+        assert main(command.split()) == 0
+        assert isinstance(json.loads(capsys.readouterr().out), dict)
+
+
+def test_a_failed_check_is_exit_code_1(
+    files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    content = bytearray(files["gguf"].read_bytes())
+    content[-1000] ^= 0x10  # one bit of the last tensors
+    broken.write_bytes(content)
+    assert main(["verify", str(files["checkpoint"]), str(broken)]) == 1
+    assert "✘" in capsys.readouterr().out
+
+
+def _snapshot(folder: Path) -> set[str]:
+    return {f"{path.relative_to(folder)}" for path in folder.rglob("*")}

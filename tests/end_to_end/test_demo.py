@@ -1,0 +1,79 @@
+"""The demo as a user runs it: green, readable, in little memory, and not repeated."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+LLMKIT = [sys.executable, "-P", "-c", "from llmkit.cli import run; run()"]
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def report(demo_folder: Path) -> dict[str, object]:
+    return run_demo(demo_folder)
+
+
+def run_demo(folder: Path) -> dict[str, object]:
+    # OMP_NUM_THREADS as a user has it: not set.
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    run = subprocess.run(
+        [*LLMKIT, "demo", "--out", str(folder), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(run.stdout))
+
+
+def test_every_check_of_every_file_is_green(report: dict[str, list[dict[str, object]]]) -> None:
+    assert [proof["quant"] for proof in report["proofs"]] == ["f16", "q8_0", "q4_0"]
+    for proof in report["proofs"]:
+        names = [check["name"] for check in proof["checks"]]  # type: ignore[attr-defined]
+        assert names == ["metadata", "tensors", "tokenizer", "logits", "generation"]
+        assert proof["passed"]
+
+
+def test_the_4_bit_tale_reads_as_a_story(report: dict[str, str]) -> None:
+    tale = report["tale"]
+    assert re.match(r"Once there was an? \w+", tale)
+    assert tale.rstrip().endswith((".", '"'))
+    assert 60 <= len(tale.split()) <= 170
+    hero = re.search(r"named (\w+)", tale)
+    assert hero is not None
+    assert tale.count(hero.group(1)) >= 3
+
+
+def test_the_folder_holds_all_it_should(report: object, demo_folder: Path) -> None:
+    names = {path.name for path in (demo_folder / "export").iterdir()}
+    assert names == {
+        "tales-f16.gguf",
+        "tales-q8_0.gguf",
+        "tales-q4_0.gguf",
+        "Modelfile",
+        "parity.json",
+        "parity.svg",
+        "size-quality.png",
+        "report.html",
+    }
+
+
+def test_a_second_demo_trains_nothing(report: object, demo_folder: Path) -> None:
+    weights = demo_folder / "checkpoint" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    started = time.monotonic()
+    run_demo(demo_folder)
+    assert weights.stat().st_mtime_ns == before
+    assert time.monotonic() - started < 60  # training alone takes longer
