@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -37,8 +38,10 @@ def size_quality_figure(comparison: Comparison) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG or SVG, by the file's suffix. Raises ConfigError for another one."""
     check_plot_path(path)
+    drawn = io.BytesIO()  # drawing loads libraries; nothing may be half-written meanwhile
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=160)
     with written_beside(path) as beside:
-        figure.savefig(beside, format=path.suffix[1:].lower(), dpi=160)
+        beside.write_bytes(drawn.getvalue())
 
 
 def check_plot_path(path: Path) -> None:

@@ -11,5 +11,6 @@ def run() -> None:
 
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
+        print("llmkit: interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -56,9 +57,21 @@ def main(arguments: list[str]) -> int:
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    # Some libraries swallow an interrupt while they load and fail later of what is missing then.
     _interrupted.set()
+    if _is_importing(frame):
+        # Libraries swallow an interrupt while they load, and go on or fail later of what is
+        # missing then. Nothing is being written yet, so there is nothing to clean up.
+        print("llmkit: interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
     signal.default_int_handler(number, frame)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _fail(message: str, debug: bool) -> int:
