@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmkit.errors import GGUFError
 from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.threads import users_environment
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ def measure_speed(path: Path, n_prompt: int, n_generate: int) -> Speed:
     """Run a file with llama.cpp's defaults in a new process. Raises GGUFError where it fails."""
     # -P: a folder named llmkit where the user stands must not hide the installed package.
     command = [sys.executable, "-P", "-m", __name__, str(path), str(n_prompt), str(n_generate)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=users_environment()
+    )
     if run.returncode != 0:
         last_line = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise GGUFError(f"cannot measure the speed of {path}: {last_line}")

@@ -6,6 +6,10 @@ Progress goes to stderr, results come back as frozen dataclasses; `comparison_ta
 `proof_table`, `size_quality_figure` and `write_report` show them as the commands do.
 """
 
+from llmkit.threads import wait_without_spinning
+
+wait_without_spinning()  # counts only before torch is imported
+
 from llmkit.demo import demo
 from llmkit.export.convert import export
 from llmkit.export.inspection import inspect

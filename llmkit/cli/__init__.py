@@ -2,9 +2,12 @@
 
 import sys
 
+from llmkit.threads import wait_without_spinning
+
 
 def run() -> None:
     """Run the command of this process's arguments and exit with its code."""
+    wait_without_spinning()
     try:
         # Imported here, so that Ctrl-C while it loads ends as quietly as later.
         from llmkit.cli.main import main
