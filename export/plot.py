@@ -56,8 +56,6 @@ def _label(axes: Axes, comparison: Comparison) -> None:
     axes.margins(y=0.25)
     axes.set_xlabel("file size (MB)")
     axes.set_ylabel("mean KL divergence (nats per token)")
-    axes.set_title(
-        f"What each quantization costs ({comparison.tokens:,} held-out tokens)", fontsize=11
-    )
+    axes.set_title(f"What each quantization costs ({comparison.tokens:,} tokens)", fontsize=11)
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

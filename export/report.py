@@ -31,7 +31,7 @@ _TEMPLATE = """<!doctype html>
   img { max-width: 100%; }
 </style>
 <h1>{{ title }}</h1>
-<p>Against {{ comparison.reference }} in PyTorch (f32), on {{ comparison.tokens }} held-out tokens.
+<p>Against {{ comparison.reference }} in PyTorch (f32), on {{ comparison.tokens }} tokens.
 KL divergence and its 95 % confidence interval in nats per token.</p>
 <img alt="Mean KL divergence over file size" src="data:image/png;base64,{{ plot }}">
 <div class="wide"><table>

@@ -48,7 +48,7 @@ def comparison_cells(row: ComparisonRow) -> list[str]:
 
 def comparison_table(comparison: Comparison) -> Table:
     """All files of a comparison."""
-    title = f"{comparison.reference}: {comparison.tokens:,} held-out tokens"
+    title = f"{comparison.reference}: {comparison.tokens:,} tokens"
     return _table(title, COMPARISON_COLUMNS, (comparison_cells(row) for row in comparison.rows))
 
 
@@ -75,7 +75,8 @@ def proof_table(proofs: Sequence[Proof]) -> Table:
 
 def save_table_picture(table: Table, path: Path) -> None:
     """Draw a table as it looks on a terminal, as SVG."""
-    console = Console(record=True, file=io.StringIO(), width=WIDTH_OF_FILES)
+    width = Console(width=WIDTH_OF_FILES).measure(table).maximum
+    console = Console(record=True, file=io.StringIO(), width=width)
     console.print(table)
     svg = console.export_svg(title="llmkit")
     # rich asks a web server for its font; the reader's own monospace font will do.
