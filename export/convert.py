@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.files import write_text, written_beside
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format
-from llmkit.quant import quantize
+from llmkit.quant import quant_names, quantize
 from llmkit.quant.types import QuantType, quant_type
 from llmkit.tokenizer import END_OF_TEXT
 
+PROOF_FILE = "parity.json"
 DEFAULT_QUANTS = ("f16", "q8_0", "q4_0")
 
 
@@ -65,6 +67,7 @@ def export(
     name = name or checkpoint.resolve().name
     _check_target(out, name, qtypes)
     files = [write_gguf(source, out / f"{name}-{qtype.name}.gguf", qtype, name) for qtype in qtypes]
+    (out / PROOF_FILE).unlink(missing_ok=True)  # it proved the files that were there before
     modelfile = out / "Modelfile"
     write_text(modelfile, _modelfile(source, form, files, name))
     return Export(out, files, modelfile)
@@ -128,6 +131,11 @@ def pack_tensor(tensors: TensorReader, entry: TensorEntry, stored: QuantType) ->
     return quantize(array, stored, entry.checkpoint_name)
 
 
+def ollama_name(name: str) -> str:
+    """The name as Ollama takes one: letters, digits, `-`, `_` and `.`, beginning with no sign."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
+
+
 def n_tensor_bytes(entry: TensorEntry, stored: QuantType) -> int:
     """Bytes of a tensor's blocks."""
     return int(np.prod(entry.shape[:-1])) * stored.row_bytes(entry.shape[-1])
@@ -152,6 +160,10 @@ def _check_target(out: Path, name: str, qtypes: list[QuantType]) -> None:
         raise ConfigError(f"{out} is a checkpoint; export into a folder of its own")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; export into a folder")
+    known = {f"{name}-{quant}.gguf" for quant in quant_names()}
+    others = sorted(file.name for file in out.glob("*.gguf") if file.name not in known)
+    if others:
+        raise ConfigError(f"{out} holds another model's {others[0]}; choose another --out")
 
 
 def _summary(
@@ -183,8 +195,8 @@ def _modelfile(
     others = [file.path.name for file in files if file is not smallest]
     comment = [
         f"{name}: made by llmkit. To create the model in Ollama and run it, in this folder:",
-        f"  ollama create {name} -f Modelfile",
-        f"  ollama run {name}",
+        f"  ollama create {ollama_name(name)} -f Modelfile",
+        f"  ollama run {ollama_name(name)}",
         *([f"Other files for FROM: {', '.join(others)}"] if others else []),
     ]
     return render(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.errors import GGUFError
+from llmkit.threads import n_cores
 
 _GGML_TYPE_F32 = 0
 _GGML_LOG_LEVEL_ERROR = 4
@@ -58,7 +59,7 @@ class LlamaCpp:
     def _new_context(self, exact: bool) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self.n_ctx
-        params.n_threads = params.n_threads_batch = os.cpu_count() or 1
+        params.n_threads = params.n_threads_batch = n_cores()
         if exact:
             params.type_k = params.type_v = _GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED

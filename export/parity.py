@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from llmkit.checkpoint import Checkpoint, build_model, load_checkpoint, open_tensors
-from llmkit.console import progress
-from llmkit.errors import GGUFError
-from llmkit.export.convert import pack_tensor, stored_type
+from llmkit.console import progress, say
+from llmkit.errors import GGUFError, LlmkitError
+from llmkit.export.convert import PROOF_FILE, pack_tensor, stored_type
 from llmkit.export.divergence import Divergence, divergence, joined
 from llmkit.export.gguf_file import GGUFFile, config_of, dequantized_weights, read_gguf
 from llmkit.export.hard_texts import HARD_TEXTS
@@ -37,7 +37,6 @@ from llmkit.model.config import GPTConfig
 from llmkit.model.gpt import GPT
 from llmkit.quant.types import QuantType, quant_type
 
-PROOF_FILE = "parity.json"
 DEFAULT_MAX_TOKENS = 4096
 # Mean KL in nats. Picked by hand: ten times and more what was measured (docs/architecture.md).
 # The types that llama.cpp multiplies in f32 or f16 are held to the tighter one.
@@ -112,7 +111,10 @@ def verify(
             for package in ("llmkit", "torch", "llama-cpp-python", "tokenizers")
         },
     )
-    _keep(proof, gguf.parent / PROOF_FILE)
+    try:
+        _keep(proof, gguf.parent / PROOF_FILE)
+    except LlmkitError as error:  # a folder that cannot be written does not undo what was found
+        say(f"the proof was not kept: {error}")
     return proof
 
 

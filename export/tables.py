@@ -47,9 +47,11 @@ def comparison_cells(row: ComparisonRow) -> list[str]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """All files of a comparison."""
+    """All files of a comparison: a column each, so that it can be read on a narrow terminal."""
     title = f"{comparison.reference}: {comparison.tokens:,} tokens"
-    return _table(title, COMPARISON_COLUMNS, (comparison_cells(row) for row in comparison.rows))
+    files = [comparison_cells(row) for row in comparison.rows]
+    header, *measures = zip(COMPARISON_COLUMNS, *files, strict=True)
+    return _table(title, header, measures)
 
 
 def proof_cells(check: Check) -> list[str]:
@@ -104,7 +106,7 @@ def _export_cells(file: ExportedFile) -> list[str]:
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     table = Table(title=escape(title), title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for cells in rows:
         table.add_row(*map(Text, cells))  # a file's name may look like rich's markup
     return table

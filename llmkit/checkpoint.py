@@ -149,6 +149,8 @@ def _read_config(path: Path) -> tuple[GPTConfig, str]:
         content = json.loads(path.read_text(encoding="utf-8"))
         model, prompt_format = content["model"], content["prompt_format"]
         return validated(GPTConfig, model, str(path)), str(prompt_format)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise CheckpointError(
             f"{path} is not llmkit's: it needs `model` and `prompt_format` ({error})"

@@ -56,7 +56,7 @@ class Demo:
 
 
 def demo(out: Path) -> Demo:
-    """Walk the whole way into the folder `out`; work that is done there already is not repeated."""
+    """Walk the whole way into the folder `out`; a training done there already is not repeated."""
     corpus = out / "tales.txt"
     if not corpus.exists():
         write_text(corpus, _corpus())

@@ -24,6 +24,13 @@ def wait_without_spinning() -> None:
         _set_here = True
 
 
+def n_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def users_environment() -> dict[str, str]:
     """The environment as the user has it, for a process that runs one of the libraries alone."""
     return {name: value for name, value in os.environ.items() if name != _POLICY or not _set_here}

@@ -8,6 +8,7 @@ the multi-byte characters of the training text.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ def download_gpt2() -> Tokenizer:
 
     Raises CheckpointError where there is no network.
     """
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # one line of ours is enough
     try:
         hf = HFTokenizer.from_pretrained("openai-community/gpt2")
     except Exception as error:  # every network failure has its own type

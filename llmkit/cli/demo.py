@@ -22,7 +22,7 @@ def _demo(
     ),
     json_output: JsonOption = False,
 ) -> None:
-    """Walk the whole way on a built-in corpus in about five minutes. Exit code 1: a proof fails."""
+    """Walk the whole way on a built-in corpus in three minutes. Exit code 1: a proof fails."""
     from llmkit.console import results
     from llmkit.demo import NAME, demo
     from llmkit.export.tables import comparison_table, export_table, proof_table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -39,4 +40,5 @@ def _export(
         return
     results.print(export_table(done.files))
     results.print(f"{done.modelfile}: how to create the model in Ollama stands at its top")
-    results.print(f"next: llmkit verify {checkpoint} {done.files[-1].path}")
+    words = shlex.join(["llmkit", "verify", str(checkpoint), str(done.files[-1].path)])
+    results.print(f"next: {words}", markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -59,8 +60,12 @@ def _train(
         print_json(asdict(result))
         return
     last = result.metrics[-1]
+    folder = str(result.checkpoint)
+    words = shlex.join(["llmkit", "export", folder, "--out", f"{folder}-export"])
     results.print(
         f"{result.checkpoint}: {result.n_parameters:,} parameters, {result.steps} steps, "
         f"validation loss {last.val_loss:.4f} ({last.val_bits_per_byte:.3f} bits per byte)\n"
-        f"next: llmkit export {result.checkpoint} --out {result.checkpoint}-export"
+        f"next: {words}",
+        markup=False,
+        soft_wrap=True,
     )

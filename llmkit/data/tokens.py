@@ -1,4 +1,4 @@
-"""Token ids on disk, memory-mapped, so that training text need not fit in memory."""
+"""Token ids on disk, memory-mapped: training holds one batch of them in memory at a time."""
 
 from __future__ import annotations
 

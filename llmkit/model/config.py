@@ -18,7 +18,7 @@ class GPTConfig:
     """Sizes and switches of a GPT-2 shaped model. Everything a forward pass depends on."""
 
     vocab_size: Size
-    context_length: Size
+    context_length: Annotated[int, Field(gt=1)]  # a prompt and one token after it
     n_layer: Size
     n_head: Size
     n_embd: Size

@@ -23,6 +23,7 @@ from torch import Tensor
 from llmkit.checkpoint import load_checkpoint
 from llmkit.console import progress, say
 from llmkit.data.tokens import open_token_file, windows
+from llmkit.errors import ConfigError
 from llmkit.generation import Sampling, generate_ids
 from llmkit.model.config import GPTConfig
 from llmkit.model.device import has_fast_bfloat16
@@ -97,6 +98,11 @@ class TrainingLoop:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = self.model(inputs)  # (B, T, V)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        if not torch.isfinite(loss):
+            raise ConfigError(
+                f"the loss is {float(loss.detach())} at step {step + 1}: the run diverged; train "
+                "into another folder with a smaller learning_rate (this one keeps its last save)"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()

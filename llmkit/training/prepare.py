@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint import CONFIG_FILE, TOKENIZER_FILE, save_config
-from llmkit.console import say
-from llmkit.data.sources import read_documents
+from llmkit.console import Progress, progress, say
+from llmkit.data.sources import read_documents, source_files
 from llmkit.data.tokens import split_documents, token_dtype, write_token_file
 from llmkit.errors import CheckpointError, DataError
 from llmkit.model.config import GPTConfig
@@ -81,15 +81,22 @@ def prepare(folder: RunFolder, data: Path, settings: dict[str, Any], sizes: GPTC
     def part(name: str) -> Iterator[str]:
         return split_documents(read_documents(data), name)
 
+    if next(part("train"), None) is None:
+        raise DataError(f"{data} holds no text to train on")
     tokenizer = _tokenizer(settings["tokenizer"], lambda: part("train"), sizes.vocab_size)
     sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
     folder.remove_half_written()
     data_bytes = {}
+    total = sum(file.stat().st_size for file in source_files(data))
     for name in PARTS:
-        data_bytes[name] = write_token_file(folder.token_file(name), part(name), tokenizer)
+        with progress(f"tokenize {name}", total, "bytes") as bar:
+            texts = _watched(part(name), bar)
+            data_bytes[name] = write_token_file(folder.token_file(name), texts, tokenizer)
         n_file_bytes = folder.token_file(name).stat().st_size
         n_tokens = n_file_bytes // token_dtype(sizes.vocab_size).itemsize
         if n_tokens <= sizes.context_length:
+            for path in map(folder.token_file, PARTS):
+                path.unlink(missing_ok=True)
             raise DataError(
                 f"{data} is too short: its {name} part has {n_tokens} tokens and one example "
                 f"needs {sizes.context_length + 1}; use more text or a smaller context_length"
@@ -100,6 +107,14 @@ def prepare(folder: RunFolder, data: Path, settings: dict[str, Any], sizes: GPTC
     state = RunState(settings, data_bytes)
     folder.write_state(state)
     return state
+
+
+def _watched(texts: Iterator[str], bar: Progress) -> Iterator[str]:
+    done = 0
+    for text in texts:
+        yield text
+        done += len(text)  # close enough to bytes, and free
+        bar.update(done)
 
 
 def _tokenizer(name: str, texts: Callable[[], Iterator[str]], vocab_size: int) -> Tokenizer:

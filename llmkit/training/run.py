@@ -58,6 +58,8 @@ def train(
     config = training_config(preset, **(training or {}))
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
+        if tokenizer in ("char", "gpt2") or Path(tokenizer).is_dir():
+            raise ConfigError(f"a {tokenizer} tokenizer has its own size; leave vocab_size out")
         changes["vocab_size"] = vocab_size
     sizes = gpt_config(preset, **changes)
     where = choose_device(device)
@@ -96,4 +98,6 @@ def _result(folder: RunFolder) -> TrainingResult:
     with torch.device("meta"):
         n_parameters = GPT(checkpoint.config).n_parameters()
     metrics = folder.read_metrics()
+    if not metrics:
+        raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
     return TrainingResult(folder.folder, metrics[-1].step, n_parameters, metrics)

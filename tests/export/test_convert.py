@@ -408,3 +408,27 @@ def _text(folder: Path) -> Path:
     path = folder / "held-out.txt"
     path.write_text("some words and more words to merge. " * 20, encoding="utf-8")
     return path
+
+
+def test_another_models_export_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path / "out", quants=["q8_0"], name="one")
+    before = (tmp_path / "out" / "Modelfile").read_bytes()
+    with pytest.raises(ConfigError, match=r"another model's one-q8_0\.gguf"):
+        export(tiny_checkpoint, tmp_path / "out", quants=["q8_0"], name="two")
+    assert (tmp_path / "out" / "Modelfile").read_bytes() == before
+
+
+def test_an_older_proof_goes_with_the_files_it_proved(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="one")
+    (tmp_path / "parity.json").write_text("{}")
+    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="one")
+    assert not (tmp_path / "parity.json").exists()
+
+
+def test_the_comment_gives_a_name_that_ollama_takes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="my run (é)")
+    text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
+    assert "ollama create my-run -f Modelfile" in text
+    assert 'FROM "./my run (é)-q8_0.gguf"' in text

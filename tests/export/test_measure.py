@@ -158,7 +158,7 @@ def test_modules_in_the_users_folder_are_not_taken_for_packages(
 
 
 def test_speed_is_tokens_by_time(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 12.0, 17.0])
+    clock = iter([10.0, 12.0, 17.0, *[20.0, 30.0, 40.0] * (speed.ROUNDS - 1)])
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
     found = speed._run(files["f32"], 16, 10)
     assert (found.prompt_tokens_per_s, found.generate_tokens_per_s) == (8, 2)

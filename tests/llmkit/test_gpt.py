@@ -202,7 +202,7 @@ def test_fields_of_a_preset_can_be_changed() -> None:
         ("nano", {"n_layer": 2.5}, ["model: n_layer", "integer"]),
         ("nano", {"n_layer": True}, ["model: n_layer", "integer"]),
         ("nano", {"n_layer": 0}, ["model: n_layer", "greater than 0"]),
-        ("nano", {"context_length": -1}, ["model: context_length", "greater than 0"]),
+        ("nano", {"context_length": -1}, ["model: context_length", "greater than 1"]),
         ("nano", {"qkv_bias": "no"}, ["model: qkv_bias", "boolean"]),
         ("nano", {"dropout": 1.0}, ["model: dropout", "less than 1"]),
         ("nano", {"dropout": float("nan")}, ["model: dropout"]),

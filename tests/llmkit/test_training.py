@@ -262,12 +262,22 @@ def test_out_inside_the_text_is_refused(short_text: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-@pytest.mark.parametrize("text", ["", " \n", "short", "a few words of text " * 3])
+@pytest.mark.parametrize("text", ["short", "a few words of text " * 3])
 def test_text_that_is_too_short_is_refused(tmp_path: Path, text: str) -> None:
     data = tmp_path / "data.txt"
     data.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"too short: its \w+ part has \d+ tokens .* needs 17"):
         run(data, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tokens"))
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_no_text_is_refused(tmp_path: Path, text: str) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="holds no text to train on"):
+        run(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_many_tiny_documents_are_too_short(tmp_path: Path) -> None:
@@ -422,3 +432,18 @@ def test_missing_run_config_is_refused(tmp_path: Path) -> None:
         load_run_config(tmp_path / "run.toml")
     with pytest.raises(ConfigError, match="cannot read"):
         load_run_config(tmp_path)
+
+
+def test_diverged_run_stops_and_says_at_which_step(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loss is (nan|inf) at step \d+: the run diverged"):
+        run(corpus, tmp_path / "out", training={"learning_rate": 1e30, "warmup_steps": 0})
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["char", "gpt2"])
+def test_vocab_size_is_refused_where_it_would_be_ignored(
+    name: str, corpus: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="has its own size"):
+        train(corpus, tmp_path / "out", tokenizer=name, vocab_size=500)
+    assert not (tmp_path / "out").exists()

@@ -29,7 +29,9 @@ def run(
     training: dict[str, Any] | None = None,
     **changes: Any,
 ) -> TrainingResult:
-    options: dict[str, Any] = {"vocab_size": 300, "device": "cpu", **changes}
+    options: dict[str, Any] = {"device": "cpu", **changes}
+    if options.get("tokenizer", "bpe") == "bpe":
+        options.setdefault("vocab_size", 300)
     return train(
         data,
         out,
