@@ -150,7 +150,16 @@ class GPT(nn.Module):
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) for token ids (B, T).
+        """Logits (B, T, V) for token ids (B, T); see `hidden_states` for the cache."""
+        return self.logits(self.hidden_states(tokens, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head says of hidden states: (..., C) -> (..., V)."""
+        head = self.wte.weight if self.lm_head is None else self.lm_head.weight  # (V, C)
+        return F.linear(hidden, head)
+
+    def hidden_states(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Normalised outputs (B, T, C) of the last block for token ids (B, T).
 
         With a cache, `tokens` go on where it ends, and it grows by them. Raises ConfigError
         where the tokens reach past context_length.
@@ -165,8 +174,7 @@ class GPT(nn.Module):
         x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
         for block in self.h:
             x = block(x, cache)
-        head = self.wte.weight if self.lm_head is None else self.lm_head.weight  # (V, C)
-        return F.linear(self.ln_f(x), head)  # (B, T, V)
+        return self.ln_f(x)  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:

@@ -13,13 +13,10 @@ from llmkit.model.gpt import GPT
 @torch.inference_mode()
 def validation_loss(model: GPT, held_out: NDArray[np.int64], batch_size: int) -> float:
     """Mean loss in nats per token over windows (n, T + 1)."""
-    was_training = model.training
-    model.eval()
     total = 0.0
     for start in range(0, len(held_out), batch_size):
         batch = torch.from_numpy(held_out[start : start + batch_size]).to(model.device)
         logits = model(batch[:, :-1]).float()  # (B, T, V)
         losses = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
         total += float(losses)
-    model.train(was_training)
     return total / held_out[:, 1:].size

@@ -12,12 +12,14 @@ from llmkit.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.data.sources import source_files
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.model.config import gpt_config
+from llmkit.model.config import GPTConfig, gpt_config
 from llmkit.model.device import choose_device
 from llmkit.model.gpt import GPT
+from llmkit.quant import quant_names, quant_type
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import prepare, refuse_foreign, refuse_other_run, sha256_of
+from llmkit.training.pretraining import Pretraining
 from llmkit.training.state import Metrics, RunFolder
 
 DEFAULT_VOCAB_SIZE = 2048
@@ -89,7 +91,9 @@ def train(
         if state.finished:
             say(f"{out} is finished: {state.step} steps are done, nothing to train")
             return _result(folder)
-    TrainingLoop(folder, state, config, sizes, where).train()
+    say(_quantization_note(sizes))
+    task = Pretraining(folder, state, config, sizes)
+    TrainingLoop(folder, state, config, task, where).train()
     return _result(folder)
 
 
@@ -101,3 +105,18 @@ def _result(folder: RunFolder) -> TrainingResult:
     if not metrics:
         raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
     return TrainingResult(folder.folder, metrics[-1].step, n_parameters, metrics)
+
+
+def _quantization_note(sizes: GPTConfig) -> str:
+    """Which GGUF types the widths allow: a width cannot be changed after training."""
+    refused = {
+        qtype.name: qtype.block_size
+        for qtype in map(quant_type, quant_names())
+        if not qtype.fits(sizes.n_embd)
+    }
+    if not refused:
+        return f"rows of {sizes.n_embd}: every quantization fits"
+    return (
+        f"rows of {sizes.n_embd} do not fit {', '.join(refused)} (multiples of "
+        f"{max(refused.values())}): these matrices will stay f16 in such files"
+    )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmkit.checkpoint import MODEL_FILE, TRAINING_FOLDER, open_tensors, save_tensors
+from llmkit.checkpoint import TRAINING_FOLDER, open_tensors, save_tensors
 from llmkit.errors import CheckpointError
 from llmkit.files import cannot_write, write_text
 from llmkit.model.gpt import GPT
@@ -39,18 +40,24 @@ class RunState:
         return bool(self.step >= self.settings["training"]["steps"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """One evaluation. Losses in nats per token."""
+    """One evaluation. Losses in nats; what a task does not measure is None and not written."""
 
     step: int
     tokens: int
     train_loss: float
     val_loss: float
-    val_bits_per_byte: float
+    val_bits_per_byte: float | None = None
+    accuracy: float | None = None
+    margin: float | None = None
     lr: float
     tokens_per_s: float
     elapsed_s: float
+
+    def to_json(self) -> str:
+        """A line of metrics.jsonl."""
+        return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
 
 
 class RunFolder:
@@ -82,9 +89,16 @@ class RunFolder:
         """Commit a state."""
         write_text(self.state_file, json.dumps(asdict(state), indent=2) + "\n")
 
-    def save(self, state: RunState, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-        """Write weights and optimizer of `state.step` and commit them together."""
-        save_tensors(self._next / MODEL_FILE, model.state_dict(), state.step)
+    def save(
+        self,
+        state: RunState,
+        trained_file: str,
+        trained: Mapping[str, torch.Tensor],
+        model: GPT,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Write trained tensors and optimizer of `state.step` and commit them together."""
+        save_tensors(self._next / trained_file, trained, state.step)
         save_tensors(self._next / OPTIMIZER_FILE, _optimizer_tensors(model, optimizer), state.step)
         self.write_state(state)
         self._move_next()
@@ -101,7 +115,7 @@ class RunFolder:
             shutil.rmtree(self._next, ignore_errors=True)
         self.remove_half_written()
         if self.metrics_file.exists():
-            lines = [json.dumps(asdict(m)) for m in self.read_metrics() if m.step <= state.step]
+            lines = [m.to_json() for m in self.read_metrics() if m.step <= state.step]
             text = "".join(line + "\n" for line in lines)
             if text != self.metrics_file.read_text(encoding="utf-8"):
                 write_text(self.metrics_file, text)
@@ -112,17 +126,19 @@ class RunFolder:
             for half_written in folder.glob(".*.tmp"):
                 half_written.unlink()
 
-    def load_optimizer(self, model: GPT, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def load_optimizer(
+        self, model: GPT, optimizer: torch.optim.Optimizer, step: int, trained_file: str
+    ) -> None:
         """Put back the optimizer's state. Raises CheckpointError where it is of another step."""
         path = self.training / OPTIMIZER_FILE
-        for file in (path, self.folder / MODEL_FILE):
+        for file in (path, self.folder / trained_file):
             if _step_of(file) != step:
                 raise CheckpointError(
                     f"{file} is not of step {step}, as {self.state_file.name} says; "
                     "train into another folder"
                 )
         with open_tensors(path) as tensors:
-            for name, parameter in model.named_parameters():
+            for name, parameter in _trained(model):
                 optimizer.state[parameter] = {
                     "step": torch.tensor(float(step), device=parameter.device),
                     "exp_avg": tensors.get_tensor(f"{name}.exp_avg").to(parameter.device),
@@ -133,7 +149,7 @@ class RunFolder:
         """Add a line to metrics.jsonl."""
         try:
             with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(metrics)) + "\n")
+                file.write(metrics.to_json() + "\n")
         except OSError as error:
             raise cannot_write(self.metrics_file, error) from error
 
@@ -150,18 +166,22 @@ class RunFolder:
             ) from error
 
     def _move_next(self) -> None:
-        for file, place in ((MODEL_FILE, self.folder), (OPTIMIZER_FILE, self.training)):
-            if (self._next / file).exists():
-                (self._next / file).replace(place / file)
+        for file in self._next.glob("[!.]*.safetensors"):
+            place = self.training if file.name == OPTIMIZER_FILE else self.folder
+            file.replace(place / file.name)
         self._next.rmdir()
 
 
 def _optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{moment}": optimizer.state[parameter][moment]
-        for name, parameter in model.named_parameters()
+        for name, parameter in _trained(model)
         for moment in ("exp_avg", "exp_avg_sq")
     }
+
+
+def _trained(model: GPT) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return (item for item in model.named_parameters() if item[1].requires_grad)
 
 
 def _step_of(path: Path) -> int | None:

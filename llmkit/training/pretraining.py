@@ -1,0 +1,84 @@
+"""Pretraining: the next token of random windows of the training text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmkit.checkpoint import MODEL_FILE, load_checkpoint
+from llmkit.data.tokens import open_token_file, windows
+from llmkit.generation import Sampling, generate_ids
+from llmkit.model.config import GPTConfig
+from llmkit.model.gpt import GPT
+from llmkit.tokenizer import load_tokenizer
+from llmkit.training.config import TrainingConfig
+from llmkit.training.evaluate import validation_loss
+from llmkit.training.state import RunFolder, RunState
+from llmkit.training.task import Evaluation
+
+SAMPLE_TOKENS = 60
+
+
+class Pretraining:
+    """The token files of a prepared run and the model that learns from them (a Task)."""
+
+    trained_file = MODEL_FILE
+
+    def __init__(
+        self, folder: RunFolder, state: RunState, config: TrainingConfig, sizes: GPTConfig
+    ) -> None:
+        self.folder, self.config = folder.folder, config
+        self.tokenizer = load_tokenizer(self.folder)
+        self.sizes = replace(sizes, vocab_size=self.tokenizer.vocab_size)
+        self.tokens = open_token_file(folder.token_file("train"), self.sizes.vocab_size)
+        validation = open_token_file(folder.token_file("validation"), self.sizes.vocab_size)
+        self.held_out = windows(validation, self.sizes.context_length, config.eval_tokens)
+        self.bytes_per_token = state.data_bytes["validation"] / len(validation)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Every batch is full."""
+        return self.config.batch_size * self.sizes.context_length
+
+    def load_model(self, step: int, device: torch.device) -> GPT:
+        """A new model from the seed, or the one saved."""
+        if step:
+            return load_checkpoint(self.folder).load_model(device)
+        torch.manual_seed(self.config.seed)
+        return GPT(self.sizes).to(device)
+
+    def loss(self, model: GPT, step: int) -> Tensor:
+        """Cross-entropy of every token of the batch, given those before it."""
+        inputs, targets = self._batch(step, model.device)  # (B, T) each
+        logits = model(inputs)  # (B, T, V)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    def evaluate(self, model: GPT) -> Evaluation:
+        """Loss on fixed windows of the held-out text."""
+        loss = validation_loss(model, self.held_out, self.config.batch_size)
+        return Evaluation(loss, val_bits_per_byte=loss / math.log(2) / self.bytes_per_token)
+
+    def samples(self, model: GPT) -> list[str]:
+        """The beginning of a document."""
+        end = self.tokenizer.end_of_text_id
+        sampling = Sampling(seed=self.config.seed, top_k=40, max_tokens=SAMPLE_TOKENS)
+        text = self.tokenizer.decode(generate_ids(model, [end], sampling, end))
+        return [f"sample: {text!r}"]
+
+    def trained_tensors(self, model: GPT) -> dict[str, Tensor]:
+        """All of the model."""
+        return model.state_dict()
+
+    def _batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Random windows of the training tokens: inputs and the tokens that follow them."""
+        length = self.sizes.context_length
+        random = np.random.default_rng((self.config.seed, step))
+        starts = random.integers(0, len(self.tokens) - length, self.config.batch_size)
+        examples = np.stack([self.tokens[s : s + length + 1] for s in starts]).astype(np.int64)
+        batch = torch.from_numpy(examples).to(device, non_blocking=True)
+        return batch[:, :-1], batch[:, 1:]

@@ -1,0 +1,69 @@
+"""What a training loop trains on: the loop knows steps and saving, a task knows the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llmkit.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What held-out data say. `val_loss` in nats: per token, or per record without tokens to tell.
+
+    The others are None where a task has no such thing.
+    """
+
+    val_loss: float
+    val_bits_per_byte: float | None = None
+    accuracy: float | None = None
+    margin: float | None = None
+
+    def __str__(self) -> str:
+        parts = [f"validation loss {self.val_loss:.4f}"]
+        if self.val_bits_per_byte is not None:
+            parts.append(f"{self.val_bits_per_byte:.3f} bits per byte")
+        if self.accuracy is not None:
+            parts.append(f"accuracy {self.accuracy:.1%}")
+        if self.margin is not None:
+            parts.append(f"margin {self.margin:.3f}")
+        return ", ".join(parts)
+
+
+class Task(Protocol):
+    """A model, its data and its loss.
+
+    Everything random must follow from the step (and the run's seed), so that a resumed run goes
+    on exactly where it stopped.
+    """
+
+    trained_file: str  # in the run's folder: what `trained_tensors` are saved as
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean number of tokens in a batch."""
+        ...
+
+    def load_model(self, step: int, device: torch.device) -> GPT:
+        """The model as it is after `step` steps; parameters to train require gradients."""
+        ...
+
+    def loss(self, model: GPT, step: int) -> Tensor:
+        """Mean loss of the step's batch, a float32 scalar."""
+        ...
+
+    def evaluate(self, model: GPT) -> Evaluation:
+        """Measure the model on held-out data."""
+        ...
+
+    def samples(self, model: GPT) -> list[str]:
+        """Lines that show what the model does by now."""
+        ...
+
+    def trained_tensors(self, model: GPT) -> dict[str, Tensor]:
+        """What the steps changed, under the names it is saved with."""
+        ...
