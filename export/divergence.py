@@ -21,6 +21,7 @@ class Divergence:
     kl: NDArray[np.float64]  # KL(reference || other)
     same_top: NDArray[np.bool_]
     max_logit_difference: NDArray[np.float64]
+    mean_square_logit_difference: NDArray[np.float64]
     reference_loss: NDArray[np.float64]  # of the token that follows
     loss: NDArray[np.float64]
 
@@ -63,21 +64,30 @@ def joined(parts: Sequence[Divergence]) -> Divergence:
         kl=np.concatenate([part.kl for part in parts]),
         same_top=np.concatenate([part.same_top for part in parts]),
         max_logit_difference=np.concatenate([part.max_logit_difference for part in parts]),
+        mean_square_logit_difference=np.concatenate(
+            [part.mean_square_logit_difference for part in parts]
+        ),
         reference_loss=np.concatenate([part.reference_loss for part in parts]),
         loss=np.concatenate([part.loss for part in parts]),
     )
 
 
 def mean_interval(parts: Sequence[Divergence]) -> tuple[float, float] | None:
-    """95 % confidence interval of the mean KL, from the spread of the windows' means.
+    """95 % confidence interval of the mean KL, from how much the sequences differ.
 
-    Positions of one window depend on each other, windows hardly do. None for a single window.
+    Positions of one sequence depend on each other, sequences hardly do: the variance is that of
+    a ratio of sums over sequences (Cochran, Sampling Techniques, 3rd ed., section 6.4). None for
+    a single sequence.
     """
-    means = np.array([part.mean_kl for part in parts])
-    if len(means) < 2:
+    n = len(parts)
+    if n < 2:
         return None
-    half = 1.96 * means.std(ddof=1) / math.sqrt(len(means))
-    return float(means.mean() - half), float(means.mean() + half)
+    sums = np.array([part.kl.sum() for part in parts])
+    lengths = np.array([len(part.kl) for part in parts])
+    mean = sums.sum() / lengths.sum()
+    spread = np.square(sums - mean * lengths).sum() * n / (n - 1)
+    half = 1.96 * math.sqrt(spread) / lengths.sum()
+    return float(mean - half), float(mean + half)
 
 
 def _exp(nats: float) -> float:
@@ -89,10 +99,12 @@ def _divergence(reference: Tensor, other: Tensor, targets: Tensor) -> Divergence
     log_q = other.double().log_softmax(dim=-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)
     at_target = targets[:, None]
+    difference = reference.double() - other.double()
     return Divergence(
         kl=kl.numpy(),
         same_top=(log_p.argmax(-1) == log_q.argmax(-1)).numpy(),
-        max_logit_difference=(reference.double() - other.double()).abs().amax(-1).numpy(),
+        max_logit_difference=difference.abs().amax(-1).numpy(),
+        mean_square_logit_difference=difference.square().mean(-1).numpy(),
         reference_loss=-log_p.gather(1, at_target)[:, 0].numpy(),
         loss=-log_q.gather(1, at_target)[:, 0].numpy(),
     )

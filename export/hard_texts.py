@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import sys
+import unicodedata
+from functools import cache
+
 from llmkit.tokenizer import END_OF_TEXT
 
 HARD_TEXTS: tuple[str, ...] = (
@@ -48,3 +53,83 @@ HARD_TEXTS: tuple[str, ...] = (
     "".join(chr(code) for code in range(0x80, 0x800)),
     *(chr(code) for code in range(0x100)),
 )
+
+LONG_RUN = 100_000  # characters
+_RUN_CHARACTERS = (
+    "a",
+    "A",
+    "7",
+    " ",
+    "\n",
+    "!",
+    "é",
+    "中",
+    "🙂",
+    "\u0301",
+    "\0",
+    "ab",
+    " a",
+    "\r\n",
+)
+
+# Where splits turn: white space, contractions, digits of several kinds, punctuation, marks,
+# joiners, line ends, control characters, and the text of special tokens.
+_PIECES = (
+    *(" ", "  ", "   ", "\n", "\r\n", "\n\n", "\t", "\u00a0", "\u2003", "\u3000", "\u2028", "\x85"),
+    *("'s", "'LL", "'re", "'", "’s", "1", "42", "²", "٣", "½", "Ⅷ", "!", "...", "_", "-", "@", "/"),
+    *(
+        "\u0301",
+        "\u0308\u0323",
+        "\u200d",
+        "\ufe0f",
+        "\u200b",
+        "\u200f",
+        "\ufeff",
+        "\0",
+        "\x1b",
+        "\x7f",
+    ),
+    *("a", "the", " The", "é", "中", "か", "한", "ж", "ש", "م", "ह", "😀", "👍🏽", "🇩🇪"),
+    *(END_OF_TEXT, "<|", "|>", "<|im_end|>"),
+)
+
+
+def fuzzed_texts(count: int, seed: int = 0) -> list[str]:
+    """Random mixtures of scripts, white space, digits, marks, emoji, runs and control characters.
+
+    A seed gives the same texts everywhere: the characters are those of Unicode 3.2, which every
+    Python knows. Libraries disagree on what newer characters are (docs/architecture.md).
+    """
+    draw = random.Random(seed)
+    return ["".join(_fuzzed_pieces(draw)) for _ in range(count)]
+
+
+def long_runs() -> list[str]:
+    """Texts of 100,000 characters of one kind."""
+    return [(run * LONG_RUN)[:LONG_RUN] for run in _RUN_CHARACTERS]
+
+
+def _fuzzed_pieces(draw: random.Random) -> list[str]:
+    pieces = []
+    for _ in range(draw.randrange(1, 24)):
+        kind = draw.random()
+        if kind < 0.45:
+            piece = draw.choice(_PIECES)
+        elif kind < 0.75:  # neighbours in the table of characters are of one script
+            start = draw.randrange(len(_characters()))
+            piece = "".join(_characters()[start : start + draw.randrange(1, 8)])
+        elif kind < 0.95:
+            piece = draw.choice(_characters())
+        else:
+            piece = draw.choice((draw.choice(_PIECES), draw.choice(_characters())))
+            piece *= draw.randrange(2, 80)
+        pieces.append(piece)
+    return pieces
+
+
+@cache
+def _characters() -> list[str]:
+    """Every character that Unicode 3.2 assigned."""
+    category = unicodedata.ucd_3_2_0.category
+    everything = map(chr, range(sys.maxunicode + 1))
+    return [character for character in everything if category(character) not in ("Cn", "Cs", "Co")]

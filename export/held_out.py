@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.data.sources import read_documents
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import DataError
+from llmkit.finetuning.examples import Example
+from llmkit.finetuning.held_out import held_out_examples
+
+N_PROMPTS, PROMPT_TOKENS = 100, 16
+MAX_PROMPT_TEXT = 50_000  # tokens that the prompts are taken from
+Item = TypeVar("Item")
 
 
-def held_out_windows(
+@dataclass(frozen=True)
+class TextSequence:
+    """Token ids (T + 1,), and after which of the first T the next token counts.
+
+    All count in running text; of a conversation only what the model itself has to say.
+    """
+
+    ids: NDArray[np.int64]
+    counts: NDArray[np.bool_]
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the model reads: (T,)."""
+        return torch.from_numpy(self.ids[:-1])
+
+    @property
+    def targets(self) -> Tensor:
+        """What follows each: (T,)."""
+        return torch.from_numpy(self.ids[1:])
+
+
+def held_out_sequences(
     checkpoint: Checkpoint, data: Path | None, max_tokens: int
-) -> NDArray[np.int64]:
-    """Windows (n, T + 1) of `data`, or of what training held out; T is at most the context.
+) -> list[TextSequence]:
+    """Sequences of `data`, or of what training held out; T is at most the context.
 
     Raises DataError where there is no text or too little of it.
     """
+    if data is None and checkpoint.held_out_file.exists():
+        return _records(held_out_examples(checkpoint), checkpoint, max_tokens)
     tokens = _tokens(checkpoint, data)
     if len(tokens) < 2:
         raise DataError(f"{data or checkpoint.folder}: two tokens of text or more are needed")
@@ -29,7 +62,44 @@ def held_out_windows(
             f"{checkpoint.validation_tokens_file} holds token {found.max()}, the model has "
             f"{checkpoint.config.vocab_size}; give other text with --data"
         )
-    return found
+    return [TextSequence(window, np.ones(len(window) - 1, bool)) for window in found]
+
+
+def held_out_prompts(checkpoint: Checkpoint, data: Path | None) -> list[list[int]]:
+    """Up to N_PROMPTS beginnings: a conversation's up to its answer, else pieces of the text."""
+    texts = held_out_sequences(checkpoint, data, MAX_PROMPT_TEXT)
+    conversations = [text for text in texts if not text.counts.all()]
+    if conversations:
+        found = [text.ids[: int(text.counts.argmax()) + 1] for text in conversations]
+    else:
+        size = min(PROMPT_TOKENS, max(1, len(texts[0].inputs) // 2))
+        found = [
+            text.ids[start : start + size]
+            for text in texts
+            for start in range(0, len(text.inputs) - size, size)
+        ]
+    return [ids.tolist() for ids in _spread(found, N_PROMPTS)]
+
+
+def _records(
+    examples: list[Example], checkpoint: Checkpoint, max_tokens: int
+) -> list[TextSequence]:
+    """About as many records as make up `max_tokens`, one at least, from all over the part."""
+    found = [
+        TextSequence(np.asarray(example.ids, np.int64), np.asarray(example.is_answer)[1:])
+        for example in examples
+        if 2 <= len(example.ids) <= checkpoint.config.context_length + 1
+    ]
+    if not found:
+        raise DataError(f"{checkpoint.held_out_file} has no records; give some text with --data")
+    n_tokens = sum(len(text.inputs) for text in found)
+    return _spread(found, max(1, len(found) * max_tokens // n_tokens))
+
+
+def _spread(items: list[Item], n: int) -> list[Item]:
+    """At most n of the items, evenly spread."""
+    places = np.linspace(0, len(items) - 1, min(n, len(items))).astype(int)
+    return [items[place] for place in places]
 
 
 def _tokens(checkpoint: Checkpoint, data: Path | None) -> NDArray[np.integer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,19 +60,26 @@ def _inspect_gguf(path: Path) -> Inspection:
 
 def _inspect_checkpoint(folder: Path) -> Inspection:
     checkpoint = load_checkpoint(folder)
-    with open_tensors(checkpoint.model_file) as file:
-        tensors = [
-            (name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
-            for name, tensor in ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
-        ]
+    files = [checkpoint.model_file, *([checkpoint.adapter_file] if checkpoint.lora else [])]
+    tensors = [tensor for file in files for tensor in _stored_tensors(file)]
     metadata = {
         **asdict(checkpoint.config),
-        "prompt_format": checkpoint.prompt_format,
+        "prompt_format": checkpoint.prompt_format.name,
+        **({"labels": _cut(list(checkpoint.labels))} if checkpoint.labels else {}),
+        **({"lora": str(checkpoint.lora)} if checkpoint.lora else {}),
+        **({"base_quant": checkpoint.base_quant} if checkpoint.base_quant else {}),
         "tokens": _cut(checkpoint.tokenizer.tokens),
     }
-    return _inspection(
-        folder, "checkpoint", checkpoint.model_file.stat().st_size, metadata, tensors
-    )
+    n_bytes = sum(file.stat().st_size for file in files)
+    return _inspection(folder, "checkpoint", n_bytes, metadata, tensors)
+
+
+def _stored_tensors(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
+    with open_tensors(path) as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            kind = str(tensor.dtype).removeprefix("torch.")
+            yield name, kind, tuple(tensor.shape), tensor.nbytes
 
 
 def _inspection(

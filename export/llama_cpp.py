@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.errors import GGUFError
+from llmkit.export.eval_callback import EvalCallback
+from llmkit.export.metadata import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.threads import n_cores
 
 _GGML_TYPE_F32 = 0
@@ -29,13 +32,20 @@ def _collect_errors(level: int, text: bytes, _user_data: Any) -> None:
 
 
 class LlamaCpp:
-    """A GGUF file loaded on the CPU. Use it in a `with` statement.
+    """A GGUF file loaded on the CPU, with the adapter that it names. Use it in a `with` statement.
 
     With `exact` the KV cache is f32 and attention is not fused, which is the arithmetic that
     PyTorch does; without it llama.cpp's defaults run, as a user's would.
     """
 
-    def __init__(self, path: Path, *, n_ctx: int | None = None, exact: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int | None = None,
+        exact: bool = True,
+        eval_callback: EvalCallback | None = None,
+    ) -> None:
         """Load the file. Raises GGUFError with llama.cpp's own reason where it refuses."""
         _errors.clear()
         llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
@@ -50,11 +60,39 @@ class LlamaCpp:
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
         self.n_ctx = min(n_ctx or self.context_length, self.context_length)
+        self._eval_callback = eval_callback  # llama.cpp calls it, so it must live as long
         self._context = self._new_context(exact)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
             raise GGUFError(f"llama.cpp cannot run {path}: {_reason()}")
+        adapter = self._metadata(ADAPTER_KEY)
+        if adapter is not None:
+            self._add_adapter(path.parent / Path(adapter).name)
         self._n_past = 0
+
+    def _add_adapter(self, path: Path) -> None:
+        _errors.clear()
+        adapter = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not adapter:
+            self._free()
+            raise GGUFError(f"llama.cpp cannot load the adapter {path}: {_reason()}")
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+        scales = (ctypes.c_float * 1)(1.0)
+        llama_cpp.llama_set_adapters_lora(self._context, adapters, 1, scales)
+
+    def _metadata(self, key: str) -> str | None:
+        """A metadata value as llama.cpp has it; None where the file has none."""
+        get = llama_cpp.llama_model_meta_val_str
+        length = get(self._model, key.encode(), None, 0)
+        if length < 0:
+            return None
+        buffer = ctypes.create_string_buffer(length + 1)
+        get(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace")
+
+    def _free(self) -> None:
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
 
     def _new_context(self, exact: bool) -> Any:
         params = llama_cpp.llama_context_default_params()
@@ -63,6 +101,8 @@ class LlamaCpp:
         if exact:
             params.type_k = params.type_v = _GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if self._eval_callback is not None:
+            params.cb_eval = self._eval_callback.function
         return llama_cpp.llama_init_from_model(self._model, params)
 
     def __enter__(self) -> LlamaCpp:
@@ -74,15 +114,37 @@ class LlamaCpp:
         _value: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
+        self._free()
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of `text`; the text of special tokens is text like any other."""
+    @property
+    def chat_template(self) -> str | None:
+        """The file's Jinja template."""
+        return self._metadata(CHAT_TEMPLATE_KEY)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the first token is the whole answer."""
+        return self._metadata(LABELS_KEY) is not None
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens by their text."""
+        found = {}
+        for token_id in range(self.vocab_size):
+            if llama_cpp.llama_vocab_is_control(self._vocab, token_id):
+                text = llama_cpp.llama_vocab_get_text(self._vocab, token_id) or b""
+                found[text.decode(errors="replace")] = token_id
+        return found
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Ids of `text`, in which the text of special tokens is text like any other.
+
+        With `parse_special` it is the tokens, as Ollama reads every prompt.
+        """
         data = text.encode()
         room = len(data) + 1
         ids = (llama_cpp.llama_token * room)()
-        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, False)
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, parse_special)
         if n < 0:
             raise GGUFError(f"llama.cpp made {-n} tokens of {len(data)} bytes of text")
         return list(ids[:n])

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.console import progress
 from llmkit.errors import GGUFError
+from llmkit.export.adapter import adapter_of
 from llmkit.export.divergence import Divergence, divergence, joined, mean_interval
 from llmkit.export.gguf_file import GGUFFile, read_gguf
-from llmkit.export.held_out import held_out_windows
+from llmkit.export.held_out import TextSequence, held_out_sequences
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.speed import Speed, measure_speed
 
@@ -73,35 +72,38 @@ def compare(
     """
     source = load_checkpoint(checkpoint)
     files = [read_gguf(path) for path in ggufs]
-    windows = held_out_windows(source, data, max_tokens)
-    divergences = _divergences(source, files, windows)
-    length = windows.shape[1] - 1
+    sequences = held_out_sequences(source, data, max_tokens)
+    divergences = _divergences(source, files, sequences)
+    length = max(len(sequence.inputs) for sequence in sequences)
     rows = []
     with progress("measure speed", len(files), "files") as bar:
         for number, (file, parts) in enumerate(zip(files, divergences, strict=True), start=1):
             speed = measure_speed(file.path, max(1, length // 2), min(SPEED_TOKENS, length // 2))
             rows.append(_row(file, parts, speed))
             bar.update(number)
-    return Comparison(str(checkpoint), windows[:, 1:].size, rows)
+    return Comparison(
+        str(checkpoint), sum(int(sequence.counts.sum()) for sequence in sequences), rows
+    )
 
 
 @torch.inference_mode()
 def _divergences(
-    source: Checkpoint, files: Sequence[GGUFFile], windows: NDArray[np.int64]
+    source: Checkpoint, files: Sequence[GGUFFile], sequences: Sequence[TextSequence]
 ) -> list[list[Divergence]]:
-    """For each file the divergence in each window."""
+    """For each file the divergence in each sequence, where the next token counts."""
     model = source.load_model()
     found: list[list[Divergence]] = [[] for _ in files]
     with ExitStack() as stack:
         llamas = [stack.enter_context(_opened(file, source)) for file in files]
-        with progress("compare", len(windows), "windows") as bar:
-            for number, window in enumerate(torch.from_numpy(windows), start=1):
-                inputs, targets = window[:-1], window[1:]
-                reference = model(inputs[None])[0]  # (T, V)
+        with progress("compare", len(sequences), "texts") as bar:
+            for number, sequence in enumerate(sequences, start=1):
+                inputs, counts = sequence.inputs, torch.from_numpy(sequence.counts)
+                targets = sequence.targets[counts]
+                reference = model(inputs[None])[0, counts]  # (n, V)
                 for parts, llama in zip(found, llamas, strict=True):
                     llama.reset()
                     logits = torch.from_numpy(llama.evaluate(inputs.tolist()))
-                    parts.append(divergence(reference, logits, targets))
+                    parts.append(divergence(reference, logits[counts], targets))
                 bar.update(number)
     return found
 
@@ -121,11 +123,12 @@ def _opened(file: GGUFFile, source: Checkpoint) -> LlamaCpp:
 
 def _row(file: GGUFFile, parts: list[Divergence], speed: Speed) -> ComparisonRow:
     whole = joined(parts)
+    adapter = adapter_of(file)
     return ComparisonRow(
         file=str(file.path),
         quant=file.file_type,
         method="rtn",
-        bytes=file.path.stat().st_size,
+        bytes=file.path.stat().st_size + (adapter.path.stat().st_size if adapter else 0),
         bits_per_weight=file.bits_per_weight,
         mean_kl=whole.mean_kl,
         mean_kl_ci=mean_interval(parts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import gguf
@@ -11,6 +12,10 @@ from llmkit.quant.types import QuantType
 from llmkit.tokenizer import Tokenizer
 
 ARCHITECTURE = "gpt2"
+CHAT_TEMPLATE_KEY = gguf.Keys.Tokenizer.CHAT_TEMPLATE
+# Keys of llmkit's own, which llama.cpp and Ollama pass over.
+ADAPTER_KEY = "llmkit.adapter"  # file name of the LoRA adapter that lies beside the base
+LABELS_KEY = "llmkit.labels"  # a classifier's, as JSON
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,15 @@ class MetadataEntry:
     kind: gguf.GGUFValueType
 
 
-def metadata_of(checkpoint: Checkpoint, qtype: QuantType, name: str) -> list[MetadataEntry]:
-    """Every metadata entry of the file, in file order."""
+def metadata_of(
+    checkpoint: Checkpoint, qtype: QuantType, name: str, adapter: str | None = None
+) -> list[MetadataEntry]:
+    """Every metadata entry of the file, in file order. `adapter`: the file that belongs to it."""
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     kind = gguf.GGUFValueType
     keys = gguf.Keys
-    end = tokenizer.end_of_text_id
     arch = ARCHITECTURE
-    return [
+    entries = [
         MetadataEntry(keys.General.ARCHITECTURE, arch, kind.STRING),
         MetadataEntry(keys.General.TYPE, gguf.GGUFType.MODEL, kind.STRING),
         MetadataEntry(keys.General.NAME, name, kind.STRING),
@@ -56,10 +62,32 @@ def metadata_of(checkpoint: Checkpoint, qtype: QuantType, name: str) -> list[Met
             [f"{left} {right}" for left, right in tokenizer.merges],
             kind.ARRAY,
         ),
-        MetadataEntry(keys.Tokenizer.BOS_ID, end, kind.UINT32),
-        MetadataEntry(keys.Tokenizer.EOS_ID, end, kind.UINT32),
+        MetadataEntry(keys.Tokenizer.BOS_ID, tokenizer.end_of_text_id, kind.UINT32),
+        MetadataEntry(keys.Tokenizer.EOS_ID, checkpoint.end_id, kind.UINT32),
         MetadataEntry(keys.Tokenizer.ADD_BOS, False, kind.BOOL),
+        MetadataEntry(CHAT_TEMPLATE_KEY, checkpoint.prompt_format.chat_template, kind.STRING),
     ]
+    if checkpoint.labels:
+        labels = json.dumps(checkpoint.labels, ensure_ascii=False)
+        entries.append(MetadataEntry(LABELS_KEY, labels, kind.STRING))
+    if adapter is not None:
+        entries.append(MetadataEntry(ADAPTER_KEY, adapter, kind.STRING))
+    return entries
+
+
+def adapter_metadata_of(checkpoint: Checkpoint, name: str) -> list[MetadataEntry]:
+    """Every metadata entry of the adapter's file. Without a LoRA adapter: none of its own."""
+    kind = gguf.GGUFValueType
+    keys = gguf.Keys
+    entries = [
+        MetadataEntry(keys.General.ARCHITECTURE, ARCHITECTURE, kind.STRING),
+        MetadataEntry(keys.General.TYPE, gguf.GGUFType.ADAPTER, kind.STRING),
+        MetadataEntry(keys.General.NAME, name, kind.STRING),
+        MetadataEntry(keys.Adapter.TYPE, "lora", kind.STRING),
+    ]
+    if checkpoint.lora is not None and checkpoint.lora.alpha is not None:
+        entries.append(MetadataEntry(keys.Adapter.LORA_ALPHA, checkpoint.lora.alpha, kind.FLOAT32))
+    return entries
 
 
 def _token_types(tokenizer: Tokenizer) -> list[int]:

@@ -12,15 +12,12 @@ from llmkit.model.config import GPTConfig
 class TensorEntry:
     """One tensor under both names.
 
-    `is_matrix`: a matrix that is multiplied with, so that it may be quantized. Position
-    embeddings, biases and norms stay f32, as llama.cpp keeps them.
     `is_absent`: llama.cpp needs it, a checkpoint without qkv bias lacks it; zeros stand in.
     """
 
     checkpoint_name: str
     gguf_name: str
     shape: tuple[int, ...]
-    is_matrix: bool = False
     is_absent: bool = False
 
 
@@ -31,7 +28,7 @@ def tensor_table(config: GPTConfig) -> list[TensorEntry]:
 
 def _entries(config: GPTConfig) -> Iterator[TensorEntry]:
     C, F, V, T = config.n_embd, config.n_ff, config.vocab_size, config.context_length
-    yield TensorEntry("wte.weight", "token_embd.weight", (V, C), is_matrix=True)
+    yield TensorEntry("wte.weight", "token_embd.weight", (V, C))
     yield TensorEntry("wpe.weight", "position_embd.weight", (T, C))
     for i in range(config.n_layer):
         ours, theirs = f"h.{i}", f"blk.{i}"
@@ -45,7 +42,7 @@ def _entries(config: GPTConfig) -> Iterator[TensorEntry]:
         yield from _linear(f"{ours}.mlp.c_proj", f"{theirs}.ffn_down", C, F)
     yield from _norm("ln_f", "output_norm", C)
     if not config.tie_embeddings:
-        yield TensorEntry("lm_head.weight", "output.weight", (V, C), is_matrix=True)
+        yield TensorEntry("lm_head.weight", "output.weight", (V, C))
 
 
 def _norm(ours: str, theirs: str, width: int) -> Iterator[TensorEntry]:
@@ -56,5 +53,5 @@ def _norm(ours: str, theirs: str, width: int) -> Iterator[TensorEntry]:
 def _linear(
     ours: str, theirs: str, n_out: int, n_in: int, bias: bool = True
 ) -> Iterator[TensorEntry]:
-    yield TensorEntry(f"{ours}.weight", f"{theirs}.weight", (n_out, n_in), is_matrix=True)
+    yield TensorEntry(f"{ours}.weight", f"{theirs}.weight", (n_out, n_in))
     yield TensorEntry(f"{ours}.bias", f"{theirs}.bias", (n_out,), is_absent=not bias)

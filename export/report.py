@@ -10,17 +10,12 @@ from pathlib import Path
 import jinja2
 
 from llmkit.export.measure import Comparison
-from llmkit.export.parity import Proof
+from llmkit.export.parity.check import Proof
 from llmkit.export.plot import size_quality_figure
 from llmkit.export.tables import COMPARISON_COLUMNS, PROOF_COLUMNS, comparison_cells, proof_cells
 from llmkit.files import write_text
 
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
+STYLE = """
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
          padding: 0 1rem; }
   div.wide { overflow-x: auto; }
@@ -29,7 +24,13 @@ _TEMPLATE = """<!doctype html>
            white-space: nowrap; }
   .passed { color: #17702f; } .failed { color: #b3261e; font-weight: bold; }
   img { max-width: 100%; }
-</style>
+"""
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
 <h1>{{ title }}</h1>
 <p>Against {{ comparison.reference }} in PyTorch (f32), on {{ comparison.tokens }} tokens.
 KL divergence and its 95 % confidence interval in nats per token.</p>
@@ -60,6 +61,7 @@ def write_report(
     page = jinja2.Environment(autoescape=True).from_string(_TEMPLATE)
     html = page.render(
         title=title,
+        style=STYLE,
         comparison=comparison,
         plot=base64.b64encode(plot.getvalue()).decode(),
         comparison_columns=COMPARISON_COLUMNS,

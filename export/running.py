@@ -1,30 +1,69 @@
-"""Generating text from a checkpoint in PyTorch or from a GGUF file in llama.cpp, the same way."""
+"""Talking to a checkpoint in PyTorch or to a GGUF file in llama.cpp, the same way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.errors import ConfigError
+from llmkit.export.chat_template import ChatTemplate
 from llmkit.export.gguf_file import MAGIC
 from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.finetuning.examples import encode_prompt
 from llmkit.generation import Sampling, generate_ids, prompt_ids, stream_text
 from llmkit.model.device import choose_device
+from llmkit.model.gpt import GPT
+from llmkit.modelfiles.prompt_format import COMPLETION, Message
+
+
+class Runner(Protocol):
+    """A model that answers, in the prompt format that it was trained with."""
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens the model sees."""
+        ...
+
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on from a text, as a base model does, instead of answering it."""
+        ...
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids up to where the answer to the last message begins."""
+        ...
+
+    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        """Yield the text that follows, piece by piece."""
+        ...
+
+
+@contextmanager
+def open_runner(model: Path) -> Iterator[Runner]:
+    """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError."""
+    if is_gguf(model):
+        with LlamaCpp(model, exact=False) as llama:
+            yield GGUFRunner(llama)
+    else:
+        checkpoint = load_checkpoint(model)
+        yield CheckpointRunner(checkpoint, checkpoint.load_model(choose_device()))
 
 
 def generate(model: Path, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
-    """Yield the text that follows `prompt`, piece by piece.
+    """Yield what a model says to `prompt`, piece by piece; a base model goes on from it.
 
     `model`: a checkpoint folder or a GGUF file. The same sampler with the same seed works on
     both. Raises LlmkitError: a file that cannot be read, a prompt that fills the context.
     """
-    sampling = sampling or Sampling()
-    if is_gguf(model):
-        yield from _from_gguf(model, prompt, sampling)
-    else:
-        yield from _from_checkpoint(model, prompt, sampling)
+    with open_runner(model) as runner:
+        ids = runner.prompt([Message("user", prompt)])
+        yield from runner.answer(ids, sampling or Sampling())
 
 
 def is_gguf(path: Path) -> bool:
@@ -37,28 +76,74 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _from_checkpoint(folder: Path, prompt: str, sampling: Sampling) -> Iterator[str]:
-    checkpoint = load_checkpoint(folder)
-    model = checkpoint.load_model(choose_device())
-    tokenizer = checkpoint.tokenizer
-    ids = prompt_ids(tokenizer.encode(prompt), tokenizer.end_of_text_id)
-    new_ids = generate_ids(model, ids, sampling, tokenizer.end_of_text_id)
-    yield from stream_text(tokenizer.decode_bytes([token_id]) for token_id in new_ids)
+@dataclass
+class CheckpointRunner:
+    """A checkpoint's model in PyTorch (a Runner)."""
+
+    checkpoint: Checkpoint
+    model: GPT
+
+    @property
+    def context_length(self) -> int:  # noqa: D102
+        return self.checkpoint.config.context_length
+
+    @property
+    def continues(self) -> bool:  # noqa: D102
+        return self.checkpoint.prompt_format == COMPLETION and not self.checkpoint.labels
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
+        tokenizer = self.checkpoint.tokenizer
+        ids = encode_prompt(messages, self.checkpoint.prompt_format, tokenizer)
+        return prompt_ids(ids, tokenizer.end_of_text_id)
+
+    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
+        if self.checkpoint.labels:
+            sampling = sampling.one_token()
+        decode = self.checkpoint.tokenizer.decode_bytes
+        new_ids = generate_ids(self.model, prompt, sampling, self.checkpoint.stop_ids)
+        yield from stream_text(decode([token_id]) for token_id in new_ids)
 
 
-def _from_gguf(path: Path, prompt: str, sampling: Sampling) -> Iterator[str]:
-    with LlamaCpp(path, exact=False) as llama:
-        ids = prompt_ids(llama.tokenize(prompt), llama.bos_id)
-        new_ids = _llama_ids(llama, ids, sampling)
-        yield from stream_text(llama.token_bytes(token_id) for token_id in new_ids)
+@dataclass
+class GGUFRunner:
+    """A GGUF file in llama.cpp (a Runner)."""
 
+    llama: LlamaCpp
 
-def _llama_ids(llama: LlamaCpp, prompt: list[int], sampling: Sampling) -> Iterator[int]:
-    generator = sampling.generator()
-    new = prompt
-    for _ in range(sampling.limit(len(prompt), llama.n_ctx)):
-        logits = torch.from_numpy(llama.evaluate(new, all_positions=False)[0])
-        new = [sampling.choose(logits, generator)]
-        if llama.is_end_of_generation(new[0]):
-            return
-        yield new[0]
+    @property
+    def context_length(self) -> int:  # noqa: D102
+        return self.llama.n_ctx
+
+    @property
+    def continues(self) -> bool:  # noqa: D102
+        template = self.llama.chat_template
+        hello = Message("user", "hello")
+        bare = template is None or ChatTemplate(template).text([hello]) == hello.content
+        return bare and not self.llama.is_classifier
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
+        if self.llama.chat_template is None:
+            if len(messages) > 1:
+                raise ConfigError("the GGUF file has no chat template; it can only go on from text")
+            ids = self.llama.tokenize(messages[0].content)
+        else:
+            ids = ChatTemplate(self.llama.chat_template).prompt_ids(messages, self.llama)
+        return prompt_ids(ids, self.llama.bos_id)
+
+    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
+        self.llama.reset()
+        if self.llama.is_classifier:
+            sampling = sampling.one_token()
+        yield from stream_text(
+            self.llama.token_bytes(token_id) for token_id in self._ids(prompt, sampling)
+        )
+
+    def _ids(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        generator = sampling.generator()
+        new = list(prompt)
+        for _ in range(sampling.limit(len(prompt), self.llama.n_ctx)):
+            logits = torch.from_numpy(self.llama.evaluate(new, all_positions=False)[0])
+            new = [sampling.choose(logits, generator)]
+            if self.llama.is_end_of_generation(new[0]):
+                return
+            yield new[0]

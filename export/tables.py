@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llmkit.console import WIDTH_OF_FILES
-from llmkit.export.convert import ExportedFile
+from llmkit.export.gguf_write import ExportedFile
 from llmkit.export.inspection import Inspection
 from llmkit.export.measure import Comparison, ComparisonRow
-from llmkit.export.parity import Check, Proof
+from llmkit.export.parity.check import Check, Proof
 from llmkit.files import write_text
 
 COMPARISON_COLUMNS = (
@@ -51,7 +51,7 @@ def comparison_table(comparison: Comparison) -> Table:
     title = f"{comparison.reference}: {comparison.tokens:,} tokens"
     files = [comparison_cells(row) for row in comparison.rows]
     header, *measures = zip(COMPARISON_COLUMNS, *files, strict=True)
-    return _table(title, header, measures)
+    return plain_table(title, header, measures)
 
 
 def proof_cells(check: Check) -> list[str]:
@@ -87,7 +87,7 @@ def save_table_picture(table: Table, path: Path) -> None:
 
 def export_table(files: Iterable[ExportedFile]) -> Table:
     """Files written, and what did not fit their type."""
-    return _table("Exported", EXPORT_COLUMNS, (_export_cells(file) for file in files))
+    return plain_table("Exported", EXPORT_COLUMNS, (_export_cells(file) for file in files))
 
 
 def megabytes(n_bytes: int) -> str:
@@ -103,7 +103,8 @@ def _export_cells(file: ExportedFile) -> list[str]:
     return [file.path.name, megabytes(file.n_bytes), f"{file.bits_per_weight:.2f}", kept]
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of plain text, whatever its cells hold."""
     table = Table(title=escape(title), title_justify="left")
     for column in columns:
         table.add_column(Text(column), overflow="fold")
@@ -124,6 +125,6 @@ def inspection_tables(inspection: Inspection) -> list[Table]:
         for group in inspection.groups
     ]
     return [
-        _table(title, ("metadata", "value"), metadata),
-        _table("Tensors", ("type", "tensors", "parameters", "MB"), groups),
+        plain_table(title, ("metadata", "value"), metadata),
+        plain_table("Tensors", ("type", "tensors", "parameters", "MB"), groups),
     ]

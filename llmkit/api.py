@@ -14,7 +14,7 @@ from llmkit.demo import demo
 from llmkit.export.convert import export
 from llmkit.export.inspection import inspect
 from llmkit.export.measure import compare
-from llmkit.export.parity import verify
+from llmkit.export.parity.verify import verify
 from llmkit.export.plot import size_quality_figure
 from llmkit.export.report import write_report
 from llmkit.export.running import generate

@@ -20,12 +20,29 @@ from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import write_text, written_beside
 from llmkit.model.config import GPTConfig, validated
 from llmkit.model.gpt import GPT
+from llmkit.model.lora import (
+    LoRAConfig,
+    add_lora,
+    load_adapter,
+    lora_config_of,
+    merged_delta,
+    peft_name,
+)
+from llmkit.model.packed import build_packed
+from llmkit.model.storage import is_matrix, stored_type
+from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format_from
+from llmkit.quant import dequantize, quantize
+from llmkit.quant.types import QuantType, quant_type
 from llmkit.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"  # PEFT's names, so that PEFT loads the folder
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+CHECKPOINT_FILES = (CONFIG_FILE, MODEL_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE, TOKENIZER_FILE)
 TRAINING_FOLDER = "training"
+HELD_OUT_FILE = "held_out.jsonl"  # records that fine-tuning held out
 
 
 class TensorReader(Protocol):
@@ -42,30 +59,156 @@ class Checkpoint:
 
     folder: Path
     config: GPTConfig
-    prompt_format: str
+    prompt_format: PromptFormat
     tokenizer: Tokenizer
+    labels: tuple[str, ...] = ()  # of a classifier
+    lora: LoRAConfig | None = None
+    base_quant: str | None = None  # the blocks that a QLoRA adapter was trained on
 
     @property
     def model_file(self) -> Path:
-        """Path of the weights."""
+        """Path of the weights, without an adapter."""
         return self.folder / MODEL_FILE
+
+    @property
+    def adapter_file(self) -> Path:
+        """Path of the LoRA matrices; absent without `lora`."""
+        return self.folder / ADAPTER_FILE
+
+    @property
+    def end_id(self) -> int:
+        """Id of the token that ends an answer."""
+        return self.tokenizer.special_id(self.prompt_format.end)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a generation: of an answer, and of a document."""
+        return frozenset((self.end_id, self.tokenizer.end_of_text_id))
+
+    @property
+    def label_ids(self) -> list[int]:
+        """Ids of the tokens that a classifier answers with."""
+        ids = [self.tokenizer.word_id(label) for label in self.labels]
+        return [token_id for token_id in ids if token_id is not None]
 
     @property
     def validation_tokens_file(self) -> Path:
         """Path of the ids that training held out; absent where llmkit did not train the model."""
         return self.folder / TRAINING_FOLDER / "validation.tokens"
 
-    def load_model(self, device: torch.device | None = None) -> GPT:
-        """The model in evaluation mode. Raises CheckpointError for missing or foreign tensors."""
+    @property
+    def held_out_file(self) -> Path:
+        """Path of the records that fine-tuning held out; absent where there was none."""
+        return self.folder / TRAINING_FOLDER / HELD_OUT_FILE
+
+    def load_model(self, device: torch.device | None = None, *, packed: bool = False) -> GPT:
+        """The model with its adapter, in evaluation mode.
+
+        The base of a QLoRA adapter has the numbers of its blocks: dequantized, or with `packed`
+        the blocks themselves. Raises CheckpointError for missing or foreign tensors.
+        """
+        with self.open_base() as file:
+            if packed and self.base_quant is not None:
+                model = build_packed(self.config, file.get_tensor, self._packed_types())
+            else:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                model = build_model(self.config, weights, str(self.model_file))
+        if self.lora is not None:
+            self.add_adapter(model)
+        return model.to(device or "cpu").eval()
+
+    def add_adapter(self, model: GPT) -> None:
+        """Put this checkpoint's LoRA matrices around a model's own."""
+        if self.lora is None:
+            raise CheckpointError(f"{self.folder} has no adapter")
+        add_lora(model, self.lora)
+        with open_tensors(self.adapter_file) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        load_adapter(model, tensors, str(self.adapter_file))
+
+    @contextmanager
+    def open_base(self) -> Iterator[TensorReader]:
+        """The weights without the adapter, those of a QLoRA base as its blocks have them."""
         with open_tensors(self.model_file) as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return build_model(self.config, weights, str(self.model_file)).to(device or "cpu").eval()
+            yield (
+                file if self.base_quant is None else _Requantized(file, quant_type(self.base_quant))
+            )
+
+    @contextmanager
+    def open_merged(self) -> Iterator[TensorReader]:
+        """The weights with the adapter merged into them."""
+        with self.open_base() as base:
+            if self.lora is None:
+                yield base
+                return
+            with open_tensors(self.adapter_file) as adapter:
+                yield _Merged(base, adapter, self.lora)
+
+    def _packed_types(self) -> dict[str, QuantType]:
+        qtype = quant_type(self.base_quant or "f32")
+        with torch.device("meta"):
+            tensors = GPT(self.config).state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return {
+            name: stored_type(name, shape, qtype)
+            for name, shape in shapes.items()
+            if is_matrix(name, shape)
+        }
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the weights file."""
-        with self.model_file.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """Hash of the weights file, and of the adapter where there is one."""
+        hashes = []
+        for path in (self.model_file, *([self.adapter_file] if self.lora is not None else [])):
+            with path.open("rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return "+".join(hashes)
+
+
+@dataclass(frozen=True)
+class _Requantized:
+    """Reads tensors as they are after a quantization, as the blocks of a QLoRA base have them."""
+
+    file: TensorReader
+    qtype: QuantType
+
+    def keys(self) -> list[str]:
+        return self.file.keys()
+
+    def metadata(self) -> dict[str, str] | None:
+        return self.file.metadata()
+
+    def get_tensor(self, name: str) -> Tensor:
+        weights = self.file.get_tensor(name)
+        shape = tuple(weights.shape)
+        if not is_matrix(name, shape):
+            return weights
+        stored = stored_type(name, shape, self.qtype)
+        blocks = quantize(weights.float().numpy(), stored, name)
+        return torch.from_numpy(dequantize(blocks, stored, shape))
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """Reads tensors of a base with the LoRA matrices of an adapter added."""
+
+    base: TensorReader
+    adapter: TensorReader
+    lora: LoRAConfig
+
+    def keys(self) -> list[str]:
+        return self.base.keys()
+
+    def metadata(self) -> dict[str, str] | None:
+        return self.base.metadata()
+
+    def get_tensor(self, name: str) -> Tensor:
+        weights = self.base.get_tensor(name)
+        a, b = (peft_name(name.removesuffix(".weight"), half) for half in ("lora_A", "lora_B"))
+        if a not in self.adapter.keys():  # noqa: SIM118
+            return weights
+        A, B = self.adapter.get_tensor(a), self.adapter.get_tensor(b)  # (rank, in), (out, rank)
+        return weights.float() + merged_delta(A, B, self.lora.scale)
 
 
 def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -> GPT:
@@ -100,20 +243,51 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{folder} has no {name}; a checkpoint is the folder that `llmkit train` writes"
             )
-    config, prompt_format = _read_config(folder / CONFIG_FILE)
+    content = _read_config(folder / CONFIG_FILE)
+    config = content.model
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(
             f"{folder}: {TOKENIZER_FILE} has {tokenizer.vocab_size} tokens, the model "
             f"{config.vocab_size}; they are not of one training"
         )
-    return Checkpoint(folder, config, prompt_format, tokenizer)
+    checkpoint = Checkpoint(
+        folder,
+        config,
+        content.prompt_format,
+        tokenizer,
+        content.labels,
+        _read_lora(folder),
+        content.base_quant,
+    )
+    try:
+        checkpoint.end_id  # noqa: B018  raises where the tokenizer lacks it
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}, which ends answers") from error
+    if len(checkpoint.label_ids) != len(checkpoint.labels):
+        raise CheckpointError(f"{folder}: {TOKENIZER_FILE} lacks a label of {CONFIG_FILE}")
+    return checkpoint
 
 
-def save_config(folder: Path, config: GPTConfig, prompt_format: str) -> None:
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """The content of config.json."""
+
+    model: GPTConfig
+    prompt_format: PromptFormat
+    labels: tuple[str, ...] = ()
+    base_quant: str | None = None
+
+
+def save_config(folder: Path, content: CheckpointConfig) -> None:
     """Write config.json."""
-    content = {"model": asdict(config), "prompt_format": prompt_format}
-    write_text(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+    fields = {
+        "model": asdict(content.model),
+        "prompt_format": content.prompt_format.to_dict(),
+        **({"labels": list(content.labels)} if content.labels else {}),
+        **({"base_quant": content.base_quant} if content.base_quant else {}),
+    }
+    write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
@@ -144,19 +318,33 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
         yield file
 
 
-def _read_config(path: Path) -> tuple[GPTConfig, str]:
+def _read_config(path: Path) -> CheckpointConfig:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        model, prompt_format = content["model"], content["prompt_format"]
-        return validated(GPTConfig, model, str(path)), str(prompt_format)
+        return CheckpointConfig(
+            validated(GPTConfig, content["model"], str(path)),
+            prompt_format_from(content["prompt_format"], str(path)),
+            tuple(str(label) for label in content.get("labels", ())),
+            content.get("base_quant"),
+        )
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not llmkit's: it needs `model` and `prompt_format` ({error})"
         ) from error
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
+
+
+def _read_lora(folder: Path) -> LoRAConfig | None:
+    path = folder / ADAPTER_CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        return lora_config_of(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def _not_a_folder(path: Path) -> str:

@@ -1,29 +1,35 @@
-"""The whole way on a built-in corpus: train, export, verify, compare, let llama.cpp tell a tale."""
+"""The whole way on a built-in corpus: train, teach to answer, export, verify, compare, ask."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.console import say
-from llmkit.data.tales import tales
+from llmkit.data.tales import questions, tales
 from llmkit.export.convert import Export, export
 from llmkit.export.measure import Comparison, compare
-from llmkit.export.parity import Proof, verify
+from llmkit.export.parity.check import Proof
+from llmkit.export.parity.verify import verify
 from llmkit.export.plot import save_figure, size_quality_figure
 from llmkit.export.report import write_report
 from llmkit.export.running import generate
 from llmkit.export.tables import proof_table, save_table_picture
 from llmkit.files import write_text
+from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.instruct import InstructResult, finetune_instruct
 from llmkit.generation import Sampling
+from llmkit.modelfiles.prompt_format import USER_ASSISTANT
 from llmkit.tokenizer import END_OF_TEXT
 from llmkit.training import TrainingResult, train
 
 CORPUS_BYTES = 4_200_000
-CORPUS_SEED = 1
+CORPUS_SEED = QUESTIONS_SEED = 1
 NAME = "tales"
-PROMPT = "Once there was"
+QUESTION = "Where does Paul the shoemaker live?"
+REQUEST = "Tell a story about Anton."
 QUANTS = ("f16", "q8_0", "q4_0")
 VOCAB_SIZE = 1536
 # A tale is up to 170 tokens of this vocabulary. A million tokens, two minutes on two cores,
@@ -36,6 +42,10 @@ TRAINING: dict[str, Any] = {
     "eval_interval": 110,
     "eval_tokens": 12288,
 }
+# The shortest format: most questions are shorter than Alpaca's system text.
+PROMPT_FORMAT = USER_ASSISTANT
+FINETUNING = FinetuneConfig(epochs=6)
+INSTRUCT_TRAINING: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 16}
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,11 @@ class Demo:
 
     folder: Path
     training: TrainingResult
+    instruct: InstructResult
     export: Export
     proofs: list[Proof]
     comparison: Comparison
-    tale: str
+    answers: list[tuple[str, str]]  # what the 4-bit file says in llama.cpp
 
     @property
     def passed(self) -> bool:
@@ -57,24 +68,36 @@ class Demo:
 
 def demo(out: Path) -> Demo:
     """Walk the whole way into the folder `out`; a training done there already is not repeated."""
-    corpus = out / "tales.txt"
+    corpus, records = out / "tales.txt", out / "questions.json"
     if not corpus.exists():
         write_text(corpus, _corpus())
-    checkpoint = out / "checkpoint"
+    if not records.exists():
+        asked = [asdict(question) for question in questions(QUESTIONS_SEED)]
+        write_text(records, json.dumps(asked, indent=1) + "\n")
+    base, answering, folder = out / "base", out / "checkpoint", out / "export"
     training = train(
-        corpus, checkpoint, vocab_size=VOCAB_SIZE, model=MODEL, training=TRAINING, resume=True
+        corpus, base, vocab_size=VOCAB_SIZE, model=MODEL, training=TRAINING, resume=True
     )
-    folder = out / "export"
-    exported = export(checkpoint, folder, quants=QUANTS, name=NAME)
+    instruct = finetune_instruct(
+        base,
+        records,
+        answering,
+        prompt_format=PROMPT_FORMAT,
+        config=FINETUNING,
+        training=INSTRUCT_TRAINING,
+        resume=True,
+    )
+    exported = export(answering, folder, quants=QUANTS, name=NAME)
     files = [file.path for file in exported.files]
-    proofs = [verify(checkpoint, file) for file in files]
-    comparison = compare(checkpoint, files)
+    proofs = [verify(answering, file) for file in files]
+    comparison = compare(answering, files)
     save_table_picture(proof_table(proofs), folder / "parity.svg")
     save_figure(size_quality_figure(comparison), folder / "size-quality.png")
     write_report(folder / "report.html", comparison, proofs, title=f"{NAME}: from text to Ollama")
-    say(f"{files[-1].name} in llama.cpp, asked to go on from {PROMPT!r}:")
-    tale = PROMPT + "".join(generate(files[-1], PROMPT, Sampling(temperature=0.5, top_k=40)))
-    return Demo(out, training, exported, proofs, comparison, tale)
+    say(f"{files[-1].name} answers in llama.cpp:")
+    sampling = Sampling(temperature=0)
+    answers = [(text, "".join(generate(files[-1], text, sampling))) for text in (QUESTION, REQUEST)]
+    return Demo(out, training, instruct, exported, proofs, comparison, answers)
 
 
 def _corpus() -> str:

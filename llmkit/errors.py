@@ -26,6 +26,10 @@ class GGUFError(LlmkitError):
     """A GGUF file that is damaged, foreign or cannot be written."""
 
 
+class ModelfileError(LlmkitError):
+    """A Modelfile that Ollama refuses, or text that a Modelfile cannot hold."""
+
+
 class QuantizationError(LlmkitError):
     """Numbers or shapes that a quantization type cannot hold."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Sampling:
         if not 0 <= self.seed < 1 << 64:
             raise ConfigError(f"seed {self.seed} is not between 0 and 2^64 - 1")
 
+    def one_token(self) -> Sampling:
+        """The same for a single token, which is all that a classifier says."""
+        return replace(self, max_tokens=1)
+
     def generator(self) -> torch.Generator:
         """A source of random numbers that gives the same ones for the same seed."""
         return torch.Generator().manual_seed(self.seed)
@@ -67,15 +71,17 @@ class Sampling:
 
 
 @torch.inference_mode()
-def generate_ids(model: GPT, prompt: Sequence[int], sampling: Sampling, stop: int) -> Iterator[int]:
-    """Yield the ids that follow `prompt` until the `stop` id or the end of the context."""
+def generate_ids(
+    model: GPT, prompt: Sequence[int], sampling: Sampling, stops: Container[int]
+) -> Iterator[int]:
+    """Yield the ids that follow `prompt` until one of `stops` or the end of the context."""
     generator = sampling.generator()
     cache = KVCache()
     new = list(prompt)
     for _ in range(sampling.limit(len(prompt), model.config.context_length)):
         logits = model(torch.tensor([new], device=model.device), cache)[0, -1]
         new = [sampling.choose(logits, generator)]
-        if new[0] == stop:
+        if new[0] in stops:
             return
         yield new[0]
 

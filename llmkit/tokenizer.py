@@ -54,6 +54,38 @@ class Tokenizer:
             )
         return token_id
 
+    def special_id(self, token: str) -> int:
+        """Id of a special token. Raises ConfigError where there is none."""
+        token_id = self.hf.token_to_id(token)
+        if token_id is None or token_id not in self.special_ids:
+            raise ConfigError(f"the tokenizer has no special token {token}")
+        return int(token_id)
+
+    def word_id(self, word: str) -> int | None:
+        """Id of the token that is just this word, whether or not text is ever cut so."""
+        alphabet = byte_alphabet()
+        token_id = self.hf.token_to_id("".join(alphabet[byte] for byte in word.encode()))
+        return None if token_id in self.special_ids else token_id
+
+    def with_tokens(self, *, special: Sequence[str] = (), words: Sequence[str] = ()) -> Tokenizer:
+        """A tokenizer with more tokens after the last id: first words, then special tokens.
+
+        No merge leads to a new word, so text is cut as before; only the model can say it.
+        Raises ConfigError for a token that is there already.
+        """
+        content = json.loads(self.hf.to_str())
+        alphabet = byte_alphabet()
+        # All of them: a special token that the model's vocabulary lacks gets the id behind it.
+        vocab = self.hf.get_vocab(with_added_tokens=True)
+        for token in (*("".join(alphabet[b] for b in word.encode()) for word in words), *special):
+            if token in vocab:
+                raise ConfigError(f"the tokenizer has a token {token!r} already; choose other text")
+            vocab[token] = len(vocab)
+        content["model"]["vocab"] = vocab
+        hf = HFTokenizer.from_str(json.dumps(content))
+        hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+        return Tokenizer(hf)
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. The text of a special token is text like any other."""
         return list(self.hf.encode(text, add_special_tokens=False).ids)

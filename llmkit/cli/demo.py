@@ -22,9 +22,9 @@ def _demo(
     ),
     json_output: JsonOption = False,
 ) -> None:
-    """Walk the whole way on a built-in corpus in three minutes. Exit code 1: a proof fails."""
+    """Walk the whole way on a built-in corpus in five minutes. Exit code 1: a proof fails."""
     from llmkit.console import results
-    from llmkit.demo import NAME, demo
+    from llmkit.demo import NAME, QUESTION, demo
     from llmkit.export.tables import comparison_table, export_table, proof_table
 
     made = demo(out)
@@ -34,12 +34,13 @@ def _demo(
         results.print(export_table(made.export.files))
         results.print(proof_table(made.proofs))
         results.print(comparison_table(made.comparison))
-        results.print(f"\n{made.tale}\n", markup=False)
+        for question, answer in made.answers:
+            results.print(f"\n> {question}\n{answer}", markup=False)
         results.print(
-            f"Report: {made.export.folder / 'report.html'}\n"
+            f"\nReport: {made.export.folder / 'report.html'}\n"
             f"To run it in Ollama, type\n"
             f"  ollama create {NAME} -f {made.export.modelfile}\n"
-            f'  ollama run {NAME} "Once there was"',
+            f'  ollama run {NAME} "{QUESTION}"',
             markup=False,
         )
     if not made.passed:

@@ -21,11 +21,18 @@ def _export(
     checkpoint: CheckpointArgument,
     out: Annotated[Path, typer.Option(help="Folder for the GGUF files and the Modelfile.")],
     quant: Annotated[
-        str, typer.Option(help="Types, joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4).")
-    ] = "f16,q8_0,q4_0",
+        str | None,
+        typer.Option(
+            help="Types, joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4).",
+            show_default="f16,q8_0,q4_0; of a QLoRA model the type it was trained on",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model.", show_default="the checkpoint's")
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge a LoRA adapter into the weights.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Write GGUF files and an Ollama Modelfile from a checkpoint."""
@@ -33,12 +40,12 @@ def _export(
     from llmkit.export.convert import export
     from llmkit.export.tables import export_table
 
-    quants = [part.strip() for part in quant.split(",") if part.strip()]
-    done = export(checkpoint, out, quants=quants, name=name)
+    quants = None if quant is None else [part.strip() for part in quant.split(",") if part.strip()]
+    done = export(checkpoint, out, quants=quants, name=name, merge=merge)
     if json_output:
         print_json(asdict(done))
         return
-    results.print(export_table(done.files))
+    results.print(export_table([*done.files, *([done.adapter] if done.adapter else [])]))
     results.print(f"{done.modelfile}: how to create the model in Ollama stands at its top")
     words = shlex.join(["llmkit", "verify", str(checkpoint), str(done.files[-1].path)])
     results.print(f"next: {words}", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def _generate(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder or GGUF file.")],
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
+    prompt: Annotated[str, typer.Option(help="Text to go on from, or question.")] = "",
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
     top_k: Annotated[
         int | None, typer.Option(help="Choose among this many tokens.", show_default="all")
@@ -30,15 +30,17 @@ def _generate(
         int | None, typer.Option(help="Stop after this many.", show_default="the context")
     ] = None,
 ) -> None:
-    """Let a model go on from a prompt, streaming the text."""
-    from llmkit.export.running import generate
+    """Let a base model go on from a prompt, or a fine-tuned one answer it."""
+    from llmkit.export.running import open_runner
     from llmkit.generation import Sampling
+    from llmkit.modelfiles.prompt_format import Message
 
     sampling = Sampling(temperature, top_k, top_p, seed, max_tokens)
-    pieces = generate(model, prompt, sampling)
-    first = next(pieces, "")  # an error in the model or the prompt comes before any output
-    sys.stdout.write(prompt + first)
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    with open_runner(model) as runner:
+        pieces = runner.answer(runner.prompt([Message("user", prompt)]), sampling)
+        first = next(pieces, "")  # an error in the prompt comes before any output
+        sys.stdout.write(prompt + first if runner.continues else first)
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
     sys.stdout.write("\n")

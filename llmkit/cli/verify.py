@@ -26,7 +26,7 @@ def _verify(
     The proof is kept in parity.json beside the file.
     """
     from llmkit.console import results
-    from llmkit.export.parity import verify
+    from llmkit.export.parity.verify import verify
     from llmkit.export.tables import proof_table
 
     proof = verify(checkpoint, gguf, data=data)

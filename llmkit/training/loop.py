@@ -21,6 +21,7 @@ from llmkit.console import progress, say
 from llmkit.errors import ConfigError
 from llmkit.model.device import has_fast_bfloat16
 from llmkit.model.gpt import GPT
+from llmkit.model.packed import n_weights
 from llmkit.training.config import TrainingConfig
 from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.training.task import Task
@@ -43,7 +44,8 @@ class TrainingLoop:
         self.model = task.load_model(state.step, device).train()
         self.optimizer = _optimizer(self.model, config)
         if state.step:
-            folder.load_optimizer(self.model, self.optimizer, state.step, task.trained_file)
+            files = task.trained_tensors(self.model)
+            folder.load_optimizer(self.model, self.optimizer, state.step, files)
 
     def train(self) -> None:
         """Train to the last step; on Ctrl-C finish the step, save and raise KeyboardInterrupt."""
@@ -110,10 +112,10 @@ class TrainingLoop:
     def _save(self, step: int, elapsed: float, losses: list[float]) -> None:
         self.state = replace(self.state, step=step, elapsed_s=elapsed, losses=losses)
         tensors = self.task.trained_tensors(self.model)
-        self.folder.save(self.state, self.task.trained_file, tensors, self.model, self.optimizer)
+        self.folder.save(self.state, tensors, self.model, self.optimizer)
 
     def _parameters(self) -> str:
-        n_all = self.model.n_parameters()
+        n_all = n_weights(self.model)
         n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         trained = "" if n_trained == n_all else f", {n_trained:,} of them trained"
         return f"{n_all:,} parameters{trained}"

@@ -8,7 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint import CONFIG_FILE, TOKENIZER_FILE, save_config
+from llmkit.checkpoint import (
+    CHECKPOINT_FILES,
+    TOKENIZER_FILE,
+    CheckpointConfig,
+    save_config,
+)
 from llmkit.console import Progress, progress, say
 from llmkit.data.sources import read_documents, source_files
 from llmkit.data.tokens import split_documents, token_dtype, write_token_file
@@ -44,8 +49,8 @@ def refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; choose a folder that does not exist yet")
     folder = RunFolder(out)
-    prepared = {folder.training, out / CONFIG_FILE, out / TOKENIZER_FILE}
-    prepared |= {folder.token_file(part) for part in PARTS}
+    prepared = {folder.training, *(out / name for name in CHECKPOINT_FILES)}
+    prepared |= {*map(folder.token_file, PARTS), folder.held_out_file}
     there = {*out.glob("*"), *folder.training.glob("*")}
     foreign = [file for file in there - prepared if not file.match(".*.tmp")]
     if there and (folder.training not in there or foreign):
@@ -103,7 +108,7 @@ def prepare(folder: RunFolder, data: Path, settings: dict[str, Any], sizes: GPTC
             )
         say(f"{name}: {n_tokens:,} tokens of {data_bytes[name]:,} bytes")
     tokenizer.save(folder.folder / TOKENIZER_FILE)
-    save_config(folder.folder, sizes, COMPLETION.name)
+    save_config(folder.folder, CheckpointConfig(sizes, COMPLETION))
     state = RunState(settings, data_bytes)
     folder.write_state(state)
     return state

@@ -19,15 +19,13 @@ from llmkit.tokenizer import load_tokenizer
 from llmkit.training.config import TrainingConfig
 from llmkit.training.evaluate import validation_loss
 from llmkit.training.state import RunFolder, RunState
-from llmkit.training.task import Evaluation
+from llmkit.training.task import Evaluation, TensorFiles
 
 SAMPLE_TOKENS = 60
 
 
 class Pretraining:
     """The token files of a prepared run and the model that learns from them (a Task)."""
-
-    trained_file = MODEL_FILE
 
     def __init__(
         self, folder: RunFolder, state: RunState, config: TrainingConfig, sizes: GPTConfig
@@ -67,12 +65,12 @@ class Pretraining:
         """The beginning of a document."""
         end = self.tokenizer.end_of_text_id
         sampling = Sampling(seed=self.config.seed, top_k=40, max_tokens=SAMPLE_TOKENS)
-        text = self.tokenizer.decode(generate_ids(model, [end], sampling, end))
+        text = self.tokenizer.decode(generate_ids(model, [end], sampling, {end}))
         return [f"sample: {text!r}"]
 
-    def trained_tensors(self, model: GPT) -> dict[str, Tensor]:
+    def trained_tensors(self, model: GPT) -> TensorFiles:
         """All of the model."""
-        return model.state_dict()
+        return {MODEL_FILE: model.state_dict()}
 
     def _batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Random windows of the training tokens: inputs and the tokens that follow them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import prepare, refuse_foreign, refuse_other_run, sha256_of
 from llmkit.training.pretraining import Pretraining
-from llmkit.training.state import Metrics, RunFolder
+from llmkit.training.state import Metrics, RunFolder, RunState
 
 DEFAULT_VOCAB_SIZE = 2048
 
@@ -77,24 +78,36 @@ def train(
         "training": asdict(config),
     }
     folder = RunFolder(out)
-    state = folder.read_state()
-    if state is None:
-        refuse_foreign(out)
-        state = prepare(folder, data, settings, sizes)
-    else:
-        refuse_other_run(folder, state, settings)
-        if not state.finished and not resume:
-            raise CheckpointError(
-                f"{out} holds this run, stopped at step {state.step}; add --resume to go on"
-            )
-        folder.recover(state)
-        if state.finished:
-            say(f"{out} is finished: {state.step} steps are done, nothing to train")
-            return _result(folder)
+    state = open_run(folder, settings, resume, lambda: prepare(folder, data, settings, sizes))
+    if state.finished:
+        return _result(folder)
     say(_quantization_note(sizes))
     task = Pretraining(folder, state, config, sizes)
     TrainingLoop(folder, state, config, task, where).train()
     return _result(folder)
+
+
+def open_run(
+    folder: RunFolder, settings: dict[str, Any], resume: bool, prepare: Callable[[], RunState]
+) -> RunState:
+    """The state of the run in a folder: newly prepared, to be gone on with, or finished.
+
+    Raises CheckpointError where the folder holds something else, or an unfinished run that was
+    not asked to be resumed.
+    """
+    state = folder.read_state()
+    if state is None:
+        refuse_foreign(folder.folder)
+        return prepare()
+    refuse_other_run(folder, state, settings)
+    if not state.finished and not resume:
+        raise CheckpointError(
+            f"{folder.folder} holds this run, stopped at step {state.step}; add --resume to go on"
+        )
+    folder.recover(state)
+    if state.finished:
+        say(f"{folder.folder} is finished: {state.step} steps are done, nothing to train")
+    return state
 
 
 def _result(folder: RunFolder) -> TrainingResult:

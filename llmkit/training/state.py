@@ -1,25 +1,26 @@
 """The training/ folder: what a run needs to go on exactly where it stopped.
 
-A checkpoint is two tensor files and state.json. They are written to training/next/ first;
-renaming state.json into place commits them; then they are moved to their places. Whatever
-moment the process dies at, `recover` brings the three to one step.
+A checkpoint is the trained tensors, the optimizer's and state.json. Tensors are written to
+training/next/ first; renaming state.json into place commits them; then they are moved to their
+places. Whatever moment the process dies at, `recover` brings them all to one step.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmkit.checkpoint import TRAINING_FOLDER, open_tensors, save_tensors
+from llmkit.checkpoint import HELD_OUT_FILE, TRAINING_FOLDER, open_tensors, save_tensors
 from llmkit.errors import CheckpointError
 from llmkit.files import cannot_write, write_text
 from llmkit.model.gpt import GPT
+from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 
@@ -70,6 +71,11 @@ class RunFolder:
         self.metrics_file = self.training / "metrics.jsonl"
         self._next = self.training / "next"
 
+    @property
+    def held_out_file(self) -> Path:
+        """Records that fine-tuning held out."""
+        return self.training / HELD_OUT_FILE
+
     def token_file(self, part: str) -> Path:
         """Token ids of the `train` or `validation` part."""
         return self.training / f"{part}.tokens"
@@ -92,13 +98,13 @@ class RunFolder:
     def save(
         self,
         state: RunState,
-        trained_file: str,
-        trained: Mapping[str, torch.Tensor],
+        trained: TensorFiles,
         model: GPT,
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """Write trained tensors and optimizer of `state.step` and commit them together."""
-        save_tensors(self._next / trained_file, trained, state.step)
+        for name, tensors in trained.items():
+            save_tensors(self._next / name, tensors, state.step)
         save_tensors(self._next / OPTIMIZER_FILE, _optimizer_tensors(model, optimizer), state.step)
         self.write_state(state)
         self._move_next()
@@ -109,7 +115,7 @@ class RunFolder:
         Changes no file where there is nothing to do.
         """
         if self._next.exists():
-            # Committed files are moved one by one, so those still here may be one, both or none.
+            # Committed files are moved one by one, so those still here may be all, some or none.
             if any(_step_of(file) == state.step for file in self._next.glob("*.safetensors")):
                 self._move_next()
             shutil.rmtree(self._next, ignore_errors=True)
@@ -127,11 +133,11 @@ class RunFolder:
                 half_written.unlink()
 
     def load_optimizer(
-        self, model: GPT, optimizer: torch.optim.Optimizer, step: int, trained_file: str
+        self, model: GPT, optimizer: torch.optim.Optimizer, step: int, trained_files: Iterable[str]
     ) -> None:
         """Put back the optimizer's state. Raises CheckpointError where it is of another step."""
         path = self.training / OPTIMIZER_FILE
-        for file in (path, self.folder / trained_file):
+        for file in (path, *(self.folder / name for name in trained_files)):
             if _step_of(file) != step:
                 raise CheckpointError(
                     f"{file} is not of step {step}, as {self.state_file.name} says; "

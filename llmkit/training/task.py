@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from llmkit.model.gpt import GPT
+
+# Tensors by the name of their file and their own, such as {"model.safetensors": {"h.0...": ...}}.
+TensorFiles = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,6 @@ class Task(Protocol):
     on exactly where it stopped.
     """
 
-    trained_file: str  # in the run's folder: what `trained_tensors` are saved as
-
     @property
     def tokens_per_step(self) -> float:
         """Mean number of tokens in a batch."""
@@ -64,6 +66,6 @@ class Task(Protocol):
         """Lines that show what the model does by now."""
         ...
 
-    def trained_tensors(self, model: GPT) -> dict[str, Tensor]:
-        """What the steps changed, under the names it is saved with."""
+    def trained_tensors(self, model: GPT) -> TensorFiles:
+        """Every file of the run's folder that the steps change: its name and all its tensors."""
         ...

@@ -12,9 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint, save_config, save_tensors
+from llmkit.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    load_checkpoint,
+    save_config,
+    save_tensors,
+)
 from llmkit.model.config import GPTConfig
 from llmkit.model.gpt import GPT
+from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.tokenizer import Tokenizer, train_bpe
 
 Kind = gguf.GGUFValueType
@@ -41,7 +48,7 @@ def make_checkpoint(
     }
     change(weights)
     folder.mkdir(parents=True)
-    save_config(folder, config, "completion")
+    save_config(folder, CheckpointConfig(config, COMPLETION))
     save_tensors(folder / "model.safetensors", weights, step=0)
     tokenizer.save(folder / "tokenizer.json")
     return load_checkpoint(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import jinja2
 import llama_cpp
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from safetensors.torch import load_file
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError, QuantizationError
-from llmkit.export import convert
+from llmkit.export import gguf_write
 from llmkit.export.convert import Export, export
 from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity import verify
+from llmkit.export.parity.verify import verify
 from llmkit.tokenizer import train_characters
 
 GGML_TYPES = {
@@ -116,6 +117,8 @@ def test_metadata_is_what_llama_cpp_needs_of_a_gpt2(
     tokens = sorted(vocab, key=lambda token: vocab[token])
     merges = [" ".join(merge) for merge in tokenizer["model"]["merges"]]
     assert keys.pop("gpt2.attention.layer_norm_epsilon") == pytest.approx(1e-5)
+    chat = jinja2.Template(keys.pop("tokenizer.chat_template"))
+    assert chat.render(messages=[{"role": "user", "content": "Once there"}]) == "Once there"
     assert keys == {
         "general.architecture": "gpt2",
         "general.type": "model",
@@ -288,11 +291,11 @@ def test_a_bias_that_the_config_denies_is_refused(tmp_path: Path) -> None:
         exported(checkpoint, tmp_path / "out", "f32")
 
 
-def test_an_unknown_prompt_format_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_a_damaged_prompt_format_is_refused_before_any_work(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c")
     config = checkpoint.folder / "config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace('"completion"', '"compeltion"'))
-    with pytest.raises(LlmkitError, match="completion"):
+    config.write_text(config.read_text(encoding="utf-8").replace('"before"', '"befroe"'))
+    with pytest.raises(LlmkitError, match=r"config\.json: .*befroe"):
         exported(checkpoint, tmp_path / "out", "f32")
     assert not (tmp_path / "out").exists()
 
@@ -338,7 +341,7 @@ def test_an_interrupt_leaves_the_old_file(
 ) -> None:
     exported(random_checkpoint, tmp_path, "q8_0")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    pack, packed = convert.pack_tensor, []
+    pack, packed = gguf_write.pack_tensor, []
 
     def interrupted(tensors: Any, entry: Any, stored: Any) -> Any:
         packed.append(entry)
@@ -346,7 +349,7 @@ def test_an_interrupt_leaves_the_old_file(
             raise KeyboardInterrupt
         return pack(tensors, entry, stored)
 
-    monkeypatch.setattr(convert, "pack_tensor", interrupted)
+    monkeypatch.setattr(gguf_write, "pack_tensor", interrupted)
     with pytest.raises(KeyboardInterrupt):
         exported(random_checkpoint, tmp_path, "q8_0")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -356,9 +359,9 @@ def test_each_tensor_is_written_before_the_next_is_read(
     random_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = []
-    pack, write = convert.pack_tensor, gguf.GGUFWriter.write_tensor_data
+    pack, write = gguf_write.pack_tensor, gguf.GGUFWriter.write_tensor_data
     monkeypatch.setattr(
-        convert, "pack_tensor", lambda *args: (events.append("read"), pack(*args))[1]
+        gguf_write, "pack_tensor", lambda *args: (events.append("read"), pack(*args))[1]
     )
     monkeypatch.setattr(
         gguf.GGUFWriter,

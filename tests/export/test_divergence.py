@@ -85,7 +85,7 @@ def test_parts_joined_are_the_whole() -> None:
 
 def of_kl(*kl: float) -> Divergence:
     zeros = np.zeros(len(kl))
-    return Divergence(np.array(kl), zeros == 0, zeros, zeros, zeros)
+    return Divergence(np.array(kl), zeros == 0, zeros, zeros, zeros, zeros)
 
 
 def test_the_top_thousandth_is_exceeded_by_one_in_a_thousand() -> None:
@@ -119,5 +119,5 @@ def test_the_interval_holds_the_true_mean_about_19_times_in_20() -> None:
 
 def test_a_loss_past_all_numbers_is_infinite_perplexity() -> None:
     zeros = np.zeros(1)
-    broken = Divergence(zeros, zeros == 0, zeros, zeros, np.array([2000.0]))
+    broken = Divergence(zeros, zeros == 0, zeros, zeros, zeros, np.array([2000.0]))
     assert broken.perplexity == broken.perplexity_ratio == math.inf

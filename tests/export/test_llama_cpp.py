@@ -15,7 +15,7 @@ from tokenizers import models
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import GGUFError
-from llmkit.export.convert import write_gguf
+from llmkit.export.gguf_write import write_gguf
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.quant import quant_type
 from llmkit.tokenizer import (

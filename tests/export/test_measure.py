@@ -14,7 +14,7 @@ from llmkit.errors import GGUFError
 from llmkit.export import speed
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import dequantized_weights, read_gguf
-from llmkit.export.held_out import held_out_windows
+from llmkit.export.held_out import held_out_sequences
 from llmkit.export.measure import Comparison, compare
 from llmkit.export.speed import measure_speed
 from llmkit.tokenizer import load_tokenizer
@@ -68,7 +68,8 @@ def test_numbers_are_those_of_pytorch_with_the_files_weights(
 ) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
     model = checkpoint.load_model()
-    windows = torch.from_numpy(held_out_windows(checkpoint, None, 1024))
+    sequences = held_out_sequences(checkpoint, None, 1024)
+    windows = torch.stack([torch.from_numpy(sequence.ids) for sequence in sequences])
     inputs, targets = windows[:, :-1], windows[:, 1:, None]
     with torch.inference_mode():
         log_p = model(inputs).double().log_softmax(-1)

@@ -24,10 +24,11 @@ from typer.testing import CliRunner
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.errors import DataError, GGUFError, LlmkitError
-from llmkit.export import parity
 from llmkit.export.convert import export
 from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity import Proof, verify
+from llmkit.export.parity import verify as parity
+from llmkit.export.parity.check import Proof
+from llmkit.export.parity.verify import verify
 
 ALL = ("metadata", "tensors", "tokenizer", "logits", "generation")
 TOKENS = 256  # of held-out text: four windows

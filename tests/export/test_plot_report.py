@@ -14,7 +14,7 @@ from llmkit.errors import ConfigError
 from llmkit.export.convert import Export
 from llmkit.export.inspection import inspect
 from llmkit.export.measure import Comparison, ComparisonRow
-from llmkit.export.parity import Check, Proof
+from llmkit.export.parity.check import Check, Proof
 from llmkit.export.plot import check_plot_path, save_figure, size_quality_figure
 from llmkit.export.report import write_report
 from llmkit.export.tables import (
@@ -43,7 +43,7 @@ COMPARISON = Comparison(
 PROOF = Proof(
     passed=False, checkpoint="runs/fox", gguf="m-q8_0.gguf", sha256="ab" * 32, quant="q8_0",
     checks=[Check("logits", True, 4e-5, 5e-4, "fine"), Check("tensors", False, 1, 0, HOSTILE)],
-    checkpoint_sha256="cd" * 32, versions={},
+    checkpoint_sha256="cd" * 32, sha256_of={}, versions={},
 )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import training_runs
+from finetune_runs import write_questions
 
 from llmkit.data.tales import tales
 
@@ -16,3 +18,17 @@ def short_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("short") / "tales.txt"
     path.write_text("<|endoftext|>".join(islice(tales(7), 40)), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_base(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of one layer to fine-tune. Tests must not write into it."""
+    out = tmp_path_factory.mktemp("base") / "base"
+    training_runs.run(short_text, out, model={"context_length": 64})
+    return out
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 20 questions with their answers."""
+    return write_questions(tmp_path_factory.mktemp("questions") / "questions.jsonl")

@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import llmkit.checkpoint as checkpoint_module
-from llmkit.checkpoint import load_checkpoint, save_config, save_tensors
+from llmkit.checkpoint import CheckpointConfig, load_checkpoint, save_config, save_tensors
 from llmkit.errors import CheckpointError
 from llmkit.model.gpt import GPT
+from llmkit.model.lora import LoRAConfig, adapter_tensors, add_lora, peft_config
+from llmkit.modelfiles.prompt_format import CHATML, COMPLETION, PromptFormat, Turn
 from llmkit.tokenizer import train_bpe
 
 
@@ -45,10 +48,11 @@ def test_saved_model_and_config_come_back(tiny_checkpoint: Path, folder: Path) -
     torch.manual_seed(3)
     model = GPT(opened.config)
     save_tensors(folder / "model.safetensors", model.state_dict(), step=7)
-    save_config(folder, opened.config, "other format")
+    own = PromptFormat("own", Turn("S", "\n"), Turn("é: ", "\n"), Turn("A:\n", "\n"))
+    save_config(folder, CheckpointConfig(opened.config, own))
     again = load_checkpoint(folder)
     assert again.config == opened.config
-    assert again.prompt_format == "other format"
+    assert again.prompt_format == own
     assert again.sha256 != opened.sha256
     tokens = torch.arange(5)[None]
     assert torch.equal(again.load_model()(tokens), model.eval()(tokens))
@@ -133,7 +137,7 @@ def test_foreign_tensors_are_named(folder: Path) -> None:
         ("{}", "not llmkit's"),
         ('{"model_type": "gpt2", "n_embd": 64}', "not llmkit's"),
         ('{"model": [], "prompt_format": "completion"}', "not llmkit's"),
-        ('{"model": {}, "prompt_format": "completion"}', "vocab_size"),
+        ('{"model": {}, "prompt_format": {}}', "vocab_size"),
     ],
 )
 def test_damaged_config_is_named(folder: Path, content: str, words: str) -> None:
@@ -196,9 +200,101 @@ def test_files_are_as_readable_as_the_umask_says(
     before = os.umask(umask)
     try:
         save_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(2)}, step=1)
-        save_config(tmp_path, opened.config, opened.prompt_format)
+        save_config(tmp_path, CheckpointConfig(opened.config, opened.prompt_format))
         opened.tokenizer.save(tmp_path / "tokenizer.json")
     finally:
         os.umask(before)
     modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
     assert modes == dict.fromkeys(("model.safetensors", "config.json", "tokenizer.json"), mode)
+
+
+# --- adapters -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[None, "q8_0", "q4_0"])
+def adapted(folder: Path, request: pytest.FixtureRequest) -> Path:
+    """The checkpoint with a random adapter, on its floats or on blocks."""
+    opened = load_checkpoint(folder)
+    model, lora = opened.load_model(), LoRAConfig(rank=3)
+    add_lora(model, lora)
+    torch.manual_seed(1)
+    for name, tensor in model.named_parameters():
+        if "lora_" in name:
+            tensor.data.normal_(std=0.1)
+    save_tensors(folder / "adapter_model.safetensors", adapter_tensors(model), step=5)
+    content = json.dumps(peft_config(lora, "base"))
+    (folder / "adapter_config.json").write_text(content, encoding="utf-8")
+    quant = request.param
+    save_config(folder, CheckpointConfig(opened.config, COMPLETION, base_quant=quant))
+    return folder
+
+
+def by_hand(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights with the adapter added, blocks read by the gguf library."""
+    weights = load_file(folder / "model.safetensors")
+    quant = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("base_quant")
+    adapter = load_file(folder / "adapter_model.safetensors")
+    for name, weight in weights.items():
+        if quant and weight.dim() == 2 and name != "wpe.weight":
+            kind = gguf.GGMLQuantizationType[quant.upper()]
+            blocks = gguf.quants.quantize(weight.numpy(), kind)
+            weights[name] = torch.from_numpy(gguf.quants.dequantize(blocks, kind))
+        peft = f"base_model.model.transformer.{name.removesuffix('.weight')}"
+        if f"{peft}.lora_A.weight" in adapter:
+            a, b = (adapter[f"{peft}.lora_{half}.weight"] for half in "AB")
+            weights[name] = weights[name] + 2.0 * (b @ a)
+    return weights
+
+
+def test_merged_tensors_are_the_base_or_its_blocks_with_the_adapter_added(adapted: Path) -> None:
+    expected = by_hand(adapted)
+    with load_checkpoint(adapted).open_merged() as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+def test_model_with_an_adapter_computes_what_the_merged_tensors_do(adapted: Path) -> None:
+    opened = load_checkpoint(adapted)
+    tokens = torch.arange(40)[None] * 7
+    merged = GPT(opened.config).eval()
+    merged.load_state_dict(by_hand(adapted))
+    plain = opened.load_model()(tokens)
+    torch.testing.assert_close(plain, merged(tokens), rtol=1e-4, atol=1e-4)
+    assert torch.equal(plain, opened.load_model(packed=True)(tokens))
+
+
+def test_hash_is_of_the_adapter_too(adapted: Path) -> None:
+    before = load_checkpoint(adapted).sha256
+    path = adapted / "adapter_model.safetensors"
+    save_tensors(path, load_file(path), step=6)
+    assert load_checkpoint(adapted).sha256 != before
+
+
+def test_adapter_of_another_shape_or_none_is_refused(adapted: Path) -> None:
+    path = adapted / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_tensors(path, {name: tensor[:, :2] for name, tensor in tensors.items()}, step=5)
+    refused(adapted, str(path))
+    path.unlink()
+    refused(adapted, str(path))
+    (adapted / "adapter_config.json").write_text("{", encoding="utf-8")
+    refused(adapted, str(adapted / "adapter_config.json"))
+
+
+def test_model_without_an_adapter_has_none_to_add(tiny_checkpoint: Path) -> None:
+    opened = load_checkpoint(tiny_checkpoint)
+    with pytest.raises(CheckpointError, match="has no adapter"):
+        opened.add_adapter(opened.load_model())
+
+
+def test_tokenizer_without_the_end_of_an_answer_is_refused(folder: Path) -> None:
+    save_config(folder, CheckpointConfig(load_checkpoint(folder).config, CHATML))
+    refused(folder, str(folder), "no special token <|im_end|>")
+
+
+def test_tokenizer_without_a_label_is_refused(folder: Path) -> None:
+    config = load_checkpoint(folder).config
+    save_config(folder, CheckpointConfig(config, COMPLETION, ("unheard-of label",)))
+    refused(folder, str(folder), "lacks a label")

@@ -16,8 +16,6 @@ from llmkit.model.config import GPTConfig
 from llmkit.model.gpt import GPT
 from llmkit.tokenizer import Tokenizer
 
-NO_STOP = -1
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
@@ -40,8 +38,8 @@ def random_model() -> GPT:
     return model
 
 
-def generated(model: GPT, prompt: list[int], stop: int = NO_STOP, **sampling: Any) -> list[int]:
-    return list(generate_ids(model, prompt, Sampling(**sampling), stop))
+def generated(model: GPT, prompt: list[int], *stops: int, **sampling: Any) -> list[int]:
+    return list(generate_ids(model, prompt, Sampling(**sampling), stops))
 
 
 def greedy_by_hand(model: GPT, prompt: list[int], n: int) -> list[int]:
@@ -133,10 +131,17 @@ def test_settings_without_a_meaning_are_refused(sampling: dict[str, Any], words:
         Sampling(**sampling)
 
 
-def test_generation_stops_at_the_stop_id_and_does_not_yield_it(random_model: GPT) -> None:
+def test_generation_stops_at_any_stop_id_and_does_not_yield_it(random_model: GPT) -> None:
     whole = generated(random_model, [1, 2], temperature=1.0)
-    stop = whole[10]
-    assert generated(random_model, [1, 2], stop, temperature=1.0) == whole[: whole.index(stop)]
+    early, late = whole[10], next(token_id for token_id in whole[11:] if token_id != whole[10])
+    for stops in ((early,), (late,), (late, early)):
+        first = min(whole.index(stop) for stop in stops)
+        assert generated(random_model, [1, 2], *stops, temperature=1.0) == whole[:first]
+
+
+def test_one_token_is_all_of_an_answer_in_a_word() -> None:
+    sampling = Sampling(temperature=0.5, top_k=3, max_tokens=50)
+    assert sampling.one_token() == Sampling(temperature=0.5, top_k=3, max_tokens=1)
 
 
 @pytest.mark.parametrize(("n_prompt", "max_tokens", "n"), [(1, None, 39), (30, 5, 5), (30, 50, 10)])

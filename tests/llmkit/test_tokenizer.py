@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -383,3 +384,60 @@ def test_large_text_has_the_same_ids_in_pieces() -> None:
     pieces = list(safe_pieces(text, 1000))
     assert len(pieces) > 20
     assert [i for piece in pieces for i in BPE.encode(piece)] == BPE.encode(text)
+
+
+# --- more tokens ------------------------------------------------------------------------------
+
+GROWN: dict[str, dict[str, list[str]]] = {
+    "words": {"words": ["spam", "été", " x y"]},
+    "special": {"special": ["<|im_start|>", "<|im_end|>"]},
+    "both": {"words": ["ham"], "special": ["<|a|>"]},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("more", GROWN)
+def test_new_tokens_come_after_the_old_ones_and_text_is_cut_as_before(
+    more: str, tmp_path: Path
+) -> None:
+    old = train_bpe(["the quick brown fox jumps over the lazy dog"], 280)
+    words, special = GROWN[more].get("words", []), GROWN[more].get("special", [])
+    grown = old.with_tokens(**GROWN[more])
+    grown.save(tmp_path / "tokenizer.json")
+    for tokenizer in (grown, load_tokenizer(tmp_path)):
+        assert tokenizer.vocab_size == old.vocab_size + len(words) + len(special)
+        assert tokenizer.tokens[: old.vocab_size] == old.tokens
+        new_ids = range(old.vocab_size, tokenizer.vocab_size)
+        found = [tokenizer.word_id(word) for word in words]
+        assert found + [tokenizer.special_id(token) for token in special] == list(new_ids)
+        assert tokenizer.end_of_text_id == old.end_of_text_id
+        assert [tokenizer.decode([new_id]) for new_id in new_ids] == [
+            *words,
+            *("" for _ in special),
+        ]
+        for text in ("the fox", *words, *special, "<|endoftext|>"):
+            assert tokenizer.encode(text) == old.encode(text)
+
+
+def test_tokens_can_be_added_again() -> None:
+    first = train_bpe(["the fox"], 262).with_tokens(words=["spam"], special=["<|a|>"])
+    second = first.with_tokens(words=["ham"], special=["<|b|>"])
+    assert second.tokens == [*first.tokens, "ham", "<|b|>"]
+    assert second.special_id("<|a|>") == first.special_id("<|a|>")
+
+
+def test_new_token_that_is_there_already_is_refused() -> None:
+    tokenizer = train_bpe(["the fox"], 262)
+    for more in ({"words": ["<|endoftext|>"]}, {"words": ["a"]}, {"special": ["a"]}):
+        with pytest.raises(ConfigError, match="already"):
+            tokenizer.with_tokens(**more)
+
+
+def test_special_tokens_are_no_words_and_words_no_special_tokens() -> None:
+    tokenizer = train_bpe(["the fox"], 262)
+    assert tokenizer.word_id("<|endoftext|>") is None
+    assert tokenizer.word_id("unheard-of") is None
+    assert tokenizer.word_id("a") == tokenizer.encode("a")[0]
+    for text in ("a", "<|unheard-of|>"):
+        with pytest.raises(ConfigError, match=f"no special token {re.escape(text)}"):
+            tokenizer.special_id(text)

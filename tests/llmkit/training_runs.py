@@ -65,7 +65,7 @@ def outcome(out: Path) -> dict[str, Any]:
     }
     times = ("training/metrics.jsonl", "training/state.json")  # hold times, which differ
     content = {name: b"" if name in times else data for name, data in files.items()}
-    numbers = [{key: line[key] for key in SAME_EVERY_TIME} for line in metrics(out)]
+    numbers = [{key: line.get(key) for key in SAME_EVERY_TIME} for line in metrics(out)]
     state = json.loads((out / "training" / "state.json").read_text(encoding="utf-8"))
     return {"files": content, "metrics": numbers, "state": {**state, "elapsed_s": None}}
 

@@ -1,0 +1,67 @@
+"""Intermediate tensors of llama.cpp's graph, handed out while it computes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp._ctypes_extensions import load_shared_library
+from llama_cpp._ggml import libggml_base_path
+from numpy.typing import NDArray
+
+from llmkit.errors import GGUFError
+
+_ggml: Any = load_shared_library("ggml-base", libggml_base_path)
+_ggml.ggml_get_name.restype = ctypes.c_char_p
+_ggml.ggml_nbytes.restype = ctypes.c_size_t
+_ggml.ggml_nrows.restype = ctypes.c_int64
+_ggml.ggml_nelements.restype = ctypes.c_int64
+for _name in ("ggml_get_name", "ggml_nbytes", "ggml_nrows", "ggml_nelements"):
+    getattr(_ggml, _name).argtypes = [ctypes.c_void_p]
+_ggml.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_size_t] * 2
+_ggml.ggml_backend_tensor_get.restype = None
+
+
+class EvalCallback:
+    """Receives the tensors that it wants, by llama.cpp's name, in the order of the graph."""
+
+    def __init__(
+        self, wants: Callable[[str], bool], receive: Callable[[str, NDArray[np.float32]], None]
+    ) -> None:
+        """`receive` gets a tensor's name and values (n_rows, row_length)."""
+        self._wants = wants
+        self._receive = receive
+        self._error: BaseException | None = None
+        self.function = llama_cpp.ggml_backend_sched_eval_callback(self._call)
+
+    def _call(self, tensor: int, ask: bool, _user_data: Any) -> bool:
+        if self._error is not None:
+            return False
+        try:
+            name = _ggml.ggml_get_name(tensor).decode(errors="replace")
+            if ask:
+                return self._wants(name)
+            self._receive(name, _values(name, tensor))
+        except BaseException as error:  # it cannot pass through C: `raise_error` raises it
+            self._error = error
+            return False
+        return True
+
+    def raise_error(self) -> None:
+        """Raise what `receive` raised, if it did."""
+        if self._error is not None:
+            raise self._error
+
+
+def _values(name: str, tensor: int) -> NDArray[np.float32]:
+    n_bytes, n_elements = _ggml.ggml_nbytes(tensor), _ggml.ggml_nelements(tensor)
+    if n_bytes != n_elements * np.dtype(np.float32).itemsize:
+        raise GGUFError(f"llama.cpp's tensor {name} is not contiguous f32")
+    values = np.empty(
+        (_ggml.ggml_nrows(tensor), n_elements // _ggml.ggml_nrows(tensor)), np.float32
+    )
+    _ggml.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, n_bytes)
+    return values

@@ -1,0 +1,91 @@
+"""The `generation` check: greedy continuations, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from llmkit.console import progress
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.parity.check import Check
+from llmkit.export.parity.reference import Reference
+
+NEW_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Step:
+    """A token that llama.cpp chose and PyTorch would not have, and PyTorch's gap between both."""
+
+    prompt: int
+    position: int
+    chosen: int
+    wanted: int
+    gap: float  # of logits
+
+
+@torch.inference_mode()
+def generation_check(
+    llama: LlamaCpp,
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    noise: float,
+    n_new: int = NEW_TOKENS,
+) -> Check:
+    """PyTorch follows llama.cpp's own path and looks whether it would have chosen each token.
+
+    A step whose gap is at most twice the noise is a near-tie: each of two logits may move by it.
+    Value: steps that are neither equal nor near-ties.
+    """
+    n_tokens = 0
+    near_ties: list[Step] = []
+    real: list[Step] = []
+    with progress("generate", len(prompts), "prompts") as bar:
+        for number, prompt in enumerate(prompts):
+            chosen = _greedy_ids(llama, prompt, n_new)
+            n_tokens += len(chosen)
+            for step in _other_choices(reference, prompt, chosen, number):
+                (near_ties if step.gap <= 2 * noise else real).append(step)
+            bar.update(number + 1)
+    detail = (
+        f"{n_tokens - len(near_ties) - len(real):,} of {n_tokens:,} tokens after "
+        f"{len(prompts)} prompts equal, {len(near_ties)} near-ties (gap up to {2 * noise:.1e})"
+    )
+    if real:
+        worst = max(real, key=lambda step: step.gap)
+        detail += (
+            f"; token {worst.position} after prompt {worst.prompt}: llama.cpp says "
+            f"{worst.chosen}, PyTorch {worst.wanted} by a gap of {worst.gap:.3g}"
+        )
+    return Check("generation", not real, len(real), 0, detail)
+
+
+def _other_choices(
+    reference: Reference, prompt: Sequence[int], chosen: Sequence[int], number: int
+) -> list[Step]:
+    """Steps at which PyTorch would have chosen another token after the same ones."""
+    if not chosen:
+        return []
+    ids = torch.tensor([*prompt, *chosen[:-1]])
+    logits = reference.logits(ids)[len(prompt) - 1 :]  # (n, V)
+    return [
+        Step(number, position, token_id, int(row.argmax()), float(row.max() - row[token_id]))
+        for position, (token_id, row) in enumerate(zip(chosen, logits, strict=True))
+        if row[token_id] < row.max()
+    ]
+
+
+def _greedy_ids(llama: LlamaCpp, prompt: Sequence[int], n_new: int) -> list[int]:
+    """llama.cpp's continuation up to an end of generation, which is its last token then."""
+    llama.reset()
+    n_new = min(n_new, llama.n_ctx - len(prompt))
+    ids: list[int] = []
+    new = list(prompt)
+    while len(ids) < n_new:
+        new = [int(llama.evaluate(new, all_positions=False)[0].argmax())]
+        ids += new
+        if llama.is_end_of_generation(new[0]):
+            break
+    return ids

@@ -1,0 +1,39 @@
+"""A proof on disk: parity.json for programs, a page for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmkit.export.parity.check import Proof
+from llmkit.export.parity.logits import LogitsComparison
+from llmkit.export.parity.page import write_page
+from llmkit.files import write_text
+
+PROOF_FILE = "parity.json"
+
+
+def keep(proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[str]) -> None:
+    """Write the proof beside its file, in place of an older one of the same file."""
+    gguf = Path(proof.gguf)
+    path = gguf.parent / PROOF_FILE
+    kept = [old for old in _kept_proofs(path) if Path(old["gguf"]).name != gguf.name]
+    write_text(path, json.dumps({"proofs": [*kept, proof.to_dict()]}, indent=2) + "\n")
+    write_page(gguf.with_suffix(".html"), proof, comparison, prompts)
+
+
+def forget_proofs(folder: Path) -> None:
+    """Remove what was proved of files that are written anew."""
+    (folder / PROOF_FILE).unlink(missing_ok=True)
+    for gguf in folder.glob("*.gguf"):
+        gguf.with_suffix(".html").unlink(missing_ok=True)
+
+
+def _kept_proofs(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        proofs = list(json.loads(path.read_text(encoding="utf-8"))["proofs"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return []  # none yet, or not ours: the new proof is what counts
+    return [old for old in proofs if isinstance(old, dict) and isinstance(old.get("gguf"), str)]

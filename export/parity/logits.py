@@ -1,0 +1,134 @@
+"""The `logits` check: every position of many texts, in llama.cpp and in PyTorch.
+
+Two numbers, never one. Conversion error: llama.cpp against PyTorch that computes from the file's
+own numbers what llama.cpp does (`reference.py`). Quantization cost: llama.cpp against the
+checkpoint's original weights.
+
+Float32 sums depend on their order, and a sum that ends near a rounding border takes one step up
+or down; the steps grow from layer to layer. So the limit is no number: the reference is computed
+in float32 and in float64, and llama.cpp may differ from it by a small multiple of what it
+differs from itself.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmkit.console import progress
+from llmkit.export.divergence import Divergence, divergence, joined
+from llmkit.export.held_out import TextSequence
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.parity.check import Check
+from llmkit.export.parity.reference import Reference
+from llmkit.model.gpt import GPT
+
+# What llama.cpp's distance is of the reference's own, measured over types and models, is
+# between 0.5 and 2 (docs/parity.md); a wrong weight makes it a hundred.
+NOISE_MULTIPLE = 4.0
+PAIRS_PER_TEXT = 100  # for the plot
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far one model's logits are from another's, in four ways."""
+
+    mean_kl: float  # nats
+    p999_kl: float
+    max_difference: float  # of logits
+    rms_difference: float
+
+    @staticmethod
+    def of(divergence: Divergence) -> Distance:
+        """Over all positions of a divergence."""
+        return Distance(
+            divergence.mean_kl,
+            divergence.p999_kl,
+            float(divergence.max_logit_difference.max()),
+            float(np.sqrt(divergence.mean_square_logit_difference.mean())),
+        )
+
+    def in_units_of(self, noise: Distance) -> float:
+        """The largest of the four ratios."""
+        return max(
+            _ratio(self.mean_kl, noise.mean_kl),
+            _ratio(self.p999_kl, noise.p999_kl),
+            _ratio(self.max_difference, noise.max_difference),
+            _ratio(self.rms_difference, noise.rms_difference),
+        )
+
+
+@dataclass(frozen=True)
+class LogitsComparison:
+    """llama.cpp's logits against three computations in PyTorch, position by position."""
+
+    conversion: Divergence  # against the reference in float64
+    noise: Divergence  # the reference in float32 against itself in float64
+    cost: Divergence  # against the checkpoint's original weights
+    logit_pairs: NDArray[np.float64]  # (n, 2): PyTorch's and llama.cpp's, drawn at random
+
+    @property
+    def logit_noise(self) -> float:
+        """The largest logit difference that rounding explains."""
+        return NOISE_MULTIPLE * float(self.noise.max_logit_difference.max())
+
+
+@torch.inference_mode()
+def compare_logits(
+    llama: LlamaCpp,
+    reference: Reference,
+    exact: Reference,
+    original: GPT,
+    texts: Sequence[TextSequence],
+) -> LogitsComparison:
+    """Evaluate every text four times. `exact`: the reference in float64."""
+    conversion, noise, cost, pairs = [], [], [], []
+    generator = torch.Generator().manual_seed(0)
+    with progress("compare logits", len(texts), "texts") as bar:
+        for number, text in enumerate(texts, start=1):
+            inputs, targets = text.inputs, text.targets
+            llama.reset()
+            logits = torch.from_numpy(llama.evaluate(inputs.tolist()))  # (T, V)
+            wanted = exact.logits(inputs)
+            conversion.append(divergence(wanted, logits, targets))
+            noise.append(divergence(wanted, reference.logits(inputs), targets))
+            cost.append(divergence(original(inputs[None])[0], logits, targets))
+            drawn = torch.randint(logits.numel(), (PAIRS_PER_TEXT,), generator=generator)
+            pairs.append(torch.stack((wanted.flatten()[drawn], logits.flatten()[drawn]), dim=1))
+            bar.update(number)
+    drawn_pairs = torch.cat(pairs).double().numpy()
+    return LogitsComparison(joined(conversion), joined(noise), joined(cost), drawn_pairs)
+
+
+def logits_check(found: LogitsComparison) -> Check:
+    """Value: llama.cpp's distance in units of the reference's distance from itself."""
+    distance, noise = Distance.of(found.conversion), Distance.of(found.noise)
+    value = distance.in_units_of(noise)
+    passed = value <= NOISE_MULTIPLE  # NaN fails
+    detail = (
+        f"mean KL of {len(found.conversion.kl):,} positions: conversion {distance.mean_kl:.1e} "
+        f"(rounding alone {noise.mean_kl:.1e}), quantization {found.cost.mean_kl:.1e}; "
+        f"largest logit difference {distance.max_difference:.1e} "
+        f"({noise.max_difference:.1e}); top-1 {found.cost.top1:.2%}"
+    )
+    if not passed:
+        worst = int(np.argmax(found.conversion.max_logit_difference))
+        detail += (
+            f": llama.cpp computes something else than PyTorch, most at position {worst}; "
+            "`layers` says where"
+        )
+    shown = value if math.isfinite(value) else sys.float_info.max  # JSON has no infinity
+    return Check("logits", passed, shown, NOISE_MULTIPLE, detail)
+
+
+def _ratio(value: float, noise: float) -> float:
+    """0 of 0 is 0: two computations that are equal to the last bit."""
+    if value == 0:
+        return 0.0
+    return value / noise if noise > 0 else math.inf

@@ -1,0 +1,218 @@
+"""Whether a GGUF file states what the checkpoint is, key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
+from typing import Any
+
+import gguf
+import numpy as np
+
+from llmkit.export.metadata import (
+    ADAPTER_KEY,
+    ARCHITECTURE,
+    CHAT_TEMPLATE_KEY,
+    LABELS_KEY,
+    MetadataEntry,
+    adapter_metadata_of,
+    metadata_of,
+)
+from llmkit.export.names import tensor_table
+from llmkit.export.parity.check import Check, counted
+from llmkit.export.parity.subject import Subject
+from llmkit.model.storage import is_matrix, stored_type
+
+SHOWN = 5  # differences in a detail; the first of them is the one to mend
+_SHORT = 40  # characters of a value that are shown
+_ABSENT = object()
+
+_KEYS = gguf.Keys
+# Keys that llama.cpp, llama-server or llmkit read where they are there. What `general.` says
+# besides is for people.
+_READ = (f"{ARCHITECTURE}.", "tokenizer.", "general.sampling.", "split.", "llmkit.")
+_READ_OF_ADAPTER = (f"{ARCHITECTURE}.", "tokenizer.", "adapter.")
+
+# What another value does to whoever runs the file.
+_CONSEQUENCES = {
+    _KEYS.General.ARCHITECTURE: "llama.cpp then computes another model or none",
+    _KEYS.General.TYPE: "programs then take the file for something else",
+    _KEYS.General.FILE_TYPE: "programs then show another quantization",
+    _KEYS.General.QUANTIZATION_VERSION: "programs may then refuse the blocks",
+    _KEYS.LLM.CONTEXT_LENGTH: "positions past the smaller of the two then read nothing",
+    _KEYS.LLM.EMBEDDING_LENGTH: "llama.cpp then expects tensors of other shapes",
+    _KEYS.LLM.FEED_FORWARD_LENGTH: "llama.cpp then expects tensors of other shapes",
+    _KEYS.LLM.BLOCK_COUNT: "llama.cpp then misses layers or leaves some out",
+    _KEYS.LLM.VOCAB_SIZE: "llama.cpp then counts other logits",
+    _KEYS.Attention.HEAD_COUNT: "attention then cuts its vectors into other heads",
+    _KEYS.Attention.LAYERNORM_EPS: "every norm then comes out different",
+    _KEYS.Tokenizer.MODEL: "llama.cpp then tokenizes by another method",
+    _KEYS.Tokenizer.PRE: "llama.cpp then splits text otherwise",
+    _KEYS.Tokenizer.LIST: "ids then stand for other text",
+    _KEYS.Tokenizer.TOKEN_TYPE: "special tokens are then read and shown as text, or text as none",
+    _KEYS.Tokenizer.MERGES: "llama.cpp then cuts words into other tokens",
+    _KEYS.Tokenizer.BOS_ID: "a prompt may then begin with another token",
+    _KEYS.Tokenizer.EOS_ID: "generation then does not stop where the answer ends",
+    _KEYS.Tokenizer.ADD_BOS: "prompts then begin with a token that training had not",
+    CHAT_TEMPLATE_KEY: "llama-server then renders conversations otherwise",
+    _KEYS.Adapter.TYPE: "llama.cpp then refuses the adapter",
+    _KEYS.Adapter.LORA_ALPHA: "the adapter is then added with another strength",
+    ADAPTER_KEY: "the model then runs with another adapter or none",
+    LABELS_KEY: "answers are then not the classifier's labels",
+}
+
+
+def metadata_check(subject: Subject) -> Check:
+    """Every key that llama.cpp or Ollama reads has the checkpoint's value. Value: keys that differ.
+
+    `general.name` is free.
+    """
+    source, file, adapter = subject.checkpoint, subject.file, subject.adapter
+    beside = adapter.path.name if adapter is not None and source.lora is not None else None
+    wanted = metadata_of(source, subject.qtype, _name_of(file.metadata), beside)
+    differences = [
+        *_differences(file.metadata, wanted, _READ),
+        *_file_type_difference(subject),
+    ]
+    n_keys = len(wanted)
+    if adapter is not None:
+        wanted = adapter_metadata_of(source, _name_of(adapter.metadata))
+        differences += [
+            f"{adapter.path.name}: {difference}"
+            for difference in _differences(adapter.metadata, wanted, _READ_OF_ADAPTER)
+        ]
+        n_keys += len(wanted)
+    shown = "; ".join(differences[:SHOWN])
+    if len(differences) > SHOWN:
+        shown += f"; and {len(differences) - SHOWN} more"
+    return counted("metadata", len(differences), f"{n_keys} keys equal", shown)
+
+
+def _name_of(metadata: Mapping[str, Any]) -> str:
+    return str(metadata.get(_KEYS.General.NAME, ""))
+
+
+def _differences(
+    found: Mapping[str, Any], wanted: Iterable[MetadataEntry], read: tuple[str, ...]
+) -> Iterator[str]:
+    """One text for each key that is missing, has another value, or should not be there."""
+    entries = {entry.key: entry for entry in wanted}
+    tokens = entries.get(_KEYS.Tokenizer.LIST)
+    names = tokens.value if tokens is not None and isinstance(tokens.value, list) else []
+    for key, entry in entries.items():
+        value = found.get(key, _ABSENT)
+        if not _same_value(value, entry.value):
+            yield f"{key}: {_difference(key, value, entry.value, names)}{_consequence(key)}"
+    for key in sorted(found.keys() - entries.keys()):
+        if key.startswith(read):
+            yield (
+                f"{key}: {_shown(found[key])}, which no export of this checkpoint states and "
+                "llama.cpp or llmkit reads"
+            )
+
+
+def _same_value(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, float):
+        return isinstance(found, float) and np.float32(found) == np.float32(wanted)
+    if isinstance(wanted, list):
+        return (
+            isinstance(found, list)
+            and len(found) == len(wanted)
+            and all(type(a) is type(b) and a == b for a, b in zip(found, wanted, strict=True))
+        )
+    return type(found) is type(wanted) and bool(found == wanted)
+
+
+def _difference(key: str, found: Any, wanted: Any, tokens: list[Any]) -> str:
+    if found is _ABSENT:
+        return "missing"
+    if isinstance(wanted, list) and isinstance(found, list):
+        if key == _KEYS.Tokenizer.TOKEN_TYPE:
+            return _type_difference(found, wanted, tokens)
+        return _list_difference(found, wanted)
+    if isinstance(wanted, str) and isinstance(found, str) and len(wanted) > _SHORT:
+        at = _first_difference(found, wanted)
+        start = max(0, at - 10)
+        return (
+            f"differs from character {at} on: {_shown(found[start:])} instead of "
+            f"{_shown(wanted[start:])}"
+        )
+    return f"{_shown(found)} instead of {_shown(wanted)}"
+
+
+def _list_difference(found: list[Any], wanted: list[Any]) -> str:
+    at = _first_difference(found, wanted)
+    if len(found) == len(wanted):
+        differing = [i for i, pair in enumerate(zip(found, wanted, strict=True)) if _unequal(*pair)]
+        if len(differing) == 2:
+            first, second = differing
+            if found[first] == wanted[second] and found[second] == wanted[first]:
+                return (
+                    f"{first} and {second} are exchanged: {_shown(wanted[first])} and "
+                    f"{_shown(wanted[second])}"
+                )
+        size = f"{len(differing)} of {len(wanted)} differ, first at {at}: "
+    else:
+        n = abs(len(found) - len(wanted))
+        size = f"{n} {'missing' if len(found) < len(wanted) else 'too many'}, "
+        size += f"first difference at {at}: "
+    return f"{size}{_item(found, at)} instead of {_item(wanted, at)}"
+
+
+def _type_difference(found: list[Any], wanted: list[Any], tokens: list[Any]) -> str:
+    at = _first_difference(found, wanted)
+    if len(found) != len(wanted) or at >= len(tokens):
+        return _list_difference(found, wanted)
+    n = sum(_unequal(a, b) for a, b in zip(found, wanted, strict=True))
+    more = f", and {n - 1} more" if n > 1 else ""
+    return (
+        f"{_type_name(found[at])} instead of {_type_name(wanted[at])} for token {at} "
+        f"{_shown(tokens[at])}{more}"
+    )
+
+
+def _type_name(number: Any) -> str:
+    try:
+        return gguf.TokenType(number).name if isinstance(number, int) else repr(number)
+    except ValueError:
+        return f"unknown type {number}"
+
+
+def _first_difference(found: Any, wanted: Any) -> int:
+    pairs = enumerate(zip_longest(found, wanted, fillvalue=_ABSENT))
+    return next(i for i, (a, b) in pairs if _unequal(a, b))
+
+
+def _unequal(a: Any, b: Any) -> bool:
+    return type(a) is not type(b) or a != b
+
+
+def _item(items: list[Any], at: int) -> str:
+    return _shown(items[at]) if at < len(items) else "nothing"
+
+
+def _shown(value: Any) -> str:
+    text = f"{value:.7g}" if isinstance(value, float) else repr(value)  # float32 has no more
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+
+
+def _consequence(key: str) -> str:
+    generic = key.replace(f"{ARCHITECTURE}.", "{arch}.", 1)
+    consequence = _CONSEQUENCES.get(key) or _CONSEQUENCES.get(generic)
+    return f" ({consequence})" if consequence else ""
+
+
+def _file_type_difference(subject: Subject) -> Iterator[str]:
+    """A difference where most matrices have another type than the file says."""
+    types = [
+        (found.ggml_type, stored_type(entry.checkpoint_name, entry.shape, subject.qtype).ggml_type)
+        for entry in tensor_table(subject.checkpoint.config)
+        if is_matrix(entry.checkpoint_name, entry.shape)
+        and (found := subject.file.tensors.get(entry.gguf_name)) is not None
+    ]
+    others = [found for found, wanted in types if found != wanted]
+    if 2 * len(others) > len(types):
+        yield (
+            f"{_KEYS.General.FILE_TYPE}: {subject.qtype.name}, but {len(others)} of {len(types)} "
+            f"matrices are {others[0].name.lower()}{_consequence(_KEYS.General.FILE_TYPE)}"
+        )

@@ -1,0 +1,107 @@
+"""One HTML page with a proof and its plots, to go with a model."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+
+from llmkit.export.parity.check import Proof
+from llmkit.export.parity.logits import LogitsComparison
+from llmkit.export.report import STYLE
+from llmkit.export.tables import PROOF_COLUMNS, proof_cells
+from llmkit.files import write_text
+
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+<h1>{{ title }}</h1>
+<p><span class="{{ 'passed' if proof.passed else 'failed' }}">
+{{ 'llama.cpp computes what PyTorch computes.' if proof.passed
+else 'The proof failed.' }}</span></p>
+<div class="wide"><table>
+<tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for cells in rows %}<tr class="{{ 'passed' if loop.index0 in passed else 'failed' }}">
+{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% if plot %}<img alt="KL per position and logits of both" src="data:image/png;base64,{{ plot }}">
+<p>Left: how far llama.cpp's predictions are from PyTorch's at each position. Conversion is what
+should be equal and differs by rounding only; quantization is what the smaller file costs.
+Right: logits of both, drawn at random; on the line they are equal.</p>{% endif %}
+<h2>What was compared</h2>
+<div class="wide"><table>
+{% for name, value in facts %}<tr><td>{{ name }}</td><td><code>{{ value }}</code></td></tr>
+{% endfor %}</table></div>
+{% if prompts %}<h2>Prompts</h2>
+<p>Beginnings that were gone on from, token by token, the first ones of {{ n_prompts }}:</p>
+<ol>{% for prompt in prompts %}<li><code>{{ prompt }}</code></li>{% endfor %}</ol>{% endif %}
+</html>
+"""
+N_SHOWN = 20
+
+
+def write_page(
+    path: Path, proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[str]
+) -> None:
+    """Write the proof as a page that needs no other file."""
+    page = jinja2.Environment(autoescape=True).from_string(_TEMPLATE)
+    facts = [
+        ("checkpoint", proof.checkpoint),
+        ("checkpoint SHA-256", proof.checkpoint_sha256),
+        ("GGUF", proof.gguf),
+        *((f"{name} SHA-256", value) for name, value in proof.sha256_of.items()),
+        ("GGUF SHA-256", proof.sha256),
+        *((f"{name} version", value) for name, value in proof.versions.items()),
+    ]
+    html = page.render(
+        title=f"Proof of {Path(proof.gguf).name}",
+        style=STYLE,
+        proof=proof,
+        columns=PROOF_COLUMNS,
+        rows=[proof_cells(check) for check in proof.checks],
+        passed=[number for number, check in enumerate(proof.checks) if check.passed],
+        plot=None if comparison is None else _png(logits_figure(comparison)),
+        facts=facts,
+        prompts=prompts[:N_SHOWN],
+        n_prompts=len(prompts),
+    )
+    write_text(path, html)
+
+
+def logits_figure(comparison: LogitsComparison) -> Figure:
+    """KL at each position, sorted; and llama.cpp's logits over PyTorch's."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    kl_axes, logit_axes = figure.subplots(1, 2)
+    for name, divergence in (
+        ("quantization", comparison.cost),
+        ("conversion", comparison.conversion),
+        ("rounding alone", comparison.noise),
+    ):
+        kl = np.sort(divergence.kl)
+        kl_axes.plot(np.linspace(0, 100, len(kl)), np.maximum(kl, 1e-16), label=name)
+    kl_axes.set_yscale("log")
+    kl_axes.set_xlabel("positions, sorted (%)")
+    kl_axes.set_ylabel("KL divergence (nats)")
+    kl_axes.legend()
+    ours, theirs = comparison.logit_pairs.T
+    logit_axes.plot([ours.min(), ours.max()], [ours.min(), ours.max()], color="0.7", zorder=0)
+    logit_axes.plot(ours, theirs, ".", markersize=3)
+    logit_axes.set_xlabel("logit in PyTorch, on the file's weights")
+    logit_axes.set_ylabel("logit in llama.cpp")
+    for axes in (kl_axes, logit_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _png(figure: Figure) -> str:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
+    return base64.b64encode(drawn.getvalue()).decode()

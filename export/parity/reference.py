@@ -1,0 +1,255 @@
+"""What llama.cpp computes from a GGUF file on a CPU, spelled out in PyTorch.
+
+It is the `gpt2` graph with f32 keys and values and attention in single steps, which
+`LlamaCpp(exact=True)` runs. Three roundings in it are part of the format, not errors, and are
+made here as well:
+
+- ggml rounds what a matrix reads to the dot type of the matrix's own type before the product, to
+  blocks of bytes for the quantized types (`ggml_compute_forward_mul_mat`, ggml-cpu.c);
+- it looks GELU up in a table from f16 to f16 (`ggml_vec_gelu_f32`, vec.h);
+- it reads `layer_norm_epsilon` from the file, an f32.
+
+All else is computed in the precision that is asked for. In float64 what is left to llama.cpp is
+the rounding of float32; float32 against float64 says how much of that there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import gguf
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmkit.errors import GGUFError
+from llmkit.export.gguf_file import GGUFFile, StoredTensor, config_of
+from llmkit.export.parity.subject import Subject
+from llmkit.model.config import GPTConfig
+from llmkit.model.gpt import attention_by_hand
+
+Type = gguf.GGMLQuantizationType
+
+# vec_dot_type in the table type_traits_cpu of ggml-cpu.c: what ggml rounds activations to.
+DOT_TYPES = {
+    **{kind: kind for kind in (Type.F32, Type.F16, Type.BF16)},
+    **dict.fromkeys((Type.Q8_0, Type.Q4_0, Type.Q5_0, Type.IQ4_NL), Type.Q8_0),
+    **dict.fromkeys((Type.Q4_1, Type.Q5_1), Type.Q8_1),
+    **dict.fromkeys((Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K), Type.Q8_K),
+    Type.IQ4_XS: Type.Q8_K,
+}
+_FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
+# Of types whose weight is scale * code + offset: where in a block the f16 is that the offset is a
+# multiple of, and the largest multiple (block_q4_1 and so on in ggml-common.h).
+_OFFSETS = {
+    **dict.fromkeys((Type.Q4_1, Type.Q5_1), (2, 1)),
+    **dict.fromkeys((Type.Q4_K, Type.Q5_K), (2, 63)),
+    Type.Q2_K: (82, 15),
+}
+_CODE_MAX = 127
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a matrix reads of x (T, in), rounded to its dot type."""
+
+    values: Tensor  # (T, in), float32
+    # Quantized types only: x in units of the step, before it was rounded to whole ones, and the
+    # step, (T, n_blocks, block) and (T, n_blocks, 1).
+    scaled: Tensor | None = None
+    step: Tensor | None = None
+    # Q8_1 only, (T, n_blocks): it also stores each block's sum, as f16. This much is it off.
+    sum_error: Tensor | None = None
+
+
+def rounded(x: Tensor, dot_type: Type) -> Activations:
+    """Round activations (T, in) as ggml does; it computes in f32 here, so float64 becomes that."""
+    x = x.float()
+    if dot_type in _FLOATS:
+        return Activations(x.to(_FLOATS[dot_type]).float())
+    block_size = gguf.GGML_QUANT_SIZES[dot_type][0]
+    blocks = x.reshape(len(x), -1, block_size)  # (T, n_blocks, block)
+    if dot_type == Type.Q8_K:
+        extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+        inverse = _or_zero(-_CODE_MAX / extreme)
+        step = exact_step = _or_zero(1 / inverse)
+    else:
+        largest = blocks.abs().amax(-1, keepdim=True)
+        inverse = _or_zero(_CODE_MAX / largest)
+        exact_step = largest / _CODE_MAX
+        step = exact_step.half().float()
+    scaled = blocks * inverse
+    codes = scaled.round()  # ties to even, as on x86; other CPUs round them away from zero
+    sum_error = None
+    if dot_type == Type.Q8_1:
+        sums = codes.sum(-1, keepdim=True)
+        sum_error = ((exact_step * sums).half().float() - step * sums).squeeze(-1)
+    return Activations((codes * step).flatten(1), scaled, step, sum_error)
+
+
+def _or_zero(inverse: Tensor) -> Tensor:
+    return inverse.where(inverse.isfinite(), 0.0)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A correction y + scale * B (A x), with A (rank, in) and B (out, rank)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of the file with all that llama.cpp's product with it depends on."""
+
+    name: str
+    weight: Tensor  # (out, in), dequantized
+    dot_type: Type
+    # (out, n_blocks), of types that have one: the largest magnitude that a block adds to its
+    # weights. In q4_1 and q5_1 it is what is added, with its sign.
+    offsets: Tensor | None = None
+    lora: LoRA | None = None
+
+    def product(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out), in the precision of x."""
+        read = Activations(x) if self.dot_type == Type.F32 else rounded(x, self.dot_type)
+        y = read.values.to(x.dtype) @ self.weight.to(x.dtype).T
+        if self.offsets is not None and read.sum_error is not None:
+            y += read.sum_error.to(x.dtype) @ self.offsets.to(x.dtype).T
+        if self.lora is not None:  # in f32, and reads x as it was
+            a, b = self.lora.a.to(x.dtype), self.lora.b.to(x.dtype)
+            y += self.lora.scale * (x @ a.T @ b.T)
+        return y
+
+    def rows(self, rows: slice) -> Matrix:
+        """The same for some of the outputs."""
+        return replace(
+            self,
+            weight=self.weight[rows],
+            offsets=None if self.offsets is None else self.offsets[rows],
+            lora=None if self.lora is None else replace(self.lora, b=self.lora.b[rows]),
+        )
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form through ggml's table, which ends at -10 and 10."""
+    looked_up = _gelu_table(x.dtype)[x.half().view(torch.int16).int() & 0xFFFF]
+    return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, looked_up))
+
+
+@cache
+def _gelu_table(dtype: torch.dtype) -> Tensor:
+    """GELU of every f16 by its bits, computed in float32 by the formula of ggml_gelu_f32."""
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    inner = 0.79788456080286535587989211986876 * x * (1 + 0.044715 * x * x)
+    return (0.5 * x * (1 + inner.tanh())).half().to(dtype)
+
+
+def attention(qkv: Tensor, n_head: int) -> Tensor:
+    """Causal attention with queries, keys and values side by side: (T, 3C) -> (T, C)."""
+    q, k, v = (part.reshape(len(qkv), n_head, -1).transpose(0, 1) for part in qkv.chunk(3, dim=-1))
+    return attention_by_hand(q, k, v).transpose(0, 1).flatten(1)  # of (H, T, D)
+
+
+@dataclass(frozen=True)
+class FileTensors:
+    """The tensors of a file and its adapter, unpacked when they are asked for."""
+
+    file: GGUFFile
+    adapter: GGUFFile | None
+    lora_alpha: float
+    dtype: torch.dtype
+
+    def has(self, name: str) -> bool:
+        """Whether the file has a tensor of this name."""
+        return name in self.file.tensors
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor's weights. Raises GGUFError where it is missing."""
+        return torch.from_numpy(self._stored(name).dequantized()).to(self.dtype)
+
+    def matrix(self, name: str) -> Matrix:
+        """A matrix and how it is multiplied. Raises GGUFError where it is missing."""
+        stored = self._stored(name)
+        if stored.ggml_type not in DOT_TYPES:
+            raise GGUFError(
+                f"{self.file.path}: {name} is {stored.ggml_type.name}, of which it is "
+                "not known how llama.cpp multiplies with it"
+            )
+        return Matrix(
+            name,
+            self.tensor(name),
+            DOT_TYPES[stored.ggml_type],
+            self._offsets(stored),
+            self._lora(name),
+        )
+
+    def _stored(self, name: str) -> StoredTensor:
+        if name not in self.file.tensors:
+            raise GGUFError(f"{self.file.path} has no tensor {name}; export it again")
+        return self.file.tensors[name]
+
+    def _offsets(self, stored: StoredTensor) -> Tensor | None:
+        if stored.ggml_type not in _OFFSETS:
+            return None
+        start, largest = _OFFSETS[stored.ggml_type]
+        block_bytes = gguf.GGML_QUANT_SIZES[stored.ggml_type][1]
+        blocks = stored.blocks.reshape(stored.shape[0], -1, block_bytes)
+        halves = np.ascontiguousarray(blocks[..., start : start + 2]).view("<f2")[..., 0]
+        return torch.from_numpy(halves.astype(np.float32) * largest).to(self.dtype)
+
+    def _lora(self, name: str) -> LoRA | None:
+        if self.adapter is None or f"{name}.lora_a" not in self.adapter.tensors:
+            return None
+        a, b = (
+            torch.from_numpy(self.adapter.tensors[f"{name}.{half}"].dequantized()).to(self.dtype)
+            for half in ("lora_a", "lora_b")
+        )
+        return LoRA(a, b, self.lora_alpha / len(a))
+
+
+class Reference:
+    """The model of a file as llama.cpp computes it, in float32 or float64."""
+
+    def __init__(self, subject: Subject, dtype: torch.dtype) -> None:
+        """Unpack the weights. Raises GGUFError where the file or its adapter lacks something."""
+        self.config: GPTConfig = config_of(subject.file)
+        tensors = FileTensors(subject.file, subject.adapter, _lora_alpha(subject.adapter), dtype)
+        self._tensor: Callable[[str], Tensor] = cache(tensors.tensor)
+        self._matrix: Callable[[str], Matrix] = cache(tensors.matrix)
+        self._head = "token_embd.weight" if self.config.tie_embeddings else "output.weight"
+
+    @torch.inference_mode()
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits (T, V) of one sequence of token ids (T,)."""
+        x = self._tensor("token_embd.weight")[ids]  # (T, C)
+        x = x + self._tensor("position_embd.weight")[: len(ids)]
+        for layer in range(self.config.n_layer):
+            block = f"blk.{layer}"
+            qkv = self._linear(f"{block}.attn_qkv", self._norm(f"{block}.attn_norm", x))  # (T, 3C)
+            attended = attention(qkv, self.config.n_head)
+            x = x + self._linear(f"{block}.attn_output", attended)
+            inner = self._linear(f"{block}.ffn_up", self._norm(f"{block}.ffn_norm", x))  # (T, 4C)
+            x = x + self._linear(f"{block}.ffn_down", gelu(inner))
+        return self._matrix(self._head).product(self._norm("output_norm", x))
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return self._matrix(f"{name}.weight").product(x) + self._tensor(f"{name}.bias")
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")
+        return F.layer_norm(x, weight.shape, weight, bias, self.config.layer_norm_epsilon)
+
+
+def _lora_alpha(adapter: GGUFFile | None) -> float:
+    if adapter is None:
+        return 0.0
+    alpha = adapter.metadata.get(gguf.Keys.Adapter.LORA_ALPHA)
+    if not isinstance(alpha, float):
+        raise GGUFError(f"{adapter.path} states no strength of the adapter; export it again")
+    return alpha

@@ -1,0 +1,106 @@
+"""Whether a GGUF file holds the checkpoint's tensors, block for block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from llmkit.checkpoint import Checkpoint, TensorReader
+from llmkit.export.adapter import adapter_arrays
+from llmkit.export.gguf_file import GGUFFile, StoredTensor
+from llmkit.export.gguf_write import open_weights, pack_tensor
+from llmkit.export.names import TensorEntry, tensor_table
+from llmkit.export.parity.check import Check, counted
+from llmkit.export.parity.subject import Subject
+from llmkit.export.parity.tensor_diagnosis import WantedTensor
+from llmkit.export.parity.tensor_faults import Faults, fault_texts, rows_of
+from llmkit.model.storage import stored_type
+from llmkit.quant import quant_type, quantize
+from llmkit.quant.types import PackedRows, QuantType
+
+
+def tensors_check(subject: Subject) -> Check:
+    """Every tensor's blocks are the checkpoint's, quantized. Value: tensors that differ."""
+    source, merged = subject.checkpoint, subject.adapter is None
+    table = tensor_table(source.config)
+    with open_weights(source, merged=merged) as tensors:
+        wanted = [_wanted(tensors, entry, subject.qtype) for entry in table]
+        faults = _faults(subject.file, wanted)
+        n_wrong, texts = faults.count, fault_texts(faults, wanted)
+    if faults.differing and source.lora is not None:
+        texts = [*_adapter_text(subject, faults), *texts]
+    n_tensors = len(wanted)
+    if subject.adapter is not None:
+        wanted = _wanted_of_adapter(source)
+        faults = _faults(subject.adapter, wanted)
+        n_wrong += faults.count
+        n_tensors += len(wanted)
+        texts += [f"{subject.adapter.path.name}: {text}" for text in fault_texts(faults, wanted)]
+    return counted("tensors", n_wrong, f"{n_tensors} tensors equal bit for bit", "; ".join(texts))
+
+
+def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
+    """Whether a tensor's blocks are the wanted ones, bit for bit."""
+    return np.array_equal(rows_of(found), wanted.blocks())
+
+
+def _wanted(tensors: TensorReader, entry: TensorEntry, qtype: QuantType) -> WantedTensor:
+    return WantedTensor(
+        name=entry.gguf_name,
+        source=entry.checkpoint_name,
+        shape=entry.shape,
+        stored=stored_type(entry.checkpoint_name, entry.shape, qtype),
+        pack=partial(pack_tensor, tensors, entry),
+    )
+
+
+def _wanted_of_adapter(source: Checkpoint) -> list[WantedTensor]:
+    arrays = adapter_arrays(source) if source.lora is not None else {}
+
+    def pack(name: str, qtype: QuantType) -> PackedRows:
+        return quantize(arrays[name], qtype, name)
+
+    f32 = quant_type("f32")
+    return [
+        WantedTensor(name, name, array.shape, f32, partial(pack, name))
+        for name, array in arrays.items()
+    ]
+
+
+def _faults(file: GGUFFile, wanted: Sequence[WantedTensor]) -> Faults:
+    left_over = sorted(file.tensors.keys() - {tensor.name for tensor in wanted})
+    missing, other_shape, other_type, differing = [], [], [], []
+    for tensor in wanted:
+        found = file.tensors.get(tensor.name)
+        if found is None:
+            missing.append(tensor)
+        elif found.shape != tensor.shape:
+            other_shape.append(tensor)
+        elif found.ggml_type != tensor.stored.ggml_type:
+            other_type.append(tensor)
+        elif not is_equal(found, tensor):
+            differing.append(tensor)
+    return Faults(file, left_over, missing, other_shape, other_type, differing)
+
+
+def _adapter_text(subject: Subject, faults: Faults) -> list[str]:
+    """Says so where the differing tensors are those with, or without, the adapter merged in."""
+    entries = {entry.gguf_name: entry for entry in tensor_table(subject.checkpoint.config)}
+    merged = subject.adapter is None
+    with open_weights(subject.checkpoint, merged=not merged) as tensors:
+        is_other = all(
+            is_equal(
+                faults.file.tensors[tensor.name],
+                _wanted(tensors, entries[tensor.name], subject.qtype),
+            )
+            for tensor in faults.differing
+        )
+    if not is_other:
+        return []
+    return [
+        "the adapter is not merged into the file, which names none"
+        if merged
+        else "the adapter is merged into the file, which names it to be added again"
+    ]

@@ -1,0 +1,216 @@
+"""Whether llama.cpp cuts text into the checkpoint's tokens, and tokens into the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import gguf
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.export.gguf_file import GGUFFile
+from llmkit.export.hard_texts import HARD_TEXTS, fuzzed_texts, long_runs
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.parity.check import Check, counted
+from llmkit.export.parity.subject import Subject
+from llmkit.tokenizer import Tokenizer
+
+N_FUZZED = 2000
+_SHOWN_IDS, _SHOWN_TEXT = 4, 40
+_KEYS = gguf.Keys.Tokenizer
+_PRE = "gpt-2"
+
+
+@dataclass(frozen=True)
+class _TextFault:
+    """A text of which llama.cpp makes other tokens than the checkpoint."""
+
+    text: str
+    found: list[int]
+    wanted: list[int]
+    parse_special: bool = False
+
+
+def tokenizer_check(subject: Subject, llama: LlamaCpp, texts: Sequence[str]) -> Check:
+    """Same ids for texts, same bytes and ends for tokens. Value: texts and tokens that differ.
+
+    `texts`: the user's own, beside hard, fuzzed and long ones and every token's own text.
+    """
+    source = subject.checkpoint
+    tokenizer = source.tokenizer
+    all_texts = [
+        *HARD_TEXTS,
+        *_texts_with_special_tokens(tokenizer),
+        *(tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size)),
+        *fuzzed_texts(N_FUZZED),
+    ]
+    faults = [*_text_faults(llama, tokenizer, all_texts), *_special_faults(llama, tokenizer)]
+    # llama.cpp's other splits are recursive, and a long run of letters overflows their stack:
+    # the process would end instead of the check.
+    if not faults and subject.file.metadata.get(_KEYS.PRE) == _PRE:
+        long_texts = [*texts, *long_runs()]
+        faults = list(_text_faults(llama, tokenizer, long_texts))
+        all_texts += long_texts
+    token_texts = list(_token_texts(llama, source))
+    parts = []
+    if faults:
+        parts.append(_text_of(faults[0], tokenizer, subject.file))
+        if len(faults) > 1:
+            parts.append(f"{len(faults) - 1} more texts differ")
+    if token_texts:
+        parts.append(token_texts[0])
+        if len(token_texts) > 1:
+            parts.append(f"{len(token_texts) - 1} more tokens differ")
+    fine = (
+        f"{len(all_texts)} texts give the same ids and bytes, {tokenizer.vocab_size} tokens are "
+        "the same"
+    )
+    return counted("tokenizer", len(faults) + len(token_texts), fine, "; ".join(parts))
+
+
+def _texts_with_special_tokens(tokenizer: Tokenizer) -> Iterator[str]:
+    for token_id in sorted(tokenizer.special_ids):
+        token = tokenizer.tokens[token_id]
+        yield from (token, f"a{token}b", f"{token}{token}", f" {token} \n{token}", token[:-1])
+
+
+def _text_faults(
+    llama: LlamaCpp, tokenizer: Tokenizer, texts: Sequence[str]
+) -> Iterator[_TextFault]:
+    """Texts with other ids, or whose tokens do not give the text's bytes back."""
+    n_tokens = min(llama.vocab_size, tokenizer.vocab_size)
+    pieces = [llama.token_bytes(token_id) for token_id in range(n_tokens)]
+    for text, wanted in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        found = llama.tokenize(text)
+        is_back = all(token_id < n_tokens for token_id in found) and (
+            b"".join(pieces[token_id] for token_id in found) == text.encode()
+        )
+        if found != wanted or not is_back:
+            yield _TextFault(text, found, wanted)
+
+
+def _special_faults(llama: LlamaCpp, tokenizer: Tokenizer) -> Iterator[_TextFault]:
+    """Special tokens that llama.cpp does not find in a text when told to."""
+    for token_id in sorted(tokenizer.special_ids):
+        token = tokenizer.tokens[token_id]
+        for before, after in (("", ""), ("a", "b"), ("\n", " ")):
+            text = before + token + after
+            found = llama.tokenize(text, parse_special=True)
+            wanted = [*tokenizer.encode(before), token_id, *tokenizer.encode(after)]
+            if found != wanted:
+                yield _TextFault(text, found, wanted, parse_special=True)
+
+
+def _token_texts(llama: LlamaCpp, source: Checkpoint) -> Iterator[str]:
+    """Tokens that stand for other bytes in llama.cpp, or end a generation in one of both only."""
+    tokenizer = source.tokenizer
+    if llama.vocab_size != tokenizer.vocab_size:
+        yield f"llama.cpp has {llama.vocab_size} tokens, the checkpoint {tokenizer.vocab_size}"
+    for token_id in range(min(llama.vocab_size, tokenizer.vocab_size)):
+        token = f"token {token_id} {tokenizer.tokens[token_id]!r}"
+        found, wanted = llama.token_bytes(token_id), tokenizer.decode_bytes([token_id])
+        if found != wanted:
+            yield f"{token} stands for {found!r} instead of {wanted!r} in llama.cpp"
+        ends, shall_end = llama.is_end_of_generation(token_id), token_id in source.stop_ids
+        if ends and not shall_end:
+            yield f"{token} ends a generation in llama.cpp, in the checkpoint it does not"
+        elif shall_end and not ends:
+            yield f"{token} ends a generation in the checkpoint, in llama.cpp it does not"
+
+
+def _text_of(fault: _TextFault, tokenizer: Tokenizer, file: GGUFFile) -> str:
+    pairs = enumerate(zip_longest(fault.found, fault.wanted))
+    at = next((i for i, (a, b) in pairs if a != b), None)
+    shown = _shown_text(fault, tokenizer, at or 0)
+    if at is None:
+        return f"llama.cpp does not give the bytes of {shown} back: a token has other bytes"
+    ids = [_ids(sequence, at) for sequence in (fault.found, fault.wanted)]
+    special = ", special tokens parsed," if fault.parse_special else ""
+    names = [_names(sequence, at, tokenizer) for sequence in (fault.found, fault.wanted)]
+    return (
+        f"llama.cpp gives other ids for {shown}{special} from id {at} on: {ids[0]} {names[0]} "
+        f"instead of {ids[1]} {names[1]}: {_cause(fault, at, tokenizer, file)}"
+    )
+
+
+def _shown_text(fault: _TextFault, tokenizer: Tokenizer, at: int) -> str:
+    """The text, cut to what stands around the first token that differs."""
+    if len(fault.text) <= _SHOWN_TEXT:
+        return repr(fault.text)
+    start = len(tokenizer.decode(fault.wanted[:at]))
+    start = max(0, min(start - _SHOWN_TEXT // 4, len(fault.text) - _SHOWN_TEXT))
+    end = start + _SHOWN_TEXT
+    left, right = "..." * (start > 0), "..." * (end < len(fault.text))
+    return f"{left}{fault.text[start:end]!r}{right}"
+
+
+def _ids(ids: Sequence[int], at: int) -> str:
+    more = ", ..." if len(ids) > at + _SHOWN_IDS else ""
+    return f"[{', '.join(map(str, ids[at : at + _SHOWN_IDS]))}{more}]"
+
+
+def _names(ids: Sequence[int], at: int, tokenizer: Tokenizer) -> str:
+    tokens = tokenizer.tokens
+    shown = ids[at : at + _SHOWN_IDS]
+    return f"({' '.join(tokens[i] if i < len(tokens) else '?' for i in shown)})"
+
+
+def _cause(fault: _TextFault, at: int, tokenizer: Tokenizer, file: GGUFFile) -> str:
+    """What of the file explains it: tokens, merges, types, or else the split."""
+    wanted_tokens = [tokenizer.tokens[token_id] for token_id in fault.wanted[at:]]
+    return (
+        _token_cause(fault, at, tokenizer, _list(file, _KEYS.LIST))
+        or _merge_cause(wanted_tokens, tokenizer, _list(file, _KEYS.MERGES))
+        or _type_cause(tokenizer, _list(file, _KEYS.TOKEN_TYPE))
+        or f"another split ({_KEYS.PRE} is {file.metadata.get(_KEYS.PRE)!r})"
+    )
+
+
+def _list(file: GGUFFile, key: str) -> list[Any]:
+    value = file.metadata.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _token_cause(fault: _TextFault, at: int, tokenizer: Tokenizer, tokens: list[Any]) -> str:
+    """A token of another name, first of all one of the two around the difference."""
+    ids = [*fault.wanted[at : at + 1], *fault.found[at : at + 1], *range(tokenizer.vocab_size)]
+    for token_id in ids:
+        wanted = tokenizer.tokens[token_id] if token_id < tokenizer.vocab_size else None
+        found = tokens[token_id] if token_id < len(tokens) else None
+        if found != wanted:
+            if found is None or wanted is None:
+                return f"token {token_id} {wanted or found!r} is in one of both only"
+            return f"token {token_id} is {found!r} in the file instead of {wanted!r}"
+    return ""
+
+
+def _merge_cause(wanted_tokens: Iterable[str], tokenizer: Tokenizer, merges: list[Any]) -> str:
+    """A merge that is missing, too many or of another rank; where it can be, one of this text."""
+    wanted = [f"{left} {right}" for left, right in tokenizer.merges]
+    if merges == wanted:
+        return ""
+    found_set, wanted_set = set(map(str, merges)), set(wanted)
+    missing = [merge for merge in wanted if merge not in found_set]
+    used = [
+        merge for token in wanted_tokens for merge in missing if merge.replace(" ", "") in token
+    ]
+    for merge in (*used, *missing):
+        return f"merge {merge!r} is not in the file"
+    for merge in merges:
+        if merge not in wanted_set:
+            return f"merge {merge!r} is in the file, not in the checkpoint"
+    moved = [merge for merge, other in zip(merges, wanted, strict=False) if merge != other]
+    if len(moved) == 2:
+        return f"merges {moved[1]!r} and {moved[0]!r} are exchanged"
+    return f"merges are in another order, first {moved[0]!r}" if moved else "merges are repeated"
+
+
+def _type_cause(tokenizer: Tokenizer, types: list[Any]) -> str:
+    control = int(gguf.TokenType.CONTROL)
+    for token_id, kind in enumerate(types[: tokenizer.vocab_size]):
+        if (kind == control) != (token_id in tokenizer.special_ids):
+            wanted = "CONTROL" if token_id in tokenizer.special_ids else "NORMAL"
+            return f"token {token_id} {tokenizer.tokens[token_id]!r} is not {wanted} in the file"
+    return ""

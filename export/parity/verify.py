@@ -1,0 +1,116 @@
+"""`verify`: does llama.cpp compute from a GGUF file what PyTorch computes from its checkpoint?
+
+Each check looks at one cause of "good in the notebook, garbage in Ollama" and names the place
+where something differs. Files are first compared as they lie there (metadata, tensors), then
+llama.cpp runs them (tokenizer, logits, generation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from llmkit.checkpoint import load_checkpoint
+from llmkit.console import say
+from llmkit.errors import GGUFError, LlmkitError
+from llmkit.export.gguf_file import config_of
+from llmkit.export.held_out import TextSequence, held_out_prompts, held_out_sequences
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.names import tensor_table
+from llmkit.export.parity.check import Check, Proof
+from llmkit.export.parity.generation import generation_check
+from llmkit.export.parity.keeping import keep
+from llmkit.export.parity.logits import LogitsComparison, compare_logits, logits_check
+from llmkit.export.parity.metadata import metadata_check
+from llmkit.export.parity.reference import Reference
+from llmkit.export.parity.subject import Subject, open_subject
+from llmkit.export.parity.tensors import tensors_check
+from llmkit.export.parity.tokenizer import tokenizer_check
+
+DEFAULT_MAX_TOKENS = 2048
+RUN_CHECKS = ("tokenizer", "logits", "generation")
+N_TEXTS = 50  # of the user's own, for the tokenizer
+
+
+def verify(
+    checkpoint: Path,
+    gguf: Path,
+    *,
+    data: Path | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+) -> Proof:
+    """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
+
+    `data`: held-out text; what training held out unless given. The proof is also written beside
+    the file, into parity.json and as a page. Raises LlmkitError where the two cannot be compared
+    at all.
+    """
+    subject = open_subject(load_checkpoint(checkpoint), gguf)
+    texts = held_out_sequences(subject.checkpoint, data, max_tokens)
+    prompts = held_out_prompts(subject.checkpoint, data)
+    checks = [metadata_check(subject), tensors_check(subject)]
+    found = _Run(texts, prompts)
+    try:
+        checks += found.checks(subject)
+    except GGUFError as error:
+        checks += [Check(name, False, 1, 0, f"not run: {error}") for name in RUN_CHECKS]
+    proof = Proof(
+        passed=all(check.passed for check in checks),
+        checkpoint=str(checkpoint),
+        gguf=str(gguf),
+        sha256=subject.file.sha256(),
+        quant=subject.file.file_type,
+        checks=checks,
+        checkpoint_sha256=subject.checkpoint.sha256,
+        sha256_of=_hashes(subject, texts),
+        versions={
+            package: version(package)
+            for package in ("llmkit", "torch", "llama-cpp-python", "tokenizers")
+        },
+    )
+    try:
+        keep(proof, found.comparison, list(map(subject.checkpoint.tokenizer.decode, prompts)))
+    except LlmkitError as error:  # a folder that cannot be written does not undo what was found
+        say(f"the proof was not kept: {error}")
+    return proof
+
+
+@dataclass
+class _Run:
+    """The checks that llama.cpp runs for, and what else they leave."""
+
+    texts: list[TextSequence]
+    prompts: list[list[int]]
+    comparison: LogitsComparison | None = None
+
+    def checks(self, subject: Subject) -> list[Check]:
+        """Run llama.cpp. Raises GGUFError where it or the reference cannot run the file."""
+        source, file = subject.checkpoint, subject.file
+        wanted = tensor_table(replace(source.config, qkv_bias=True))
+        if tensor_table(config_of(file)) != wanted:
+            raise GGUFError("the file's sizes are not the checkpoint's")
+        reference = Reference(subject, torch.float32)
+        exact = Reference(subject, torch.float64)
+        with LlamaCpp(file.path, n_ctx=source.config.context_length) as llama:
+            own_texts = [source.tokenizer.decode(text.ids.tolist()) for text in self.texts]
+            checks = [tokenizer_check(subject, llama, own_texts[:N_TEXTS])]
+            self.comparison = compare_logits(
+                llama, reference, exact, source.load_model(), self.texts
+            )
+            checks.append(logits_check(self.comparison))
+            noise = self.comparison.logit_noise
+            checks.append(generation_check(llama, reference, self.prompts, noise))
+        return checks
+
+
+def _hashes(subject: Subject, texts: Sequence[TextSequence]) -> dict[str, str]:
+    ids = hashlib.sha256()
+    for text in texts:
+        ids.update(text.ids.tobytes())
+    adapter = {"adapter": subject.adapter.sha256()} if subject.adapter else {}
+    return {**adapter, "texts": ids.hexdigest()}

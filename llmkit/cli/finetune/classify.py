@@ -1,0 +1,92 @@
+"""`llmkit finetune classify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.cli.finetune import options
+from llmkit.cli.options import CheckpointArgument, JsonOption
+
+if TYPE_CHECKING:
+    from llmkit.finetuning.classify import ClassifyResult
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("classify")(_classify)
+
+
+def _classify(
+    checkpoint: CheckpointArgument,
+    data: Annotated[Path, typer.Option(help="Texts and labels: TSV, CSV or JSONL.")],
+    out: options.OutOption,
+    test_data: Annotated[
+        Path | None,
+        typer.Option(help="Texts and labels to test on.", show_default="a fifth of the data"),
+    ] = None,
+    balance: Annotated[
+        bool, typer.Option("--balance", help="Use as many texts of each label as of the rarest.")
+    ] = False,
+    unfreeze: Annotated[
+        str, typer.Option(help="What is trained: head, a number of last blocks, or all.")
+    ] = "all",
+    lora: options.LoraOption = None,
+    lora_alpha: options.AlphaOption = None,
+    lora_dropout: options.DropoutOption = 0.0,
+    lora_targets: options.TargetsOption = None,
+    qlora: options.QloraOption = None,
+    epochs: options.EpochsOption = 3,
+    batch_size: options.BatchOption = None,
+    learning_rate: options.RateOption = None,
+    seed: options.SeedOption = 1337,
+    add_tokens: options.AddTokensOption = False,
+    sweep: options.SweepOption = None,
+    plot: options.PlotOption = None,
+    resume: options.ResumeOption = False,
+    device: options.DeviceOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Teach a model to label texts; in Ollama it answers with the label."""
+    from llmkit.finetuning.classify import DEFAULT_SPLIT, finetune_classify
+
+    config = options.finetune_config(
+        lora, lora_alpha, lora_dropout, lora_targets, qlora, epochs, add_tokens,
+        split=DEFAULT_SPLIT,
+    )  # fmt: skip
+    options.run_or_sweep(
+        finetune_classify,
+        out,
+        sweep,
+        json_output,
+        lambda result: _show(result, plot),
+        plot,
+        checkpoint=checkpoint,
+        data=data,
+        test_data=test_data,
+        balance=balance,
+        unfreeze=unfreeze,
+        config=config,
+        training={"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed},
+        resume=resume,
+        device=device,
+    )
+
+
+def _show(result: ClassifyResult, plot: Path | None) -> None:
+    from llmkit.console import results
+    from llmkit.export.confusion import classify_table, confusion_figure
+    from llmkit.export.plot import save_figure
+
+    if plot is not None:
+        save_figure(confusion_figure(result), plot)
+    results.print(classify_table(result))
+    results.print(
+        f"{result.checkpoint}: {result.n_trained:,} of {result.n_parameters:,} parameters "
+        f"trained, {result.steps} steps; accuracy {result.accuracy:.2%} on "
+        f"{result.n_records[2]} held-out texts",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,125 @@
+"""Options of every kind of fine-tuning, and what is printed at its end."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmkit.cli.options import print_json
+
+if TYPE_CHECKING:
+    from llmkit.finetuning.config import FinetuneConfig
+    from llmkit.finetuning.run import FinetuneResult
+
+OutOption = Annotated[Path, typer.Option(help="Checkpoint folder to write.")]
+LoraOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Train LoRA adapters of this rank (16 where only other LoRA options are given).",
+        show_default="train in full",
+    ),
+]
+AlphaOption = Annotated[
+    float | None, typer.Option(help="LoRA's alpha.", show_default="twice the rank")
+]
+DropoutOption = Annotated[float, typer.Option(help="LoRA's dropout.")]
+TargetsOption = Annotated[
+    str | None,
+    typer.Option(help="Matrices that get LoRA, joined by commas.", show_default="all of a block"),
+]
+QloraOption = Annotated[
+    str | None,
+    typer.Option(help="Train adapters on the base as blocks of this GGUF type, such as q4_0."),
+]
+EpochsOption = Annotated[float, typer.Option(help="Passes over the records.")]
+BatchOption = Annotated[int | None, typer.Option(help="Records per step.", show_default="8")]
+RateOption = Annotated[
+    float | None, typer.Option(help="Highest learning rate.", show_default="by the kind")
+]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same split and weights.")]
+AddTokensOption = Annotated[
+    bool, typer.Option("--add-tokens", help="Add the tokens that the format or labels need.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best there is")
+]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Train variants and compare them: lora=8,16,full, qlora=q8_0,q4_0, mask-prompt, "
+        "unfreeze=head,1,all. May be given several times.",
+        show_default=False,
+    ),
+]
+PlotOption = Annotated[
+    Path | None, typer.Option(help="Draw the sweep's table or the confusion matrix: PNG or SVG.")
+]
+
+
+def finetune_config(
+    lora: int | None,
+    lora_alpha: float | None,
+    lora_dropout: float,
+    lora_targets: str | None,
+    qlora: str | None,
+    epochs: float,
+    add_tokens: bool,
+    **more: Any,
+) -> FinetuneConfig:
+    """The settings that the options stand for. Raises ConfigError."""
+    from llmkit.finetuning.config import DEFAULT_LORA_RANK, FinetuneConfig
+    from llmkit.model.config import validated
+    from llmkit.model.lora import LoRAConfig
+
+    adapters = None
+    asked = (lora, qlora, lora_alpha, lora_targets, lora_dropout or None)
+    if any(option is not None for option in asked):
+        fields: dict[str, Any] = {"rank": lora if lora is not None else DEFAULT_LORA_RANK}
+        fields |= {"alpha": lora_alpha, "dropout": lora_dropout}
+        if lora_targets is not None:
+            fields["targets"] = tuple(part.strip() for part in lora_targets.split(","))
+        adapters = validated(LoRAConfig, fields, "LoRA")
+    settings = {"lora": adapters, "qlora": qlora, "epochs": epochs, "add_tokens": add_tokens}
+    return validated(FinetuneConfig, {**settings, **more}, "finetune")
+
+
+def run_or_sweep(
+    function: Callable[..., FinetuneResult],
+    out: Path,
+    sweep_options: list[str] | None,
+    json_output: bool,
+    show: Callable[[Any], None],
+    plot: Path | None = None,
+    **arguments: Any,
+) -> None:
+    """Run the function once, or once for each variant, and print what came out."""
+    from llmkit.console import results
+    from llmkit.export.plot import check_plot_path, save_figure
+    from llmkit.export.sweep import sweep_figure, sweep_table
+    from llmkit.finetuning.sweep import sweep, variants
+
+    if plot is not None:
+        check_plot_path(plot)
+    if not sweep_options:
+        result = function(out=out, **arguments)
+        if json_output:
+            print_json(asdict(result))
+            return
+        show(result)
+        folder = str(result.checkpoint)
+        words = shlex.join(["llmkit", "export", folder, "--out", f"{folder}-export"])
+        results.print(f"next: {words}", markup=False, soft_wrap=True)
+        return
+    compared = sweep(function, variants(sweep_options), out, **arguments)
+    if plot is not None:
+        save_figure(sweep_figure(compared), plot)
+    if json_output:
+        print_json(asdict(compared))
+    else:
+        results.print(sweep_table(compared))

@@ -1,0 +1,1 @@
+"""Fine-tuning a base model on records that a user has."""

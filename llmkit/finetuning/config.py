@@ -1,0 +1,62 @@
+"""Settings of a fine-tuning run, each default with its reason."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from llmkit.errors import ConfigError
+from llmkit.model.config import validated
+from llmkit.model.lora import LoRAConfig
+from llmkit.quant.types import quant_type
+from llmkit.training.config import TrainingConfig
+
+DEFAULT_EPOCHS = 3
+DEFAULT_LORA_RANK = 16
+# A new start at a pretrained minimum: smaller than in pretraining, and less for the matrices
+# themselves than for adapters, which begin at nothing (LoRA paper, table 9 ff.).
+LEARNING_RATE = 3e-4
+LORA_LEARNING_RATE = 2e-3
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class FinetuneConfig:
+    """What is trained of a base, and on how many passes over the records."""
+
+    lora: LoRAConfig | None = None
+    qlora: str | None = None  # the GGUF type of the base's blocks
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEFAULT_EPOCHS
+    add_tokens: bool = False  # may grow the vocabulary by what the format or the labels lack
+    split: tuple[float, float, float] = (0.85, 0.05, 0.10)  # train, validation, test
+
+    def __post_init__(self) -> None:
+        if self.qlora is not None:
+            object.__setattr__(self, "qlora", quant_type(self.qlora).name)  # int4 is q4_0
+            if self.lora is None:
+                raise ConfigError("qlora trains adapters only; give a LoRA rank too")
+        if min(self.split) < 0 or not math.isclose(sum(self.split), 1):
+            raise ConfigError(f"split {self.split}: three parts that sum up to 1 are needed")
+
+    def training_config(self, n_records: int, changes: dict[str, Any]) -> TrainingConfig:
+        """The steps' settings for this many training records, with single fields changed."""
+        rate = LORA_LEARNING_RATE if self.lora else LEARNING_RATE
+        given = {name: value for name, value in changes.items() if value is not None}
+        rate = given.get("learning_rate", rate)
+        batch_size = given.get("batch_size", 8)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size} is not positive")
+        steps = max(1, math.ceil(self.epochs * n_records / batch_size))
+        defaults: dict[str, Any] = {
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": rate,
+            "min_learning_rate": rate / 10,
+            "warmup_steps": min(20, steps // 10),
+            "weight_decay": 0.0 if self.lora else 0.1,
+            # The evaluations of an epoch cost about as much as one; two show a curve.
+            "eval_interval": max(1, math.ceil(n_records / batch_size / 2)),
+        }
+        return validated(TrainingConfig, {**defaults, **given}, "training")

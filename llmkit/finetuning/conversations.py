@@ -1,0 +1,147 @@
+"""Conversations to learn from: instructions, chats, prompts with their completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.finetuning.json_records import Record, read_json_records, shown
+from llmkit.modelfiles.prompt_format import COMPLETION, Message, PromptFormat, Role
+
+FORMATS = (
+    "JSON or JSONL with instruction and output (Alpaca), instruction and response (Dolly), "
+    "messages, conversations (ShareGPT), prompt and completion, or question and answer"
+)
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "human": "user",  # ShareGPT's names
+    "gpt": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that end with an answer, and their place, such as `chat.jsonl, line 3`."""
+
+    messages: tuple[Message, ...]
+    where: str
+
+    @property
+    def question(self) -> tuple[Message, ...]:
+        """What a split keeps in one part: everything before the last answer."""
+        return self.messages[:-1]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The fields a record must have, and how its messages are read."""
+
+    fields: tuple[str, ...]
+    read: Callable[[Record, PromptFormat], tuple[Message, ...]]
+
+
+def read_conversations(path: Path, form: PromptFormat) -> list[Conversation]:
+    """Conversations of a JSON list or JSONL file, all in the shape of its first record.
+
+    Answers lose the white space around them. Raises DataError naming the record's line.
+    """
+    records = read_json_records(path, FORMATS)
+    shape = _shape_of(records[0])
+    return [Conversation(shape.read(record, form), record.where) for record in records]
+
+
+def _shape_of(first: Record) -> Shape:
+    for shape in SHAPES:
+        if all(name in first.fields for name in shape.fields):
+            return shape
+    # A record that has the question of a shape most likely lacks its answer.
+    for shape in SHAPES:
+        if shape.fields[0] in first.fields:
+            raise first.lacks(f'field "{shape.fields[1]}"')
+    raise first.lacks(f"field of a known format; give {FORMATS}")
+
+
+def read_messages(record: Record, name: str, value: object, last: Role) -> tuple[Message, ...]:
+    """Messages of a chat, whose roles alternate after an optional system message.
+
+    Answers are stripped, and an empty system message is left out. Raises DataError for
+    another order, or where the last message is not of the given role.
+    """
+    if not isinstance(value, list):
+        raise record.fault(f'"{name}" is no list of messages')
+    messages: list[Message] = []
+    for number, item in enumerate(value, start=1):
+        message = read_message(record, name, item, number)
+        if message.role == "system" and number == 1:
+            messages += [message] if message.content.strip() else []
+            continue
+        expected = "assistant" if messages and messages[-1].role == "user" else "user"
+        if message.role != expected:
+            raise record.fault(
+                f'message {number} of "{name}" is of the {message.role} where one of the '
+                f"{expected} must follow"
+            )
+        messages.append(message)
+    if not messages or messages[-1].role != last:
+        raise record.fault(f'"{name}" does not end with a message of the {last}')
+    return tuple(messages)
+
+
+def read_message(record: Record, name: str, item: object, number: int) -> Message:
+    """One message: an object with role and content, or ShareGPT's from and value."""
+    place = f'message {number} of "{name}"'
+    if not isinstance(item, dict):
+        raise record.fault(f"{place} is no object with role and content")
+    message = Record(item, f"{record.where}, {place}")
+    role_name, content_name = ("from", "value") if "from" in item else ("role", "content")
+    given = message.text(role_name)
+    if given not in ROLES:
+        raise message.fault(f"unknown role {shown(given)!r}; known are {', '.join(ROLES)}")
+    role = ROLES[given]
+    if role == "system":
+        return Message(role, message.text_or_empty(content_name))
+    content = message.text(content_name)
+    return Message(role, content.strip() if role == "assistant" else content)
+
+
+def kept_or_stripped(answer: str, form: PromptFormat) -> str:
+    """An answer to a bare prompt: a completion's leading space belongs to it."""
+    return answer if form == COMPLETION else answer.strip()
+
+
+def _instructions(context: str, answer: str) -> Shape:
+    def read(record: Record, form: PromptFormat) -> tuple[Message, ...]:
+        question = form.user_content(record.text("instruction"), record.text_or_empty(context))
+        return Message("user", question), Message("assistant", record.text(answer).strip())
+
+    return Shape(("instruction", answer), read)
+
+
+def _completions(prompt: str, answer: str) -> Shape:
+    def read(record: Record, form: PromptFormat) -> tuple[Message, ...]:
+        given = kept_or_stripped(record.text(answer), form)
+        return Message("user", record.text(prompt)), Message("assistant", given)
+
+    return Shape((prompt, answer), read)
+
+
+def _chat(name: str) -> Shape:
+    def read(record: Record, _: PromptFormat) -> tuple[Message, ...]:
+        return read_messages(record, name, record.value(name), last="assistant")
+
+    return Shape((name,), read)
+
+
+# In this order: chats are often stored with their first question as "prompt" beside them.
+SHAPES = (
+    _chat("messages"),
+    _chat("conversations"),
+    _instructions("input", "output"),
+    _instructions("context", "response"),
+    _completions("prompt", "completion"),
+    _completions("question", "answer"),
+)

@@ -1,0 +1,132 @@
+"""Conversations as token ids, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmkit.console import say
+from llmkit.errors import DataError
+from llmkit.modelfiles.prompt_format import Message, PromptFormat
+from llmkit.tokenizer import Tokenizer
+
+IGNORED = -100  # a target that counts for nothing, as in torch's cross_entropy
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a conversation, and which of them the model itself has to say."""
+
+    ids: tuple[int, ...]
+    is_answer: tuple[bool, ...]
+    where: str
+
+    @property
+    def n_answer(self) -> int:
+        """Number of tokens in the answers, end tokens included."""
+        return sum(self.is_answer)
+
+
+def encode_conversation(
+    messages: Sequence[Message], form: PromptFormat, tokenizer: Tokenizer, where: str = ""
+) -> Example:
+    """Tokenize a conversation; each answer apart from the prompt before it.
+
+    At inference the prompt is tokenized alone and the answer comes token by token; tokenized
+    apart, training sees the same ids at the seam.
+    """
+    ids: list[int] = []
+    is_answer: list[bool] = []
+    after_answer = False
+    for piece in form.pieces(messages):
+        if piece.kind == "special":
+            new = [tokenizer.special_id(piece.text)]
+        else:
+            new = tokenizer.encode(piece.text)
+        ends_answer = piece.kind == "special" and after_answer  # the end token is learned too
+        after_answer = piece.kind == "answer"
+        ids += new
+        is_answer += [after_answer or ends_answer] * len(new)
+    return Example(tuple(ids), tuple(is_answer), where)
+
+
+def encode_prompt(
+    messages: Sequence[Message], form: PromptFormat, tokenizer: Tokenizer
+) -> list[int]:
+    """Ids up to where the answer to the last message begins."""
+    ids: list[int] = []
+    for piece in form.pieces(messages, for_answer=True):
+        if piece.kind == "special":
+            ids.append(tokenizer.special_id(piece.text))
+        else:
+            ids += tokenizer.encode(piece.text)
+    return ids
+
+
+def without_too_long(
+    examples: Sequence[Example], context_length: int, source: str
+) -> list[Example]:
+    """Leave out, and report, examples that do not fit the context: a cut one teaches no end."""
+    fitting = [example for example in examples if len(example.ids) <= context_length]
+    too_long = [example for example in examples if len(example.ids) > context_length]
+    if too_long:
+        places = "; ".join(example.where.removeprefix(f"{source}, ") for example in too_long[:5])
+        more = "; ..." if len(too_long) > 5 else ""
+        say(
+            f"{len(too_long)} of {len(examples)} records of {source} are longer than the context "
+            f"of {context_length} tokens and left out ({places}{more}); the longest has "
+            f"{max(len(example.ids) for example in too_long)}"
+        )
+    if not fitting:
+        raise DataError(
+            f"{source}: every record is longer than the model's context of {context_length} tokens"
+        )
+    return fitting
+
+
+def packed(examples: Sequence[Example], context_length: int) -> list[Example]:
+    """Examples one after the other in rows of up to `context_length`, as they come.
+
+    Attention reaches from one to those before it in its row, as between documents in pretraining.
+    """
+    rows: list[Example] = []
+    for example in examples:
+        if rows and len(rows[-1].ids) + len(example.ids) <= context_length:
+            last = rows[-1]
+            rows[-1] = Example(
+                last.ids + example.ids, last.is_answer + example.is_answer, last.where
+            )
+        else:
+            rows.append(example)
+    return rows
+
+
+def padded(
+    examples: Sequence[Example], pad_id: int, *, answers_only: bool
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T), filled up to the longest; T = its tokens - 1.
+
+    Targets are IGNORED in the filling and, with `answers_only`, where the prompt is.
+    """
+    length = max(len(example.ids) for example in examples)
+    ids = np.full((len(examples), length), pad_id, np.int64)
+    counts = np.zeros((len(examples), length), bool)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = example.ids
+        counts[row, : len(example.ids)] = example.is_answer if answers_only else True
+    targets = np.where(counts, ids, IGNORED)
+    return torch.from_numpy(ids[:, :-1]), torch.from_numpy(targets[:, 1:])
+
+
+def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Which of n records a step trains on: every pass over them in a new order of the seed's."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        epoch: np.random.default_rng((seed, epoch)).permutation(n)
+        for epoch in {place // n for place in places}
+    }
+    return [int(orders[place // n][place % n]) for place in places]

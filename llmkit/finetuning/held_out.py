@@ -1,0 +1,36 @@
+"""The records that fine-tuning held out, as the model reads them."""
+
+from __future__ import annotations
+
+import json
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.errors import DataError
+from llmkit.finetuning.examples import Example, encode_conversation
+from llmkit.modelfiles.prompt_format import Message
+
+
+def held_out_examples(checkpoint: Checkpoint) -> list[Example]:
+    """Every record of the test part. Raises DataError where the file is missing or damaged."""
+    path = checkpoint.held_out_file
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    return [
+        _example(checkpoint, line, f"{path}, line {number}") for number, line in enumerate(lines, 1)
+    ]
+
+
+def _example(checkpoint: Checkpoint, line: str, where: str) -> Example:
+    tokenizer = checkpoint.tokenizer
+    try:
+        record = json.loads(line)
+        if checkpoint.labels:
+            label_id = checkpoint.label_ids[checkpoint.labels.index(record["label"])]
+            text = tokenizer.encode(record["text"])
+            return Example((*text, label_id), (*(False,) * len(text), True), where)
+        messages = [Message(**message) for message in record["messages"]]
+        return encode_conversation(messages, checkpoint.prompt_format, tokenizer, where)
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{where} is no record of this checkpoint: {error}") from error

@@ -1,0 +1,277 @@
+"""Direct preference optimization (DPO): of two answers, the model learns to prefer one.
+
+Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward
+Model", equation 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmkit.checkpoint import (
+    ADAPTER_FILE,
+    MODEL_FILE,
+    load_checkpoint,
+    open_tensors,
+    save_tensors,
+)
+from llmkit.console import say
+from llmkit.errors import CheckpointError, ConfigError
+from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.conversations import Conversation
+from llmkit.finetuning.examples import (
+    Example,
+    batch_indices,
+    encode_conversation,
+    padded,
+    without_too_long,
+)
+from llmkit.finetuning.instruct import N_SAMPLES, SAMPLE_TOKENS, answer
+from llmkit.finetuning.preferences import Preference, read_preferences
+from llmkit.finetuning.run import (
+    FinetuneResult,
+    Records,
+    run_settings,
+    train_task,
+    trained_model,
+)
+from llmkit.finetuning.splits import split
+from llmkit.finetuning.start import Start, grown_tokenizer
+from llmkit.finetuning.vocabulary import note_unseen_tokens
+from llmkit.model.gpt import GPT
+from llmkit.model.lora import adapter_tensors
+from llmkit.modelfiles.prompt_format import Message
+from llmkit.training.config import TrainingConfig
+from llmkit.training.state import RunFolder
+from llmkit.training.task import Evaluation, TensorFiles
+
+DEFAULT_BETA = 0.1  # the paper's
+DEFAULT_EPOCHS = 1
+# A model drifts from what it can say long before its margins are large, so the steps are
+# shorter than in instruction tuning.
+LEARNING_RATE = 3e-5
+LORA_LEARNING_RATE = 3e-4
+REFERENCE_FILE = "reference.safetensors"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both answers to one prompt as token ids."""
+
+    chosen: Example
+    rejected: Example
+
+
+class Prefer:
+    """Pairs to learn from, and what the reference makes of each (a Task)."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        start: Start,
+        config: TrainingConfig,
+        parts: Sequence[Sequence[Pair]],  # train, validation, test
+        asked: Sequence[Conversation],
+        beta: float,
+    ) -> None:
+        self.folder, self.start, self.config, self.beta = folder.folder, start, config, beta
+        self.train, self.validation, self.test = parts
+        self.asked = asked
+        reference = self._reference(folder)
+        self.train_reference, self.validation_reference, self.test_reference = reference
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean number of tokens in a batch, both answers counted, without the filling."""
+        n_tokens = sum(len(pair.chosen.ids) + len(pair.rejected.ids) for pair in self.train)
+        return n_tokens / len(self.train) * self.config.batch_size
+
+    def load_model(self, step: int, device: torch.device) -> GPT:
+        """The model that was saved last."""
+        return load_checkpoint(self.folder).load_model(device, packed=True)
+
+    def loss(self, model: GPT, step: int) -> Tensor:
+        """DPO's loss of the step's pairs."""
+        indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
+        log_probs = pair_log_probs(model, [self.train[index] for index in indices])  # (B, 2)
+        reference = self.train_reference[indices].to(log_probs)
+        return -F.logsigmoid(margins(log_probs, reference, self.beta)).mean()
+
+    def evaluate(self, model: GPT) -> Evaluation:
+        """Loss, margin and how often the chosen answer is the likelier, on the validation part."""
+        log_probs = all_log_probs(model, self.validation, self.config.batch_size)
+        margin = margins(log_probs, self.validation_reference, self.beta)
+        return Evaluation(
+            float(-F.logsigmoid(margin).mean()),
+            accuracy=preference_accuracy(log_probs),
+            margin=float(margin.mean()),
+        )
+
+    def samples(self, model: GPT) -> list[str]:
+        """Answers to prompts of the validation part."""
+        form, tokenizer = self.start.prompt_format, self.start.tokenizer
+        answers = (
+            answer(model, conversation, form, tokenizer, SAMPLE_TOKENS)
+            for conversation in self.asked[:N_SAMPLES]
+        )
+        return [f"{given.question[:70]!r} -> {given.answer!r}" for given in answers]
+
+    def trained_tensors(self, model: GPT) -> TensorFiles:
+        """The adapter, or all of the model."""
+        if self.start.config.lora:
+            return {ADAPTER_FILE: adapter_tensors(model)}
+        return {MODEL_FILE: model.state_dict()}
+
+    def _reference(self, folder: RunFolder) -> Sequence[Tensor]:
+        """Log-probabilities (n, 2) of each part under the model before the first step.
+
+        They are computed once and kept: after the first save that model is no more.
+        """
+        parts = (self.train, self.validation, self.test)
+        path = folder.training / REFERENCE_FILE
+        if not path.exists():
+            state = folder.read_state()
+            if state is None or state.step:
+                raise CheckpointError(f"{path} is missing; train into another folder")
+            model = self.load_model(0, torch.device("cpu")).eval()
+            pairs = [pair for part in parts for pair in part]
+            say(f"log-probabilities of {len(pairs)} pairs under the reference")
+            computed = all_log_probs(model, pairs, self.config.batch_size)
+            save_tensors(path, {"log_probs": computed}, step=0)
+        with open_tensors(path) as file:
+            log_probs: Tensor = file.get_tensor("log_probs")
+        sizes = [len(part) for part in parts]
+        if log_probs.shape != (sum(sizes), 2):
+            raise CheckpointError(f"{path} is of other pairs; train into another folder")
+        return torch.split(log_probs, sizes)
+
+
+def pair_log_probs(model: GPT, pairs: Sequence[Pair]) -> Tensor:
+    """Sum of the log-probabilities of each answer's tokens, (B, 2) in nats: chosen, rejected."""
+    both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    inputs, targets = padded(both, pad_id=0, answers_only=True)  # (2B, T) each
+    inputs, targets = inputs.to(model.device), targets.to(model.device)
+    hidden = model.hidden_states(inputs)  # (2B, T, C)
+    counts = targets >= 0
+    logits = model.logits(hidden[counts]).float()  # (n, V)
+    each = -F.cross_entropy(logits, targets[counts], reduction="none")  # (n,)
+    row = counts.nonzero()[:, 0]  # (n,)
+    total = torch.zeros(len(both), device=each.device).index_add(0, row, each)  # (2B,)
+    return total.view(2, len(pairs)).T
+
+
+@torch.inference_mode()
+def all_log_probs(model: GPT, pairs: Sequence[Pair], batch_size: int) -> Tensor:
+    """The same of any number of pairs, (n, 2), on the CPU."""
+    batches = (pairs[begin : begin + batch_size] for begin in range(0, len(pairs), batch_size))
+    return torch.cat([pair_log_probs(model, batch).cpu() for batch in batches])
+
+
+def margins(log_probs: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """Reward of the chosen answer minus that of the rejected one, (n,)."""
+    rewards = beta * (log_probs - reference)  # (n, 2)
+    return rewards[:, 0] - rewards[:, 1]
+
+
+def preference_accuracy(log_probs: Tensor) -> float:
+    """How often the chosen answer is the likelier of the two (n, 2)."""
+    return float((log_probs[:, 0] > log_probs[:, 1]).float().mean())
+
+
+@dataclass(frozen=True)
+class PreferResult(FinetuneResult):
+    """A model that learned preferences, and how it did on the test part."""
+
+    quality_name = "preference accuracy"
+    higher_is_better = True
+
+    accuracy: float  # the chosen answer is the likelier
+    reference_accuracy: float  # the same under the model before the first step
+    reward_accuracy: float  # the chosen answer gained more than the rejected one
+    margin: float
+
+    @property
+    def quality(self) -> float:
+        """Accuracy on the test part."""
+        return self.accuracy
+
+
+def finetune_prefer(
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    *,
+    beta: float = DEFAULT_BETA,
+    config: FinetuneConfig | None = None,
+    training: dict[str, Any] | None = None,
+    resume: bool = False,
+    device: str | None = None,
+) -> PreferResult:
+    """Teach the model of `checkpoint` to prefer the chosen answers of `data`; write `out`.
+
+    `data`: JSON or JSONL of prompt (or instruction, or whole chats), chosen and rejected. Asked
+    in the checkpoint's own prompt format. `beta` holds the model to its start: the larger, the
+    closer. `training` changes single fields of TrainingConfig.
+
+    Raises LlmkitError: records that cannot be read, named by line; a beta that is not positive.
+    """
+    if not beta > 0:
+        raise ConfigError(f"beta {beta} is not positive; the paper's is {DEFAULT_BETA}")
+    config = config or FinetuneConfig(epochs=DEFAULT_EPOCHS)
+    base = load_checkpoint(checkpoint)
+    if base.labels:
+        raise ConfigError(f"{checkpoint} is a classifier; preferences need a model that answers")
+    form = base.prompt_format
+    changes = {name: value for name, value in (training or {}).items() if value is not None}
+    changes.setdefault("learning_rate", LORA_LEARNING_RATE if config.lora else LEARNING_RATE)
+    seed = int(changes.get("seed", TrainingConfig.seed))
+    tokenizer = grown_tokenizer(base, config, special=(form.end, *form.special_tokens))
+    start = Start(base, tokenizer, form, (), config, seed)
+
+    preferences = read_preferences(data, form)
+
+    def encoded(preference: Preference, answer: str) -> Example:
+        messages = (*preference.messages, Message("assistant", answer))
+        return encode_conversation(messages, form, tokenizer, preference.where)
+
+    pairs = {p.where: Pair(encoded(p, p.chosen), encoded(p, p.rejected)) for p in preferences}
+    longest = [max(p.chosen, p.rejected, key=lambda e: len(e.ids)) for p in pairs.values()]
+    fitting = {e.where for e in without_too_long(longest, base.config.context_length, str(data))}
+    parts = split([p for p in preferences if p.where in fitting], config.split, seed)
+    train, validation, test = ([pairs[p.where] for p in part] for part in parts)
+    note_unseen_tokens(base, [list(pair.chosen.ids) for pair in train])
+    steps = config.training_config(len(train), changes)
+    _, shown, asked = ([_conversation(p) for p in part] for part in parts)
+    records = Records(
+        (len(train), len(validation), len(test)),
+        [{"messages": [asdict(m) for m in conversation.messages]} for conversation in asked],
+    )
+    settings = run_settings("prefer", base, data, config, steps, beta=beta)
+
+    def task(folder: RunFolder) -> Prefer:
+        return Prefer(folder, start, steps, (train, validation, test), shown, beta)
+
+    result = train_task(out, start, records, steps, settings, task, resume=resume, device=device)
+    _, model = trained_model(result, device)
+    reference = task(RunFolder(out)).test_reference
+    log_probs = all_log_probs(model, test, steps.batch_size)
+    margin = margins(log_probs, reference, beta)
+    return PreferResult(
+        **vars(result),
+        accuracy=preference_accuracy(log_probs),
+        reference_accuracy=preference_accuracy(reference),
+        reward_accuracy=float((margin > 0).float().mean()),
+        margin=float(margin.mean()),
+    )
+
+
+def _conversation(preference: Preference) -> Conversation:
+    messages = (*preference.messages, Message("assistant", preference.chosen))
+    return Conversation(messages, preference.where)

@@ -1,0 +1,134 @@
+"""What every kind of fine-tuning does around its own task: open the folder, train, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.errors import CheckpointError
+from llmkit.files import write_text
+from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.start import Start
+from llmkit.model.device import choose_device
+from llmkit.model.gpt import GPT
+from llmkit.model.lora import n_trainable
+from llmkit.model.packed import n_weights
+from llmkit.training.config import TrainingConfig
+from llmkit.training.loop import TrainingLoop
+from llmkit.training.prepare import sha256_of
+from llmkit.training.run import open_run
+from llmkit.training.state import Metrics, RunFolder, RunState
+from llmkit.training.task import Task
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a run of any kind came to."""
+
+    quality_name: ClassVar[str] = "validation loss"
+    higher_is_better: ClassVar[bool] = False
+
+    checkpoint: Path
+    steps: int
+    n_parameters: int
+    n_trained: int
+    n_records: tuple[int, int, int]  # train, validation, test
+    metrics: list[Metrics]
+
+    @property
+    def quality(self) -> float:
+        """The number by which variants are compared."""
+        return self.last.val_loss
+
+    @property
+    def last(self) -> Metrics:
+        """The last evaluation."""
+        return self.metrics[-1]
+
+
+@dataclass(frozen=True)
+class Records:
+    """How many records went into which part, and what of them stays in the checkpoint."""
+
+    n: tuple[int, int, int]
+    held_out: Sequence[dict[str, Any]]  # the test part, for checks of exported files
+
+
+def run_settings(
+    kind: str,
+    base: Checkpoint,
+    data: Path,
+    config: FinetuneConfig,
+    training: TrainingConfig,
+    **more: Any,
+) -> dict[str, Any]:
+    """Everything that makes a run this one and no other, as JSON holds it."""
+    settings = {
+        "data": sha256_of([data]),
+        "kind": kind,
+        "base": base.sha256,
+        "finetune": asdict(config),
+        "training": asdict(training),
+        **more,
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def train_task(
+    out: Path,
+    start: Start,
+    records: Records,
+    training: TrainingConfig,
+    settings: dict[str, Any],
+    make_task: Callable[[RunFolder], Task],
+    *,
+    resume: bool,
+    device: str | None,
+) -> FinetuneResult:
+    """Prepare or resume the run in `out`, train what is left of it, and say what came out."""
+    where = choose_device(device)
+    if out.resolve() == start.base.folder.resolve():
+        raise CheckpointError(f"{out} is the base itself; choose another --out")
+    folder = RunFolder(out)
+    state = open_run(folder, settings, resume, lambda: _prepare(folder, start, records, settings))
+    task = make_task(folder)
+    if not state.finished:
+        TrainingLoop(folder, state, training, task, where).train()
+    metrics = folder.read_metrics()
+    if not metrics:
+        raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
+    model = task.load_model(metrics[-1].step, torch.device("cpu"))
+    return FinetuneResult(
+        checkpoint=out,
+        steps=metrics[-1].step,
+        n_parameters=n_weights(model),
+        n_trained=n_trainable(model),
+        n_records=records.n,
+        metrics=metrics,
+    )
+
+
+def trained_model(result: FinetuneResult, device: str | None) -> tuple[Checkpoint, GPT]:
+    """The finished model, as the checkpoint on disk has it."""
+    checkpoint = load_checkpoint(result.checkpoint)
+    return checkpoint, checkpoint.load_model(choose_device(device))
+
+
+def _prepare(
+    folder: RunFolder, start: Start, records: Records, settings: dict[str, Any]
+) -> RunState:
+    """Write the checkpoint as it is before the first step, and commit step 0."""
+    folder.remove_half_written()
+    # In ASCII: no reader may take a character such as U+2028 for the end of a line.
+    lines = [json.dumps(record) + "\n" for record in records.held_out]
+    write_text(folder.held_out_file, "".join(lines))
+    start.write(folder)
+    state = RunState(settings, {})
+    folder.write_state(state)
+    return state

@@ -1,0 +1,132 @@
+"""Where fine-tuning starts: the base as a checkpoint of its own, grown by what it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from llmkit.checkpoint import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    Checkpoint,
+    CheckpointConfig,
+    build_model,
+    save_config,
+    save_tensors,
+)
+from llmkit.console import say
+from llmkit.errors import ConfigError
+from llmkit.files import write_text
+from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.label_head import expanded_head, new_head
+from llmkit.model.config import GPTConfig
+from llmkit.model.lora import adapter_tensors, add_lora, peft_config
+from llmkit.modelfiles.prompt_format import PromptFormat
+from llmkit.tokenizer import Tokenizer
+from llmkit.training.state import RunFolder
+
+
+@dataclass(frozen=True)
+class Start:
+    """A base with what its fine-tuning adds: tokens, a prompt format, labels, an adapter."""
+
+    base: Checkpoint
+    tokenizer: Tokenizer
+    prompt_format: PromptFormat
+    labels: tuple[str, ...]
+    config: FinetuneConfig
+    seed: int
+
+    @property
+    def sizes(self) -> GPTConfig:
+        """The model's sizes. A classifier's head is its own, never the token embedding."""
+        tied = self.base.config.tie_embeddings and not self.labels
+        vocab_size = self.tokenizer.vocab_size
+        return replace(self.base.config, vocab_size=vocab_size, tie_embeddings=tied)
+
+    def write(self, folder: RunFolder) -> None:
+        """Write the whole checkpoint as it is before the first step."""
+        out = folder.folder
+        self.tokenizer.save(out / TOKENIZER_FILE)
+        weights = self._weights()
+        save_tensors(out / MODEL_FILE, weights, step=0)
+        lora = self.config.lora
+        if lora is not None:
+            model = build_model(self.sizes, weights, str(out / MODEL_FILE))
+            torch.manual_seed(self.seed)
+            add_lora(model, lora)
+            save_tensors(out / ADAPTER_FILE, adapter_tensors(model), step=0)
+            content = peft_config(lora, str(self.base.folder))
+            write_text(out / ADAPTER_CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+        else:  # a preparation that was cut short may have left one
+            for name in (ADAPTER_FILE, ADAPTER_CONFIG_FILE):
+                (out / name).unlink(missing_ok=True)
+        save_config(
+            out,
+            CheckpointConfig(self.sizes, self.prompt_format, self.labels, self.config.qlora),
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        n_new = self.tokenizer.vocab_size - self.base.config.vocab_size
+        with self.base.open_merged() as tensors:
+            weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        for name in ("wte.weight", "lm_head.weight"):
+            if name in weights and n_new:
+                weights[name] = _with_rows(weights[name], n_new, generator)
+        if self.labels:
+            ids = [self.tokenizer.word_id(label) for label in self.labels]
+            head = new_head(len(self.labels), self.sizes.n_embd, generator)
+            weights["lm_head.weight"] = expanded_head(
+                head, [i for i in ids if i is not None], self.sizes.vocab_size
+            )
+        return weights
+
+
+def grown_tokenizer(
+    base: Checkpoint,
+    config: FinetuneConfig,
+    *,
+    special: Sequence[str] = (),
+    words: Sequence[str] = (),
+) -> Tokenizer:
+    """The base's tokenizer with every token that the format or the labels need.
+
+    Raises ConfigError naming those that are missing where they may not be added.
+    """
+    tokenizer = base.tokenizer
+    known = {tokenizer.tokens[token_id] for token_id in tokenizer.special_ids}
+    new_special = [token for token in dict.fromkeys(special) if token not in known]
+    new_words = [word for word in dict.fromkeys(words) if tokenizer.word_id(word) is None]
+    missing = ", ".join(repr(token) for token in (*new_special, *new_words))
+    if not missing:
+        return tokenizer
+    if not config.add_tokens:
+        raise ConfigError(
+            f"the tokenizer of {base.folder} has no single token for {missing}; --add-tokens "
+            "adds them, with new rows in the embeddings"
+        )
+    if config.lora is not None and new_special:
+        raise ConfigError(
+            f"LoRA trains no embeddings, so new tokens ({missing}) would stay untrained; "
+            "fine-tune without LoRA first, or choose a prompt format without new tokens"
+        )
+    say(f"tokens added: {missing}")
+    return tokenizer.with_tokens(special=new_special, words=new_words)
+
+
+def _with_rows(matrix: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """A matrix (V, C) with `n` more rows, near the mean of those there.
+
+    So a new token begins as an average one and shifts no probabilities much (Hewitt 2021,
+    "Initializing New Word Embeddings for Pretrained Language Models").
+    """
+    mean = matrix.mean(dim=0)
+    noise = torch.randn(n, matrix.shape[1], generator=generator) * 0.1 * matrix.std(dim=0)
+    return torch.cat((matrix, mean + noise))

@@ -1,0 +1,30 @@
+"""What the base has never seen: said before training, when there is still time to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from llmkit.checkpoint import TRAINING_FOLDER, Checkpoint
+from llmkit.console import say
+from llmkit.data.tokens import open_token_file
+
+NOTED_SHARE = 0.001
+
+
+def note_unseen_tokens(base: Checkpoint, ids: Iterable[list[int]]) -> None:
+    """Say how many of the tokens never occurred in the text that the base was trained on."""
+    trained_on = base.folder / TRAINING_FOLDER / "train.tokens"
+    if not trained_on.exists():
+        return
+    seen = np.unique(open_token_file(trained_on, base.config.vocab_size))
+    tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in ids])
+    unseen = tokens[~np.isin(tokens, seen) & (tokens < base.config.vocab_size)]
+    share = len(unseen) / len(tokens)
+    if share >= NOTED_SHARE:
+        first = [base.tokenizer.decode([int(i)]) for i in dict.fromkeys(unseen.tolist())][:8]
+        say(
+            f"{share:.1%} of the tokens never occurred in the text that {base.folder} was "
+            f"trained on ({', '.join(map(repr, first))}): it has to learn them from these records"
+        )

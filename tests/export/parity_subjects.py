@@ -1,0 +1,70 @@
+"""Checkpoints of every kind and good files of them, as the checks of `verify` are given them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetuned import with_adapter
+from gguf_surgery import make_checkpoint
+
+from llmkit.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    load_checkpoint,
+    save_config,
+)
+from llmkit.export.adapter import write_adapter
+from llmkit.export.gguf_write import write_gguf
+from llmkit.export.parity.subject import Subject, open_subject
+from llmkit.modelfiles.prompt_format import prompt_format
+from llmkit.quant import quant_type
+from llmkit.tokenizer import train_bpe, train_characters
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "untied": {"tie_embeddings": False},
+    "no qkv bias": {"qkv_bias": False},
+    "untied, no qkv bias": {"tie_embeddings": False, "qkv_bias": False},
+    "odd width": {"n_embd": 48},
+    "width of 2 blocks and odd heads": {"n_embd": 96, "n_head": 3},
+    "one layer": {"n_layer": 1},
+    "context 8": {"context_length": 8},
+    "another eps": {"layer_norm_epsilon": 1e-6},
+    "characters": {"tokenizer": train_characters(["abc äöü 中文字 😀 Привет"])},
+    "bytes alone": {"tokenizer": train_characters(["abc"])},
+}
+
+
+def write(checkpoint: Checkpoint, path: Path, qtype: str = "f32") -> Path:
+    """The checkpoint's file, merged if it has an adapter."""
+    write_gguf(checkpoint, path, quant_type(qtype), "model")
+    return path
+
+
+def written(checkpoint: Checkpoint, path: Path, qtype: str = "f32") -> Subject:
+    return open_subject(checkpoint, write(checkpoint, path, qtype))
+
+
+def chatml_checkpoint(folder: Path) -> Checkpoint:
+    """With special tokens of a chat and another end than the end of text."""
+    form = prompt_format("chatml")
+    tokenizer = train_bpe(["some words to merge, some more words"], 280)
+    tokenizer = tokenizer.with_tokens(special=[*form.special_tokens, form.end])
+    checkpoint = make_checkpoint(folder, tokenizer=tokenizer)
+    save_config(folder, CheckpointConfig(checkpoint.config, form))
+    return load_checkpoint(folder)
+
+
+def lora_checkpoint(folder: Path, *, base_quant: str | None = None, **sizes: Any) -> Checkpoint:
+    """With an adapter in which no number is zero."""
+    base = make_checkpoint(folder / "base", **sizes)
+    return with_adapter(base, folder / "adapted", base_quant=base_quant, alpha=12.0)
+
+
+def write_apart(checkpoint: Checkpoint, folder: Path, qtype: str = "f32") -> Path:
+    """The base's file, and its adapter's beside it."""
+    write_adapter(checkpoint, folder / "adapter.gguf", "model")
+    path = folder / "model.gguf"
+    write_gguf(checkpoint, path, quant_type(qtype), "model", "adapter.gguf")
+    return path

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_surgery import Kind, keys_of, make_checkpoint, tensors_of, with_key, write_file
+from parity_subjects import chatml_checkpoint, write
+
+from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.export.hard_texts import LONG_RUN, fuzzed_texts, long_runs
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.parity import tokenizer as parity_tokenizer
+from llmkit.export.parity.check import Check
+from llmkit.export.parity.subject import open_subject
+from llmkit.export.parity.tokenizer import tokenizer_check
+from llmkit.tokenizer import load_tokenizer, train_bpe, train_characters
+
+TEXT = "the red fox and the other fox went over there, 12 times; they'd been there before " * 3
+MERGES, TOKENS = "tokenizer.ggml.merges", "tokenizer.ggml.tokens"
+TYPES, END = "tokenizer.ggml.token_type", "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    tokenizer = train_bpe([TEXT], 300)
+    folder = tmp_path_factory.mktemp("words") / "c"
+    return make_checkpoint(folder, tokenizer=tokenizer, n_layer=1, n_embd=32)
+
+
+@pytest.fixture(scope="module")
+def good(checkpoint: Checkpoint) -> Path:
+    return write(checkpoint, checkpoint.folder / "m.gguf")
+
+
+def check(checkpoint: Checkpoint, path: Path, *texts: str) -> Check:
+    with LlamaCpp(path) as llama:
+        return tokenizer_check(open_subject(checkpoint, path), llama, texts)
+
+
+def _array(change: Callable[[list[Any]], Any], key: str, good: Path, target: Path) -> Path:
+    keys = keys_of(good)
+    items, *kinds = keys[key]
+    items = list(items)
+    keys[key] = (change(items) or items, *kinds)
+    return write_file(target, keys, tensors_of(good))
+
+
+# --- nothing is wrong -----------------------------------------------------------------------
+
+
+def test_a_good_file_passes(checkpoint: Checkpoint, good: Path) -> None:
+    found = check(checkpoint, good, TEXT, "")
+    assert (found.name, found.passed, found.value, found.limit) == ("tokenizer", True, 0, 0)
+    assert "texts give the same ids and bytes, 300 tokens are the same" in found.detail
+
+
+@pytest.mark.parametrize("text", ["abc äöü 中文字 😀 Привет 👍🏽 e\u0301", "abc"])
+def test_a_character_tokenizer_passes(text: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(
+        tmp_path / "c", tokenizer=train_characters([text]), n_layer=1, n_embd=32
+    )
+    assert check(checkpoint, write(checkpoint, tmp_path / "m.gguf", "q4_0"), TEXT).passed
+
+
+def test_a_chat_with_special_tokens_of_its_own_passes(tmp_path: Path) -> None:
+    checkpoint = chatml_checkpoint(tmp_path / "c")
+    assert len(checkpoint.tokenizer.special_ids) == 3
+    path = write(checkpoint, tmp_path / "m.gguf")
+    assert check(checkpoint, path, "<|im_start|>user\nhi<|im_end|>\n").passed
+
+
+@pytest.mark.slow
+def test_openais_vocabulary_passes(shared_data: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(shared_data / "gpt2")
+    checkpoint = make_checkpoint(
+        tmp_path / "c", tokenizer=tokenizer, n_layer=1, n_embd=32, context_length=8
+    )
+    assert check(checkpoint, write(checkpoint, tmp_path / "m.gguf")).passed
+
+
+@pytest.mark.slow
+def test_ten_thousand_other_fuzzed_texts_give_the_same_ids(
+    checkpoint: Checkpoint, good: Path
+) -> None:
+    with LlamaCpp(good) as llama:
+        for text in fuzzed_texts(10_000, seed=1):
+            assert llama.tokenize(text) == checkpoint.tokenizer.encode(text), ascii(text)
+
+
+# --- merges and tokens ----------------------------------------------------------------------
+
+
+def test_a_missing_merge_is_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
+    merges = [" ".join(merge) for merge in checkpoint.tokenizer.merges]
+    assert "h e" in merges
+    for merge in ("h e", merges[-1]):
+        path = _array(lambda items, m=merge: items.remove(m), MERGES, good, tmp_path / "m.gguf")
+        found = check(checkpoint, path, TEXT)
+        assert not found.passed
+        assert found.value > 0
+        assert f"merge {merge!r} is not in the file" in found.detail
+        assert "llama.cpp gives other ids for " in found.detail
+
+
+def test_exchanged_merges_are_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
+    merges = [" ".join(merge) for merge in checkpoint.tokenizer.merges]
+    # Two that compete for the same letter.
+    first = merges.index("h e")
+    second = next(i for i, merge in enumerate(merges) if merge.startswith("e "))
+
+    def exchange(items: list[Any]) -> None:
+        items[first], items[second] = items[second], items[first]
+
+    path = _array(exchange, MERGES, good, tmp_path / "m.gguf")
+    found = check(checkpoint, path, TEXT, "her hed hen")
+    assert not found.passed
+    pairs = (f"{merges[a]!r} and {merges[b]!r}" for a, b in ((first, second), (second, first)))
+    assert any(f"merges {pair} are exchanged" in found.detail for pair in pairs)
+
+
+def test_a_merge_too_many_is_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
+    path = _array(lambda items: items.insert(0, "f o"), MERGES, good, tmp_path / "m.gguf")
+    found = check(checkpoint, path, TEXT)
+    assert not found.passed
+    assert "merge" in found.detail
+
+
+def test_a_renamed_token_is_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
+    token_id = checkpoint.tokenizer.tokens.index("he")
+
+    def rename(items: list[Any]) -> None:
+        items[token_id] = "hXe"
+
+    found = check(checkpoint, _array(rename, TOKENS, good, tmp_path / "m.gguf"), TEXT)
+    assert not found.passed
+    assert f"token {token_id} is 'hXe' in the file instead of 'he'" in found.detail
+    assert f"token {token_id} 'he' stands for b'hXe' instead of b'he' in llama.cpp" in found.detail
+
+
+def test_two_exchanged_tokens_are_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
+    def exchange(items: list[Any]) -> None:
+        items[65], items[66] = items[66], items[65]
+
+    tokens = checkpoint.tokenizer.tokens
+    found = check(checkpoint, _array(exchange, TOKENS, good, tmp_path / "m.gguf"), TEXT)
+    assert f"token 65 is {tokens[66]!r} in the file instead of {tokens[65]!r}" in found.detail
+    assert "1 more tokens differ" in found.detail
+
+
+# --- special tokens and ends ----------------------------------------------------------------
+
+
+def test_a_special_token_that_is_normal_is_named(
+    checkpoint: Checkpoint, good: Path, tmp_path: Path
+) -> None:
+    path = _array(lambda items: [1] * len(items), TYPES, good, tmp_path / "m.gguf")
+    found = check(checkpoint, path)
+    assert not found.passed
+    assert "special tokens parsed" in found.detail
+    assert f"token {checkpoint.end_id} '{END}' is not CONTROL in the file" in found.detail
+    assert f"token {checkpoint.end_id} '{END}' stands for b'{END}' instead of b''" in found.detail
+
+
+def test_a_special_token_that_is_parsed_out_of_text_is_found(
+    checkpoint: Checkpoint, good: Path, tmp_path: Path
+) -> None:
+    """USER_DEFINED tokens are cut out of every text, whether told to or not."""
+    end = checkpoint.end_id
+    path = _array(
+        lambda items: [4 if i == end else kind for i, kind in enumerate(items)],
+        TYPES,
+        good,
+        tmp_path / "m.gguf",
+    )
+    found = check(checkpoint, path)
+    assert not found.passed
+    assert END in found.detail
+    assert f"[{end}" in found.detail
+    assert "is not CONTROL in the file" in found.detail
+
+
+def test_a_text_token_that_is_special_is_found(
+    checkpoint: Checkpoint, good: Path, tmp_path: Path
+) -> None:
+    token_id = checkpoint.tokenizer.tokens.index("he")
+
+    def change(items: list[Any]) -> None:
+        items[token_id] = 3
+
+    found = check(checkpoint, _array(change, TYPES, good, tmp_path / "m.gguf"), TEXT)
+    assert not found.passed
+    assert f"token {token_id} 'he'" in found.detail
+
+
+def test_another_end_of_generation_is_named(
+    checkpoint: Checkpoint, good: Path, tmp_path: Path
+) -> None:
+    key = "tokenizer.ggml.eos_token_id"
+    path = with_key(good, tmp_path / "m.gguf", key, 17, Kind.UINT32)
+    token = checkpoint.tokenizer.tokens[17]
+    detail = check(checkpoint, path).detail
+    assert f"token 17 {token!r} ends a generation in llama.cpp, in the checkpoint it does not" in (
+        detail
+    )
+
+
+def test_an_end_that_is_none_in_llama_cpp_is_named(tmp_path: Path) -> None:
+    """llama.cpp knows <|im_end|> by its text, so the end has to be one that it does not know."""
+    from llmkit.checkpoint import CheckpointConfig, save_config
+    from llmkit.modelfiles.prompt_format import PromptFormat, Turn
+
+    form = PromptFormat("own", Turn(), Turn("Q: ", "\nA:"), Turn(), end="<|done|>")
+    tokenizer = train_bpe([TEXT], 280).with_tokens(special=["<|done|>"])
+    plain = make_checkpoint(tmp_path / "c", tokenizer=tokenizer, n_layer=1, n_embd=32)
+    save_config(plain.folder, CheckpointConfig(plain.config, form))
+    checkpoint = load_checkpoint(plain.folder)
+    good = write(checkpoint, tmp_path / "m.gguf")
+    assert check(checkpoint, good).passed
+    key = "tokenizer.ggml.eos_token_id"
+    end_of_text = checkpoint.tokenizer.end_of_text_id
+    path = with_key(good, tmp_path / "n.gguf", key, end_of_text, Kind.UINT32)
+    found = check(checkpoint, path)
+    assert found.value == 1
+    expected = f"token {checkpoint.end_id} '<|done|>' ends a generation in the checkpoint, in llama"
+    assert expected in found.detail
+
+
+# --- the split ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "default", "qwen2", "starcoder"])
+def test_another_split_is_named(
+    pre: str, checkpoint: Checkpoint, good: Path, tmp_path: Path
+) -> None:
+    key = "tokenizer.ggml.pre"
+    found = check(checkpoint, with_key(good, tmp_path / "m.gguf", key, pre, Kind.STRING), TEXT)
+    assert not found.passed
+    assert f"another split (tokenizer.ggml.pre is {pre!r})" in found.detail
+
+
+def test_the_users_own_text_is_compared(
+    checkpoint: Checkpoint, good: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(parity_tokenizer, "HARD_TEXTS", ())
+    monkeypatch.setattr(parity_tokenizer, "fuzzed_texts", lambda count: [])
+    monkeypatch.setattr(parity_tokenizer, "long_runs", list)
+    key = "tokenizer.ggml.pre"
+    path = with_key(good, tmp_path / "m.gguf", key, "starcoder", Kind.STRING)
+    assert check(checkpoint, path, "no digits").passed
+    found = check(checkpoint, path, "no digits", "x" * 100 + " 12 times " + "y" * 100)
+    assert found.value in (0, 1)
+
+
+def test_a_text_whose_bytes_do_not_come_back_is_found(checkpoint: Checkpoint, good: Path) -> None:
+    class Lossy:
+        """llama.cpp that drops the bytes of one token."""
+
+        def __init__(self, llama: LlamaCpp) -> None:
+            self.llama = llama
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.llama, name)
+
+        def token_bytes(self, token_id: int) -> bytes:
+            return b"" if token_id == lost else self.llama.token_bytes(token_id)
+
+    lost = checkpoint.tokenizer.tokens.index("he")
+    with LlamaCpp(good) as llama:
+        lossy: Any = Lossy(llama)
+        found = tokenizer_check(open_subject(checkpoint, good), lossy, [TEXT])
+    assert not found.passed
+    assert "llama.cpp does not give the bytes of " in found.detail
+    assert f"token {lost} 'he' stands for b'' instead of b'he'" in found.detail
+
+
+def test_another_number_of_tokens_is_found(
+    checkpoint: Checkpoint, good: Path, tmp_path: Path
+) -> None:
+    longer = train_bpe([TEXT], 301)
+    other = make_checkpoint(tmp_path / "c", tokenizer=longer, n_layer=1, n_embd=32)
+    path = write(other, tmp_path / "m.gguf")
+    found = check(checkpoint, path, TEXT)
+    assert not found.passed
+    assert "llama.cpp has 301 tokens, the checkpoint 300" in found.detail
+    found = check(other, good, TEXT)
+    assert "llama.cpp has 300 tokens, the checkpoint 301" in found.detail
+
+
+# --- the texts ------------------------------------------------------------------------------
+
+
+def test_fuzzed_texts_are_the_same_for_a_seed_and_of_every_kind() -> None:
+    texts = fuzzed_texts(2000)
+    assert texts == fuzzed_texts(2000)
+    assert texts[:100] != fuzzed_texts(100, seed=1)
+    everything = set("".join(texts))
+    assert all(unicodedata.ucd_3_2_0.category(c) != "Cs" for c in everything)
+    categories = {unicodedata.category(c) for c in everything}
+    assert {"Lu", "Ll", "Lo", "Mn", "Nd", "No", "Po", "Zs", "Cc", "Cf", "So", "Sk"} <= categories
+    scripts = {unicodedata.name(c, "").split()[0] for c in everything if c.isalpha()}
+    assert {"LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "HANGUL", "CJK", "THAI"} <= scripts
+    assert any("\r\n" in text for text in texts)
+    assert any(END in text for text in texts)
+
+
+def test_long_runs_are_long() -> None:
+    runs = long_runs()
+    assert {len(run) for run in runs} == {LONG_RUN}
+    assert {run[0] for run in runs} >= {"a", "7", " ", "\n", "é", "🙂"}
