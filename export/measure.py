@@ -90,20 +90,24 @@ def compare(
 def _divergences(
     source: Checkpoint, files: Sequence[GGUFFile], sequences: Sequence[TextSequence]
 ) -> list[list[Divergence]]:
-    """For each file the divergence in each sequence, where the next token counts."""
+    """For each file the divergence in each sequence, where the next token counts.
+
+    Of a classifier among its labels: the other tokens are there only to be less likely.
+    """
     model = source.load_model()
+    answers = torch.tensor(sorted(source.label_ids) or range(source.config.vocab_size))
     found: list[list[Divergence]] = [[] for _ in files]
     with ExitStack() as stack:
         llamas = [stack.enter_context(_opened(file, source)) for file in files]
         with progress("compare", len(sequences), "texts") as bar:
             for number, sequence in enumerate(sequences, start=1):
                 inputs, counts = sequence.inputs, torch.from_numpy(sequence.counts)
-                targets = sequence.targets[counts]
-                reference = model(inputs[None])[0, counts]  # (n, V)
+                targets = torch.searchsorted(answers, sequence.targets[counts])
+                reference = model(inputs[None])[0, counts][:, answers]  # (n, V or n_labels)
                 for parts, llama in zip(found, llamas, strict=True):
                     llama.reset()
                     logits = torch.from_numpy(llama.evaluate(inputs.tolist()))
-                    parts.append(divergence(reference, logits[counts], targets))
+                    parts.append(divergence(reference, logits[counts][:, answers], targets))
                 bar.update(number)
     return found
 

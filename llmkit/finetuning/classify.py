@@ -56,7 +56,7 @@ from llmkit.training.task import Evaluation, TensorFiles
 # More is tested than of instructions, because a label is right or wrong: 300 texts tell 95 %
 # from 97 %, 150 do not.
 DEFAULT_SPLIT = (0.7, 0.1, 0.2)
-DEFAULT_UNFREEZE = "1"
+DEFAULT_UNFREEZE = "all"
 N_SAMPLES = 3
 HEAD = "lm_head.weight"
 
