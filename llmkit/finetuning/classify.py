@@ -137,10 +137,18 @@ class Classify:
 class ClassifyResult(FinetuneResult):
     """A classifier, and how it did on the test part."""
 
+    quality_name = "test accuracy"
+    higher_is_better = True
+
     labels: tuple[str, ...]
     accuracy: float
     per_label: list[LabelScores]
     confusion: list[list[int]]  # (n_labels, n_labels): row = truth, column = prediction
+
+    @property
+    def quality(self) -> float:
+        """Accuracy on the test part."""
+        return self.accuracy
 
 
 def finetune_classify(

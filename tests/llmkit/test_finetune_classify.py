@@ -220,7 +220,8 @@ def test_an_unknown_label_in_the_test_part_is_named_by_its_line(
     small_base: Path, texts: Path, tmp_path: Path
 ) -> None:
     test = tmp_path / "test.tsv"
-    test.write_text("label\ttext\nasks\tWhere is it?\nsings\tLa la.\nasks\tWhere?\n", encoding="utf-8")
+    lines = ("label\ttext", "asks\tWhere is it?", "sings\tLa la.", "asks\tWhere?")
+    test.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError, match=r"test\.tsv, line 3: the label 'sings' occurs nowhere"):
         classify(small_base, texts, tmp_path / "out", test_data=test)
     assert not (tmp_path / "out").exists()
