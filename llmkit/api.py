@@ -1,6 +1,6 @@
 """What the commands do, one function each, for notebooks and scripts.
 
-    from llmkit.api import train, export, verify, compare, generate
+    from llmkit.api import train, finetune_instruct, export, verify, compare, generate
 
 Progress goes to stderr, results come back as frozen dataclasses; `comparison_table`,
 `proof_table`, `size_quality_figure` and `write_report` show them as the commands do.
@@ -19,18 +19,30 @@ from llmkit.export.plot import size_quality_figure
 from llmkit.export.report import write_report
 from llmkit.export.running import generate
 from llmkit.export.tables import comparison_table, export_table, proof_table
+from llmkit.finetuning.classify import finetune_classify
+from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.instruct import finetune_instruct
+from llmkit.finetuning.prefer import finetune_prefer
 from llmkit.generation import Sampling
+from llmkit.model.lora import LoRAConfig
+from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.training import train
 
 __all__ = [
+    "FinetuneConfig",
+    "LoRAConfig",
     "Sampling",
     "compare",
     "comparison_table",
     "demo",
     "export",
     "export_table",
+    "finetune_classify",
+    "finetune_instruct",
+    "finetune_prefer",
     "generate",
     "inspect",
+    "prompt_format",
     "proof_table",
     "size_quality_figure",
     "train",

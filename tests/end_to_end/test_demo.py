@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,14 +46,27 @@ def test_every_check_of_every_file_is_green(report: dict[str, list[dict[str, obj
         assert proof["passed"]
 
 
-def test_the_4_bit_tale_reads_as_a_story(report: dict[str, str]) -> None:
-    tale = report["tale"]
-    assert re.match(r"Once there was an? \w+", tale)
-    assert tale.rstrip().endswith((".", '"'))
-    assert 60 <= len(tale.split()) <= 170
-    hero = re.search(r"named (\w+)", tale)
+def test_the_4_bit_file_answers_a_question_and_stops(report: dict[str, list[list[str]]]) -> None:
+    (question, answer), _ = report["answers"]
+    assert question == "Where does Paul the shoemaker live?"
+    assert re.fullmatch(r"Paul the shoemaker lives [a-z ]+\.", answer)
+
+
+def test_the_4_bit_file_tells_the_tale_it_is_asked_for(report: dict[str, list[list[str]]]) -> None:
+    _, (question, tale) = report["answers"]
+    hero = re.fullmatch(r"Tell a story about (\w+)\.", question)
     assert hero is not None
+    assert re.match(r"Once there was an? \w+", tale)
+    assert tale.endswith((".", '"'))  # and so it stopped by itself
+    assert 60 <= len(tale.split()) <= 170
     assert tale.count(hero.group(1)) >= 3
+
+
+def test_held_out_questions_are_answered_to_the_end(
+    report: dict[str, dict[str, list[Any]]],
+) -> None:
+    answers = report["instruct"]["answers"]
+    assert sum(answer["ended"] for answer in answers) >= 0.95 * len(answers)
 
 
 def test_the_folder_holds_all_it_should(report: object, demo_folder: Path) -> None:
