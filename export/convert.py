@@ -11,7 +11,9 @@ from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.adapter import write_adapter
 from llmkit.export.gguf_write import ExportedFile, write_gguf
-from llmkit.export.parity.keeping import forget_proofs
+from llmkit.export.parity.check import Proof
+from llmkit.export.parity.keeping import PROOF_FILE, forget_proofs
+from llmkit.export.parity.verify import verify
 from llmkit.files import write_text
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.parameters import Parameters
@@ -28,7 +30,13 @@ class Export:
     folder: Path
     files: list[ExportedFile]
     modelfile: Path
-    adapter: ExportedFile | None = None
+    adapter: ExportedFile | None
+    proofs: list[Proof]  # none where nothing was to be proved
+
+    @property
+    def passed(self) -> bool:
+        """Whether no proof failed."""
+        return all(proof.passed for proof in self.proofs)
 
 
 def export(
@@ -38,13 +46,15 @@ def export(
     quants: Sequence[str] | None = None,
     name: str | None = None,
     merge: bool = False,
+    prove: bool = True,
 ) -> Export:
     """Write `out`/NAME-QUANT.gguf for each quantization and a Modelfile for the smallest.
 
     NAME is the checkpoint folder's unless given. Matrices take the type; where their rows do
     not fit it they stay f16; biases, norms and positions stay f32. A LoRA adapter becomes a file
     beside its base, NAME-adapter.gguf, or with `merge` part of the weights. The base of a QLoRA
-    adapter has the type that it was trained on and no other.
+    adapter has the type that it was trained on and no other. With `prove` each file is verified;
+    without, the Modelfile says that nothing was proved.
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
@@ -64,8 +74,9 @@ def export(
     ]
     forget_proofs(out)
     modelfile = out / "Modelfile"
-    write_text(modelfile, _modelfile(source, files, beside, name))
-    return Export(out, files, modelfile, adapter)
+    write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
+    proofs = [verify(checkpoint, file.path) for file in files] if prove else []
+    return Export(out, files, modelfile, adapter, proofs)
 
 
 def ollama_name(name: str) -> str:
@@ -101,7 +112,12 @@ def _check_target(out: Path, name: str) -> None:
 
 
 def _modelfile(
-    checkpoint: Checkpoint, files: list[ExportedFile], adapter: str | None, name: str
+    checkpoint: Checkpoint,
+    files: list[ExportedFile],
+    adapter: str | None,
+    name: str,
+    *,
+    prove: bool,
 ) -> str:
     form = checkpoint.prompt_format
     smallest = min(files, key=lambda file: file.n_bytes)
@@ -111,6 +127,9 @@ def _modelfile(
         f"  ollama create {ollama_name(name)} -f Modelfile",
         f"  ollama run {ollama_name(name)}",
         *([f"Other files for FROM: {', '.join(others)}"] if others else []),
+        f"What was proved of these files stands in {PROOF_FILE}."
+        if prove
+        else "Nothing was proved of these files: they were exported with --no-verify.",
     ]
     parameters = Parameters(stop=form.stops, num_ctx=checkpoint.config.context_length)
     if checkpoint.labels:  # the label is one token, and the most probable one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.data.sources import read_documents
+from llmkit.data.tales import tales
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import DataError
 from llmkit.finetuning.examples import Example
@@ -22,6 +24,7 @@ N_PROMPTS, PROMPT_TOKENS = 100, 16
 MAX_PROMPT_TEXT = 50_000  # tokens that the prompts are taken from
 # Of a long text with a short label one token counts: without a bound it would take minutes.
 READ_PER_COUNTED = 4
+TALES_SEED, N_TALES = 2, 400
 Item = TypeVar("Item")
 
 
@@ -55,7 +58,29 @@ def held_out_sequences(
     """
     if data is None and checkpoint.held_out_file.exists():
         return _records(held_out_examples(checkpoint), checkpoint, max_tokens)
-    tokens = _tokens(checkpoint, data)
+    return _windows(checkpoint, _tokens(checkpoint, data), data, max_tokens)
+
+
+def proof_sequences(
+    checkpoint: Checkpoint, data: Path | None, max_tokens: int
+) -> tuple[str, list[TextSequence]]:
+    """The same with a name for what was taken; tales where nothing was held out.
+
+    Any text shows whether two programs compute the same, what it costs only the model's own.
+    """
+    if data is not None:
+        return str(data), held_out_sequences(checkpoint, data, max_tokens)
+    for file in (checkpoint.held_out_file, checkpoint.validation_tokens_file):
+        if file.exists():
+            return str(file), held_out_sequences(checkpoint, data, max_tokens)
+    text = "\n".join(islice(tales(TALES_SEED), N_TALES))
+    tokens = np.asarray([*checkpoint.tokenizer.encode(text), checkpoint.tokenizer.end_of_text_id])
+    return "built-in tales", _windows(checkpoint, tokens, data, max_tokens)
+
+
+def _windows(
+    checkpoint: Checkpoint, tokens: NDArray[np.integer], data: Path | None, max_tokens: int
+) -> list[TextSequence]:
     if len(tokens) < 2:
         raise DataError(f"{data or checkpoint.folder}: two tokens of text or more are needed")
     found = windows(tokens, min(checkpoint.config.context_length, len(tokens) - 1), max_tokens)
@@ -67,9 +92,9 @@ def held_out_sequences(
     return [TextSequence(window, np.ones(len(window) - 1, bool)) for window in found]
 
 
-def held_out_prompts(checkpoint: Checkpoint, data: Path | None) -> list[list[int]]:
+def proof_prompts(checkpoint: Checkpoint, data: Path | None) -> list[list[int]]:
     """Up to N_PROMPTS beginnings: a conversation's up to its answer, else pieces of the text."""
-    texts = held_out_sequences(checkpoint, data, MAX_PROMPT_TEXT)
+    _, texts = proof_sequences(checkpoint, data, MAX_PROMPT_TEXT)
     conversations = [text for text in texts if not text.counts.all()]
     if conversations:
         found = [text.ids[: int(text.counts.argmax()) + 1] for text in conversations]

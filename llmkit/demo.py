@@ -11,8 +11,6 @@ from llmkit.console import say
 from llmkit.data.tales import questions, tales
 from llmkit.export.convert import Export, export
 from llmkit.export.measure import Comparison, compare
-from llmkit.export.parity.check import Proof
-from llmkit.export.parity.verify import verify
 from llmkit.export.plot import save_figure, size_quality_figure
 from llmkit.export.report import write_report
 from llmkit.export.running import generate
@@ -56,14 +54,13 @@ class Demo:
     training: TrainingResult
     instruct: InstructResult
     export: Export
-    proofs: list[Proof]
     comparison: Comparison
     answers: list[tuple[str, str]]  # what the 4-bit file says in llama.cpp
 
     @property
     def passed(self) -> bool:
         """Whether every file was proved."""
-        return all(proof.passed for proof in self.proofs)
+        return self.export.passed
 
 
 def demo(out: Path) -> Demo:
@@ -89,15 +86,16 @@ def demo(out: Path) -> Demo:
     )
     exported = export(answering, folder, quants=QUANTS, name=NAME)
     files = [file.path for file in exported.files]
-    proofs = [verify(answering, file) for file in files]
     comparison = compare(answering, files)
-    save_table_picture(proof_table(proofs), folder / "parity.svg")
+    save_table_picture(proof_table(exported.proofs), folder / "parity.svg")
     save_figure(size_quality_figure(comparison), folder / "size-quality.png")
-    write_report(folder / "report.html", comparison, proofs, title=f"{NAME}: from text to Ollama")
+    write_report(
+        folder / "report.html", comparison, exported.proofs, title=f"{NAME}: from text to Ollama"
+    )
     say(f"{files[-1].name} answers in llama.cpp:")
     sampling = Sampling(temperature=0)
     answers = [(text, "".join(generate(files[-1], text, sampling))) for text in (QUESTION, REQUEST)]
-    return Demo(out, training, instruct, exported, proofs, comparison, answers)
+    return Demo(out, training, instruct, exported, comparison, answers)
 
 
 def _corpus() -> str:

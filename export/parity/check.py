@@ -28,6 +28,7 @@ class Proof:
     quant: str
     checks: list[Check]
     checkpoint_sha256: str
+    texts: str  # where they are from
     sha256_of: dict[str, str]  # of what else went in: adapter, Modelfile, texts
     versions: dict[str, str]
 

@@ -57,6 +57,7 @@ def write_page(
         ("checkpoint", proof.checkpoint),
         ("checkpoint SHA-256", proof.checkpoint_sha256),
         ("GGUF", proof.gguf),
+        ("texts", proof.texts),
         *((f"{name} SHA-256", value) for name, value in proof.sha256_of.items()),
         ("GGUF SHA-256", proof.sha256),
         *((f"{name} version", value) for name, value in proof.versions.items()),

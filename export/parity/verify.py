@@ -19,12 +19,13 @@ from llmkit.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.errors import GGUFError, LlmkitError
 from llmkit.export.gguf_file import config_of
-from llmkit.export.held_out import TextSequence, held_out_prompts, held_out_sequences
+from llmkit.export.held_out import TextSequence, proof_prompts, proof_sequences
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.names import tensor_table
 from llmkit.export.parity.check import Check, Proof
 from llmkit.export.parity.generation import generation_check
 from llmkit.export.parity.keeping import keep
+from llmkit.export.parity.layers import layers_check
 from llmkit.export.parity.logits import LogitsComparison, compare_logits, logits_check
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.reference import Reference
@@ -33,8 +34,9 @@ from llmkit.export.parity.tensors import tensors_check
 from llmkit.export.parity.tokenizer import tokenizer_check
 
 DEFAULT_MAX_TOKENS = 2048
-RUN_CHECKS = ("tokenizer", "logits", "generation")
+RUN_CHECKS = ("tokenizer", "layers", "logits", "generation")
 N_TEXTS = 50  # of the user's own, for the tokenizer
+LAYER_TOKENS = 64  # each goes through every operation by itself
 
 
 def verify(
@@ -46,13 +48,13 @@ def verify(
 ) -> Proof:
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
 
-    `data`: held-out text; what training held out unless given. The proof is also written beside
-    the file, into parity.json and as a page. Raises LlmkitError where the two cannot be compared
-    at all.
+    `data`: text; what training held out unless given, and tales where it held out nothing. The
+    proof is also written beside the file, into parity.json and as a page. Raises LlmkitError where
+    the two cannot be compared at all.
     """
     subject = open_subject(load_checkpoint(checkpoint), gguf)
-    texts = held_out_sequences(subject.checkpoint, data, max_tokens)
-    prompts = held_out_prompts(subject.checkpoint, data)
+    source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
+    prompts = proof_prompts(subject.checkpoint, data)
     checks = [metadata_check(subject), tensors_check(subject)]
     found = _Run(texts, prompts)
     try:
@@ -67,6 +69,7 @@ def verify(
         quant=subject.file.file_type,
         checks=checks,
         checkpoint_sha256=subject.checkpoint.sha256,
+        texts=source,
         sha256_of=_hashes(subject, texts),
         versions={
             package: version(package)
@@ -99,6 +102,7 @@ class _Run:
         with LlamaCpp(file.path, n_ctx=source.config.context_length) as llama:
             own_texts = [source.tokenizer.decode(text.ids.tolist()) for text in self.texts]
             checks = [tokenizer_check(subject, llama, own_texts[:N_TEXTS])]
+            checks.append(layers_check(subject, self.texts[0].inputs[:LAYER_TOKENS]))
             self.comparison = compare_logits(
                 llama, reference, exact, source.load_model(), self.texts
             )

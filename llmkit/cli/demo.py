@@ -32,7 +32,7 @@ def _demo(
         print_json(asdict(made))
     else:
         results.print(export_table(made.export.files))
-        results.print(proof_table(made.proofs))
+        results.print(proof_table(made.export.proofs))
         results.print(comparison_table(made.comparison))
         for question, answer in made.answers:
             results.print(f"\n> {question}\n{answer}", markup=False)

@@ -33,19 +33,27 @@ def _export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge a LoRA adapter into the weights.")
     ] = False,
+    prove: Annotated[
+        bool, typer.Option(" /--no-verify", help="Prove nothing; the Modelfile says so.")
+    ] = True,
     json_output: JsonOption = False,
 ) -> None:
-    """Write GGUF files and an Ollama Modelfile from a checkpoint."""
+    """Write GGUF files and an Ollama Modelfile, and prove them. Exit code 1: a proof fails."""
     from llmkit.console import results
     from llmkit.export.convert import export
-    from llmkit.export.tables import export_table
+    from llmkit.export.tables import export_table, proof_table
 
     quants = None if quant is None else [part.strip() for part in quant.split(",") if part.strip()]
-    done = export(checkpoint, out, quants=quants, name=name, merge=merge)
+    done = export(checkpoint, out, quants=quants, name=name, merge=merge, prove=prove)
     if json_output:
         print_json(asdict(done))
-        return
-    results.print(export_table([*done.files, *([done.adapter] if done.adapter else [])]))
-    results.print(f"{done.modelfile}: how to create the model in Ollama stands at its top")
-    words = shlex.join(["llmkit", "verify", str(checkpoint), str(done.files[-1].path)])
-    results.print(f"next: {words}", markup=False, soft_wrap=True)
+    else:
+        results.print(export_table([*done.files, *([done.adapter] if done.adapter else [])]))
+        if done.proofs:
+            results.print(proof_table(done.proofs))
+        results.print(f"{done.modelfile}: how to create the model in Ollama stands at its top")
+        files = [str(file.path) for file in done.files]
+        words = shlex.join(["llmkit", "compare", str(checkpoint), *files])
+        results.print(f"next: {words}", markup=False, soft_wrap=True)
+    if not done.passed:
+        raise typer.Exit(1)

@@ -87,7 +87,7 @@ def expected_tensors(n_layer: int) -> dict[str, str]:
 
 
 def exported(checkpoint: Checkpoint, out: Path, *quants: str) -> Export:
-    return export(checkpoint.folder, out, quants=quants)
+    return export(checkpoint.folder, out, quants=quants, prove=False)
 
 
 @pytest.mark.parametrize("quant", QUANTS)
@@ -302,13 +302,13 @@ def test_a_damaged_prompt_format_is_refused_before_any_work(tmp_path: Path) -> N
 
 def test_a_checkpoint_folder_is_no_target(random_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a checkpoint"):
-        export(random_checkpoint.folder, random_checkpoint.folder)
+        export(random_checkpoint.folder, random_checkpoint.folder, prove=False)
     target = tmp_path / "file"
     target.write_text("mine")
     with pytest.raises(ConfigError, match="is a file"):
-        export(random_checkpoint.folder, target)
+        export(random_checkpoint.folder, target, prove=False)
     with pytest.raises(LlmkitError, match="cannot write"):
-        export(random_checkpoint.folder, target / "below")
+        export(random_checkpoint.folder, target / "below", prove=False)
     assert target.read_text() == "mine"
 
 
@@ -320,7 +320,7 @@ def test_a_name_that_a_file_or_modelfile_cannot_hold_is_refused(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="cannot be a file's name"):
-        export(random_checkpoint.folder, out, quants=["f32"], name=name)
+        export(random_checkpoint.folder, out, quants=["f32"], name=name, prove=False)
     assert not out.exists()
 
 
@@ -414,24 +414,24 @@ def _text(folder: Path) -> Path:
 
 
 def test_another_models_export_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(tiny_checkpoint, tmp_path / "out", quants=["q8_0"], name="one")
+    export(tiny_checkpoint, tmp_path / "out", quants=["q8_0"], name="one", prove=False)
     before = (tmp_path / "out" / "Modelfile").read_bytes()
     with pytest.raises(ConfigError, match=r"another model's one-q8_0\.gguf"):
-        export(tiny_checkpoint, tmp_path / "out", quants=["q8_0"], name="two")
+        export(tiny_checkpoint, tmp_path / "out", quants=["q8_0"], name="two", prove=False)
     assert (tmp_path / "out" / "Modelfile").read_bytes() == before
 
 
 def test_an_older_proof_goes_with_the_files_it_proved(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="one")
+    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="one", prove=False)
     (tmp_path / "parity.json").write_text("{}")
-    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="one")
+    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="one", prove=False)
     assert not (tmp_path / "parity.json").exists()
 
 
 def test_the_comment_gives_a_name_that_ollama_takes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="my run (é)")
+    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="my run (é)", prove=False)
     text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
     assert "ollama create my-run -f Modelfile" in text
     assert 'FROM "./my run (é)-q8_0.gguf"' in text

@@ -109,7 +109,7 @@ def test_another_checkpoints_file_is_found(
     other = make_checkpoint(
         tmp_path / "other", tokenizer=_tokenizer(tiny_checkpoint), change=retrain, context_length=64
     )
-    path = export(other.folder, tmp_path / "out", quants=["q8_0"]).files[0].path
+    path = export(other.folder, tmp_path / "out", quants=["q8_0"], prove=False).files[0].path
     assert failed(prove(tiny_checkpoint, path)) == {"tensors"}
     assert failed(prove(tiny_checkpoint, files["q8_0"])) == set()
 
@@ -239,7 +239,7 @@ def test_a_file_of_other_sizes_fails_without_being_run(
     other = make_checkpoint(
         tmp_path / "other", **{"tokenizer": tokenizer, "context_length": 64, **sizes}
     )
-    path = export(other.folder, tmp_path / "out", quants=["f32"]).files[0].path
+    path = export(other.folder, tmp_path / "out", quants=["f32"], prove=False).files[0].path
     proof = prove(tiny_checkpoint, path)
     assert {"tensors", "tokenizer", "logits", "generation"} <= failed(proof)
     assert detail(proof, "logits").startswith("not run")
@@ -387,7 +387,7 @@ def test_text_that_is_too_short_is_refused(
 def test_a_checkpoint_without_held_out_text_asks_for_some(
     random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    path = export(random_checkpoint.folder, tmp_path, quants=["f32"]).files[0].path
+    path = export(random_checkpoint.folder, tmp_path, quants=["f32"], prove=False).files[0].path
     with pytest.raises(DataError, match="--data"):
         verify(random_checkpoint.folder, path)
 
@@ -396,7 +396,7 @@ def test_held_out_tokens_of_another_vocabulary_are_refused(tmp_path: Path) -> No
     checkpoint = make_checkpoint(tmp_path / "c")
     checkpoint.validation_tokens_file.parent.mkdir()
     np.arange(1000, dtype="<u2").tofile(checkpoint.validation_tokens_file)
-    path = export(checkpoint.folder, tmp_path / "out", quants=["f32"]).files[0].path
+    path = export(checkpoint.folder, tmp_path / "out", quants=["f32"], prove=False).files[0].path
     with pytest.raises(DataError, match="holds token"):
         verify(checkpoint.folder, path)
 
