@@ -51,6 +51,18 @@ class Divergence:
         return _exp(self.loss.mean() - self.reference_loss.mean())
 
 
+def larger(first: Divergence, second: Divergence) -> Divergence:
+    """At each position the larger distance of two others from one reference."""
+    return Divergence(
+        np.maximum(first.kl, second.kl),
+        first.same_top & second.same_top,
+        np.maximum(first.max_logit_difference, second.max_logit_difference),
+        np.maximum(first.mean_square_logit_difference, second.mean_square_logit_difference),
+        first.reference_loss,
+        np.maximum(first.loss, second.loss),
+    )
+
+
 def divergence(reference: Tensor, other: Tensor, targets: Tensor) -> Divergence:
     """Compare logits (T, V) with the reference's at each position; targets (T,) follow them."""
     starts = range(0, len(targets), ROWS_AT_ONCE)

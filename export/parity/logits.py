@@ -6,8 +6,8 @@ checkpoint's original weights.
 
 Float32 sums depend on their order, and a sum that ends near a rounding border takes one step up
 or down; the steps grow from layer to layer. So the limit is no number: the reference is computed
-in float32 and in float64, and llama.cpp may differ from it by a small multiple of what it
-differs from itself.
+in float64, in float32, and with every near-tie rounded the other way, and llama.cpp may differ
+from it by a small multiple of what it differs from itself.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from llmkit.console import progress
-from llmkit.export.divergence import Divergence, divergence, joined
+from llmkit.export.divergence import Divergence, divergence, joined, larger
 from llmkit.export.held_out import TextSequence
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.parity.check import Check
-from llmkit.export.parity.reference import Reference
-from llmkit.model.gpt import GPT
+from llmkit.export.parity.reference import Reference, other_of_near_ties
+from llmkit.export.parity.subject import Subject
 
 # What llama.cpp's distance is of the reference's own, measured over types and models, is
 # between 0.5 and 2 (docs/parity.md); a wrong weight makes it a hundred.
@@ -69,7 +69,7 @@ class LogitsComparison:
     """llama.cpp's logits against three computations in PyTorch, position by position."""
 
     conversion: Divergence  # against the reference in float64
-    noise: Divergence  # the reference in float32 against itself in float64
+    noise: Divergence  # the reference against itself, in float32 and with other near-ties
     cost: Divergence  # against the checkpoint's original weights
     logit_pairs: NDArray[np.float64]  # (n, 2): PyTorch's and llama.cpp's, drawn at random
 
@@ -82,12 +82,14 @@ class LogitsComparison:
 @torch.inference_mode()
 def compare_logits(
     llama: LlamaCpp,
-    reference: Reference,
-    exact: Reference,
-    original: GPT,
+    subject: Subject,
     texts: Sequence[TextSequence],
 ) -> LogitsComparison:
-    """Evaluate every text four times. `exact`: the reference in float64."""
+    """Evaluate every text in llama.cpp and four times in PyTorch."""
+    exact = Reference(subject, torch.float64)
+    other_ties = Reference(subject, torch.float64, other_of_near_ties)
+    reference = Reference(subject, torch.float32)
+    original = subject.checkpoint.load_model()
     conversion, noise, cost, pairs = [], [], [], []
     generator = torch.Generator().manual_seed(0)
     with progress("compare logits", len(texts), "texts") as bar:
@@ -97,7 +99,8 @@ def compare_logits(
             logits = torch.from_numpy(llama.evaluate(inputs.tolist()))  # (T, V)
             wanted = exact.logits(inputs)
             conversion.append(divergence(wanted, logits, targets))
-            noise.append(divergence(wanted, reference.logits(inputs), targets))
+            own = (divergence(wanted, r.logits(inputs), targets) for r in (reference, other_ties))
+            noise.append(larger(*own))
             cost.append(divergence(original(inputs[None])[0], logits, targets))
             drawn = torch.randint(logits.numel(), (PAIRS_PER_TEXT,), generator=generator)
             pairs.append(torch.stack((wanted.flatten()[drawn], logits.flatten()[drawn]), dim=1))

@@ -10,7 +10,9 @@ made here as well:
 - it reads `layer_norm_epsilon` from the file, an f32.
 
 All else is computed in the precision that is asked for. In float64 what is left to llama.cpp is
-the rounding of float32; float32 against float64 says how much of that there is.
+the rounding of float32. How much that may be, two other computations say: the same in float32,
+and the same with each of the three roundings going the other way wherever it is a near-tie. Near
+is what float32 may be off; two programs then round to neighbours, and both are right.
 """
 
 from __future__ import annotations
@@ -50,6 +52,10 @@ _OFFSETS = {
     Type.Q2_K: (82, 15),
 }
 _CODE_MAX = 127
+# In units of the largest of the values that are rounded together. A sum of some hundred products
+# in float32 is off by about the root of their number times 2**-24 (Higham and Mary 2019, "A New
+# Approach to Probabilistic Rounding Error Analysis"), and layers add up.
+NEAR_TIE = 32 * 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,29 @@ class Activations:
     sum_error: Tensor | None = None
 
 
-def rounded(x: Tensor, dot_type: Type) -> Activations:
+def nearest(x: Tensor, rounding: Callable[[Tensor], Tensor], largest: Tensor | float) -> Tensor:
+    """Round x, each value by itself."""
+    return rounding(x)
+
+
+def other_of_near_ties(
+    x: Tensor, rounding: Callable[[Tensor], Tensor], largest: Tensor | float
+) -> Tensor:
+    """Round x, but to the neighbour where x is a near-tie; `largest` of what x belongs to."""
+    usual = rounding(x)
+    above, below = rounding(x + NEAR_TIE * largest), rounding(x - NEAR_TIE * largest)
+    return torch.where(above != usual, above, below)
+
+
+Ties = Callable[[Tensor, Callable[[Tensor], Tensor], Tensor | float], Tensor]
+
+
+def rounded(x: Tensor, dot_type: Type, ties: Ties = nearest) -> Activations:
     """Round activations (T, in) as ggml does; it computes in f32 here, so float64 becomes that."""
     x = x.float()
     if dot_type in _FLOATS:
-        return Activations(x.to(_FLOATS[dot_type]).float())
+        largest = x.abs().amax(-1, keepdim=True)
+        return Activations(ties(x, lambda v: v.to(_FLOATS[dot_type]).float(), largest))
     block_size = gguf.GGML_QUANT_SIZES[dot_type][0]
     blocks = x.reshape(len(x), -1, block_size)  # (T, n_blocks, block)
     if dot_type == Type.Q8_K:
@@ -80,9 +104,10 @@ def rounded(x: Tensor, dot_type: Type) -> Activations:
         largest = blocks.abs().amax(-1, keepdim=True)
         inverse = _or_zero(_CODE_MAX / largest)
         exact_step = largest / _CODE_MAX
-        step = exact_step.half().float()
+        step = ties(exact_step, lambda v: v.half().float(), exact_step)
     scaled = blocks * inverse
-    codes = scaled.round()  # ties to even, as on x86; other CPUs round them away from zero
+    # Ties to even, as on x86; other CPUs round them away from zero.
+    codes = ties(scaled, torch.round, _CODE_MAX)
     sum_error = None
     if dot_type == Type.Q8_1:
         sums = codes.sum(-1, keepdim=True)
@@ -115,9 +140,9 @@ class Matrix:
     offsets: Tensor | None = None
     lora: LoRA | None = None
 
-    def product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, ties: Ties = nearest) -> Tensor:
         """(T, in) -> (T, out), in the precision of x."""
-        read = Activations(x) if self.dot_type == Type.F32 else rounded(x, self.dot_type)
+        read = Activations(x) if self.dot_type == Type.F32 else rounded(x, self.dot_type, ties)
         y = read.values.to(x.dtype) @ self.weight.to(x.dtype).T
         if self.offsets is not None and read.sum_error is not None:
             y += read.sum_error.to(x.dtype) @ self.offsets.to(x.dtype).T
@@ -136,9 +161,10 @@ class Matrix:
         )
 
 
-def gelu(x: Tensor) -> Tensor:
-    """The tanh form through ggml's table, which ends at -10 and 10."""
-    looked_up = _gelu_table(x.dtype)[x.half().view(torch.int16).int() & 0xFFFF]
+def gelu(x: Tensor, ties: Ties = nearest) -> Tensor:
+    """The tanh form of (T, n) through ggml's table, which ends at -10 and 10."""
+    halves = ties(x.float(), lambda v: v.half().float(), x.float().abs().amax(-1, keepdim=True))
+    looked_up = _gelu_table(x.dtype)[halves.half().view(torch.int16).int() & 0xFFFF]
     return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, looked_up))
 
 
@@ -216,8 +242,9 @@ class FileTensors:
 class Reference:
     """The model of a file as llama.cpp computes it, in float32 or float64."""
 
-    def __init__(self, subject: Subject, dtype: torch.dtype) -> None:
+    def __init__(self, subject: Subject, dtype: torch.dtype, ties: Ties = nearest) -> None:
         """Unpack the weights. Raises GGUFError where the file or its adapter lacks something."""
+        self._ties = ties
         self.config: GPTConfig = config_of(subject.file)
         tensors = FileTensors(subject.file, subject.adapter, _lora_alpha(subject.adapter), dtype)
         self._tensor: Callable[[str], Tensor] = cache(tensors.tensor)
@@ -235,11 +262,11 @@ class Reference:
             attended = attention(qkv, self.config.n_head)
             x = x + self._linear(f"{block}.attn_output", attended)
             inner = self._linear(f"{block}.ffn_up", self._norm(f"{block}.ffn_norm", x))  # (T, 4C)
-            x = x + self._linear(f"{block}.ffn_down", gelu(inner))
-        return self._matrix(self._head).product(self._norm("output_norm", x))
+            x = x + self._linear(f"{block}.ffn_down", gelu(inner, self._ties))
+        return self._matrix(self._head).product(self._norm("output_norm", x), self._ties)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        return self._matrix(f"{name}.weight").product(x) + self._tensor(f"{name}.bias")
+        return self._matrix(f"{name}.weight").product(x, self._ties) + self._tensor(f"{name}.bias")
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")

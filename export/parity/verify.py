@@ -98,14 +98,11 @@ class _Run:
         if tensor_table(config_of(file)) != wanted:
             raise GGUFError("the file's sizes are not the checkpoint's")
         reference = Reference(subject, torch.float32)
-        exact = Reference(subject, torch.float64)
         with LlamaCpp(file.path, n_ctx=source.config.context_length) as llama:
             own_texts = [source.tokenizer.decode(text.ids.tolist()) for text in self.texts]
             checks = [tokenizer_check(subject, llama, own_texts[:N_TEXTS])]
             checks.append(layers_check(subject, self.texts[0].inputs[:LAYER_TOKENS]))
-            self.comparison = compare_logits(
-                llama, reference, exact, source.load_model(), self.texts
-            )
+            self.comparison = compare_logits(llama, subject, self.texts)
             checks.append(logits_check(self.comparison))
             noise = self.comparison.logit_noise
             checks.append(generation_check(llama, reference, self.prompts, noise))

@@ -1,0 +1,432 @@
+"""Ways to damage a good export, each caught by the check whose matter it is; and good exports of
+every kind, which all pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from finetuned import as_classifier, with_adapter
+from gguf_surgery import (
+    Kind,
+    keys_of,
+    make_checkpoint,
+    tensors_of,
+    with_flipped_bit,
+    with_key,
+    with_tensors,
+    without_key,
+    write_file,
+)
+from parity_subjects import VARIANTS, chatml_checkpoint, lora_checkpoint, write, write_apart
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.errors import GGUFError
+from llmkit.export.convert import export
+from llmkit.export.parity import bounds
+from llmkit.export.parity.check import Proof
+from llmkit.export.parity.verify import verify
+from llmkit.quant import dequantize, quant_type, quantize
+from llmkit.tokenizer import train_bpe
+
+pytestmark = pytest.mark.slow
+Damage = Callable[[Path, Path], object]
+TOKENIZER = "tokenizer.ggml"
+
+
+def proof_of(checkpoint: Checkpoint, gguf: Path) -> Proof:
+    return verify(checkpoint.folder, gguf, max_tokens=96)
+
+
+def said(proof: Proof) -> dict[str, str]:
+    """What each failed check says."""
+    return {check.name: check.detail for check in proof.checks if not check.passed}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tmp_path_factory.mktemp("mutations") / "c", tie_embeddings=False)
+
+
+@pytest.fixture(scope="module")
+def good(checkpoint: Checkpoint) -> dict[str, Path]:
+    folder = checkpoint.folder.parent
+    return {
+        kind: write(checkpoint, folder / f"{kind}.gguf", kind) for kind in ("f32", "q8_0", "q4_0")
+    }
+
+
+# --- damages to tensors -----------------------------------------------------------------------
+
+
+def tensor(name: str, change: Callable[[Any], Any]) -> Damage:
+    """One tensor's stored rows are changed."""
+
+    def damage(source: Path, target: Path) -> None:
+        def replace(tensors: dict[str, Any]) -> None:
+            data, kind = tensors[name]
+            tensors[name] = (np.ascontiguousarray(change(data.copy())), kind)
+
+        with_tensors(source, target, replace)
+
+    return damage
+
+
+def tensors(change: Callable[[dict[str, Any]], object]) -> Damage:
+    return lambda source, target: with_tensors(source, target, change)
+
+
+def exchanged(data: Any, first: int, second: int, n: int) -> Any:
+    data[first : first + n], data[second : second + n] = (
+        data[second : second + n].copy(),
+        data[first : first + n].copy(),
+    )
+    return data
+
+
+def exchanged_layers(tensors: dict[str, Any]) -> None:
+    for name in [name for name in tensors if name.startswith("blk.0.")]:
+        other = name.replace("blk.0.", "blk.1.")
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+
+
+def with_byte(row: int, byte: int) -> Callable[[Any], Any]:
+    def change(data: Any) -> Any:
+        data[row, byte] ^= 0x10
+        return data
+
+    return change
+
+
+def by_way_of(first: str, second: str) -> Damage:
+    """The matrices of a file of f32, quantized once and again."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name, (data, _) in tensors.items():
+            if data.ndim == 2 and name != "position_embd.weight":
+                kind = quant_type(first)
+                once = dequantize(quantize(data, kind, name), kind)
+                twice = quantize(once, quant_type(second), name)
+                tensors[name] = (twice, gguf.GGMLQuantizationType[second.upper()])
+
+    def damage(source: Path, target: Path) -> None:
+        with_tensors(source, target, change)
+        with_key(target, target, "general.file_type", gguf.LlamaFileType.MOSTLY_Q8_0, Kind.UINT32)
+
+    return damage
+
+
+QKV, SQUARE, UP = "blk.1.attn_qkv.weight", "blk.0.attn_output.weight", "blk.0.ffn_up.weight"
+IN_TENSORS: dict[str, tuple[str, Damage, str]] = {
+    "q and k exchanged": ("f32", tensor(QKV, lambda d: exchanged(d, 0, 64, 64)), "q and k"),
+    "k and v exchanged": ("q8_0", tensor(QKV, lambda d: exchanged(d, 64, 128, 64)), "k and v"),
+    "q and v exchanged": ("q4_0", tensor(QKV, lambda d: exchanged(d, 0, 128, 64)), "q and v"),
+    "a square matrix transposed": ("f32", tensor(SQUARE, lambda d: d.T), "transposed"),
+    "one row of another": (
+        "q8_0",
+        tensor(SQUARE, lambda d: np.concatenate([d[:5], d[4:5], d[6:]])),
+        "row 5 holds row 4",
+    ),
+    "two rows exchanged": ("q4_0", tensor(SQUARE, lambda d: exchanged(d, 3, 7, 1)), "3 and 7"),
+    "one block's scale": ("q4_0", tensor(UP, with_byte(9, 0)), f"{UP}: row 9"),
+    "one 4-bit number": ("q4_0", tensor(UP, with_byte(9, 7)), f"{UP}: row 9"),
+    "one bit of a norm": (
+        "f32",
+        lambda source, target: with_flipped_bit(source, target, "output_norm.weight"),
+        "output_norm.weight: element 0",
+    ),
+    "one bit of a matrix": (
+        "q8_0",
+        lambda source, target: with_flipped_bit(source, target, UP, 3),
+        f"{UP}: row 0",
+    ),
+    "two layers exchanged": ("q8_0", tensors(exchanged_layers), "blk.0"),
+    "a matrix doubled": ("f32", tensor(UP, lambda d: d * 2), "2 x the checkpoint's"),
+    "a norm shifted by one": ("f32", tensor("output_norm.weight", lambda d: d - 1), "1 less"),
+    "a bias dropped": (
+        "q8_0",
+        tensor("blk.0.ffn_up.bias", lambda d: d * 0),
+        "the bias was dropped",
+    ),
+    "the embedding shifted": (
+        "f32",
+        tensor("token_embd.weight", lambda d: np.roll(d, 1, 0)),
+        "shifted by 1",
+    ),
+    "positions shifted": (
+        "f32",
+        tensor("position_embd.weight", lambda d: np.roll(d, -2, 0)),
+        "shifted by 2",
+    ),
+    "numbers that are none": ("f32", tensor(UP, lambda d: d * np.nan), "not finite"),
+    "position rows missing": ("f32", tensor("position_embd.weight", lambda d: d[:-2]), "position"),
+    "vocabulary one row short": ("f32", tensor("token_embd.weight", lambda d: d[:-1]), "token_emb"),
+    "vocabulary padded": (
+        "f32",
+        tensor("token_embd.weight", lambda d: np.concatenate([d, d[:3] * 0])),
+        "token_embd.weight",
+    ),
+    "head tied that was not": (
+        "q8_0",
+        tensors(lambda t: t.pop("output.weight")),
+        "output.weight",
+    ),
+    "a tensor missing": (
+        "f32",
+        tensors(lambda t: t.pop("blk.1.attn_qkv.bias")),
+        "blk.1.attn_qkv.bias",
+    ),
+    "a tensor left over": (
+        "f32",
+        tensors(lambda t: t.update({"blk.0.attn_q.weight": t[SQUARE]})),
+        "blk.0.attn_q.weight",
+    ),
+    "quantized twice": ("f32", by_way_of("q4_0", "q8_0"), "quantized twice, by way of q4_0"),
+}
+
+
+@pytest.mark.parametrize("name", IN_TENSORS)
+def test_a_damaged_tensor_is_caught_and_named(
+    name: str, checkpoint: Checkpoint, good: dict[str, Path], tmp_path: Path
+) -> None:
+    kind, damage, words = IN_TENSORS[name]
+    path = tmp_path / "m.gguf"
+    damage(good[kind], path)
+    failed = said(proof_of(checkpoint, path))
+    assert words in failed["tensors"]
+    wrong = {check for check, detail in failed.items() if not detail.startswith("not run")}
+    if "not finite" not in words:  # llama.cpp computes what the file says, whatever that is
+        assert not {"metadata", "tokenizer", "layers"} & wrong
+
+
+def test_another_checkpoints_file_is_caught(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def retrain(weights: dict[str, torch.Tensor]) -> None:
+        for weight in weights.values():
+            weight += 0.01 * torch.randn(weight.shape)
+
+    other = make_checkpoint(tmp_path / "other", change=retrain, tie_embeddings=False)
+    failed = said(proof_of(checkpoint, write(other, tmp_path / "m.gguf", "q8_0")))
+    assert "another checkpoint" in failed["tensors"]
+
+
+def test_a_truncated_file_is_refused(
+    checkpoint: Checkpoint, good: dict[str, Path], tmp_path: Path
+) -> None:
+    content = good["q8_0"].read_bytes()
+    for n in (len(content) - 64, len(content) // 2, 100, 0):
+        (tmp_path / "m.gguf").write_bytes(content[:n])
+        with pytest.raises(GGUFError):
+            proof_of(checkpoint, tmp_path / "m.gguf")
+
+
+# --- damages to metadata ----------------------------------------------------------------------
+
+
+def key(name: str, value: Any, kind: Kind) -> Damage:
+    return lambda source, target: with_key(source, target, name, value, kind)
+
+
+def array(name: str, change: Callable[[list[Any]], list[Any]]) -> Damage:
+    def damage(source: Path, target: Path) -> None:
+        keys = keys_of(source)
+        items, *kinds = keys[name]
+        keys[name] = (change(list(items)), *kinds)
+        write_file(target, keys, tensors_of(source))
+
+    return damage
+
+
+def swapped(first: int, second: int) -> Callable[[list[Any]], list[Any]]:
+    def change(items: list[Any]) -> list[Any]:
+        items[first], items[second] = items[second], items[first]
+        return items
+
+    return change
+
+
+# The name of the damage, what it is, and the checks that have to say so.
+IN_KEYS: dict[str, tuple[Damage, dict[str, str]]] = {
+    "eps": (
+        key("gpt2.attention.layer_norm_epsilon", 1e-2, Kind.FLOAT32),
+        {"metadata": "layer_norm_epsilon", "layers": "another layer_norm_epsilon"},
+    ),
+    "head count": (
+        key("gpt2.attention.head_count", 4, Kind.UINT32),
+        {"metadata": "head_count", "layers": "another number of heads"},
+    ),
+    "context": (key("gpt2.context_length", 16, Kind.UINT32), {"metadata": "context_length"}),
+    "vocabulary size": (key("gpt2.vocab_size", 271, Kind.UINT32), {"metadata": "vocab_size"}),
+    "file type": (key("general.file_type", 2, Kind.UINT32), {"metadata": "general.file_type"}),
+    "eos": (
+        key(f"{TOKENIZER}.eos_token_id", 17, Kind.UINT32),
+        {"metadata": "eos_token_id", "tokenizer": "ends a generation"},
+    ),
+    "bos": (key(f"{TOKENIZER}.bos_token_id", 17, Kind.UINT32), {"metadata": "bos_token_id"}),
+    "add_bos": (
+        key(f"{TOKENIZER}.add_bos_token", True, Kind.BOOL),
+        {"metadata": "add_bos_token"},
+    ),
+    "add_eos": (
+        key(f"{TOKENIZER}.add_eos_token", True, Kind.BOOL),
+        {"metadata": "add_eos_token"},
+    ),
+    "another split": (
+        key(f"{TOKENIZER}.pre", "llama-bpe", Kind.STRING),
+        {"metadata": f"{TOKENIZER}.pre"},
+    ),
+    "no split": (
+        lambda source, target: without_key(source, target, f"{TOKENIZER}.pre"),
+        {"metadata": f"{TOKENIZER}.pre: missing"},
+    ),
+    "eos missing": (
+        lambda source, target: without_key(source, target, f"{TOKENIZER}.eos_token_id"),
+        {"metadata": "eos_token_id: missing"},
+    ),
+    "token types missing": (
+        lambda source, target: without_key(source, target, f"{TOKENIZER}.token_type"),
+        {"metadata": "token_type: missing"},
+    ),
+    "one merge missing": (
+        array(f"{TOKENIZER}.merges", lambda items: items[:5] + items[6:]),
+        {"metadata": "1 missing", "tokenizer": "is not in the file"},
+    ),
+    "two merges exchanged": (
+        array(f"{TOKENIZER}.merges", swapped(0, 4)),
+        {"metadata": "0 and 4 are exchanged"},
+    ),
+    "one token renamed": (
+        array(f"{TOKENIZER}.tokens", lambda items: [*items[:65], "renamed", *items[66:]]),
+        {"metadata": "'renamed' instead of", "tokenizer": "token 65"},
+    ),
+    "two tokens exchanged": (
+        array(f"{TOKENIZER}.tokens", swapped(65, 66)),
+        {"metadata": "65", "tokenizer": "token 65"},
+    ),
+    "the end token is NORMAL": (
+        array(f"{TOKENIZER}.token_type", lambda items: [1] * len(items)),
+        {"metadata": "NORMAL instead of CONTROL"},
+    ),
+    "a common token is CONTROL": (
+        array(f"{TOKENIZER}.token_type", lambda items: [*items[:65], 3, *items[66:]]),
+        {"metadata": "CONTROL instead of NORMAL", "tokenizer": "token 65"},
+    ),
+    "key and value heads": (
+        key("gpt2.attention.head_count_kv", 1, Kind.UINT32),
+        {"metadata": "head_count_kv"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_KEYS)
+def test_a_damaged_key_is_caught_and_named(
+    name: str, checkpoint: Checkpoint, good: dict[str, Path], tmp_path: Path
+) -> None:
+    damage, expected = IN_KEYS[name]
+    path = tmp_path / "m.gguf"
+    damage(good["q8_0"], path)
+    failed = said(proof_of(checkpoint, path))
+    for check, words in expected.items():
+        assert words in failed[check], failed
+    assert "tensors" not in failed
+
+
+def test_another_chat_template_is_caught(tmp_path: Path) -> None:
+    chat = chatml_checkpoint(tmp_path / "c")
+    good = write(chat, tmp_path / "good.gguf")
+    template = chat.prompt_format.chat_template.replace("<|im_start|>", "<|im_start|> ", 1)
+    name = "tokenizer.chat_template"
+    path = with_key(good, tmp_path / "m.gguf", name, template, Kind.STRING)
+    assert name in said(proof_of(chat, path))["metadata"]
+
+
+# --- damages to an adapter --------------------------------------------------------------------
+
+
+def test_an_adapter_that_is_not_merged_is_caught(tmp_path: Path) -> None:
+    tuned = lora_checkpoint(tmp_path / "c")
+    base = write(Checkpoint(**{**vars(tuned), "lora": None}), tmp_path / "m.gguf")
+    failed = said(proof_of(tuned, base))
+    assert "adapter" in failed["tensors"]
+
+
+def test_the_adapter_of_another_training_is_caught(tmp_path: Path) -> None:
+    tuned = lora_checkpoint(tmp_path / "c")
+    path = write_apart(tuned, tmp_path)
+    adapter = tmp_path / "adapter.gguf"
+    tensor("blk.0.attn_qkv.weight.lora_b", lambda d: d * 1.01)(adapter, tmp_path / "other.gguf")
+    (tmp_path / "other.gguf").replace(adapter)
+    assert "blk.0.attn_qkv.weight.lora_b" in said(proof_of(tuned, path))["tensors"]
+
+
+def test_another_alpha_is_caught(tmp_path: Path) -> None:
+    tuned = lora_checkpoint(tmp_path / "c")
+    path = write_apart(tuned, tmp_path)
+    adapter = tmp_path / "adapter.gguf"
+    with_key(adapter, tmp_path / "other.gguf", "adapter.lora.alpha", 3.0, Kind.FLOAT32)
+    (tmp_path / "other.gguf").replace(adapter)
+    failed = said(proof_of(tuned, path))
+    assert "adapter.lora.alpha" in failed["metadata"]
+    assert "adapter" in failed["layers"]
+
+
+# --- a program that computes something else ---------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0", "q4_0"])
+def test_another_gelu_is_caught_and_named(
+    kind: str,
+    checkpoint: Checkpoint,
+    good: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounds, "gelu", F.gelu)  # with erf instead of tanh
+    path = tmp_path / "m.gguf"
+    path.write_bytes(good[kind].read_bytes())
+    failed = said(proof_of(checkpoint, path))
+    assert "blk.0: ffn_up -> gelu" in failed["layers"]
+    assert "another form of GELU" in failed["layers"]
+
+
+# --- nothing is wrong -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_good_export_of_every_kind_passes(variant: str, kind: str, tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "c", **VARIANTS[variant])
+    assert said(proof_of(made, write(made, tmp_path / "m.gguf", kind))) == {}
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0", "q4_0"])
+@pytest.mark.parametrize("merge", [False, True], ids=["apart", "merged"])
+def test_a_good_adapter_passes(merge: bool, kind: str, tmp_path: Path) -> None:
+    tuned = lora_checkpoint(tmp_path / "c")
+    done = export(tuned.folder, tmp_path / "out", quants=[kind], merge=merge)
+    assert said(done.proofs[0]) == {}
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_a_good_qlora_export_passes(kind: str, tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    tuned = with_adapter(base, tmp_path / "tuned", base_quant=kind)
+    done = export(tuned.folder, tmp_path / "out")
+    assert said(done.proofs[0]) == {}
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_a_good_chat_and_a_good_classifier_pass(kind: str, tmp_path: Path) -> None:
+    chat = chatml_checkpoint(tmp_path / "chat")
+    labels = ("ham", "spam")
+    tokenizer = train_bpe(["some words to merge, some more words"], 280).with_tokens(words=labels)
+    base = make_checkpoint(tmp_path / "base", tokenizer=tokenizer, tie_embeddings=False)
+    classifier = as_classifier(base, tmp_path / "classifier", labels)
+    for number, made in enumerate((chat, classifier)):
+        done = export(made.folder, tmp_path / str(number), quants=[kind])
+        assert said(done.proofs[0]) == {}
