@@ -18,7 +18,7 @@ DEFAULT_EPOCHS = 3
 DEFAULT_LORA_RANK = 16
 # A new start at a pretrained minimum: smaller than in pretraining, and less for the matrices
 # themselves than for adapters, which begin at nothing (LoRA paper, table 9 ff.).
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 5e-4
 LORA_LEARNING_RATE = 2e-3
 
 

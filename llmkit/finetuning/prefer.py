@@ -53,11 +53,11 @@ from llmkit.training.state import RunFolder
 from llmkit.training.task import Evaluation, TensorFiles
 
 DEFAULT_BETA = 0.1  # the paper's
-DEFAULT_EPOCHS = 1
+DEFAULT_EPOCHS = 3
 # A model drifts from what it can say long before its margins are large, so the steps are
 # shorter than in instruction tuning.
-LEARNING_RATE = 3e-5
-LORA_LEARNING_RATE = 3e-4
+LEARNING_RATE = 1e-4
+LORA_LEARNING_RATE = 1e-3
 REFERENCE_FILE = "reference.safetensors"
 
 

@@ -238,4 +238,14 @@ def test_export_offers_merging_on_the_command_line(
     out = tmp_path / "out"
     arguments = ["export", str(tuned.folder), "--out", str(out), "--quant", "q8_0", "--merge"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "tuned-q8_0.gguf"]
+    made = {path.name for path in out.iterdir()}
+    assert made == {"Modelfile", "tuned-q8_0.gguf", "tuned-q8_0.html", "parity.json"}
+    assert "stands in parity.json" in (out / "Modelfile").read_text(encoding="utf-8")
+
+
+def test_what_is_not_verified_says_so(random_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["export", str(random_checkpoint.folder), "--out", str(out), "--no-verify"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert not (out / "parity.json").exists()
+    assert "Nothing was proved" in (out / "Modelfile").read_text(encoding="utf-8")

@@ -333,7 +333,7 @@ def test_a_damaged_key_is_caught_and_named(
     failed = said(proof_of(checkpoint, path))
     for check, words in expected.items():
         assert words in failed[check], failed
-    assert "tensors" not in failed
+    assert name == "file type" or "tensors" not in failed  # which it promises to be other
 
 
 def test_another_chat_template_is_caught(tmp_path: Path) -> None:

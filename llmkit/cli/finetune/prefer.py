@@ -31,7 +31,7 @@ def _prefer(
     lora_dropout: options.DropoutOption = 0.0,
     lora_targets: options.TargetsOption = None,
     qlora: options.QloraOption = None,
-    epochs: options.EpochsOption = 1,
+    epochs: options.EpochsOption = 3,
     batch_size: options.BatchOption = None,
     learning_rate: options.RateOption = None,
     seed: options.SeedOption = 1337,
