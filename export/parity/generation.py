@@ -44,7 +44,7 @@ def generation_check(
     real: list[Step] = []
     with progress("generate", len(prompts), "prompts") as bar:
         for number, prompt in enumerate(prompts):
-            chosen = _greedy_ids(llama, prompt, n_new)
+            chosen = greedy_ids(llama, prompt, n_new)
             n_tokens += len(chosen)
             for step in _other_choices(reference, prompt, chosen, number):
                 (near_ties if step.gap <= 2 * noise else real).append(step)
@@ -77,7 +77,7 @@ def _other_choices(
     ]
 
 
-def _greedy_ids(llama: LlamaCpp, prompt: Sequence[int], n_new: int) -> list[int]:
+def greedy_ids(llama: LlamaCpp, prompt: Sequence[int], n_new: int) -> list[int]:
     """llama.cpp's continuation up to an end of generation, which is its last token then."""
     llama.reset()
     n_new = min(n_new, llama.n_ctx - len(prompt))

@@ -28,13 +28,18 @@ from llmkit.export.parity.keeping import keep
 from llmkit.export.parity.layers import layers_check
 from llmkit.export.parity.logits import LogitsComparison, compare_logits, logits_check
 from llmkit.export.parity.metadata import metadata_check
+from llmkit.export.parity.prompt import prompt_check
 from llmkit.export.parity.reference import Reference
+from llmkit.export.parity.stop import stop_check
 from llmkit.export.parity.subject import Subject, open_subject
 from llmkit.export.parity.tensors import tensors_check
 from llmkit.export.parity.tokenizer import tokenizer_check
+from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.modelfiles.reading import read_modelfile
 
+MODELFILE = "Modelfile"
 DEFAULT_MAX_TOKENS = 2048
-RUN_CHECKS = ("tokenizer", "layers", "logits", "generation")
+RUN_CHECKS = ("tokenizer", "prompt", "stop", "layers", "logits", "generation")
 N_TEXTS = 50  # of the user's own, for the tokenizer
 LAYER_TOKENS = 64  # each goes through every operation by itself
 
@@ -43,20 +48,23 @@ def verify(
     checkpoint: Path,
     gguf: Path,
     *,
+    modelfile: Path | None = None,
     data: Path | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
 ) -> Proof:
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
 
-    `data`: text; what training held out unless given, and tales where it held out nothing. The
-    proof is also written beside the file, into parity.json and as a page. Raises LlmkitError where
-    the two cannot be compared at all.
+    `modelfile`: the one beside the file unless given. `data`: text; what training held out unless
+    given, and tales where it held out nothing. The proof is also written beside the file, into
+    parity.json and as a page. Raises LlmkitError where the two cannot be compared at all.
     """
     subject = open_subject(load_checkpoint(checkpoint), gguf)
     source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
     prompts = proof_prompts(subject.checkpoint, data)
+    beside = modelfile or gguf.parent / MODELFILE
+    said = read_modelfile(beside).modelfile if modelfile or beside.exists() else None
     checks = [metadata_check(subject), tensors_check(subject)]
-    found = _Run(texts, prompts)
+    found = _Run(texts, prompts, said)
     try:
         checks += found.checks(subject)
     except GGUFError as error:
@@ -70,7 +78,7 @@ def verify(
         checks=checks,
         checkpoint_sha256=subject.checkpoint.sha256,
         texts=source,
-        sha256_of=_hashes(subject, texts),
+        sha256_of=_hashes(subject, texts, beside if said else None),
         versions={
             package: version(package)
             for package in ("llmkit", "torch", "llama-cpp-python", "tokenizers")
@@ -89,6 +97,7 @@ class _Run:
 
     texts: list[TextSequence]
     prompts: list[list[int]]
+    modelfile: Modelfile | None
     comparison: LogitsComparison | None = None
 
     def checks(self, subject: Subject) -> list[Check]:
@@ -101,6 +110,8 @@ class _Run:
         with LlamaCpp(file.path, n_ctx=source.config.context_length) as llama:
             own_texts = [source.tokenizer.decode(text.ids.tolist()) for text in self.texts]
             checks = [tokenizer_check(subject, llama, own_texts[:N_TEXTS])]
+            checks.append(prompt_check(subject, llama, self.modelfile))
+            checks.append(stop_check(subject, llama, self.modelfile))
             checks.append(layers_check(subject, self.texts[0].inputs[:LAYER_TOKENS]))
             self.comparison = compare_logits(llama, subject, self.texts)
             checks.append(logits_check(self.comparison))
@@ -109,9 +120,12 @@ class _Run:
         return checks
 
 
-def _hashes(subject: Subject, texts: Sequence[TextSequence]) -> dict[str, str]:
+def _hashes(
+    subject: Subject, texts: Sequence[TextSequence], modelfile: Path | None
+) -> dict[str, str]:
     ids = hashlib.sha256()
     for text in texts:
         ids.update(text.ids.tobytes())
     adapter = {"adapter": subject.adapter.sha256()} if subject.adapter else {}
-    return {**adapter, "texts": ids.hexdigest()}
+    beside = {MODELFILE: hashlib.sha256(modelfile.read_bytes()).hexdigest()} if modelfile else {}
+    return {**adapter, **beside, "texts": ids.hexdigest()}

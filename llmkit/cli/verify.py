@@ -18,6 +18,9 @@ def register(app: typer.Typer) -> None:
 def _verify(
     checkpoint: CheckpointArgument,
     gguf: Annotated[Path, typer.Argument(metavar="GGUF", help="A GGUF file of it.")],
+    modelfile: Annotated[
+        Path | None, typer.Option(help="Modelfile to prove too.", show_default="the one beside it")
+    ] = None,
     data: HeldOutOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -29,7 +32,7 @@ def _verify(
     from llmkit.export.parity.verify import verify
     from llmkit.export.tables import proof_table
 
-    proof = verify(checkpoint, gguf, data=data)
+    proof = verify(checkpoint, gguf, modelfile=modelfile, data=data)
     if json_output:
         print_json(proof.to_dict())
     else:

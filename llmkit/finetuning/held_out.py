@@ -12,14 +12,33 @@ from llmkit.modelfiles.prompt_format import Message
 
 def held_out_examples(checkpoint: Checkpoint) -> list[Example]:
     """Every record of the test part. Raises DataError where the file is missing or damaged."""
+    return [_example(checkpoint, line, where) for line, where in _lines(checkpoint)]
+
+
+def held_out_questions(checkpoint: Checkpoint) -> list[tuple[Message, ...]]:
+    """What is asked in each record of the test part; nothing where none was held out."""
+    if not checkpoint.held_out_file.exists():
+        return []
+    return [_question(checkpoint, line, where) for line, where in _lines(checkpoint)]
+
+
+def _lines(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     path = checkpoint.held_out_file
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
-    return [
-        _example(checkpoint, line, f"{path}, line {number}") for number, line in enumerate(lines, 1)
-    ]
+    return [(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _question(checkpoint: Checkpoint, line: str, where: str) -> tuple[Message, ...]:
+    try:
+        record = json.loads(line)
+        if checkpoint.labels:
+            return (Message("user", record["text"]),)
+        return tuple(Message(**message) for message in record["messages"][:-1])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{where} is no record of this checkpoint: {error}") from error
 
 
 def _example(checkpoint: Checkpoint, line: str, where: str) -> Example:

