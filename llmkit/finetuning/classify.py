@@ -57,6 +57,8 @@ from llmkit.training.task import Evaluation, TensorFiles
 # from 97 %, 150 do not.
 DEFAULT_SPLIT = (0.7, 0.1, 0.2)
 DEFAULT_UNFREEZE = "all"
+# Alone, a head learns from nothing on states that stay as they are: nothing can be torn down.
+HEAD_LEARNING_RATE = 1e-2
 N_SAMPLES = 3
 HEAD = "lm_head.weight"
 
@@ -194,7 +196,10 @@ def finetune_classify(
         parts = parts[0] + parts[2], parts[1], fitting(test_records, tokenizer, length, test_data)
     train, validation, test = (encoded(part, tokenizer, labels) for part in parts)
     note_unseen_tokens(base, [list(text.ids) for text in train])
-    steps = config.training_config(len(train), training or {})
+    changes = {name: value for name, value in (training or {}).items() if value is not None}
+    if unfreeze == "head" and config.lora is None:
+        changes.setdefault("learning_rate", HEAD_LEARNING_RATE)
+    steps = config.training_config(len(train), changes)
     kept = Records(
         (len(train), len(validation), len(test)),
         [{"text": record.text, "label": record.label} for record in parts[2]],
