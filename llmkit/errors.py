@@ -30,6 +30,10 @@ class ModelfileError(LlmkitError):
     """A Modelfile that Ollama refuses, or text that a Modelfile cannot hold."""
 
 
+class OllamaError(LlmkitError):
+    """An Ollama server that does not answer, or refuses."""
+
+
 class QuantizationError(LlmkitError):
     """Numbers or shapes that a quantization type cannot hold."""
 

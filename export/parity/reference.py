@@ -182,6 +182,12 @@ def attention(qkv: Tensor, n_head: int) -> Tensor:
     return attention_by_hand(q, k, v).transpose(0, 1).flatten(1)  # of (H, T, D)
 
 
+def with_f16_cache(qkv: Tensor, n_head: int) -> Tensor:
+    """The same with keys and values kept as f16, as llama.cpp does unless told otherwise."""
+    q, k, v = qkv.chunk(3, dim=-1)
+    return attention(torch.cat((q, k.half().to(q), v.half().to(q)), dim=-1), n_head)
+
+
 @dataclass(frozen=True)
 class FileTensors:
     """The tensors of a file and its adapter, unpacked when they are asked for."""
@@ -242,9 +248,15 @@ class FileTensors:
 class Reference:
     """The model of a file as llama.cpp computes it, in float32 or float64."""
 
-    def __init__(self, subject: Subject, dtype: torch.dtype, ties: Ties = nearest) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        dtype: torch.dtype,
+        ties: Ties = nearest,
+        attention: Callable[[Tensor, int], Tensor] = attention,
+    ) -> None:
         """Unpack the weights. Raises GGUFError where the file or its adapter lacks something."""
-        self._ties = ties
+        self._ties, self._attention = ties, attention
         self.config: GPTConfig = config_of(subject.file)
         tensors = FileTensors(subject.file, subject.adapter, _lora_alpha(subject.adapter), dtype)
         self._tensor: Callable[[str], Tensor] = cache(tensors.tensor)
@@ -259,7 +271,7 @@ class Reference:
         for layer in range(self.config.n_layer):
             block = f"blk.{layer}"
             qkv = self._linear(f"{block}.attn_qkv", self._norm(f"{block}.attn_norm", x))  # (T, 3C)
-            attended = attention(qkv, self.config.n_head)
+            attended = self._attention(qkv, self.config.n_head)
             x = x + self._linear(f"{block}.attn_output", attended)
             inner = self._linear(f"{block}.ffn_up", self._norm(f"{block}.ffn_norm", x))  # (T, 4C)
             x = x + self._linear(f"{block}.ffn_down", gelu(inner, self._ties))

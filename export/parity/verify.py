@@ -28,6 +28,7 @@ from llmkit.export.parity.keeping import keep
 from llmkit.export.parity.layers import layers_check
 from llmkit.export.parity.logits import LogitsComparison, compare_logits, logits_check
 from llmkit.export.parity.metadata import metadata_check
+from llmkit.export.parity.ollama import ollama_check
 from llmkit.export.parity.prompt import prompt_check
 from llmkit.export.parity.reference import Reference
 from llmkit.export.parity.stop import stop_check
@@ -49,14 +50,16 @@ def verify(
     gguf: Path,
     *,
     modelfile: Path | None = None,
+    ollama: str | None = None,
     data: Path | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
 ) -> Proof:
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
 
-    `modelfile`: the one beside the file unless given. `data`: text; what training held out unless
-    given, and tales where it held out nothing. The proof is also written beside the file, into
-    parity.json and as a page. Raises LlmkitError where the two cannot be compared at all.
+    `modelfile`: the one beside the file unless given. `ollama`: a model of a running Ollama, made
+    of this file, which is asked too (OLLAMA_HOST says where). `data`: text; what training held out
+    unless given, and tales where it held out nothing. The proof is also written beside the file,
+    into parity.json and as a page. Raises LlmkitError where the two cannot be compared at all.
     """
     subject = open_subject(load_checkpoint(checkpoint), gguf)
     source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
@@ -69,6 +72,8 @@ def verify(
         checks += found.checks(subject)
     except GGUFError as error:
         checks += [Check(name, False, 1, 0, f"not run: {error}") for name in RUN_CHECKS]
+    if ollama is not None:
+        checks.append(ollama_check(subject, said, prompts, ollama))
     proof = Proof(
         passed=all(check.passed for check in checks),
         checkpoint=str(checkpoint),

@@ -21,6 +21,10 @@ def _verify(
     modelfile: Annotated[
         Path | None, typer.Option(help="Modelfile to prove too.", show_default="the one beside it")
     ] = None,
+    ollama: Annotated[
+        str | None,
+        typer.Option(help="Name of a model in a running Ollama to prove too.", show_default=False),
+    ] = None,
     data: HeldOutOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -32,7 +36,7 @@ def _verify(
     from llmkit.export.parity.verify import verify
     from llmkit.export.tables import proof_table
 
-    proof = verify(checkpoint, gguf, modelfile=modelfile, data=data)
+    proof = verify(checkpoint, gguf, modelfile=modelfile, ollama=ollama, data=data)
     if json_output:
         print_json(proof.to_dict())
     else:

