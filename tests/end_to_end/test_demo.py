@@ -42,7 +42,9 @@ def test_every_check_of_every_file_is_green(report: dict[str, Any]) -> None:
     assert [proof["quant"] for proof in report["export"]["proofs"]] == ["f16", "q8_0", "q4_0"]
     for proof in report["export"]["proofs"]:
         names = [check["name"] for check in proof["checks"]]  # type: ignore[attr-defined]
-        assert names == ["metadata", "tensors", "tokenizer", "logits", "generation"]
+        assert names == [
+            "metadata", "tensors", "tokenizer", "prompt", "stop", "layers", "logits", "generation",
+        ]  # fmt: skip
         assert proof["passed"]
 
 
@@ -75,6 +77,9 @@ def test_the_folder_holds_all_it_should(report: object, demo_folder: Path) -> No
         "tales-f16.gguf",
         "tales-q8_0.gguf",
         "tales-q4_0.gguf",
+        "tales-f16.html",
+        "tales-q8_0.html",
+        "tales-q4_0.html",
         "Modelfile",
         "parity.json",
         "parity.svg",
