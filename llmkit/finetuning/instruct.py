@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.checkpoint import ADAPTER_FILE, MODEL_FILE, load_checkpoint
+from llmkit.checkpoint import load_checkpoint
 from llmkit.console import progress
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.conversations import Conversation, read_conversations
@@ -37,7 +37,6 @@ from llmkit.finetuning.start import Start, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.generation import Sampling, generate_ids
 from llmkit.model.gpt import GPT
-from llmkit.model.lora import adapter_tensors
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION, PromptFormat
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.config import TrainingConfig
@@ -90,18 +89,11 @@ class Instruct:
 
     def samples(self, model: GPT) -> list[str]:
         """Answers to prompts of the validation part."""
-        form, tokenizer = self.start.prompt_format, self.start.tokenizer
-        answers = (
-            answer(model, conversation, form, tokenizer, SAMPLE_TOKENS)
-            for conversation in self.asked[:N_SAMPLES]
-        )
-        return [f"{given.question[:70]!r} -> {given.answer!r}" for given in answers]
+        return sample_answers(model, self.asked, self.start)
 
     def trained_tensors(self, model: GPT) -> TensorFiles:
         """The adapter, or all of the model."""
-        if self.start.config.lora:
-            return {ADAPTER_FILE: adapter_tensors(model)}
-        return {MODEL_FILE: model.state_dict()}
+        return self.start.trained_tensors(model)
 
 
 @dataclass(frozen=True)
@@ -129,6 +121,15 @@ def answer(
     limit = sampling.limit(len(prompt), model.config.context_length)
     text = tokenizer.decode(ids)
     return Answer(question[-1].content, text, wanted.content, ended=len(ids) < limit)
+
+
+def sample_answers(model: GPT, asked: Sequence[Conversation], start: Start) -> list[str]:
+    """A line each for the first conversations: the question and what is answered by now."""
+    answers = (
+        answer(model, conversation, start.prompt_format, start.tokenizer, SAMPLE_TOKENS)
+        for conversation in asked[:N_SAMPLES]
+    )
+    return [f"{given.question[:70]!r} -> {given.answer!r}" for given in answers]
 
 
 def form_stops(form: PromptFormat, tokenizer: Tokenizer) -> frozenset[int]:

@@ -15,13 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.checkpoint import (
-    ADAPTER_FILE,
-    MODEL_FILE,
-    load_checkpoint,
-    open_tensors,
-    save_tensors,
-)
+from llmkit.checkpoint import load_checkpoint, open_tensors, save_tensors
 from llmkit.console import say
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.finetuning.config import FinetuneConfig
@@ -33,7 +27,7 @@ from llmkit.finetuning.examples import (
     padded,
     without_too_long,
 )
-from llmkit.finetuning.instruct import N_SAMPLES, SAMPLE_TOKENS, answer
+from llmkit.finetuning.instruct import sample_answers
 from llmkit.finetuning.preferences import Preference, read_preferences
 from llmkit.finetuning.run import (
     FinetuneResult,
@@ -46,7 +40,6 @@ from llmkit.finetuning.splits import split
 from llmkit.finetuning.start import Start, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.model.gpt import GPT
-from llmkit.model.lora import adapter_tensors
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.training.config import TrainingConfig
 from llmkit.training.state import RunFolder
@@ -116,18 +109,11 @@ class Prefer:
 
     def samples(self, model: GPT) -> list[str]:
         """Answers to prompts of the validation part."""
-        form, tokenizer = self.start.prompt_format, self.start.tokenizer
-        answers = (
-            answer(model, conversation, form, tokenizer, SAMPLE_TOKENS)
-            for conversation in self.asked[:N_SAMPLES]
-        )
-        return [f"{given.question[:70]!r} -> {given.answer!r}" for given in answers]
+        return sample_answers(model, self.asked, self.start)
 
     def trained_tensors(self, model: GPT) -> TensorFiles:
         """The adapter, or all of the model."""
-        if self.start.config.lora:
-            return {ADAPTER_FILE: adapter_tensors(model)}
-        return {MODEL_FILE: model.state_dict()}
+        return self.start.trained_tensors(model)
 
     def _reference(self, folder: RunFolder) -> Sequence[Tensor]:
         """Log-probabilities (n, 2) of each part under the model before the first step.

@@ -26,10 +26,12 @@ from llmkit.files import write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.label_head import expanded_head, new_head
 from llmkit.model.config import GPTConfig
+from llmkit.model.gpt import GPT
 from llmkit.model.lora import adapter_tensors, add_lora, peft_config
 from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.state import RunFolder
+from llmkit.training.task import TensorFiles
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class Start:
             out,
             CheckpointConfig(self.sizes, self.prompt_format, self.labels, self.config.qlora),
         )
+
+    def trained_tensors(self, model: GPT) -> TensorFiles:
+        """What the steps change of this checkpoint's files: the adapter, or all of the model."""
+        if self.config.lora is not None:
+            return {ADAPTER_FILE: adapter_tensors(model)}
+        return {MODEL_FILE: model.state_dict()}
 
     def _weights(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
