@@ -12,7 +12,18 @@ from types import FrameType
 import typer
 from typer.exceptions import TyperException
 
-from llmkit.cli import chat, compare, demo, export, finetune, generate, inspect, train, verify
+from llmkit.cli import (
+    chat,
+    compare,
+    demo,
+    export,
+    finetune,
+    generate,
+    inspect,
+    modelfile,
+    train,
+    verify,
+)
 from llmkit.errors import LlmkitError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -25,7 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
-for _module in (demo, train, finetune, generate, chat, export, verify, compare, inspect):
+for _module in (
+    demo, train, finetune, generate, chat, export, verify, compare, inspect, modelfile,
+):  # fmt: skip
     _module.register(app)
 
 _interrupted = threading.Event()
