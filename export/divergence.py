@@ -51,6 +51,39 @@ class Divergence:
         return _exp(self.loss.mean() - self.reference_loss.mean())
 
 
+@dataclass(frozen=True)
+class Distance:
+    """How far one model's logits are from another's. KL in nats."""
+
+    mean_kl: float
+    p999_kl: float
+    max_kl: float
+    max_difference: float  # of logits
+    rms_difference: float
+    top1: float  # share of positions with the same most probable token
+
+    @staticmethod
+    def of(divergence: Divergence) -> Distance:
+        """Over all positions of a divergence."""
+        return Distance(
+            _finite(divergence.mean_kl),
+            _finite(divergence.p999_kl),
+            _finite(divergence.kl.max()),
+            _finite(divergence.max_logit_difference.max()),
+            _finite(np.sqrt(divergence.mean_square_logit_difference.mean())),
+            divergence.top1,
+        )
+
+    def in_units_of(self, noise: Distance) -> float:
+        """The largest of four ratios: mean and 99.9 % KL, largest and RMS difference."""
+        return max(
+            _ratio(self.mean_kl, noise.mean_kl),
+            _ratio(self.p999_kl, noise.p999_kl),
+            _ratio(self.max_difference, noise.max_difference),
+            _ratio(self.rms_difference, noise.rms_difference),
+        )
+
+
 def larger(first: Divergence, second: Divergence) -> Divergence:
     """At each position the larger distance of two others from one reference."""
     return Divergence(
@@ -120,3 +153,15 @@ def _divergence(reference: Tensor, other: Tensor, targets: Tensor) -> Divergence
         reference_loss=-log_p.gather(1, at_target)[:, 0].numpy(),
         loss=-log_q.gather(1, at_target)[:, 0].numpy(),
     )
+
+
+def _ratio(value: float, noise: float) -> float:
+    """0 of 0 is 0: two computations that are equal to the last bit."""
+    if value == 0:
+        return 0.0
+    return value / noise if noise > 0 else math.inf
+
+
+def _finite(number: float) -> float:
+    """JSON has neither infinity nor NaN."""
+    return float(number) if math.isfinite(number) else sys.float_info.max

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llmkit.export.divergence import Distance
+
 
 @dataclass(frozen=True)
 class Check:
@@ -27,6 +29,7 @@ class Proof:
     sha256: str
     quant: str
     checks: list[Check]
+    distances: dict[str, Distance]  # of logits, by what is compared; none where nothing was run
     checkpoint_sha256: str
     texts: str  # where they are from
     sha256_of: dict[str, str]  # of what else went in: adapter, Modelfile, texts

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmkit.console import progress
-from llmkit.export.divergence import Divergence, divergence, joined, larger
+from llmkit.export.divergence import Distance, Divergence, divergence, joined, larger
 from llmkit.export.held_out import TextSequence
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.parity.check import Check
@@ -36,35 +36,6 @@ PAIRS_PER_TEXT = 100  # for the plot
 
 
 @dataclass(frozen=True)
-class Distance:
-    """How far one model's logits are from another's, in four ways."""
-
-    mean_kl: float  # nats
-    p999_kl: float
-    max_difference: float  # of logits
-    rms_difference: float
-
-    @staticmethod
-    def of(divergence: Divergence) -> Distance:
-        """Over all positions of a divergence."""
-        return Distance(
-            divergence.mean_kl,
-            divergence.p999_kl,
-            float(divergence.max_logit_difference.max()),
-            float(np.sqrt(divergence.mean_square_logit_difference.mean())),
-        )
-
-    def in_units_of(self, noise: Distance) -> float:
-        """The largest of the four ratios."""
-        return max(
-            _ratio(self.mean_kl, noise.mean_kl),
-            _ratio(self.p999_kl, noise.p999_kl),
-            _ratio(self.max_difference, noise.max_difference),
-            _ratio(self.rms_difference, noise.rms_difference),
-        )
-
-
-@dataclass(frozen=True)
 class LogitsComparison:
     """llama.cpp's logits against three computations in PyTorch, position by position."""
 
@@ -72,6 +43,15 @@ class LogitsComparison:
     noise: Divergence  # the reference against itself, in float32 and with other near-ties
     cost: Divergence  # against the checkpoint's original weights
     logit_pairs: NDArray[np.float64]  # (n, 2): PyTorch's and llama.cpp's, drawn at random
+
+    @property
+    def distances(self) -> dict[str, Distance]:
+        """What each is over all positions, by name."""
+        return {
+            "conversion": Distance.of(self.conversion),
+            "rounding alone": Distance.of(self.noise),
+            "quantization": Distance.of(self.cost),
+        }
 
     @property
     def logit_noise(self) -> float:
@@ -128,10 +108,3 @@ def logits_check(found: LogitsComparison) -> Check:
         )
     shown = value if math.isfinite(value) else sys.float_info.max  # JSON has no infinity
     return Check("logits", passed, shown, NOISE_MULTIPLE, detail)
-
-
-def _ratio(value: float, noise: float) -> float:
-    """0 of 0 is 0: two computations that are equal to the last bit."""
-    if value == 0:
-        return 0.0
-    return value / noise if noise > 0 else math.inf

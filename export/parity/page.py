@@ -32,6 +32,14 @@ else 'The proof failed.' }}</span></p>
 {% for cells in rows %}<tr class="{{ 'passed' if loop.index0 in passed else 'failed' }}">
 {% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
+{% if distances %}<div class="wide"><table>
+<tr>{% for name in ("", "mean KL", "99.9 % KL", "largest KL", "largest logit difference",
+"RMS logit difference", "top-1") %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for name, d in distances.items() %}<tr><td>{{ name }}</td>
+{% for value in (d.mean_kl, d.p999_kl, d.max_kl, d.max_difference, d.rms_difference) %}
+<td>{{ "%.2e" % value }}</td>{% endfor %}<td>{{ "%.2f %%" % (100 * d.top1) }}</td></tr>
+{% endfor %}</table></div>
+{% endif %}
 {% if plot %}<img alt="KL per position and logits of both" src="data:image/png;base64,{{ plot }}">
 <p>Left: how far llama.cpp's predictions are from PyTorch's at each position. Conversion is what
 should be equal and differs by rounding only; quantization is what the smaller file costs.
@@ -69,6 +77,7 @@ def write_page(
         columns=PROOF_COLUMNS,
         rows=[proof_cells(check) for check in proof.checks],
         passed=[number for number, check in enumerate(proof.checks) if check.passed],
+        distances={} if comparison is None else comparison.distances,
         plot=None if comparison is None else _png(logits_figure(comparison)),
         facts=facts,
         prompts=prompts[:N_SHOWN],

@@ -81,6 +81,7 @@ def verify(
         sha256=subject.file.sha256(),
         quant=subject.file.file_type,
         checks=checks,
+        distances=found.comparison.distances if found.comparison else {},
         checkpoint_sha256=subject.checkpoint.sha256,
         texts=source,
         sha256_of=_hashes(subject, texts, beside if said else None),

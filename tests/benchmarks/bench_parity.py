@@ -17,9 +17,10 @@ from gguf_surgery import make_checkpoint
 from parity_subjects import VARIANTS, write
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.export.divergence import Distance
 from llmkit.export.held_out import proof_sequences
 from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity.logits import Distance, compare_logits
+from llmkit.export.parity.logits import compare_logits
 from llmkit.export.parity.reference import FileTensors, Matrix
 from llmkit.export.parity.subject import open_subject
 

@@ -43,7 +43,7 @@ COMPARISON = Comparison(
 PROOF = Proof(
     passed=False, checkpoint="runs/fox", gguf="m-q8_0.gguf", sha256="ab" * 32, quant="q8_0",
     checks=[Check("logits", True, 4e-5, 5e-4, "fine"), Check("tensors", False, 1, 0, HOSTILE)],
-    checkpoint_sha256="cd" * 32, texts="t", sha256_of={}, versions={},
+    checkpoint_sha256="cd" * 32, distances={}, texts="t", sha256_of={}, versions={},
 )  # fmt: skip
 
 
