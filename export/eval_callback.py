@@ -19,7 +19,9 @@ _ggml.ggml_get_name.restype = ctypes.c_char_p
 _ggml.ggml_nbytes.restype = ctypes.c_size_t
 _ggml.ggml_nrows.restype = ctypes.c_int64
 _ggml.ggml_nelements.restype = ctypes.c_int64
-for _name in ("ggml_get_name", "ggml_nbytes", "ggml_nrows", "ggml_nelements"):
+_ggml.ggml_is_contiguous.restype = ctypes.c_bool
+_functions = "ggml_get_name ggml_nbytes ggml_nrows ggml_nelements ggml_is_contiguous"
+for _name in _functions.split():
     getattr(_ggml, _name).argtypes = [ctypes.c_void_p]
 _ggml.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_size_t] * 2
 _ggml.ggml_backend_tensor_get.restype = None
@@ -58,7 +60,8 @@ class EvalCallback:
 
 def _values(name: str, tensor: int) -> NDArray[np.float32]:
     n_bytes, n_elements = _ggml.ggml_nbytes(tensor), _ggml.ggml_nelements(tensor)
-    if n_bytes != n_elements * np.dtype(np.float32).itemsize:
+    has_size_of_f32 = n_bytes == n_elements * np.dtype(np.float32).itemsize
+    if not (has_size_of_f32 and _ggml.ggml_is_contiguous(tensor)):
         raise GGUFError(f"llama.cpp's tensor {name} is not contiguous f32")
     values = np.empty(
         (_ggml.ggml_nrows(tensor), n_elements // _ggml.ggml_nrows(tensor)), np.float32

@@ -20,6 +20,7 @@ UNIT = 2.0**-24
 _SMALLEST_NORMAL = 2.0**-126  # below it float32 has no relative precision
 _ROWS_AT_ONCE = 8192  # of a matrix: a head of 50k rows in float64 would be 300 MB
 _SUMMED_BLOCK = 32  # products that ggml sums as integers or in one lane, at least
+_FLIP_ROUNDINGS = 2 + 3  # between two CPUs' x in units of the step: see `linear`
 _FLOATS = (Type.F32, Type.F16, Type.BF16)
 
 
@@ -73,8 +74,8 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | No
     add whole numbers, exactly, and only their results are rounded. Where a weight is
     scale * code + offset the two parts are summed apart, so that the offset's magnitude counts as
     well. An input that lies between two codes but for rounding may become either: one CPU
-    multiplies by 127 / max, the other by 1 / (max / 127), 3 roundings apart, and ties go both
-    ways. Such an input adds its whole step.
+    multiplies by 127 / max, which is 2 roundings, the other by 1 / (max / 127), which is 3, and
+    ties go both ways. Such an input adds its whole step.
     """
     parts = [
         _linear(x, matrix.rows(slice(start, start + _ROWS_AT_ONCE)))
@@ -97,7 +98,7 @@ def _linear(x: Tensor, matrix: Matrix) -> Bounded:
     of_input = relative * read.values.abs()  # (T, in)
     if read.scaled is not None and read.step is not None:
         to_tie = (read.scaled - read.scaled.floor() - 0.5).abs()
-        flips = (to_tie <= 4 * UNIT * read.scaled.abs()) * read.step.abs()
+        flips = (to_tie <= _FLIP_ROUNDINGS * UNIT * read.scaled.abs()) * read.step.abs()
         of_input += flips.flatten(1)
     bound = of_input @ matrix.weight.float().abs().T
     if matrix.offsets is not None:

@@ -111,7 +111,10 @@ class _Walk:
 
     @torch.inference_mode()
     def _receive(self, name: str, values: NDArray[np.float32]) -> None:
-        operation = self._waiting.pop(name)
+        operation = self._waiting[name]
+        if not self._held.keys() >= set(operation.inputs):
+            return  # a graph without one of them: `missing` says which
+        del self._waiting[name]
         found = torch.from_numpy(values)
         ratio = operation.compute(*(self._held[name] for name in operation.inputs)).ratio(found)
         self.outcomes.append(_outcome(operation, ratio))

@@ -98,11 +98,11 @@ def rounded(x: Tensor, dot_type: Type, ties: Ties = nearest) -> Activations:
     blocks = x.reshape(len(x), -1, block_size)  # (T, n_blocks, block)
     if dot_type == Type.Q8_K:
         extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-        inverse = _or_zero(-_CODE_MAX / extreme)
+        inverse = _or_zero(_divided(-_CODE_MAX, extreme))
         step = exact_step = _or_zero(1 / inverse)
     else:
         largest = blocks.abs().amax(-1, keepdim=True)
-        inverse = _or_zero(_CODE_MAX / largest)
+        inverse = _or_zero(_divided(_CODE_MAX, largest))
         exact_step = largest / _CODE_MAX
         step = ties(exact_step, lambda v: v.half().float(), exact_step)
     scaled = blocks * inverse
@@ -113,6 +113,11 @@ def rounded(x: Tensor, dot_type: Type, ties: Ties = nearest) -> Activations:
         sums = codes.sum(-1, keepdim=True)
         sum_error = ((exact_step * sums).half().float() - step * sums).squeeze(-1)
     return Activations((codes * step).flatten(1), scaled, step, sum_error)
+
+
+def _divided(number: float, by: Tensor) -> Tensor:
+    """Rounded once, as in C: `number / by` in PyTorch is `by.reciprocal() * number`."""
+    return torch.full_like(by, number) / by
 
 
 def _or_zero(inverse: Tensor) -> Tensor:
