@@ -32,7 +32,9 @@ from llmkit.export.parity.generation import generation_check
 from llmkit.export.parity.reference import FileTensors, Matrix
 from llmkit.export.parity.verify import verify
 
-ALL = ("metadata", "tensors", "tokenizer", "layers", "logits", "generation")
+ALL = (
+    "metadata", "tensors", "tokenizer", "prompt", "stop", "layers", "logits", "generation",
+)  # fmt: skip
 TOKENS = 256  # of held-out text: four windows
 
 
