@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.adapter import write_adapter
 from llmkit.export.gguf_write import ExportedFile, write_gguf
+from llmkit.export.modelfile_write import modelfile_for
 from llmkit.export.parity.check import Proof
 from llmkit.export.parity.keeping import PROOF_FILE, forget_proofs
 from llmkit.export.parity.verify import verify
 from llmkit.files import write_text
-from llmkit.modelfiles.modelfile import Modelfile, render
-from llmkit.modelfiles.parameters import Parameters
+from llmkit.modelfiles.modelfile import render
 from llmkit.quant import quant_names
 from llmkit.quant.types import QuantType, quant_type
 
@@ -131,16 +131,13 @@ def _modelfile(
         if prove
         else "Nothing was proved of these files: they were exported with --no-verify.",
     ]
-    parameters = Parameters(stop=form.stops, num_ctx=checkpoint.config.context_length)
-    if checkpoint.labels:  # the label is one token, and the most probable one
-        parameters = replace(parameters, num_predict=1, temperature=0)
     return render(
-        Modelfile(
-            source=f"./{smallest.path.name}",
+        modelfile_for(
+            form,
+            f"./{smallest.path.name}",
+            context_length=checkpoint.config.context_length,
+            is_classifier=bool(checkpoint.labels),
             adapter=f"./{adapter}" if adapter else None,
-            template=form.template,
-            system=form.default_system or None,
-            parameters=parameters,
             comment=tuple(comment),
         )
     )

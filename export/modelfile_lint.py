@@ -3,118 +3,183 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 
-from llmkit.errors import GGUFError
+from llmkit.errors import GGUFError, ModelfileError
+from llmkit.export.adapter_lint import lint_adapter
 from llmkit.export.gguf_file import GGUFFile, read_gguf
-from llmkit.modelfiles.lint import Finding, lint_text, place_of
+from llmkit.export.metadata import ADAPTER_KEY
+from llmkit.export.modelfile_write import context_length, end_token, prompt_format_of
+from llmkit.export.template_fit import difference, misfit
+from llmkit.modelfiles.go_engine import GoEngine, find_go, go_engine
+from llmkit.modelfiles.grammar import Finding, Place, RefusalError
+from llmkit.modelfiles.lint import instructions_of, lint_text, place_of
+from llmkit.modelfiles.quoting import quoted
 from llmkit.modelfiles.reading import ParsedModelfile, read_modelfile
-
-_CONTEXT = "gpt2.context_length"
-_HALVES = (".lora_a", ".lora_b")
+from llmkit.modelfiles.template_lint import plain_text
 
 
-def lint_modelfile(path: Path) -> list[Finding]:
-    """Everything that will surprise a user of the Modelfile, errors first.
+@dataclass(frozen=True)
+class LintReport:
+    """What is wrong with a Modelfile, errors first.
 
-    Raises ModelfileError for what Ollama refuses to read.
+    `used_go`: Go's engine ran its TEMPLATE; None where there was none to run.
     """
-    parsed = read_modelfile(path)
-    found = [*lint_text(parsed), *_file_findings(parsed, path.parent)]
-    return sorted(found, key=lambda finding: finding.level)
+
+    findings: tuple[Finding, ...]
+    used_go: bool | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are no errors."""
+        return all(finding.level != "error" for finding in self.findings)
 
 
-def _file_findings(parsed: ParsedModelfile, folder: Path) -> Iterator[Finding]:
-    source = parsed.modelfile.source
-    place = str(place_of(parsed, "from"))
-    path = folder / source
-    if not _is_path(source):
-        if path.exists():
-            yield Finding(
-                "error", place, f"FROM {source} is a model's name to Ollama; write ./{source}"
-            )
-        return  # a model of Ollama's own
-    if not path.exists():
-        yield Finding("error", place, f"FROM names {source}, which is not there")
-        return
+def lint_modelfile(path: Path) -> LintReport:
+    """Everything that Ollama will refuse, or do otherwise than meant.
+
+    What the grammar refuses hides the rest. Raises ModelfileError for a file that cannot be read.
+    """
     try:
-        file = read_gguf(path)
-    except GGUFError as error:
-        yield Finding("error", place, f"FROM is no GGUF file that runs: {error}")
-        return
-    yield from _context_findings(parsed, file)
-    yield from _stop_findings(parsed, file)
-    yield from _template_findings(parsed, file)
-    if parsed.modelfile.adapter is not None:
-        yield from _adapter_findings(parsed, folder / parsed.modelfile.adapter, file)
+        parsed = read_modelfile(path)
+    except RefusalError as refused:
+        return LintReport((refused.finding,), used_go=None)
+    with ExitStack() as stack:
+        has_template = parsed.modelfile.template is not None
+        engine = _engine(stack) if has_template else None
+        found = [*lint_text(parsed, engine), *_Files(parsed, path.parent, engine).lint()]
+    ordered = sorted(found, key=lambda f: (f.level, f.place.line, f.place.column))
+    return LintReport(tuple(ordered), used_go=engine is not None if has_template else None)
+
+
+def local_file(value: str, folder: Path) -> Path:
+    """The path that FROM or ADAPTER means: from the Modelfile's folder, `~` is the user's own."""
+    path = Path(value)
+    try:
+        return folder / (path.expanduser() if value.startswith("~") else path)
+    except RuntimeError:  # a user that this system does not know
+        return path
+
+
+def _engine(stack: ExitStack) -> GoEngine | None:
+    compiler = find_go()
+    try:
+        return stack.enter_context(go_engine(compiler)) if compiler else None
+    except ModelfileError:  # a Go that cannot build is none
+        return None
 
 
 def _is_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.lower().endswith(".gguf")
+    """Whether it cannot be a model's name, such as llama3.2:1b or hf.co/someone/something."""
+    return source.startswith((".", "/", "~", "\\")) or source.lower().endswith(".gguf")
 
 
-def _context_findings(parsed: ParsedModelfile, file: GGUFFile) -> Iterator[Finding]:
-    asked, there = parsed.modelfile.parameters.num_ctx, file.metadata.get(_CONTEXT)
-    if asked is not None and isinstance(there, int) and asked > there:
-        place = str(place_of(parsed, "parameter", "num_ctx"))
-        yield Finding(
-            "error", place, f"num_ctx {asked} is more than the model's context of {there}"
-        )
+@dataclass(frozen=True)
+class _Files:
+    """A Modelfile and the files around it."""
 
+    parsed: ParsedModelfile
+    folder: Path
+    engine: GoEngine | None
 
-def _stop_findings(parsed: ParsedModelfile, file: GGUFFile) -> Iterator[Finding]:
-    tokens = file.metadata.get(gguf.Keys.Tokenizer.LIST)
-    end_id = file.metadata.get(gguf.Keys.Tokenizer.EOS_ID)
-    if not isinstance(tokens, list) or not isinstance(end_id, int) or end_id >= len(tokens):
-        return
-    end = str(tokens[end_id])
-    if end not in parsed.modelfile.parameters.stop:
-        place = str(place_of(parsed, "parameter", "stop"))
-        yield Finding(
-            "warning", place, f"no stop for the model's end token; add PARAMETER stop {end}"
-        )
+    def lint(self) -> Iterator[Finding]:
+        for instruction in instructions_of(self.parsed, "from"):
+            source, place = instruction.value, instruction.name_at
+            path = local_file(source, self.folder)
+            # Without such a file Ollama takes it for a model's name.
+            if path.exists():
+                yield from self._source(path, place)
+            elif _is_path(source):
+                yield Finding(
+                    "error", place, f"invalid model name: FROM names {source}, which is not there",
+                    "write the path as it is seen from the Modelfile's folder",
+                )  # fmt: skip
 
-
-def _template_findings(parsed: ParsedModelfile, file: GGUFFile) -> Iterator[Finding]:
-    if parsed.modelfile.template is None:
-        place = str(place_of(parsed, "template"))
-        message = (
-            "no TEMPLATE: Ollama sends prompts bare, drops the system text and chats in ChatML"
-        )
-        if file.metadata.get(gguf.Keys.Tokenizer.CHAT_TEMPLATE) is None:
-            message += "; for a base model write TEMPLATE {{ .Prompt }}{{ .Response }}"
-        yield Finding("warning", place, message)
-
-
-def _adapter_findings(parsed: ParsedModelfile, path: Path, base: GGUFFile) -> Iterator[Finding]:
-    place = str(place_of(parsed, "adapter"))
-    if not path.exists():
-        yield Finding("error", place, f"ADAPTER names {path.name}, which is not there")
-        return
-    try:
-        adapter = read_gguf(path)
-    except GGUFError as error:
-        yield Finding("error", place, f"ADAPTER is no GGUF file: {error}")
-        return
-    if adapter.metadata.get("general.type") != "adapter":
-        yield Finding("error", place, f"{path.name} is a model, no adapter: Ollama would ignore it")
-        return
-    for name, tensor in adapter.tensors.items():
-        half = next((half for half in _HALVES if name.endswith(half)), None)
-        matrix = base.tensors.get(name.removesuffix(half)) if half else None
-        if matrix is None:
-            yield Finding("error", place, f"{path.name} is of another model: {name} has no base")
+    def _source(self, path: Path, place: Place) -> Iterator[Finding]:
+        if path.is_dir():
+            message = f"FROM names the folder {path.name}"
+            yield Finding("error", place, message, "name the GGUF file in it")
             return
-        # lora_a is (rank, in), lora_b (out, rank), the matrix (out, in)
-        fits = (
-            tensor.shape[1] == matrix.shape[1]
-            if half == ".lora_a"
-            else (tensor.shape[0] == matrix.shape[0])
-        )
-        if not fits:
+        try:
+            file = read_gguf(path)
+        except GGUFError as error:
+            message = f"unknown type: FROM is no GGUF file that runs: {error}"
+            yield Finding("error", place, message, "name one that llmkit export wrote")
+            return
+        if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
+            message = f"FROM names the adapter {path.name}"
+            advice = f"name its base here, and write ADAPTER ./{path.name}"
+            yield Finding("error", place, message, advice)
+            return
+        yield from self._context(file)
+        yield from self._stops(file)
+        yield from self._template(file)
+        yield from self._adapter(file, place)
+
+    def _context(self, file: GGUFFile) -> Iterator[Finding]:
+        asked, there = self.parsed.modelfile.parameters.num_ctx, context_length(file)
+        if asked is not None and there is not None and asked > there:
             yield Finding(
-                "error", place, f"{path.name} is of another model: {name} is {tensor.shape}"
-            )
+                "error", place_of(self.parsed, "parameter", "num_ctx"),
+                f"num_ctx {asked} is more than the model's context of {there}",
+                f"write PARAMETER num_ctx {there}",
+            )  # fmt: skip
+
+    def _stops(self, file: GGUFFile) -> Iterator[Finding]:
+        end = end_token(file)
+        if end is None or end in self.parsed.modelfile.parameters.stop:
             return
+        try:
+            advice = f"add PARAMETER stop {quoted(end)}"
+        except ModelfileError as error:
+            advice = str(error)
+        place = place_of(self.parsed, "parameter", "stop")
+        yield Finding("warning", place, f"no stop is the model's end token {end}", advice)
+
+    def _adapter(self, file: GGUFFile, place: Place) -> Iterator[Finding]:
+        adapter, named = self.parsed.modelfile.adapter, file.metadata.get(ADAPTER_KEY)
+        if adapter is not None:
+            path = local_file(adapter, self.folder)
+            yield from lint_adapter(path, file, place_of(self.parsed, "adapter"))
+        elif named is not None:
+            message = f"{file.path.name} is the base of an adapter that is not used"
+            yield Finding("warning", place, message, f"write ADAPTER ./{Path(str(named)).name}")
+
+    def _template(self, file: GGUFFile) -> Iterator[Finding]:
+        modelfile, form = self.parsed.modelfile, prompt_format_of(file)
+        place = place_of(self.parsed, "template")
+        advice = f"llmkit modelfile write {file.path.name} shows the one that fits"
+        has_jinja = gguf.Keys.Tokenizer.CHAT_TEMPLATE in file.metadata
+        if modelfile.template is None:
+            message = (
+                "no TEMPLATE: Ollama goes by the file's own, or by what it takes that for"
+                if has_jinja
+                else "no TEMPLATE: Ollama chats in ChatML and drops the system text of a prompt"
+            )
+            yield Finding("warning", place, message, advice)
+        elif form is not None:
+            fault = misfit(modelfile.template, form, self.engine)
+            if fault is not None:
+                message = f"TEMPLATE is not what the model was trained with ({form.name}): {fault}"
+                yield Finding("error" if self.engine else "warning", place, message, advice)
+            if form.default_system and modelfile.system is None:
+                message = f"no SYSTEM: the model was trained with one ({form.name})"
+                yield Finding("warning", place, message, advice)
+        elif has_jinja and self.engine is not None:
+            jinja = str(file.metadata[gguf.Keys.Tokenizer.CHAT_TEMPLATE])
+            fault = difference(modelfile.template, jinja, self.engine)
+            if fault is not None:
+                message = f"TEMPLATE is not the file's chat template: {fault}"
+                yield Finding("warning", place, message, "write one that gives the same text")
+        elif not has_jinja and _is_chat(modelfile.template, end_token(file)):
+            message = "a chat TEMPLATE for a file without a chat format, as a base model is"
+            yield Finding("warning", place, message, advice)
+
+
+def _is_chat(template: str, end: str | None) -> bool:
+    """Whether a template puts more around a prompt than an end token and white space."""
+    return bool(plain_text(template).replace(end or "", "").strip())

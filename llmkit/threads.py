@@ -25,7 +25,14 @@ def wait_without_spinning() -> None:
 
 
 def n_cores() -> int:
-    """How many cores this process may use."""
+    """How many cores this process may use: no more than OMP_NUM_THREADS, where it is set."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return min(int(asked), _n_there())
+    return _n_there()
+
+
+def _n_there() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from llmkit.errors import ModelfileError
 from llmkit.modelfiles.parameters import KINDS
@@ -58,10 +58,35 @@ class Place:
         return f"{self.path}:{self.line}:{self.column}"
 
 
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a Modelfile to mend or to know, and what to do about it."""
+
+    level: Level
+    place: Place
+    message: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.level}: {_one_line(f'{self.message}; {self.advice}')}"
+
+
+class RefusalError(ModelfileError):
+    """What Ollama refuses, with its place."""
+
+    def __init__(self, line: str, finding: Finding) -> None:
+        super().__init__(line)
+        self.finding = finding
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One instruction: its name in small letters, and a parameter's name or a message's role.
 
+    `value_at` is where the value begins with its quotes, `text_at` where its text does.
     `dropped` are the characters of the value that Ollama leaves out.
     """
 
@@ -72,6 +97,13 @@ class Instruction:
     name_at: Place
     argument_at: Place
     value_at: Place
+    text_at: Place
+
+    def place(self, index: int) -> Place:
+        """Where a character of the value stands; exact where nothing was dropped before it."""
+        lines = _LINE_ENDS.split(self.value[:index])
+        first = self.text_at.column if len(lines) == 1 else 1
+        return Place(self.text_at.path, self.text_at.line + len(lines) - 1, first + len(lines[-1]))
 
 
 class Source:
@@ -87,15 +119,19 @@ class Source:
         line = bisect.bisect_right(self._starts, index)
         return Place(self._path, line, index - self._starts[line - 1] + 1)
 
-    def error(self, index: int, message: str, advice: str) -> ModelfileError:
+    def error(self, index: int, message: str, advice: str) -> RefusalError:
         """Ollama's message at the place of an index, with what to do."""
         return refusal(self.place(index), message, advice)
 
 
-def refusal(place: Place, message: str, advice: str) -> ModelfileError:
+def refusal(place: Place, message: str, advice: str) -> RefusalError:
     """Ollama's message at its place, with what to do, in one line."""
-    line = f"{place}: {message}{advice}"
-    return ModelfileError("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    finding = Finding("error", place, message, advice.lstrip(",; "))
+    return RefusalError(_one_line(f"{place}: {message}{advice}"), finding)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def decode(data: bytes) -> str:
@@ -152,7 +188,8 @@ def _instruction(source: Source, start: int) -> tuple[Instruction, int]:
     value = read_value(text, value_start)
     if value is None:
         raise source.error(value_start, "unexpected EOF", _quote_advice(text, value_start))
-    places = (source.place(index) for index in (start, argument_start, value_start))
+    indices = (start, argument_start, value_start, value_start + len(value.quote))
+    places = (source.place(index) for index in indices)
     return Instruction(name, argument, value.text, value.dropped, *places), value.end
 
 

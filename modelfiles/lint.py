@@ -2,76 +2,69 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
-from llmkit.errors import ModelfileError
-from llmkit.modelfiles.go_engine import find_go, go_engine
-from llmkit.modelfiles.grammar import Place, nearest
-from llmkit.modelfiles.prompt_format import Message
-from llmkit.modelfiles.reading import ParsedModelfile
+from llmkit.modelfiles.go_engine import GoEngine
+from llmkit.modelfiles.grammar import Finding, Instruction, Place
+from llmkit.modelfiles.reading import ParsedModelfile, kind_of
+from llmkit.modelfiles.template_lint import lint_template, plain_text, variables
 
-# What Ollama gives a template (template/template.go), and the fields of its messages and tools.
-VARIABLES = (
-    "System", "Prompt", "Response", "Suffix", "Messages", "Tools", "Role", "Content", "Thinking",
-    "Think", "ThinkLevel", "IsThinkSet", "ToolCalls", "ToolName", "ToolCallID", "Function", "Name",
-    "Arguments", "Description", "Parameters", "Properties", "Required", "Type", "Images",
-)  # fmt: skip
-_ACTION = re.compile(r"\{\{.*?\}\}", re.DOTALL)
-_VARIABLE = re.compile(r"(?<![\w)\]])\$?\.([A-Za-z]\w*)")
-_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|`[^`]*`')
-
-Level = Literal["error", "warning"]
+_ESCAPES = ("\\n", "\\t", '\\"')
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something to mend, or to know; where it stands, and what to do."""
+def lint_text(parsed: ParsedModelfile, engine: GoEngine | None = None) -> Iterator[Finding]:
+    """Findings in a Modelfile that Ollama takes: what can be said without its files.
 
-    level: Level
-    place: str  # PATH:LINE:COLUMN
-    message: str
-
-
-def lint_text(parsed: ParsedModelfile) -> Iterator[Finding]:
-    """Findings in a Modelfile that Ollama takes: what can be said without its files."""
-    for warning in parsed.warnings:
-        place, _, message = warning.partition(": ")
-        yield Finding("warning", place, message)
-    template = parsed.modelfile.template
+    With `engine` its TEMPLATE is parsed and run by Go.
+    """
+    yield from parsed.warnings
+    yield from _escapes(parsed)
+    template = instruction_of(parsed, "template")
     if template is None:
         return
-    place = str(place_of(parsed, "template"))
-    for name in dict.fromkeys(_variables(template)):
-        if name not in VARIABLES:
-            advice = nearest(name, VARIABLES)
-            yield Finding("error", place, f"TEMPLATE has no variable .{name}{advice}")
-    yield from _parse_findings(template, place)
+    yield from lint_template(template, engine)
+    system = instruction_of(parsed, "system")
+    names = {variable.name for variable in variables(template.value)}
+    if system is not None and system.value and not names & {"System", "Messages"}:
+        yield Finding(
+            "warning", system.name_at, "TEMPLATE has no place for this SYSTEM text",
+            "put {{ .System }} into TEMPLATE",
+        )  # fmt: skip
 
 
-def place_of(parsed: ParsedModelfile, name: str, argument: str = "") -> Place:
-    """Where an instruction stands, the last one of its name; else the file's beginning."""
-    for instruction in reversed(parsed.instructions):
-        if instruction.name == name and instruction.argument in ("", argument):
-            return instruction.name_at
-    first = parsed.instructions[0].name_at
-    return Place(first.path, 1, 1)
+def instruction_of(
+    parsed: ParsedModelfile, name: str, argument: str | None = None
+) -> Instruction | None:
+    """The last instruction of that name, which is the one that counts."""
+    return next(reversed(instructions_of(parsed, name, argument)), None)
 
 
-def _variables(template: str) -> Iterator[str]:
-    for action in _ACTION.findall(template):
-        yield from _VARIABLE.findall(_QUOTED.sub('""', action))
+def instructions_of(
+    parsed: ParsedModelfile, name: str, argument: str | None = None
+) -> list[Instruction]:
+    """All instructions of that name, and of that argument if one is given."""
+    return [
+        instruction
+        for instruction in parsed.instructions
+        if kind_of(instruction) == name and argument in (None, instruction.argument)
+    ]
 
 
-def _parse_findings(template: str, place: str) -> Iterator[Finding]:
-    compiler = find_go()
-    if compiler is None:
-        return
-    with go_engine(compiler) as engine:
-        try:
-            engine.render(template, [Message("user", "Hello")])
-        except ModelfileError as error:
-            if ".Messages" not in template:  # those run once, with other variables
-                yield Finding("error", place, str(error))
+def place_of(parsed: ParsedModelfile, name: str, argument: str | None = None) -> Place:
+    """Where that instruction stands; else the file's beginning."""
+    instruction = instruction_of(parsed, name, argument)
+    return instruction.name_at if instruction else Place(parsed.instructions[0].name_at.path, 1, 1)
+
+
+def _escapes(parsed: ParsedModelfile) -> Iterator[Finding]:
+    for instruction in parsed.instructions:
+        kind, value = kind_of(instruction), instruction.value
+        is_stop = (kind, instruction.argument) == ("parameter", "stop")
+        if not is_stop and kind not in ("template", "system", "message"):
+            continue
+        text = plain_text(value) if kind == "template" else value
+        for escape in _ESCAPES:
+            if escape in text:
+                message = f"{escape} is no escape here, but two characters"
+                advice = 'write the character itself, between " or """'
+                yield Finding("warning", instruction.place(text.index(escape)), message, advice)

@@ -21,9 +21,10 @@ _LINE_END = re.compile(r"[\r\n]|\Z")
 
 @dataclass(frozen=True)
 class Value:
-    """A value's text, where its line ends, and the characters of it that Ollama drops."""
+    """A value's text, its quotes, where its line ends, and the characters that Ollama drops."""
 
     text: str
+    quote: str
     end: int
     dropped: str
 
@@ -45,7 +46,8 @@ def read_value(text: str, start: int) -> Value | None:
         if kept[-1].rstrip(BLANK).endswith(quote):
             value = "".join(kept).strip(BLANK)
             if len(value) >= 2 * len(quote):
-                return Value(value[len(quote) : len(value) - len(quote)], end, "".join(dropped))
+                unquoted = value[len(quote) : len(value) - len(quote)]
+                return Value(unquoted, quote, end, "".join(dropped))
         if end == len(text):
             return None
         kept.append(text[end])

@@ -10,6 +10,7 @@ from llmkit.modelfiles.grammar import (
     INSTRUCTIONS,
     ROLE_ERROR,
     ROLES,
+    Finding,
     Instruction,
     Place,
     Source,
@@ -35,7 +36,7 @@ class ParsedModelfile:
 
     modelfile: Modelfile
     instructions: tuple[Instruction, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Finding, ...]
 
 
 def read_modelfile(path: Path) -> ParsedModelfile:
@@ -54,7 +55,7 @@ def parse(text: str, path: str = "Modelfile") -> ParsedModelfile:
     """
     read = list(parts(Source(text, path)))
     instructions = tuple(part for part in read if isinstance(part, Instruction))
-    if not any(_kind(instruction) == "from" for instruction in instructions):
+    if not any(kind_of(instruction) == "from" for instruction in instructions):
         raise refusal(
             Place(path, 1, 1), "no FROM line", "; name the model first, such as FROM ./model.gguf"
         )
@@ -69,17 +70,21 @@ class _Reader:
     """What the instructions so far say; as in Ollama the last one of a kind counts."""
 
     def __init__(self) -> None:
-        self.warnings: list[str] = []
+        self.warnings: list[Finding] = []
         self._texts: dict[str, list[str]] = {}
         self._messages: list[Message] = []
         self._numbers: dict[str, float | int | bool] = {}
         self._lines: dict[str, int] = {}  # of what a later instruction would replace
 
     def take(self, instruction: Instruction) -> None:
-        kind = _kind(instruction)
+        kind = kind_of(instruction)
         if instruction.dropped:
             numbers = ", ".join(dict.fromkeys(f"U+{ord(c):04X}" for c in instruction.dropped))
-            self._warn(instruction.value_at, f"Ollama drops {numbers} from this value")
+            self._warn(
+                instruction.value_at,
+                f"Ollama drops {numbers} from this value",
+                "it does not print: remove it",
+            )
         if kind == "parameter":
             self._parameter(instruction)
         elif kind == "message":
@@ -115,7 +120,9 @@ class _Reader:
         name = instruction.argument
         if name in DEPRECATED:
             self._warn(
-                instruction.argument_at, f"parameter {name} is deprecated and ignored; remove it"
+                instruction.argument_at,
+                f"parameter {name} is deprecated and ignored",
+                "remove the line",
             )
         elif name not in KINDS:
             raise refusal(
@@ -131,11 +138,15 @@ class _Reader:
 
     def _replace(self, what: str, instruction: Instruction) -> None:
         if what in self._lines:
-            self._warn(instruction.name_at, f"{what} replaces the one of line {self._lines[what]}")
+            self._warn(
+                instruction.name_at,
+                f"{what} replaces the one of line {self._lines[what]}",
+                "keep one of them",
+            )
         self._lines[what] = instruction.name_at.line
 
-    def _warn(self, place: Place, text: str) -> None:
-        self.warnings.append(f"{place}: {text}")
+    def _warn(self, place: Place, message: str, advice: str) -> None:
+        self.warnings.append(Finding("warning", place, message, advice))
 
     def _last(self, kind: str) -> str | None:
         return self._texts[kind][-1] if kind in self._texts else None
@@ -144,7 +155,7 @@ class _Reader:
         return tuple(self._texts.get(kind, ()))
 
 
-def _kind(instruction: Instruction) -> str:
+def kind_of(instruction: Instruction) -> str:
     """The instruction's name, or the one that a PARAMETER line stands for."""
     if instruction.name == "parameter":
         return _ALSO_INSTRUCTIONS.get(instruction.argument, "parameter")

