@@ -17,7 +17,7 @@ from llmkit.errors import GGUFError
 from llmkit.export.metadata import ARCHITECTURE
 from llmkit.export.names import tensor_table
 from llmkit.model.config import GPTConfig, validated
-from llmkit.quant import dequantize, quant_type_of
+from llmkit.quant import QuantType, dequantize, quant_type_of, quant_type_of_file
 
 MAGIC = b"GGUF"
 
@@ -81,6 +81,17 @@ class GGUFFile:
         except ValueError:
             return f"unknown ({number})"
         return name.removeprefix("ALL_").removeprefix("MOSTLY_").lower()
+
+    @property
+    def qtype(self) -> QuantType:
+        """The block format that the file type stands for, as q4_k of q4_k_s.
+
+        Raises GGUFError where the file states none, QuantizationError where it is of another kind.
+        """
+        if self.file_type.startswith("unknown"):
+            raise GGUFError(f"{self.path} has no known general.file_type; export it again")
+        number = self.metadata[gguf.Keys.General.FILE_TYPE]
+        return quant_type_of_file(gguf.LlamaFileType(number))
 
     @property
     def bits_per_weight(self) -> float:

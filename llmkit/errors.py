@@ -38,9 +38,14 @@ class QuantizationError(LlmkitError):
     """Numbers or shapes that a quantization type cannot hold."""
 
 
+_LETTERS_FOR_DIGITS = str.maketrans("ol", "01")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One line for a name that is not in a table: the nearest known name, then all of them."""
     names = list(known)
-    nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    key = name.lower()
+    mistaken = key.translate(_LETTERS_FOR_DIGITS)  # q4_o is as near to q4_k as to q4_0
+    near = [mistaken] if mistaken in names else difflib.get_close_matches(key, names, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {kind} {name!r}: {hint}known are {', '.join(names)}"

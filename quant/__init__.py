@@ -9,9 +9,27 @@ import importlib
 import pkgutil
 
 from llmkit.quant.rows import dequantize, quantize
-from llmkit.quant.types import QuantType, quant_names, quant_type, quant_type_of
+from llmkit.quant.types import (
+    BlockFields,
+    BlockLayout,
+    QuantType,
+    quant_names,
+    quant_type,
+    quant_type_of,
+    quant_type_of_file,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["QuantType", "dequantize", "quant_names", "quant_type", "quant_type_of", "quantize"]
+__all__ = [
+    "BlockFields",
+    "BlockLayout",
+    "QuantType",
+    "dequantize",
+    "quant_names",
+    "quant_type",
+    "quant_type_of",
+    "quant_type_of_file",
+    "quantize",
+]

@@ -1,21 +1,32 @@
-"""What the block formats with an f16 scale share."""
+"""What the block formats share: bit planes, scales, and numbers back into weights."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.quant.types import FloatRows
+from llmkit.quant.types import BlockFields, BlockLayout, FloatRows, PackedRows
 
 F16_OVERFLOW = 65520.0  # the smallest magnitude that rounds to infinity; f16 ends at 65504
 
 
-def block_columns(rows: FloatRows, block_size: int) -> NDArray[np.float32]:
-    """Copy rows to (block_size, n_blocks), a column per block.
+def split_planes(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Return the values of `bits` bits in bytes (..., n): all the lowest, then all the next.
 
-    NumPy then does each step of all blocks in long vector loops, not one short loop per block.
+    The shape is (..., n * 8 // bits). It is the order in which ggml lays values over bytes.
     """
-    return rows.reshape(-1, block_size).T.copy()
+    mask = np.uint8(2**bits - 1)
+    planes = [packed >> np.uint8(shift) & mask for shift in range(0, 8, bits)]
+    return np.concatenate(planes, axis=-1)
+
+
+def join_planes(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Return the bytes that `split_planes` takes apart into `values`."""
+    planes = np.split(values, 8 // bits, axis=-1)
+    packed = planes[0].copy()
+    for place, plane in enumerate(planes[1:], start=1):
+        packed |= plane << np.uint8(place * bits)
+    return packed
 
 
 def reciprocal(scale: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -24,3 +35,25 @@ def reciprocal(scale: NDArray[np.float32]) -> NDArray[np.float32]:
         inverse: NDArray[np.float32] = np.float32(1) / scale
     inverse[np.isinf(inverse)] = 0
     return inverse
+
+
+def dequantize_blocks(layout: BlockLayout, packed: PackedRows) -> FloatRows:
+    """Return the float32 weights of blocks, each operation rounded as ggml's C rounds it."""
+    fields = layout.unpack(packed)
+    step = fields.scale.astype(np.float32)[..., np.newaxis]  # (n_rows, n_blocks, sub-blocks or 1)
+    if fields.sub_scales is not None:
+        step = step * fields.sub_scales
+    weights = fields.quants.astype(np.float32).reshape(*step.shape, -1)
+    weights *= step[..., np.newaxis]
+    offset = _offset(fields)
+    if offset is not None:
+        weights += offset[..., np.newaxis]
+    return weights.reshape(len(packed), -1)
+
+
+def _offset(fields: BlockFields) -> NDArray[np.float32] | None:
+    """Return what is added to the weights: (n_rows, n_blocks, sub-blocks or 1), if anything."""
+    if fields.minimum is None:
+        return None
+    minimum = fields.minimum.astype(np.float32)[..., np.newaxis]
+    return minimum if fields.sub_minima is None else -(minimum * fields.sub_minima)

@@ -1,46 +1,47 @@
-"""Q8_0: 32 weights as an f16 scale and 32 signed bytes.
+"""Q8_0: 32 weights as an f16 scale and 32 signed bytes, weight = scale * quant.
 
 The same numbers as `quantize_row_q8_0_ref` and `dequantize_row_q8_0` of ggml-quants.c.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.quant.blocks import F16_OVERFLOW, reciprocal
+from llmkit.quant.blocks import F16_OVERFLOW, dequantize_blocks, reciprocal
 from llmkit.quant.types import (
+    BlockFields,
+    BlockLayout,
     FloatRows,
     PackedRows,
     QuantType,
-    refuse_unless_below,
     register,
 )
 
 BLOCK_SIZE = 32
-BLOCK = np.dtype([("scale", "<f2"), ("codes", "i1", BLOCK_SIZE)])
+BLOCK = np.dtype([("scale", "<f2"), ("quants", "i1", BLOCK_SIZE)])
+_LARGEST = 127
 
 
-def _pack(rows: FloatRows) -> PackedRows:
+def _round(rows: FloatRows) -> PackedRows:
     weights = rows.reshape(len(rows), -1, BLOCK_SIZE)  # (n_rows, n_blocks, 32)
     with np.errstate(under="ignore"):
-        scale = _largest_magnitude(weights) / np.float32(127)  # (n_rows, n_blocks)
-        refuse_unless_below(F16_OVERFLOW, scale)
-        blocks = np.empty(scale.shape, dtype=BLOCK)
-        blocks["scale"] = scale
-        # A scale whose reciprocal is infinite gets codes of 0, as in ggml on x86-64: there, the
+        scale = _largest_magnitude(weights) / np.float32(_LARGEST)  # (n_rows, n_blocks)
+        stored_scale = scale.astype(np.float16)
+        # A scale whose reciprocal is infinite gets quants of 0, as in ggml on x86-64: there, the
         # conversion of infinity and NaN to an integer has a low byte of 0.
         scaled = weights * reciprocal(scale)[..., np.newaxis]
-    blocks["codes"] = _round_half_away(scaled)
-    return blocks.view(np.uint8)
+    return _pack(BlockFields(_round_half_away(scaled), stored_scale))
 
 
 def _largest_magnitude(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the largest magnitude of each block, NaN if it holds one.
+    """Return the largest magnitude of each block.
 
-    Without their sign, floats sort as their bits do, NaN last; NumPy's integer maximum over
-    short blocks is twice as fast as that of floats.
+    Without their sign, floats sort as their bits do; NumPy's integer maximum over short blocks
+    is twice as fast as that of floats.
     """
     largest: NDArray[np.int32] = np.abs(weights).view(np.int32).max(axis=-1)
     return largest.view(np.float32)
@@ -60,12 +61,19 @@ def _round_half_away(values: NDArray[np.float32]) -> NDArray[np.int8]:
     return values.astype(np.int8)  # towards zero
 
 
-def _unpack(packed: PackedRows) -> FloatRows:
-    blocks = packed.view(BLOCK)  # (n_rows, n_blocks_per_row)
-    weights = blocks["codes"].astype(np.float32)  # (n_rows, n_blocks_per_row, 32)
-    weights *= blocks["scale"].astype(np.float32)[..., np.newaxis]
-    return weights.reshape(len(packed), -1)
+def _unpack(packed: PackedRows) -> BlockFields:
+    blocks = packed.view(BLOCK)  # (n_rows, n_blocks)
+    return BlockFields(blocks["quants"], blocks["scale"])
 
+
+def _pack(fields: BlockFields) -> PackedRows:
+    blocks = np.empty(fields.scale.shape, dtype=BLOCK)
+    blocks["scale"], blocks["quants"] = fields.scale, fields.quants
+    return blocks.view(np.uint8)
+
+
+# A quant of -128 can be read, and ggml's rounding never writes it.
+_LAYOUT = BlockLayout(tuple(range(-_LARGEST, _LARGEST + 1)), _unpack, _pack)
 
 Q8_0 = register(
     QuantType(
@@ -74,7 +82,9 @@ Q8_0 = register(
         file_type=gguf.LlamaFileType.MOSTLY_Q8_0,
         block_size=BLOCK_SIZE,
         block_bytes=BLOCK.itemsize,
-        pack=_pack,
-        unpack=_unpack,
+        limit=F16_OVERFLOW * _LARGEST,
+        dequantize=partial(dequantize_blocks, _LAYOUT),
+        round=_round,
+        layout=_LAYOUT,
     )
 )

@@ -12,18 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.errors import QuantizationError
-from llmkit.quant.types import FloatRows, PackedRows, QuantType, RowRefusedError
+from llmkit.quant.ggml import has_library, quantize_rows
+from llmkit.quant.types import FloatRows, PackedRows, QuantType
 
 # Weights in one chunk. Fewer stay inside a 1 MiB L2 cache, but then threads wait longer for the
 # GIL, which each NumPy call takes back: on 2 cores 96 Ki gives half the speed of this.
 _CHUNK_WEIGHTS = 384 * 1024
 
 
-def quantize(weights: NDArray[Any], qtype: QuantType, tensor_name: str) -> PackedRows:
-    """Pack floats of shape (..., row_length) into (n_rows, row_bytes).
+def quantize(
+    weights: NDArray[Any],
+    qtype: QuantType,
+    tensor_name: str,
+    importance: NDArray[np.float32] | None = None,
+) -> PackedRows:
+    """Pack floats of shape (..., row_length) into (n_rows, row_bytes), rounded as ggml does.
 
-    Raises QuantizationError naming the tensor: for rows that are not whole blocks, and, with
-    the row, for NaN, infinity and values that the format cannot hold.
+    `importance` (row_length,) weighs the squared error of each column. It is ggml's own function
+    that packs; where its library is missing, types whose rounding is to nearest get the same
+    bytes from NumPy. Raises QuantizationError naming the tensor: for rows that are not whole
+    blocks, and, with the row, for NaN, infinity and values that the format cannot hold.
     """
     if weights.ndim == 0 or weights.dtype.kind != "f":
         raise QuantizationError(
@@ -35,21 +43,39 @@ def quantize(weights: NDArray[Any], qtype: QuantType, tensor_name: str) -> Packe
         row_bytes = qtype.row_bytes(row_length)
     except QuantizationError as error:
         raise QuantizationError(f"{tensor_name}: {error}") from error
+    if importance is not None:
+        importance = _checked_importance(importance, row_length, tensor_name)
     rows = weights.reshape(-1, row_length)
     packed = np.empty((len(rows), row_bytes), dtype=np.uint8)
+    ggml_packs = has_library() or importance is not None or qtype.round is None
 
     def pack_chunk(chunk: slice) -> None:
-        with np.errstate(over="ignore", under="ignore"):  # of float64; pack refuses infinity
+        with np.errstate(over="ignore", under="ignore"):  # of float64; infinity is refused
             floats = np.ascontiguousarray(rows[chunk], dtype=np.float32)
-        try:
-            packed[chunk] = qtype.pack(floats)
-        except RowRefusedError as error:
-            row = chunk.start + error.row
-            reason = _why_refused(rows[row], qtype)
-            raise QuantizationError(f"{tensor_name}: row {row}, {reason}") from error
+        if not (-qtype.limit < floats.min() and floats.max() < qtype.limit):  # so if one is NaN
+            raise QuantizationError(_why_refused(rows, chunk.start, floats, qtype, tensor_name))
+        if ggml_packs or qtype.round is None:
+            quantize_rows(floats, qtype, importance, packed[chunk])
+        else:
+            packed[chunk] = qtype.round(floats)
 
     _for_each_chunk(len(rows), row_length, pack_chunk)
     return packed
+
+
+def _checked_importance(
+    importance: NDArray[np.float32], row_length: int, tensor_name: str
+) -> NDArray[np.float32]:
+    if importance.shape != (row_length,):
+        raise QuantizationError(
+            f"{tensor_name}: importances of shape {importance.shape} are not one for each of"
+            f" {row_length} columns; collect them from this model"
+        )
+    if not (importance.min() >= 0 and importance.max() < np.inf):
+        raise QuantizationError(
+            f"{tensor_name}: importances are negative or not finite; collect them again"
+        )
+    return np.ascontiguousarray(importance, dtype=np.float32)
 
 
 def dequantize(
@@ -73,7 +99,7 @@ def dequantize(
     weights = np.empty((n_rows, row_length), dtype=np.float32)
 
     def unpack_chunk(chunk: slice) -> None:
-        weights[chunk] = qtype.unpack(np.ascontiguousarray(packed[chunk]))
+        weights[chunk] = qtype.dequantize(np.ascontiguousarray(packed[chunk]))
 
     _for_each_chunk(n_rows, row_length, unpack_chunk)
     return weights.reshape(shape)
@@ -92,11 +118,21 @@ def _for_each_chunk(n_rows: int, row_length: int, work: Callable[[slice], None])
             pass
 
 
-def _why_refused(row: NDArray[Any], qtype: QuantType) -> str:
-    with np.errstate(over="ignore", under="ignore"):
-        finite = np.isfinite(row.astype(np.float32))
+def _why_refused(
+    rows: NDArray[Any], start: int, floats: FloatRows, qtype: QuantType, tensor_name: str
+) -> str:
+    """Where the first row stands that cannot be held, and why. `floats`: rows from `start` on."""
+    row = int((np.abs(floats) < qtype.limit).all(axis=1).argmin())
+    values, finite = rows[start + row], np.isfinite(floats[row])
+    place = f"{tensor_name}: row {start + row}"
     if finite.all():
-        column = int(np.abs(row).argmax())
-        return f"column {column} is {row[column]:g}, too large for {qtype.name}; choose f32"
+        column = int(np.abs(values).argmax())
+        return (
+            f"{place}, column {column} is {values[column]:g}, too large for {qtype.name};"
+            " choose f32"
+        )
     column = int(finite.argmin())
-    return f"column {column} is {row[column]:g}; no format holds it: check the training run"
+    return (
+        f"{place}, column {column} is {values[column]:g}; no format holds it: check the"
+        " training run"
+    )

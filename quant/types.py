@@ -16,11 +16,41 @@ PackedRows = NDArray[np.uint8]  # (n_rows, row_bytes), C-contiguous
 
 
 @dataclass(frozen=True)
+class BlockFields:
+    """The numbers of blocks: weight = scale * sub_scale * quant, and a minimum where one is held.
+
+    Formats without sub-blocks hold `minimum` to be added; those with them subtract
+    minimum * sub_minimum.
+    """
+
+    quants: NDArray[np.int8]  # (n_rows, n_blocks, block_size)
+    scale: NDArray[np.float16]  # (n_rows, n_blocks)
+    sub_scales: NDArray[np.int8] | None = None  # (n_rows, n_blocks, sub-blocks)
+    minimum: NDArray[np.float16] | None = None  # (n_rows, n_blocks)
+    sub_minima: NDArray[np.int8] | None = None  # (n_rows, n_blocks, sub-blocks)
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Where the numbers of a block stand in its bytes.
+
+    `levels` are the values a quant may have, ascending. pack(unpack(blocks)) gives the same bytes;
+    `pack` trusts that the numbers are in their ranges.
+    """
+
+    levels: tuple[int, ...]
+    unpack: Callable[[PackedRows], BlockFields]
+    pack: Callable[[BlockFields], PackedRows]
+    sub_block_size: int | None = None  # weights that share a sub-scale; None: no sub-blocks
+    sub_scale_range: tuple[int, int] | None = None  # of sub-scales and, where there are, sub-minima
+
+
+@dataclass(frozen=True)
 class QuantType:
     """A GGUF block format: how `block_size` weights become `block_bytes` bytes, and back.
 
-    `pack` raises RowRefusedError for the first row with a NaN, an infinity or a value out of range.
-    Both functions trust the shape they are given; `quantize` and `dequantize` check it.
+    `round` takes each weight to the nearest level, as ggml's reference code does. The functions
+    trust the rows they are given; `quantize` and `dequantize` of the package check them.
     """
 
     name: str
@@ -28,8 +58,10 @@ class QuantType:
     file_type: gguf.LlamaFileType
     block_size: int
     block_bytes: int
-    pack: Callable[[FloatRows], PackedRows]
-    unpack: Callable[[PackedRows], FloatRows]
+    limit: float  # weights of this magnitude or more are refused: f16 or the format ends there
+    dequantize: Callable[[PackedRows], FloatRows]
+    round: Callable[[FloatRows], PackedRows] | None = None  # None: only ggml's own search packs it
+    layout: BlockLayout | None = None  # None: no blocks, or such as only ggml takes apart
 
     @property
     def bits_per_weight(self) -> float:
@@ -48,21 +80,6 @@ class QuantType:
                 f" {row_length} is not a multiple of that; choose f16 or another width"
             )
         return row_length // self.block_size * self.block_bytes
-
-
-class RowRefusedError(QuantizationError):
-    """Row `row` of the array that `pack` was given cannot be held."""
-
-    def __init__(self, row: int) -> None:
-        super().__init__(f"row {row} holds NaN, infinity or a value out of range")
-        self.row = row
-
-
-def refuse_unless_below(limit: float, magnitudes: NDArray[np.float32]) -> None:
-    """Raise RowRefusedError for the first row of (n_rows, any) not wholly below `limit`."""
-    held = magnitudes < limit  # False for NaN too
-    if not held.all():
-        raise RowRefusedError(int(held.all(axis=1).argmin()))
 
 
 _TABLE: dict[str, QuantType] = {}
@@ -100,3 +117,15 @@ def quant_type_of(ggml_type: gguf.GGMLQuantizationType) -> QuantType:
     raise QuantizationError(
         f"tensor type {ggml_type.name} cannot be read; known are {', '.join(quant_names())}"
     )
+
+
+def quant_type_of_file(file_type: gguf.LlamaFileType) -> QuantType:
+    """Return the format that a file of this `general.file_type` is written in, as q4_k of q4_k_s.
+
+    Raises QuantizationError if it is none's.
+    """
+    for qtype in _TABLE.values():
+        if qtype.file_type == file_type:
+            return qtype
+    known = ", ".join(_TABLE[name].file_type.name for name in quant_names())
+    raise QuantizationError(f"file type {file_type.name} is not one of those written here: {known}")

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint import Checkpoint, build_model
-from llmkit.errors import GGUFError
 from llmkit.export.adapter import adapter_of, add_file_adapter
 from llmkit.export.gguf_file import GGUFFile, config_of, dequantized_weights, read_gguf
 from llmkit.model.gpt import GPT
-from llmkit.quant.types import QuantType, quant_type
+from llmkit.quant.types import QuantType
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,6 @@ class Subject:
 
 
 def open_subject(checkpoint: Checkpoint, gguf: Path) -> Subject:
-    """Read a GGUF file and its adapter. Raises GGUFError where it cannot be compared at all."""
+    """Read a GGUF file and its adapter. Raises GGUFError or QuantizationError for no such file."""
     file = read_gguf(gguf)
-    if file.file_type.startswith("unknown"):
-        raise GGUFError(f"{file.path} has no known general.file_type; export it again")
-    return Subject(checkpoint, file, adapter_of(file), quant_type(file.file_type))
+    return Subject(checkpoint, file, adapter_of(file), file.qtype)

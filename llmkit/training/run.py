@@ -122,14 +122,13 @@ def _result(folder: RunFolder) -> TrainingResult:
 
 def _quantization_note(sizes: GPTConfig) -> str:
     """Which GGUF types the widths allow: a width cannot be changed after training."""
-    refused = {
-        qtype.name: qtype.block_size
-        for qtype in map(quant_type, quant_names())
-        if not qtype.fits(sizes.n_embd)
-    }
+    refused: dict[int, list[str]] = {}
+    for qtype in map(quant_type, quant_names()):
+        if not qtype.fits(sizes.n_embd):
+            refused.setdefault(qtype.block_size, []).append(qtype.name)
     if not refused:
         return f"rows of {sizes.n_embd}: every quantization fits"
+    blocks = " and ".join(f"blocks of {size} ({', '.join(refused[size])})" for size in refused)
     return (
-        f"rows of {sizes.n_embd} do not fit {', '.join(refused)} (multiples of "
-        f"{max(refused.values())}): these matrices will stay f16 in such files"
+        f"rows of {sizes.n_embd} are not whole {blocks}: these matrices will stay f16 in such files"
     )

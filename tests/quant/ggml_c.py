@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -29,24 +30,31 @@ _LIB.ggml_quantize_chunk.argtypes = (
     ctypes.c_void_p,  # importance matrix
 )
 
-_TO_FLOAT = {
-    gguf.GGMLQuantizationType.F16: _LIB.ggml_fp16_to_fp32_row,
-    gguf.GGMLQuantizationType.BF16: _LIB.ggml_bf16_to_fp32_row,
-    gguf.GGMLQuantizationType.Q8_0: _LIB.dequantize_row_q8_0,
-    gguf.GGMLQuantizationType.Q4_0: _LIB.dequantize_row_q4_0,
-}
-for _function in _TO_FLOAT.values():
-    _function.restype = None
-    _function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+def _to_float(ggml_type: gguf.GGMLQuantizationType) -> Any:
+    names = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}
+    usual = f"dequantize_row_{ggml_type.name.lower().replace('_k', '_K')}"
+    function = _LIB[names.get(ggml_type.name, usual)]
+    function.restype = None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    return function
 
 
 def c_quantize(
-    rows: NDArray[np.float32], ggml_type: gguf.GGMLQuantizationType, row_bytes: int
+    rows: NDArray[np.float32],
+    ggml_type: gguf.GGMLQuantizationType,
+    row_bytes: int,
+    importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint8]:
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     packed = np.empty((len(rows), row_bytes), dtype=np.uint8)
     written = _LIB.ggml_quantize_chunk(
-        int(ggml_type), rows.ctypes.data, packed.ctypes.data, 0, *rows.shape, None
+        int(ggml_type),
+        rows.ctypes.data,
+        packed.ctypes.data,
+        0,
+        *rows.shape,
+        None if importance is None else importance.ctypes.data,
     )
     assert written == packed.nbytes
     return packed
@@ -60,5 +68,5 @@ def c_dequantize(
     if ggml_type == gguf.GGMLQuantizationType.F32:  # has no C function: it is a copy
         rows.view(np.uint8)[:] = packed
     else:
-        _TO_FLOAT[ggml_type](packed.ctypes.data, rows.ctypes.data, rows.size)
+        _to_float(ggml_type)(packed.ctypes.data, rows.ctypes.data, rows.size)
     return rows

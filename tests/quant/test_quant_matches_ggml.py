@@ -6,9 +6,18 @@ from ggml_c import c_dequantize, c_quantize
 from numpy.typing import NDArray
 from weight_cases import ROW_LENGTH, weight_cases
 
+from llmkit.errors import QuantizationError
 from llmkit.quant import QuantType, dequantize, quant_names, quant_type, quantize
 
 CASES = weight_cases()
+ROUNDED = [name for name in quant_names() if quant_type(name).round]
+LAID_OUT = [name for name in quant_names() if quant_type(name).layout]
+# The upper bytes of a block's f16 numbers (ggml-common.h).
+HALVES = {
+    **dict.fromkeys(("q8_0", "q4_0", "q5_0", "iq4_nl"), (1,)),
+    **dict.fromkeys(("q4_1", "q5_1", "q4_k", "q5_k"), (1, 3)),
+    "q6_k": (209,),
+}
 
 
 def assert_bits_equal(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> None:
@@ -16,24 +25,25 @@ def assert_bits_equal(ours: NDArray[np.generic], theirs: NDArray[np.generic]) ->
 
 
 def assert_packs_like_c(rows: NDArray[np.float32], qtype: QuantType) -> None:
+    assert qtype.round is not None
     with np.errstate(all="raise"):  # and without any NumPy warning
-        ours = qtype.pack(rows)
+        ours = qtype.round(rows)
     assert_bits_equal(ours, c_quantize(rows, qtype.ggml_type, qtype.row_bytes(rows.shape[1])))
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", quant_names())
-def test_pack_is_bit_equal_to_c(name: str, case: str) -> None:
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounding_is_bit_equal_to_c(name: str, case: str) -> None:
     assert_packs_like_c(CASES[case], quant_type(name))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", quant_names())
-def test_unpack_is_bit_equal_to_c(name: str, case: str) -> None:
+def test_dequantized_weights_are_bit_equal_to_c(name: str, case: str) -> None:
     qtype = quant_type(name)
     packed = c_quantize(CASES[case], qtype.ggml_type, qtype.row_bytes(ROW_LENGTH))
     with np.errstate(all="raise"):
-        ours = qtype.unpack(packed)
+        ours = qtype.dequantize(packed)
     assert_bits_equal(ours, c_dequantize(packed, qtype.ggml_type, ROW_LENGTH))
 
 
@@ -44,6 +54,9 @@ def test_pack_in_chunks_and_threads_is_bit_equal_to_c(name: str) -> None:
     rows = generator.standard_normal((1237, 768), dtype=np.float32)
     packed = quantize(rows, qtype, "w")
     assert_bits_equal(packed, c_quantize(rows, qtype.ggml_type, qtype.row_bytes(768)))
+    importance = generator.uniform(0.1, 5, 768).astype(np.float32)
+    weighed = c_quantize(rows, qtype.ggml_type, qtype.row_bytes(768), importance)
+    assert_bits_equal(quantize(rows, qtype, "w", importance), weighed)
     assert_bits_equal(dequantize(packed, qtype), c_dequantize(packed, qtype.ggml_type, 768))
 
 
@@ -68,14 +81,66 @@ def test_f16_unpacks_every_bit_pattern_like_c() -> None:
     finite = patterns[(patterns & 0x7C00) != 0x7C00].view(np.uint8)[np.newaxis]
     qtype = quant_type("f16")
     n_values = finite.shape[1] // 2
-    assert_bits_equal(qtype.unpack(finite), c_dequantize(finite, qtype.ggml_type, n_values))
+    assert_bits_equal(qtype.dequantize(finite), c_dequantize(finite, qtype.ggml_type, n_values))
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
-def test_blocks_unpack_any_codes_and_finite_scale_like_c(name: str) -> None:
+def any_blocks(qtype: QuantType) -> NDArray[np.uint8]:
+    blocks = np.random.default_rng(11).integers(0, 256, (4096, qtype.block_bytes), dtype=np.uint8)
+    blocks[:, HALVES[qtype.name]] &= 0xBF  # exponents below that of infinity and NaN
+    return blocks
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_blocks_of_any_bytes_and_finite_scales_are_read_like_c(name: str) -> None:
     qtype = quant_type(name)
-    generator = np.random.default_rng(11)
-    blocks = generator.integers(0, 256, (4096, qtype.block_bytes), dtype=np.uint8)
-    blocks[:, 1] &= 0xBF  # the scale's exponent below that of infinity and NaN
+    blocks = any_blocks(qtype)
     theirs = c_dequantize(blocks, qtype.ggml_type, qtype.block_size)
-    assert_bits_equal(qtype.unpack(blocks), theirs)
+    assert_bits_equal(qtype.dequantize(blocks), theirs)
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_numbers_taken_out_of_any_bytes_are_put_back(name: str) -> None:
+    qtype = quant_type(name)
+    assert qtype.layout is not None
+    blocks = any_blocks(qtype)
+    for rows in (blocks, blocks.reshape(512, -1)):
+        assert_bits_equal(qtype.layout.pack(qtype.layout.unpack(rows)), rows)
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_the_numbers_have_the_stated_shapes_and_ranges(name: str) -> None:
+    qtype = quant_type(name)
+    layout = qtype.layout
+    assert layout is not None
+    fields = layout.unpack(any_blocks(qtype).reshape(512, -1))
+    assert fields.quants.shape == (512, 8, qtype.block_size)
+    assert fields.scale.shape == (512, 8)
+    assert (fields.quants.dtype, fields.scale.dtype) == (np.int8, np.float16)
+    read_only = {-128} if name == "q8_0" else set()
+    assert set(np.unique(fields.quants).tolist()) - read_only == set(layout.levels)
+    assert list(layout.levels) == sorted(layout.levels)
+    if layout.sub_block_size is None:
+        assert (fields.sub_scales, fields.sub_minima) == (None, None)
+        return
+    for sub in (fields.sub_scales, fields.sub_minima):
+        if sub is not None:
+            assert sub.dtype == np.int8
+            assert sub.shape == (512, 8, qtype.block_size // layout.sub_block_size)
+            assert (sub.min(), sub.max()) == layout.sub_scale_range
+
+
+def test_without_the_library_rounding_gives_the_same_bytes_and_searching_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = CASES["trained_like"]
+    expected = {name: quantize(rows, quant_type(name), "w") for name in ROUNDED}
+    monkeypatch.setattr("llmkit.quant.ggml._library", lambda: None)
+    for name in quant_names():
+        qtype = quant_type(name)
+        if name in expected:
+            assert_bits_equal(quantize(rows, qtype, "w"), expected[name])
+        else:
+            with pytest.raises(QuantizationError, match=f"quantizing to {name}.*reinstall llama"):
+                quantize(rows, qtype, "w")
+    with pytest.raises(QuantizationError, match="reinstall llama"):
+        quantize(rows, quant_type("q4_0"), "w", np.ones(ROW_LENGTH, dtype=np.float32))

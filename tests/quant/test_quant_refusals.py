@@ -14,6 +14,15 @@ SMALLEST_REFUSED = {
     "bf16": np.uint32(0x7F7F8000).view(np.float32),
     "q8_0": np.float32(65520 * 127),
     "q4_0": np.float32(65520 * 8),
+    "q5_0": np.float32(65520 * 16),
+    # Stored themselves, where they are the minimum.
+    "q4_1": np.float32(65520),
+    "q5_1": np.float32(65520),
+    # ggml's search chooses the scale: what it does with more than f16 holds is not relied on.
+    "q4_k": np.float32(65520),
+    "q5_k": np.float32(65520),
+    "q6_k": np.float32(65520),
+    "iq4_nl": np.float32(65520),
 }
 
 
@@ -27,7 +36,7 @@ SMALLEST_REFUSED = {
 def test_nan_and_infinity_are_refused_by_tensor_row_and_column(
     name: str, row: int, column: int, bad: float
 ) -> None:
-    weights = np.ones((5, 64), dtype=np.float32)
+    weights = np.ones((5, 256), dtype=np.float32)
     weights[row, column] = bad
     place = rf"^blk\.0\.attn_q\.weight: row {row}, column {column} is -?(nan|inf)"
     with pytest.raises(QuantizationError, match=place):
@@ -35,7 +44,7 @@ def test_nan_and_infinity_are_refused_by_tensor_row_and_column(
 
 
 def test_nan_is_found_beside_infinity_and_beside_a_value_too_large() -> None:
-    weights = np.ones((1, 32), dtype=np.float32)
+    weights = np.ones((1, 256), dtype=np.float32)
     weights[0, :3] = [1e30, np.inf, np.nan]
     for name in quant_names():
         with pytest.raises(QuantizationError, match="column 1 is inf"):
@@ -45,7 +54,7 @@ def test_nan_is_found_beside_infinity_and_beside_a_value_too_large() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", SMALLEST_REFUSED)
 def test_values_that_would_become_infinity_are_refused(name: str, sign: int) -> None:
-    weights = np.ones((3, 64), dtype=np.float32)
+    weights = np.ones((3, 256), dtype=np.float32)
     weights[2, 40] = sign * SMALLEST_REFUSED[name]
     with pytest.raises(QuantizationError, match=rf"^w: row 2, column 40 is .*large for {name}"):
         quantize(weights, quant_type(name), "w")
@@ -55,7 +64,7 @@ def test_values_that_would_become_infinity_are_refused(name: str, sign: int) -> 
 @pytest.mark.parametrize("name", SMALLEST_REFUSED)
 def test_the_value_below_the_smallest_refused_is_packed_as_finite(name: str, sign: int) -> None:
     qtype = quant_type(name)
-    weights = np.ones((3, 64), dtype=np.float32)
+    weights = np.ones((3, 256), dtype=np.float32)
     weights[2, 40] = sign * np.nextafter(SMALLEST_REFUSED[name], np.float32(0))
     assert np.isfinite(dequantize(quantize(weights, qtype, "w"), qtype)).all()
 
@@ -67,7 +76,7 @@ def test_f32_holds_the_largest_float() -> None:
 
 
 def test_float64_beyond_float32_is_refused_with_its_value() -> None:
-    weights = np.ones((2, 32))
+    weights = np.ones((2, 256))
     weights[1, 3] = 1e300
     for name in quant_names():
         with pytest.raises(QuantizationError, match=r"^w: row 1, column 3 is 1e\+300; no format"):
@@ -83,10 +92,11 @@ def test_of_bad_rows_in_several_chunks_the_first_is_named() -> None:
             quantize(weights, quant_type(name), "w")
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("name", [n for n in quant_names() if quant_type(n).block_size > 1])
 def test_rows_that_are_not_whole_blocks_are_refused(name: str) -> None:
     weights = np.ones((2, 100), dtype=np.float32)
-    with pytest.raises(QuantizationError, match=rf"^w: {name} packs blocks of 32.*row of 100"):
+    size = quant_type(name).block_size
+    with pytest.raises(QuantizationError, match=rf"^w: {name} packs blocks of {size} .*row of 100"):
         quantize(weights, quant_type(name), "w")
 
 

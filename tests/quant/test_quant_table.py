@@ -6,11 +6,12 @@ import gguf
 import pytest
 
 from llmkit.errors import QuantizationError
-from llmkit.quant import quant_names, quant_type, quant_type_of
+from llmkit.quant import quant_names, quant_type, quant_type_of, quant_type_of_file
 
 
 def test_the_promised_formats_are_registered() -> None:
-    assert {"f32", "f16", "bf16", "q8_0", "q4_0"} <= set(quant_names())
+    promised = "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q4_k q5_k q6_k iq4_nl"
+    assert set(promised.split()) <= set(quant_names())
 
 
 @pytest.mark.parametrize("name", quant_names())
@@ -27,7 +28,9 @@ def test_name_tensor_type_and_file_type_agree(name: str) -> None:
     qtype = quant_type(name)
     assert qtype.name == name
     assert qtype.ggml_type.name.lower() == name
-    assert qtype.file_type.name.lower().split("_", 1)[1] == name
+    # Files of one K-quant throughout are what llama-quantize calls small.
+    assert qtype.file_type.name.lower().split("_", 1)[1] in (name, f"{name}_s")
+    assert quant_type_of_file(qtype.file_type) is qtype
     assert quant_type_of(qtype.ggml_type) is qtype
 
 
@@ -37,15 +40,21 @@ def test_names_are_found_in_any_case_and_by_alias() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(QuantizationError, match="'q4_9': did you mean 'q4_0'"):
+    with pytest.raises(QuantizationError, match="'q4_9': did you mean 'q4_"):
         quant_type("q4_9")
+    with pytest.raises(QuantizationError, match="'Q4_O': did you mean 'q4_0'"):
+        quant_type("Q4_O")
+    with pytest.raises(QuantizationError, match="'q4_l': did you mean 'q4_1'"):
+        quant_type("q4_l")
     with pytest.raises(QuantizationError, match="did you mean 'int8'"):
         quant_type("int88")
 
 
 def test_an_unknown_tensor_type_is_refused_by_name() -> None:
-    with pytest.raises(QuantizationError, match="TQ1_0 cannot be read; known are f32"):
-        quant_type_of(gguf.GGMLQuantizationType.TQ1_0)
+    with pytest.raises(QuantizationError, match="I32 cannot be read; known are f32"):
+        quant_type_of(gguf.GGMLQuantizationType.I32)
+    with pytest.raises(QuantizationError, match=r"MOSTLY_Q4_K_M is not one.*, MOSTLY_Q4_K_S"):
+        quant_type_of_file(gguf.LlamaFileType.MOSTLY_Q4_K_M)
 
 
 @pytest.mark.parametrize(

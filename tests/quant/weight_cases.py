@@ -33,7 +33,7 @@ def _denormals(generator: np.random.Generator) -> NDArray[np.float32]:
 def _reciprocal_edge() -> NDArray[np.float32]:
     """Extremes around the scale 2**-128, from which on 1 / scale is finite."""
     blocks = []
-    for quotient in (8, 127):
+    for quotient in (8, 15, 16, 31, 127):
         start = int(np.float32(quotient * 2.0**-128).view(np.uint32))
         for bits in range(start - 40, start + 40):
             extreme = np.uint32(bits).view(np.float32)
@@ -47,7 +47,7 @@ def _reciprocal_edge() -> NDArray[np.float32]:
 def _ties_after_scaling() -> NDArray[np.float32]:
     """Multiples of half a step, and their neighbours, in blocks whose scale is a power of two."""
     blocks = []
-    for largest in (127.0, -127.0, 8.0, -8.0):
+    for largest in (127.0, -127.0, 8.0, -8.0, 16.0, -16.0):
         halves = np.arange(-2 * abs(largest) + 1, 2 * abs(largest)) / 2
         for direction in (0.0, -np.inf, np.inf):
             values = halves.astype(np.float32)
@@ -60,6 +60,19 @@ def _ties_after_scaling() -> NDArray[np.float32]:
                 block[1 : 1 + part.size] = part
                 blocks += [block, block * np.float32(2.0**-9), block * np.float32(2.0**9)]
     return _rows(np.concatenate(blocks))
+
+
+def _ties_between_extremes(generator: np.random.Generator) -> NDArray[np.float32]:
+    """The same for levels from a minimum up: blocks of 15 or 31 steps that begin anywhere."""
+    blocks = []
+    for highest in (15, 31):
+        halves = generator.integers(0, 2 * highest + 1, (256, 32)) / 2
+        halves[:, 5], halves[:, 9] = 0, highest
+        minimum = generator.integers(-highest, 2, (256, 1)) * 0.5
+        for step in (1.0, 2.0**-9, 2.0**9, 0.3):
+            values = ((halves + minimum) * step).astype(np.float32)
+            blocks += [values, np.nextafter(values, np.float32(np.inf))]
+    return np.concatenate(blocks).reshape(-1, ROW_LENGTH)
 
 
 def _tied_extremes(generator: np.random.Generator) -> NDArray[np.float32]:
@@ -97,6 +110,7 @@ def weight_cases() -> dict[str, NDArray[np.float32]]:
         "tiny": normal * np.float32(1e-7),
         "any_scale": np.clip(normal * scales, -65504, 65504),
         "ties_after_scaling": _ties_after_scaling(),
+        "ties_between_extremes": _ties_between_extremes(generator),
         "tied_extremes": _tied_extremes(generator),
         "trained_like": _trained_like(generator),
     }
