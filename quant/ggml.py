@@ -75,14 +75,13 @@ def quantize_rows(
     )
 
 
-def dequantize_rows(
-    ggml_type: gguf.GGMLQuantizationType, block_bytes: int, block_size: int, packed: PackedRows
-) -> FloatRows:
+def dequantize_rows(ggml_type: gguf.GGMLQuantizationType, packed: PackedRows) -> FloatRows:
     """Unpack rows with ggml's `dequantize_row_*`. Raises QuantizationError without the library."""
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
     n_rows, row_bytes = packed.shape
     weights = np.empty((n_rows, row_bytes // block_bytes * block_size), dtype=np.float32)
-    name = ggml_type.name.lower().replace("_k", "_K")
-    function = _required(f"reading {ggml_type.name.lower()}")[f"dequantize_row_{name}"]
+    name = ggml_type.name.lower()
+    function = _required(f"reading {name}")[f"dequantize_row_{name.replace('_k', '_K')}"]
     function.restype = None
     function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     function(packed.ctypes.data, weights.ctypes.data, weights.size)

@@ -43,6 +43,11 @@ def quantize(
         row_bytes = qtype.row_bytes(row_length)
     except QuantizationError as error:
         raise QuantizationError(f"{tensor_name}: {error}") from error
+    if importance is None and qtype.needs_importance:
+        raise QuantizationError(
+            f"{tensor_name}: {qtype.name} needs the importances of the columns, which an importance"
+            " matrix of calibration text holds; choose another type or give them"
+        )
     if importance is not None:
         importance = _checked_importance(importance, row_length, tensor_name)
     rows = weights.reshape(-1, row_length)

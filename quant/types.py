@@ -62,6 +62,7 @@ class QuantType:
     dequantize: Callable[[PackedRows], FloatRows]
     round: Callable[[FloatRows], PackedRows] | None = None  # None: only ggml's own search packs it
     layout: BlockLayout | None = None  # None: no blocks, or such as only ggml takes apart
+    needs_importance: bool = False  # without importances of the columns ggml packs none
 
     @property
     def bits_per_weight(self) -> float:

@@ -41,7 +41,8 @@ DOT_TYPES = {
     **dict.fromkeys((Type.Q8_0, Type.Q4_0, Type.Q5_0, Type.IQ4_NL), Type.Q8_0),
     **dict.fromkeys((Type.Q4_1, Type.Q5_1), Type.Q8_1),
     **dict.fromkeys((Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K), Type.Q8_K),
-    Type.IQ4_XS: Type.Q8_K,
+    **dict.fromkeys((Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS, Type.TQ1_0, Type.TQ2_0), Type.Q8_K),
+    **dict.fromkeys((Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XXS, Type.IQ1_S, Type.IQ1_M), Type.Q8_K),
 }
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 # Of types whose weight is scale * code + offset: where in a block the f16 is that the offset is a

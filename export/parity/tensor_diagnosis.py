@@ -141,7 +141,8 @@ def _way(suspect: Suspect, weights: FloatRows) -> str:
         return _is_packed(once, suspect, n)
 
     for qtype in map(quant_type, quant_names()):
-        if qtype is suspect.stored or not qtype.fits(weights.shape[-1]):
+        is_searched_long = qtype.layout is None and qtype.block_size > 1  # seconds, for some
+        if qtype is suspect.stored or is_searched_long or not qtype.fits(weights.shape[-1]):
             continue
         try:
             if all(is_way(qtype, n) for n in (_PROBED_ROWS, len(weights))):

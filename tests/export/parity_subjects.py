@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from finetuned import with_adapter
 from gguf_surgery import make_checkpoint
 
@@ -18,9 +19,15 @@ from llmkit.export.adapter import write_adapter
 from llmkit.export.gguf_write import write_gguf
 from llmkit.export.parity.subject import Subject, open_subject
 from llmkit.modelfiles.prompt_format import prompt_format
-from llmkit.quant import quant_type
+from llmkit.quant import quant_names, quant_type
 from llmkit.tokenizer import train_bpe, train_characters
 
+# All that need no importances; ggml takes seconds to build the codebooks of two.
+EVERY_TYPE = [
+    pytest.param(name, marks=pytest.mark.slow if name in ("iq1_m", "iq2_s") else ())
+    for name in quant_names()
+    if not quant_type(name).needs_importance
+]
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it comes": {},
     "untied": {"tie_embeddings": False},

@@ -17,6 +17,7 @@ from gguf_surgery import (
     write_file,
 )
 from parity_subjects import (
+    EVERY_TYPE,
     VARIANTS,
     chatml_checkpoint,
     lora_checkpoint,
@@ -29,7 +30,6 @@ from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, sav
 from llmkit.export.parity.check import Check
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
-from llmkit.quant import quant_names
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_good_file_of_every_kind_of_model_passes(variant: str, tmp_path: Path)
     assert found.detail == "21 keys equal"
 
 
-@pytest.mark.parametrize("qtype", quant_names())
+@pytest.mark.parametrize("qtype", EVERY_TYPE)
 def test_a_good_file_of_every_type_passes(
     qtype: str, random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

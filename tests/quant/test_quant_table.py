@@ -11,6 +11,7 @@ from llmkit.quant import quant_names, quant_type, quant_type_of, quant_type_of_f
 
 def test_the_promised_formats_are_registered() -> None:
     promised = "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q4_k q5_k q6_k iq4_nl"
+    promised += " q2_k q3_k iq4_xs iq3_s iq3_xxs iq2_s iq2_xs iq2_xxs iq1_m iq1_s tq2_0 tq1_0"
     assert set(promised.split()) <= set(quant_names())
 
 

@@ -92,6 +92,13 @@ def _trained_like(generator: np.random.Generator) -> NDArray[np.float32]:
     return ((0.01 * low_rank + 0.02 * noise) * outlier).astype(np.float32)
 
 
+def importance_for(name: str, row_length: int = ROW_LENGTH) -> NDArray[np.float32] | None:
+    """Importances of columns for a type that cannot do without, none for the others."""
+    if name not in ("iq2_xxs", "iq2_xs", "iq1_s"):
+        return None
+    return np.random.default_rng(23).uniform(0.1, 5, row_length).astype(np.float32)
+
+
 def weight_cases() -> dict[str, NDArray[np.float32]]:
     generator = np.random.default_rng(7)
     normal = generator.standard_normal((512, ROW_LENGTH)).astype(np.float32)
