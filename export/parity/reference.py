@@ -51,6 +51,8 @@ _OFFSETS = {
     **dict.fromkeys((Type.Q4_1, Type.Q5_1), (2, 1)),
     **dict.fromkeys((Type.Q4_K, Type.Q5_K), (2, 63)),
     Type.Q2_K: (82, 15),
+    Type.TQ1_0: (52, 1),  # codes of 0 to 2, less the block's scale
+    Type.TQ2_0: (64, 1),
 }
 _CODE_MAX = 127
 # In units of the largest of the values that are rounded together. A sum of some hundred products

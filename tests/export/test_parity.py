@@ -31,6 +31,8 @@ from llmkit.export.parity.check import Proof
 from llmkit.export.parity.generation import generation_check
 from llmkit.export.parity.reference import FileTensors, Matrix
 from llmkit.export.parity.verify import verify
+from llmkit.quant import quant_names, quant_type
+from llmkit.training import train
 
 ALL = (
     "metadata", "tensors", "tokenizer", "prompt", "stop", "layers", "logits", "generation",
@@ -60,6 +62,23 @@ def test_every_type_is_proved(quant: str, files: dict[str, Path], tiny_checkpoin
     logits = next(check for check in proof.checks if check.name == "logits")
     assert 0 < logits.value < logits.limit
     assert "256 positions" in logits.detail
+
+
+@pytest.mark.slow
+def test_every_other_type_is_proved_at_a_width_of_whole_blocks(
+    corpus: Path, tmp_path: Path
+) -> None:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 256, "context_length": 64}
+    train(
+        corpus, tmp_path / "c", vocab_size=512, model=sizes, training={"steps": 30, "batch_size": 8}
+    )
+    old = ("f32", "f16", "bf16", "q8_0", "q4_0")
+    names = [n for n in quant_names() if not quant_type(n).needs_importance and n not in old]
+    made = export(tmp_path / "c", tmp_path / "out", quants=names, prove=False)
+    for file in made.files:
+        proof = prove(tmp_path / "c", file.path)
+        assert failed(proof) == set(), (file.quant, proof.checks)
+        assert proof.quant == file.quant
 
 
 # --- what is wrong with the file ------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gguf_surgery import make_checkpoint
-from parity_subjects import VARIANTS, lora_checkpoint, write_apart, written
+from parity_subjects import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
 from torch import Tensor
 
 from llmkit.export.eval_callback import EvalCallback
@@ -63,6 +63,18 @@ def test_every_type_of_every_kind_of_model_is_within_rounding(
             assert check.passed, check.detail
             assert 0 < check.value <= check.limit == 1
             assert f"{2 + 8 * made.config.n_layer + 1} operations" in check.detail
+
+
+@pytest.mark.parametrize("qtype", EVERY_TYPE)
+def test_every_type_is_within_rounding_at_a_width_of_whole_blocks(
+    qtype: str, tmp_path: Path
+) -> None:
+    made = make_checkpoint(tmp_path / "c", change=larger, n_embd=256, n_layer=1)
+    subject = written(made, tmp_path / "m.gguf", qtype)
+    assert subject.file.tensors["blk.0.attn_qkv.weight"].ggml_type == subject.qtype.ggml_type
+    for seed, n in enumerate((1, 5, None)):
+        check = layers_check(subject, token_ids(subject, seed, n))
+        assert check.passed, check.detail
 
 
 @pytest.mark.parametrize("qtype", ["f32", "f16", "q8_0", "q4_0"])
