@@ -206,10 +206,36 @@ def _in_one_row(
         pair = f"{values[column]:.6g} instead of {wanted_values[column]:.6g}"
         return f"{in_block}{what}{place}: {pair}"
     bit = " (one bit)" if is_bit else ""
+    number = _differing_number(qtype, *(block[differing[0]] for block in blocks))
     factor = _one_factor(values[columns], wanted_values[columns])
     if factor is not None:
-        return f"{in_block}the scale differs{bit}, {factor:.4g} x the checkpoint's"
+        return f"{in_block}{number or 'the scale'} differs{bit}, {factor:.4g} x the checkpoint's"
+    if number:
+        return f"{in_block}{number} differs{bit}"
     return f"{in_block}{len(columns)} quants differ{bit}"
+
+
+def _differing_number(qtype: QuantType, found: PackedRows, wanted: PackedRows) -> str:
+    """Which number of a block other than its quants differs; empty where none or several do."""
+    if qtype.layout is None:
+        return ""
+    a, b = (qtype.layout.unpack(block[np.newaxis].copy()) for block in (found, wanted))
+    if not np.array_equal(a.quants, b.quants):
+        return ""
+    pairs = {
+        "the scale": (a.scale, b.scale),
+        "a sub-scale": (a.sub_scales, b.sub_scales),
+        "the minimum": (a.minimum, b.minimum),
+        "a sub-minimum": (a.sub_minima, b.sub_minima),
+    }
+    names = [
+        name
+        for name, (of_found, of_wanted) in pairs.items()
+        if of_found is not None
+        and of_wanted is not None
+        and np.count_nonzero(of_found != of_wanted) == 1
+    ]
+    return names[0] if len(names) == 1 else ""
 
 
 def _one_factor(found: FloatRows, wanted: FloatRows) -> float | None:

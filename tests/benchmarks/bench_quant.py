@@ -1,7 +1,9 @@
-"""GB/s of float32 input: llmkit.quant, gguf-py and one thread of ggml's C, side by side.
+"""GB/s of float32 input: llmkit.quant, and ggml's own C functions on as many threads.
 
-Run: python tests/benchmarks/bench_quant.py [rounds]
-Each round times all of them in turn, so that a busy machine slows all alike; the median counts.
+Run: python tests/benchmarks/bench_quant.py [rounds] [types]
+`C` is `ggml_quantize_chunk` on rows split evenly over the threads into memory used before, as
+llama-quantize calls it; `NumPy` is our rounding without the library. Each round times all of them
+in turn, so that a busy machine slows all alike; the median counts.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,16 +22,17 @@ import gguf
 import llama_cpp
 import numpy as np
 from gguf.quants import dequantize as gguf_dequantize
-from gguf.quants import quantize as gguf_quantize
 from numpy.typing import NDArray
 
-from llmkit.quant import dequantize, quant_names, quant_type, quantize
+from llmkit.quant import QuantType, dequantize, quant_names, quant_type, quantize
 
 ROWS, ROW_LENGTH = 8192, 2048  # 64 MiB of float32
+SEARCHED_ROWS = 1024  # of types that are packed by searching, which takes 100 times as long
+N_THREADS = os.cpu_count() or 1
 
 
 def ggml_quantizer(
-    weights: NDArray[np.float32], ggml_type: gguf.GGMLQuantizationType, n_bytes: int
+    weights: NDArray[np.float32], ggml_type: gguf.GGMLQuantizationType, row_bytes: int
 ) -> Callable[[], object]:
     folder = Path(llama_cpp.__file__).parent / "lib"
     library = ctypes.CDLL(str(next(folder.glob("*ggml-base.*"))))
@@ -39,10 +43,23 @@ def ggml_quantizer(
         *[ctypes.c_int64] * 3,
         ctypes.c_void_p,
     )
-    out = np.empty(n_bytes, dtype=np.uint8)
-    return lambda: quantize_chunk(
-        int(ggml_type), weights.ctypes.data, out.ctypes.data, 0, *weights.shape, None
-    )
+    n_rows, row_length = weights.shape
+    out = np.empty((n_rows, row_bytes), dtype=np.uint8)
+    part = -(-n_rows // N_THREADS)
+    pool = ThreadPoolExecutor(N_THREADS)
+
+    def pack_from(row: int) -> None:
+        quantize_chunk(
+            int(ggml_type),
+            weights.ctypes.data,
+            out.ctypes.data,
+            row * row_length,
+            min(part, n_rows - row),
+            row_length,
+            None,
+        )
+
+    return lambda: list(pool.map(pack_from, range(0, n_rows, part)))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -58,26 +75,36 @@ def medians(works: list[Callable[[], object]], rounds: int) -> list[float]:
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
+def works_of(qtype: QuantType, weights: NDArray[np.float32]) -> list[Callable[[], object]]:
+    """What is timed, in the order of the columns; NumPy's rounding only where it is."""
+    packed = quantize(weights, qtype, "bench")
+    works: list[Callable[[], object]] = [
+        partial(quantize, weights, qtype, "bench"),
+        ggml_quantizer(weights, qtype.ggml_type, packed.shape[1]),
+        partial(dequantize, packed, qtype),
+        partial(gguf_dequantize, packed, qtype.ggml_type),
+    ]
+    return works if qtype.round is None else [*works, partial(qtype.round, weights)]
+
+
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     generator = np.random.default_rng(0)
-    weights = generator.standard_normal((ROWS, ROW_LENGTH), dtype=np.float32) * np.float32(0.02)
-    gigabytes = weights.nbytes / 1e9
-    print(f"{weights.nbytes >> 20} MiB of float32, {os.cpu_count()} threads, {rounds} rounds")
-    print(f"{'GB/s':6} {'quantize':>9} {'gguf-py':>8} {'C, 1 thread':>12}", end="")
-    print(f" {'dequantize':>11} {'gguf-py':>8}")
-    for name in quant_names():
-        qtype = quant_type(name)
-        packed = quantize(weights, qtype, "bench")
-        works: list[Callable[[], object]] = [
-            partial(quantize, weights, qtype, "bench"),
-            partial(gguf_quantize, weights, qtype.ggml_type),
-            ggml_quantizer(weights, qtype.ggml_type, packed.nbytes),
-            partial(dequantize, packed, qtype),
-            partial(gguf_dequantize, packed, qtype.ggml_type),
-        ]
-        ours, theirs, c, back, theirs_back = (gigabytes / s for s in medians(works, rounds))
-        print(f"{name:6} {ours:9.2f} {theirs:8.2f} {c:12.2f} {back:11.2f} {theirs_back:8.2f}")
+    all_weights = generator.standard_normal((ROWS, ROW_LENGTH), dtype=np.float32) * np.float32(0.02)
+    names = sys.argv[2].split(",") if len(sys.argv) > 2 else quant_names()
+    print(f"{all_weights.nbytes >> 20} MiB of float32, {N_THREADS} threads, {rounds} rounds")
+    print(
+        f"{'GB/s':8} {'quantize':>9} {'C':>7} {'of C':>6} {'dequantize':>11} {'gguf-py':>8}", end=""
+    )
+    print(f" {'NumPy, 1 thread':>16}")
+    for qtype in map(quant_type, names):
+        if qtype.needs_importance:
+            continue
+        weights = all_weights if qtype.round else all_weights[:SEARCHED_ROWS]
+        times = medians(works_of(qtype, weights), rounds)
+        ours, c, back, gguf_back, *own = (weights.nbytes / 1e9 / s for s in times)
+        print(f"{qtype.name:8} {ours:9.3f} {c:7.3f} {ours / c:6.0%} {back:11.2f}", end="")
+        print(f" {gguf_back:8.2f}" + "".join(f" {speed:16.2f}" for speed in own))
 
 
 if __name__ == "__main__":

@@ -332,6 +332,29 @@ def test_one_block_is_named_and_what_of_it_differs(
     assert found.detail.startswith(f"{name}: row {row} alone differs, {expected}")
 
 
+@pytest.mark.parametrize(
+    ("qtype", "byte", "expected"),
+    [
+        # where they lie: block_q4_1, block_q4_K and block_q6_K of ggml-common.h
+        ("q4_1", 2, "the minimum differs (one bit)"),
+        ("q4_k", 2, "the minimum differs (one bit)"),
+        ("q4_k", 4, "a sub-scale differs (one bit)"),
+        ("q4_k", 8, "a sub-minimum differs (one bit)"),
+        ("q6_k", 192, "a sub-scale differs (one bit), "),
+        ("q6_k", 208, "the scale differs (one bit), 1.00"),
+        ("iq4_nl", 0, "the scale differs (one bit), 1.00"),
+    ],
+)
+def test_the_number_of_a_block_that_differs_is_named(
+    qtype: str, byte: int, expected: str, random_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    name = "blk.1.ffn_down.weight"  # rows of 256
+    good = write(random_checkpoint, tmp_path / "good.gguf", qtype)
+    path = with_tensor(good, tmp_path / "m.gguf", name, _at(3, byte, lambda b: b ^ 1))
+    found = check(random_checkpoint, path)
+    assert found.detail.startswith(f"{name}: row 3 alone differs, block 0: {expected}")
+
+
 @pytest.mark.parametrize("qtype", ["f32", "f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("bit", range(8))
 def test_one_bit_of_any_tensor_is_found(
