@@ -23,7 +23,9 @@ def _export(
     quant: Annotated[
         str | None,
         typer.Option(
-            help="Types, joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4).",
+            help="Types, joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4), q4_1, q5_0, "
+            "q5_1, iq4_nl; for widths that 256 divides q6_k, q5_k, q4_k, q3_k, q2_k and ggml's "
+            "others. Matrices of other widths stay f16.",
             show_default="f16,q8_0,q4_0; of a QLoRA model the type it was trained on",
         ),
     ] = None,
