@@ -43,6 +43,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINT_FILES = (CONFIG_FILE, MODEL_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE, TOKENIZER_FILE)
 TRAINING_FOLDER = "training"
 HELD_OUT_FILE = "held_out.jsonl"  # records that fine-tuning held out
+TRAINED_FILE = "trained.jsonl"  # records that fine-tuning trained on
 
 
 class TensorReader(Protocol):
@@ -97,9 +98,19 @@ class Checkpoint:
         return self.folder / TRAINING_FOLDER / "validation.tokens"
 
     @property
+    def train_tokens_file(self) -> Path:
+        """Path of the ids that training read; absent where llmkit did not train the model."""
+        return self.folder / TRAINING_FOLDER / "train.tokens"
+
+    @property
     def held_out_file(self) -> Path:
         """Path of the records that fine-tuning held out; absent where there was none."""
         return self.folder / TRAINING_FOLDER / HELD_OUT_FILE
+
+    @property
+    def trained_file(self) -> Path:
+        """Path of the records that fine-tuning trained on; absent where there was none."""
+        return self.folder / TRAINING_FOLDER / TRAINED_FILE
 
     def load_model(self, device: torch.device | None = None, *, packed: bool = False) -> GPT:
         """The model with its adapter, in evaluation mode.

@@ -202,7 +202,7 @@ def finetune_classify(
     steps = config.training_config(len(train), changes)
     kept = Records(
         (len(train), len(validation), len(test)),
-        [{"text": record.text, "label": record.label} for record in parts[2]],
+        *([{"text": r.text, "label": r.label} for r in part] for part in (parts[0], parts[2])),
     )
     more = {
         "balance": balance,

@@ -1,8 +1,9 @@
-"""The records that fine-tuning held out, as the model reads them."""
+"""The records that fine-tuning trained on and held out, as the model reads them."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.errors import DataError
@@ -12,18 +13,25 @@ from llmkit.modelfiles.prompt_format import Message
 
 def held_out_examples(checkpoint: Checkpoint) -> list[Example]:
     """Every record of the test part. Raises DataError where the file is missing or damaged."""
-    return [_example(checkpoint, line, where) for line, where in _lines(checkpoint)]
+    lines = _lines(checkpoint.held_out_file)
+    return [_example(checkpoint, line, where) for line, where in lines]
+
+
+def trained_examples(checkpoint: Checkpoint) -> list[Example]:
+    """Every record of the training part. Raises DataError where the file is missing or damaged."""
+    lines = _lines(checkpoint.trained_file)
+    return [_example(checkpoint, line, where) for line, where in lines]
 
 
 def held_out_questions(checkpoint: Checkpoint) -> list[tuple[Message, ...]]:
     """What is asked in each record of the test part; nothing where none was held out."""
     if not checkpoint.held_out_file.exists():
         return []
-    return [_question(checkpoint, line, where) for line, where in _lines(checkpoint)]
+    lines = _lines(checkpoint.held_out_file)
+    return [_question(checkpoint, line, where) for line, where in lines]
 
 
-def _lines(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    path = checkpoint.held_out_file
+def _lines(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:

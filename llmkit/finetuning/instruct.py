@@ -214,10 +214,10 @@ def finetune_instruct(
     rows = packed(train, length) if packing else train
     steps = config.training_config(len(rows), training or {})
     note_unseen_tokens(base, [list(example.ids) for example in train])
-    _, shown, asked = parts
+    read, shown, asked = parts
     records = Records(
         (len(train), len(validation), len(test)),
-        [{"messages": [asdict(m) for m in conversation.messages]} for conversation in asked],
+        *([{"messages": [asdict(m) for m in c.messages]} for c in part] for part in (read, asked)),
     )
     more = {"mask_prompt": mask_prompt, "packing": packing, "prompt_format": form.to_dict()}
     settings = run_settings("instruct", base, data, config, steps, **more)

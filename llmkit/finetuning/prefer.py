@@ -234,10 +234,10 @@ def finetune_prefer(
     train, validation, test = ([pairs[p.where] for p in part] for part in parts)
     note_unseen_tokens(base, [list(pair.chosen.ids) for pair in train])
     steps = config.training_config(len(train), changes)
-    _, shown, asked = ([_conversation(p) for p in part] for part in parts)
+    read, shown, asked = ([_conversation(p) for p in part] for part in parts)
     records = Records(
         (len(train), len(validation), len(test)),
-        [{"messages": [asdict(m) for m in conversation.messages]} for conversation in asked],
+        *([{"messages": [asdict(m) for m in c.messages]} for c in part] for part in (read, asked)),
     )
     settings = run_settings("prefer", base, data, config, steps, beta=beta)
 

@@ -57,6 +57,7 @@ class Records:
     """How many records went into which part, and what of them stays in the checkpoint."""
 
     n: tuple[int, int, int]
+    trained: Sequence[dict[str, Any]]  # the training part, to calibrate quantization with
     held_out: Sequence[dict[str, Any]]  # the test part, for checks of exported files
 
 
@@ -125,10 +126,14 @@ def _prepare(
 ) -> RunState:
     """Write the checkpoint as it is before the first step, and commit step 0."""
     folder.remove_half_written()
-    # In ASCII: no reader may take a character such as U+2028 for the end of a line.
-    lines = [json.dumps(record) + "\n" for record in records.held_out]
-    write_text(folder.held_out_file, "".join(lines))
+    _write_records(folder.trained_file, records.trained)
+    _write_records(folder.held_out_file, records.held_out)
     start.write(folder)
     state = RunState(settings, {})
     folder.write_state(state)
     return state
+
+
+def _write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    # In ASCII: no reader may take a character such as U+2028 for the end of a line.
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

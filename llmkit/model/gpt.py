@@ -31,6 +31,11 @@ def attention_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return weights @ v
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU by the tanh formula, as GPT-2 and llama.cpp's gpt2 graph have it."""
+    return F.gelu(x, approximate="tanh")
+
+
 @dataclass
 class KVCache:
     """Keys and values of the tokens seen so far, a pair (B, H, T, D) per layer."""
@@ -64,17 +69,21 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        """Attend: (B, T, C) -> (B, T, C)."""
-        B, T, C = x.shape
+        """Attend and mix the heads: (B, T, C) -> (B, T, C)."""
+        return self.c_proj(self.attend(self.c_attn(x), cache))  # type: ignore[no-any-return]
+
+    def attend(self, qkv: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What each head saw, side by side: queries, keys and values (B, T, 3C) -> (B, T, C)."""
+        B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
-            for part in self.c_attn(x).split(C, dim=2)
+            for part in torch.split(qkv, C, dim=2)
         )
         mask = None
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D), S = tokens seen + T
             S = k.shape[2]
-            mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+            mask = torch.ones(T, S, dtype=torch.bool, device=qkv.device).tril(S - T)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -83,8 +92,7 @@ class CausalSelfAttention(nn.Module):
             is_causal=mask is None,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return self.c_proj(y)  # type: ignore[no-any-return]
+        return y.transpose(1, 2).reshape(B, T, C)
 
 
 class FeedForward(nn.Module):
@@ -97,9 +105,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform: (B, T, C) -> (B, T, C)."""
-        # GPT-2 and llama.cpp's gpt2 graph use the tanh form of GELU.
-        x = F.gelu(self.c_fc(x), approximate="tanh")
-        return self.c_proj(x)  # type: ignore[no-any-return]
+        return self.c_proj(gelu(self.c_fc(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -171,10 +177,19 @@ class GPT(nn.Module):
                 f"{end} tokens do not fit the model's context of {self.config.context_length}"
             )
         positions = torch.arange(start, end, device=tokens.device)  # (T,)
-        x = self.dropout(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+        return self.transform(self.wte(tokens) + self.wpe(positions), cache)
+
+    def transform(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the blocks make of embedded tokens: (B, T, C) -> (B, T, C), normalised."""
+        x = self.dropout(x)
         for block in self.h:
             x = block(x, cache)
         return self.ln_f(x)  # type: ignore[no-any-return]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in the order in which they are run."""
+        return [block for block in self.h if isinstance(block, Block)]
 
     @property
     def device(self) -> torch.device:

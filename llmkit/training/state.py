@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 
-from llmkit.checkpoint import HELD_OUT_FILE, TRAINING_FOLDER, open_tensors, save_tensors
+from llmkit.checkpoint import (
+    HELD_OUT_FILE,
+    TRAINED_FILE,
+    TRAINING_FOLDER,
+    open_tensors,
+    save_tensors,
+)
 from llmkit.errors import CheckpointError
 from llmkit.files import cannot_write, write_text
 from llmkit.model.gpt import GPT
@@ -75,6 +81,11 @@ class RunFolder:
     def held_out_file(self) -> Path:
         """Records that fine-tuning held out."""
         return self.training / HELD_OUT_FILE
+
+    @property
+    def trained_file(self) -> Path:
+        """Records that fine-tuning trained on."""
+        return self.training / TRAINED_FILE
 
     def token_file(self, part: str) -> Path:
         """Token ids of the `train` or `validation` part."""

@@ -1,0 +1,127 @@
+"""The text that quantization learns from: the user's own training text unless another is given."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.data.sources import read_documents
+from llmkit.data.tokens import open_token_file, windows
+from llmkit.errors import DataError
+from llmkit.finetuning.held_out import trained_examples
+
+DEFAULT_TOKENS = 32768
+# Tokens that two texts must have in common, one after the other, to be called copies: what Lee et
+# al. 2021 ("Deduplicating Training Data Makes Language Models Better") take.
+COPIED_TOKENS = 50
+# Of a multiplicative hash of 64 bits: the multiplier of Knuth's MMIX generator.
+_MULTIPLIER = np.uint64(6364136223846793005)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token ids that a quantization is calibrated with, (n, T)."""
+
+    source: str
+    tokens: Tensor
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the ids and how they are laid out."""
+        ids = np.ascontiguousarray(self.tokens.numpy().astype("<i8"))
+        return hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()
+
+
+def calibration_of(
+    source: Checkpoint, data: Path | None = None, max_tokens: int = DEFAULT_TOKENS
+) -> Calibration:
+    """Pieces of `data`, or of what the checkpoint was trained on, as long as the context.
+
+    What is measured on a text must not have been fitted to it: training text that repeats
+    COPIED_TOKENS of the held-out text is left out, `data` that does is refused. Raises DataError
+    for that, and where there is no text.
+    """
+    if data is not None:
+        return _of_file(source, data, max_tokens)
+    if source.trained_file.exists():
+        return _of_records(source, max_tokens)
+    if not source.train_tokens_file.exists():
+        raise DataError(
+            f"{source.folder} has no training text to calibrate with; give some with --calibration"
+        )
+    tokens = open_token_file(source.train_tokens_file, source.config.vocab_size)
+    rows = _rows(source, tokens, max_tokens)
+    kept = rows[~_copies(source, rows)]
+    if not len(kept):
+        raise DataError(
+            f"all of {source.train_tokens_file} repeats the held-out text; "
+            "give other text with --calibration"
+        )
+    return Calibration(str(source.train_tokens_file), torch.from_numpy(kept))
+
+
+def _of_file(source: Checkpoint, data: Path, max_tokens: int) -> Calibration:
+    ids: list[int] = []
+    for text in read_documents(data):
+        ids += [*source.tokenizer.encode(text), source.tokenizer.end_of_text_id]
+    rows = _rows(source, np.asarray(ids), max_tokens)
+    if _copies(source, rows).any():
+        raise DataError(
+            f"{data} shares {COPIED_TOKENS} tokens in a row with the held-out text that files are "
+            "compared on; calibrate with other text, or the comparison would flatter them"
+        )
+    return Calibration(str(data), torch.from_numpy(rows))
+
+
+def _of_records(source: Checkpoint, max_tokens: int) -> Calibration:
+    """Records one after the other, each row beginning with one: positions matter to a GPT."""
+    length = source.config.context_length
+    rows: list[list[int]] = []
+    row: list[int] = []
+    for example in trained_examples(source):
+        row += example.ids
+        if len(row) >= length:
+            rows.append(row[:length])
+            row = []
+        if len(rows) * length >= max_tokens:
+            break
+    if not rows:
+        rows = [row]
+    return Calibration(str(source.trained_file), torch.tensor(rows))
+
+
+def _rows(source: Checkpoint, tokens: NDArray[np.integer], max_tokens: int) -> NDArray[np.int64]:
+    if len(tokens) < 2:
+        raise DataError("two tokens of text or more are needed to calibrate with")
+    length = min(source.config.context_length, len(tokens) - 1)
+    return windows(tokens, length, max_tokens)[:, :-1]
+
+
+def _copies(source: Checkpoint, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows (n, T) have COPIED_TOKENS in a row in common with the held-out text."""
+    path = source.validation_tokens_file
+    if not path.exists() or rows.shape[1] < COPIED_TOKENS:
+        return np.zeros(len(rows), bool)
+    held_out = open_token_file(path, source.config.vocab_size)
+    if len(held_out) < COPIED_TOKENS:
+        return np.zeros(len(rows), bool)
+    known = np.unique(_hashes(held_out[None]))
+    found: NDArray[np.bool_] = np.any(np.isin(_hashes(rows), known), axis=1)
+    return found
+
+
+def _hashes(tokens: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """A hash of each COPIED_TOKENS tokens in a row: (n, T) -> (n, T - COPIED_TOKENS + 1)."""
+    n = tokens.shape[1] - COPIED_TOKENS + 1
+    hashes = np.zeros((len(tokens), n), np.uint64)
+    for place in range(COPIED_TOKENS):
+        hashes *= _MULTIPLIER
+        hashes += tokens[:, place : place + n].astype(np.uint64) + np.uint64(1)
+    return hashes
