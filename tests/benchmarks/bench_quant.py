@@ -3,7 +3,8 @@
 Run: python tests/benchmarks/bench_quant.py [rounds] [types]
 `C` is `ggml_quantize_chunk` on rows split evenly over the threads into memory used before, as
 llama-quantize calls it; `NumPy` is our rounding without the library. Each round times all of them
-in turn, so that a busy machine slows all alike; the median counts.
+in turn, so that a busy machine slows all alike; the median counts. `CPU` compares the seconds of
+processor time that C and we take, which other programs change less than the wall clock's.
 """
 
 from __future__ import annotations
@@ -62,17 +63,21 @@ def ggml_quantizer(
     return lambda: list(pool.map(pack_from, range(0, n_rows, part)))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """By the wall clock, and of all processors together."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - start_cpu
 
 
-def medians(works: list[Callable[[], object]], rounds: int) -> list[float]:
+def medians(works: list[Callable[[], object]], rounds: int) -> list[tuple[float, float]]:
     for work in works:
         work()
     times = [[seconds(work) for work in works] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    return [
+        (statistics.median(wall for wall, _ in column), statistics.median(cpu for _, cpu in column))
+        for column in zip(*times, strict=True)
+    ]
 
 
 def works_of(qtype: QuantType, weights: NDArray[np.float32]) -> list[Callable[[], object]]:
@@ -93,17 +98,18 @@ def main() -> None:
     all_weights = generator.standard_normal((ROWS, ROW_LENGTH), dtype=np.float32) * np.float32(0.02)
     names = sys.argv[2].split(",") if len(sys.argv) > 2 else quant_names()
     print(f"{all_weights.nbytes >> 20} MiB of float32, {N_THREADS} threads, {rounds} rounds")
-    print(
-        f"{'GB/s':8} {'quantize':>9} {'C':>7} {'of C':>6} {'dequantize':>11} {'gguf-py':>8}", end=""
-    )
-    print(f" {'NumPy, 1 thread':>16}")
+    print(f"{'GB/s':8} {'quantize':>9} {'C':>7} {'of C':>6} {'CPU':>5}", end="")
+    print(f" {'dequantize':>11} {'gguf-py':>8} {'NumPy, 1 thread':>16}")
     for qtype in map(quant_type, names):
         if qtype.needs_importance:
             continue
         weights = all_weights if qtype.round else all_weights[:SEARCHED_ROWS]
         times = medians(works_of(qtype, weights), rounds)
-        ours, c, back, gguf_back, *own = (weights.nbytes / 1e9 / s for s in times)
-        print(f"{qtype.name:8} {ours:9.3f} {c:7.3f} {ours / c:6.0%} {back:11.2f}", end="")
+        ours, c, back, gguf_back, *own = (weights.nbytes / 1e9 / wall for wall, _ in times)
+        cpu = times[1][1] / times[0][1]
+        print(
+            f"{qtype.name:8} {ours:9.3f} {c:7.3f} {ours / c:6.0%} {cpu:5.0%} {back:11.2f}", end=""
+        )
         print(f" {gguf_back:8.2f}" + "".join(f" {speed:16.2f}" for speed in own))
 
 
