@@ -74,7 +74,8 @@ def test_the_need_is_what_llama_cpp_allocates(sizes: dict[str, Any], tmp_path: P
             compute = there["compute"] + there["output"]
             assert need.weights - copies == pytest.approx(there["model"], abs=ROUNDED)
             assert need.kv_cache == pytest.approx(there["KV"], abs=ROUNDED)
-            assert need.compute_buffer == pytest.approx(compute, rel=0.01, abs=ROUNDED)
+            # llama.cpp fits some tensors into gaps that others leave; it never takes more.
+            assert 0.99 * compute - ROUNDED < need.compute_buffer < 1.15 * compute + ROUNDED
             if there["repacked"]:  # other CPUs repack other types, or none
                 assert copies == pytest.approx(there["repacked"], abs=ROUNDED)
 
