@@ -76,6 +76,7 @@ def _compute_buffer(config: GPTConfig, context: int) -> int:
 
     In a feed-forward layer its input and output are there, (batch, 4 C) each, beside the mask of
     attention (batch, context) in f16; at the end the logits (batch, V) beside three (batch, C).
+    A model of one layer takes less: no later one needs the mask.
     """
     batch = min(_BATCH, context)
     feed_forward = 2 * config.n_ff * _F32 + padded(context) * _F16
