@@ -14,6 +14,10 @@ class ConfigError(LlmkitError):
     """Sizes or settings that do not fit together."""
 
 
+class PromptTooLongError(ConfigError):
+    """A prompt that fills the model's context."""
+
+
 class DataError(LlmkitError):
     """Text, JSONL or token data that cannot be used."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmkit.errors import ConfigError
+from llmkit.errors import ConfigError, PromptTooLongError
 from llmkit.model.gpt import GPT, KVCache
 
 
@@ -60,10 +60,10 @@ class Sampling:
         return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
     def limit(self, n_prompt: int, context_length: int) -> int:
-        """How many tokens may follow a prompt. Raises ConfigError where it fills the context."""
+        """How many tokens may follow a prompt. Raises PromptTooLongError where none may."""
         room = context_length - n_prompt
         if room < 1:
-            raise ConfigError(
+            raise PromptTooLongError(
                 f"the prompt has {n_prompt} tokens and the model's context is {context_length}; "
                 "shorten the prompt"
             )

@@ -9,9 +9,10 @@ import gguf
 import torch
 
 from llmkit.errors import OllamaError
-from llmkit.export.ollama_server import OllamaServer, Said, Shown
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.ollama.server import OllamaServer, Said, Shown
 from llmkit.export.parity.check import Check
-from llmkit.export.parity.prompt import conversations
+from llmkit.export.parity.prompt import conversations, id_fault
 from llmkit.export.parity.reference import Reference, with_f16_cache
 from llmkit.export.parity.subject import Subject
 from llmkit.finetuning.held_out import held_out_questions
@@ -26,13 +27,18 @@ MULTIPLE = 4.0
 
 
 @dataclass
-class _Compared:
+class Compared:
     """Log-probabilities of Ollama against PyTorch's."""
 
     faults: list[str] = field(default_factory=list)
     n: int = 0
     largest: float = 0.0
     noise: float = 0.0
+
+    @property
+    def limit(self) -> float:
+        """How far apart they may be."""
+        return MULTIPLE * self.noise
 
 
 def ollama_check(
@@ -48,26 +54,33 @@ def ollama_check(
     """
     with OllamaServer(host) as server:
         version = server.version()
-        faults = list(_stored_faults(server.show(name), subject, modelfile))
-        faults += _rendering_faults(server, name, subject)
-        found = _compare(server, name, subject, prompts[:N_PROMPTS])
+        faults = list(stored_faults(server.show(name), subject, modelfile))
+        faults += rendering_faults(server, name, subject)
+        found = compared_logprobs(server, name, subject, prompts)
         faults += found.faults
-        limit = MULTIPLE * found.noise
-        if not found.largest <= limit:
-            faults.append(f"log-probabilities differ by {found.largest:.1e}, more than {limit:.1e}")
-        n, n_stopped = _stopped(server, name, subject)
+        n, n_stopped = stopped(server, name, subject)
         if n and not n_stopped:
-            faults.append(f"none of {n} answers stops by itself")
+            faults.append(never_stops(n))
     detail = (
         f"Ollama {version} has the file's metadata and tensors and renders its prompts; "
         f"{found.n} log-probabilities equal"
     ) + (f"; {n_stopped} of {n} answers stop" if n else "")
     if faults:
-        detail = faults[0] + (f"; {len(faults) - 1} more faults" if faults[1:] else "")
-    return Check(NAME, not faults, found.largest, limit, detail)
+        detail = summed_up(faults)
+    return Check(NAME, not faults, found.largest, found.limit, detail)
 
 
-def _stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -> Iterator[str]:
+def summed_up(faults: Sequence[str]) -> str:
+    """The first fault and how many more there are."""
+    return faults[0] + (f"; {len(faults) - 1} more faults" if faults[1:] else "")
+
+
+def never_stops(n: int) -> str:
+    """The fault of a model of whose answers none ended by itself."""
+    return f"the model never stops: none of {n} answers ends by itself"
+
+
+def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -> Iterator[str]:
     """What of the stored model is not the file's or the Modelfile's.
 
     Ollama rewrites the file: it adds general.quantization_version and tells no arrays.
@@ -106,19 +119,26 @@ def _stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) 
                 yield f"Ollama has no stop {stop!r}"
 
 
-def _rendering_faults(server: OllamaServer, name: str, subject: Subject) -> Iterator[str]:
+def rendering_faults(server: OllamaServer, name: str, subject: Subject) -> Iterator[str]:
+    """Conversations whose prompt the server writes otherwise than training did."""
     form = subject.checkpoint.prompt_format
-    for conversation in conversations(subject.checkpoint):
-        wanted = form.text(conversation.messages, for_answer=True)
-        found = server.rendered(name, conversation.messages)
-        if found != wanted:
-            yield f"Ollama renders {conversation.kind} as {found[:80]!r} instead of {wanted[:80]!r}"
+    with LlamaCpp(subject.file.path) as llama:
+        for conversation in conversations(subject.checkpoint):
+            wanted = form.text(conversation.messages, for_answer=True)
+            found = server.rendered(name, conversation.messages)
+            if found != wanted:
+                shown = f"{found[:80]!r} instead of {wanted[:80]!r}"
+                yield f"Ollama renders {conversation.kind} as {shown}"
+                continue
+            fault = id_fault(conversation.messages, subject.checkpoint, llama, found)
+            if fault is not None:
+                yield f"of Ollama's rendering of {conversation.kind} llama.cpp makes {fault}"
 
 
 @torch.inference_mode()
-def _compare(
+def compared_logprobs(
     server: OllamaServer, name: str, subject: Subject, prompts: Sequence[Sequence[int]]
-) -> _Compared:
+) -> Compared:
     """Greedy tokens and their log-probabilities, as far as Ollama tells them."""
     source = subject.checkpoint
     exact = Reference(subject, torch.float64)
@@ -128,13 +148,20 @@ def _compare(
         for token_id in range(source.config.vocab_size)
         if token_id not in source.tokenizer.special_ids
     }
-    compared = _Compared()
-    for prompt in prompts:
+    compared = Compared()
+    for prompt in prompts[:N_PROMPTS]:
         text = source.tokenizer.decode(prompt)
         if source.tokenizer.encode(text) != list(prompt):
             continue  # cut inside of a character: Ollama is given text
         said = server.continued(name, text, N_TOKENS, source.config.context_length)
+        if said.text and not said.tokens:
+            compared.faults.append("Ollama tells no log-probabilities: update it")
+            break
         _compare_tokens(said, list(prompt), ids_of, exact, rounded, compared)
+    if not compared.largest <= compared.limit:
+        compared.faults.append(
+            f"log-probabilities differ by {compared.largest:.1e}, more than {compared.limit:.1e}"
+        )
     return compared
 
 
@@ -144,7 +171,7 @@ def _compare_tokens(
     ids_of: dict[bytes, int],
     exact: Reference,
     rounded: Reference,
-    compared: _Compared,
+    compared: Compared,
 ) -> None:
     """Follow Ollama's own path; its entries of tokens within a character are merged or missing."""
     path: list[int] = []
@@ -171,7 +198,7 @@ def _compare_tokens(
             )
 
 
-def _stopped(server: OllamaServer, name: str, subject: Subject) -> tuple[int, int]:
+def stopped(server: OllamaServer, name: str, subject: Subject) -> tuple[int, int]:
     """How many held-out questions were asked, and how many answers stopped by themselves."""
     source = subject.checkpoint
     if source.labels:

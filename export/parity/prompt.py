@@ -135,8 +135,8 @@ def _faults(
     llama: LlamaCpp,
     renderings: Sequence[_Rendering],
 ) -> Iterator[str]:
-    form, messages = source.prompt_format, conversation.messages
-    wanted = form.text(messages, for_answer=True)
+    messages = conversation.messages
+    wanted = source.prompt_format.text(messages, for_answer=True)
     for rendering in renderings:
         try:
             there = rendering.text(messages)
@@ -145,18 +145,31 @@ def _faults(
             continue
         if there != wanted:
             yield f"{rendering.name}, {conversation.kind}: {_difference(there, wanted)}"
-    # Ollama makes special tokens of their text wherever it stands, in a message too (trap 6 of
-    # its facts); training kept it text, and no prompt can say which is meant.
+    fault = id_fault(messages, source, llama, wanted)
+    if fault is not None:
+        yield f"llama.cpp, {conversation.kind}: {fault}"
+
+
+def id_fault(
+    messages: Sequence[Message], source: Checkpoint, llama: LlamaCpp, text: str
+) -> str | None:
+    """Where the ids that llama.cpp makes of a prompt's text are not those of training.
+
+    Ollama makes special tokens of their text wherever it stands, in a message too (trap 6 of its
+    facts); training kept it text, and no prompt can say which is meant: such messages pass.
+    """
+    form = source.prompt_format
     if any(token in message.content for token in form.stops for message in messages):
-        return
+        return None
     ids = encode_prompt(messages, form, source.tokenizer)
-    found = llama.tokenize(wanted, parse_special=True)
-    if found != ids:
-        at = next((i for i, (a, b) in enumerate(zip(found, ids, strict=False)) if a != b), -1)
-        yield (
-            f"llama.cpp, {conversation.kind}: other ids than in training, from id {at} on: "
-            f"{found[at : at + 4]} instead of {ids[at : at + 4]}"
-        )
+    found = llama.tokenize(text, parse_special=True)
+    if found == ids:
+        return None
+    at = next((i for i, (a, b) in enumerate(zip(found, ids, strict=False)) if a != b), -1)
+    return (
+        f"other ids than in training, from id {at} on: "
+        f"{found[at : at + 4]} instead of {ids[at : at + 4]}"
+    )
 
 
 def _difference(there: str, wanted: str) -> str:

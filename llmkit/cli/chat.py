@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.options import HostOption
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -16,7 +18,15 @@ def register(app: typer.Typer) -> None:
 
 
 def _chat(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder or GGUF file.")],
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="Checkpoint folder or GGUF file.", show_default=False),
+    ] = None,
+    ollama: Annotated[
+        str | None,
+        typer.Option(help="Name of a model in a running Ollama instead.", show_default=False),
+    ] = None,
+    host: HostOption = None,
     system: Annotated[str, typer.Option(help="System text.", show_default="the format's")] = "",
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
     top_k: Annotated[
@@ -33,31 +43,14 @@ def _chat(
 ) -> None:
     """Talk with a model, in the prompt format that it was trained with. /bye or Ctrl-D ends."""
     from llmkit.console import say
-    from llmkit.export.running import open_runner
+    from llmkit.export.chatting import chat, open_reply
     from llmkit.generation import Sampling
-    from llmkit.modelfiles.prompt_format import Message
 
     sampling = Sampling(temperature, top_k, top_p, seed, max_tokens)
-    first = [Message("system", system)] if system else []
-    with open_runner(model) as runner:
-        turns: list[Message] = []
-        for line in _lines():
-            turns.append(Message("user", line))
-            prompt = runner.prompt([*first, *turns])
-            while len(prompt) >= runner.context_length and len(turns) > 1:
-                turns = turns[2:]
-                say("the oldest question and answer no longer fit the context and are forgotten")
-                prompt = runner.prompt([*first, *turns])
-            answer = ""
-            for piece in runner.answer(prompt, sampling):
-                answer += piece
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            sys.stdout.write("\n")
-            if answer.strip():
-                turns.append(Message("assistant", answer.strip()))
-            else:
-                turns.pop()  # an empty answer cannot be part of what follows
+    with open_reply(model, ollama, host, sampling) as reply:
+        for piece in chat(reply, _lines(), system, say):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
 
 
 def _lines() -> Iterator[str]:

@@ -20,6 +20,13 @@ HeldOutOption = Annotated[
         show_default="what training held out",
     ),
 ]
+HostOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where Ollama is: [http://]HOST[:PORT].",
+        show_default="OLLAMA_HOST, or 127.0.0.1:11434",
+    ),
+]
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, sav
 from llmkit.errors import OllamaError
 from llmkit.export.convert import export
 from llmkit.export.held_out import proof_prompts
-from llmkit.export.ollama_server import OllamaServer, address
+from llmkit.export.ollama.address import address
+from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.parity.check import Check
 from llmkit.export.parity.ollama import ollama_check
 from llmkit.export.parity.subject import open_subject
