@@ -12,7 +12,11 @@ import gguf
 
 from llmkit.export.adapter import adapter_of
 from llmkit.export.gguf_file import GGUFFile, StoredTensor, config_of
+from llmkit.export.gguf_write import n_tensor_bytes
+from llmkit.export.names import tensor_table
 from llmkit.model.config import GPTConfig
+from llmkit.model.storage import stored_type
+from llmkit.quant.types import QuantType
 
 _PADDING = 256  # llama.cpp rounds the context up to a multiple of it
 _BATCH = 512  # tokens of a prompt that are computed at once (n_ubatch)
@@ -45,11 +49,19 @@ def memory_needed(file: GGUFFile, context: int) -> MemoryNeed:
 
     Raises GGUFError for a file of another architecture than `gpt2`.
     """
+    return _need(config_of(file), _weights(file) + _adapter_weights(file), context)
+
+
+def memory_needed_as(file: GGUFFile, qtype: QuantType, context: int) -> MemoryNeed:
+    """What the file would need if it was of another type."""
     config = config_of(file)
-    context = min(context, config.context_length)
-    adapter = adapter_of(file)
-    weights = _weights(file) + (_weights(adapter) if adapter else 0)
-    return MemoryNeed(weights, _kv_cache(config, context), _compute_buffer(config, context))
+    weights = _adapter_weights(file)
+    for entry in tensor_table(config):
+        stored = stored_type(entry.checkpoint_name, entry.shape, qtype)
+        n_bytes = n_tensor_bytes(entry, stored)
+        copied = _is_copied(entry.gguf_name, entry.shape, stored.ggml_type)
+        weights += 2 * n_bytes if copied else n_bytes
+    return _need(config, weights, context)
 
 
 def padded(context: int) -> int:
@@ -59,12 +71,26 @@ def padded(context: int) -> int:
 
 def repacked_bytes(tensor: StoredTensor) -> int:
     """Bytes of the copy that a CPU may make of a tensor."""
-    fits = tensor.ggml_type in _REPACKED and tensor.shape[0] % _REPACKED_ROWS == 0
-    return tensor.blocks.nbytes if fits and tensor.name not in _EMBEDDINGS else 0
+    copied = _is_copied(tensor.name, tensor.shape, tensor.ggml_type)
+    return tensor.blocks.nbytes if copied else 0
+
+
+def _is_copied(name: str, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> bool:
+    return kind in _REPACKED and shape[0] % _REPACKED_ROWS == 0 and name not in _EMBEDDINGS
 
 
 def _weights(file: GGUFFile) -> int:
     return sum(tensor.blocks.nbytes + repacked_bytes(tensor) for tensor in file.tensors.values())
+
+
+def _adapter_weights(file: GGUFFile) -> int:
+    adapter = adapter_of(file)
+    return _weights(adapter) if adapter else 0
+
+
+def _need(config: GPTConfig, weights: int, context: int) -> MemoryNeed:
+    context = min(context, config.context_length)
+    return MemoryNeed(weights, _kv_cache(config, context), _compute_buffer(config, context))
 
 
 def _kv_cache(config: GPTConfig, context: int) -> int:

@@ -24,6 +24,12 @@ def keep(proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[st
     write_page(gguf.with_suffix(".html"), proof, comparison, prompts)
 
 
+def kept_proof(gguf: Path) -> dict[str, Any] | None:
+    """What `parity.json` says of a file beside it; None where nothing was proved."""
+    kept = _kept_proofs(gguf.parent / PROOF_FILE)
+    return next((proof for proof in kept if Path(proof["gguf"]).name == gguf.name), None)
+
+
 def forget_proofs(folder: Path) -> None:
     """Remove what was proved of files that are written anew."""
     (folder / PROOF_FILE).unlink(missing_ok=True)

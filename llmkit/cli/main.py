@@ -16,6 +16,7 @@ from llmkit.cli import (
     chat,
     compare,
     demo,
+    doctor,
     export,
     finetune,
     generate,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for _module in (
     demo, train, finetune, generate, chat, export, verify, compare, inspect, modelfile,
+    doctor,
 ):  # fmt: skip
     _module.register(app)
 

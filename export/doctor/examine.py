@@ -1,0 +1,69 @@
+"""`doctor`: all checks, in the order in which one thing needs the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmkit.errors import ConfigError, GGUFError
+from llmkit.export.doctor.check import Diagnosis, DoctorCheck
+from llmkit.export.doctor.fit import fit_check
+from llmkit.export.doctor.machine import (
+    disk_check,
+    gigabytes,
+    llama_cpp_check,
+    memory_check,
+    python_check,
+    torch_check,
+)
+from llmkit.export.doctor.server import installed_check, server_checks
+from llmkit.export.gguf_file import GGUFFile, config_of, read_gguf
+
+# A file is uploaded, and Ollama writes it once more in its own order.
+COPIES = 2
+
+
+def doctor(
+    gguf: Path | None = None, *, host: str | None = None, context: int | None = None
+) -> Diagnosis:
+    """Look at this machine, its Ollama, its port, its memory and its disk.
+
+    With a GGUF file also at what it needs with room for `context` tokens; the model's own
+    context unless given. Raises ConfigError for a context that is none, or without a file.
+    """
+    if context is not None and (gguf is None or context < 1):
+        raise ConfigError(
+            "--context goes with a GGUF file" if gguf is None else f"a context of {context} is none"
+        )
+    found = server_checks(host)
+    checks = [python_check(), torch_check(), llama_cpp_check(), installed_check(found)]
+    checks += found.checks
+    if gguf is None:
+        checks += [memory_check(), disk_check()]
+    else:
+        checks += _file_checks(gguf, context, is_here=found.is_here)
+    return Diagnosis(tuple(checks))
+
+
+def room_checks(file: GGUFFile, context: int, *, is_here: bool) -> list[DoctorCheck]:
+    """Memory and disk for a file, where its server is on this machine."""
+    if not is_here:
+        note = "Ollama runs on another machine, whose memory and disk are not known here"
+        return [DoctorCheck("memory", True, note)]
+    return [fit_check(file, context), disk_check(COPIES * file.path.stat().st_size)]
+
+
+def _file_checks(gguf: Path, context: int | None, *, is_here: bool) -> list[DoctorCheck]:
+    try:
+        file = read_gguf(gguf)
+        length = config_of(file).context_length
+    except GGUFError as error:
+        advice = "name a file that llmkit export wrote"
+        return [DoctorCheck("file", False, str(error), advice)]
+    said = f"{gguf.name}: {file.file_type}, {gigabytes(gguf.stat().st_size)}, context {length}"
+    note = ""
+    if context is not None and context > length:
+        note = f"the model sees {length} tokens, however many are asked for"
+    return [
+        DoctorCheck("file", True, said, note),
+        *room_checks(file, context or length, is_here=is_here),
+    ]

@@ -1,0 +1,67 @@
+"""Whether a GGUF file fits into memory, and what of it would."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmkit.export.doctor import machine
+from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.doctor.machine import gigabytes
+from llmkit.export.gguf_file import GGUFFile, config_of
+from llmkit.export.memory import memory_needed, memory_needed_as, padded
+from llmkit.export.parity.keeping import kept_proof
+from llmkit.quant.types import quant_names, quant_type
+
+_STEP = 256  # tokens of context, as llama.cpp counts them
+
+
+def fit_check(file: GGUFFile, context: int) -> DoctorCheck:
+    """What a file needs at a context against what is free, with commands for what would fit.
+
+    Raises GGUFError for another architecture than `gpt2`.
+    """
+    context = min(context, config_of(file).context_length)
+    need = memory_needed(file, context)
+    free = max(machine.free_memory(), machine.free_gpu_memory())
+    parts = (
+        f"weights {gigabytes(need.weights)}, KV cache {gigabytes(need.kv_cache)} in f16, "
+        f"compute buffer {gigabytes(need.compute_buffer)}"
+    )
+    found = (
+        f"{file.path.name} needs {gigabytes(need.total)} at a context of {context} ({parts}); "
+        f"{gigabytes(free)} free"
+    )
+    if need.total <= free:
+        return DoctorCheck("memory", True, found)
+    advice = "; or ".join(_ways(file, context, free)) or "close other programs: no type would fit"
+    return DoctorCheck("memory", False, f"too little: {found}", advice)
+
+
+def _ways(file: GGUFFile, context: int, free: int) -> Iterator[str]:
+    """A smaller type, a smaller context: the largest of each that fits."""
+    smaller = [
+        name
+        for name in quant_names()
+        if memory_needed_as(file, quant_type(name), context).total <= free
+    ]
+    if smaller:
+        yield f"{smaller[0]} fits: {_export_command(file.path, smaller[0])}"
+    for less in range(padded(context) - _STEP, 0, -_STEP):
+        if memory_needed(file, less).total <= free:
+            yield f"a context of {less} fits: {_context_command(file.path, less)}"
+            return
+
+
+def _export_command(gguf: Path, quant: str) -> str:
+    proof = kept_proof(gguf)
+    checkpoint = str(proof["checkpoint"]) if proof else "CHECKPOINT"
+    return shlex.join(
+        ["llmkit", "export", checkpoint, "--out", f"{gguf.parent}-{quant}", "--quant", quant]
+    )
+
+
+def _context_command(gguf: Path, context: int) -> str:
+    words = ["llmkit", "modelfile", "write", str(gguf), "--parameter", f"num_ctx={context}"]
+    return shlex.join([*words, "--out", str(gguf.parent / f"Modelfile-{context}")])

@@ -1,0 +1,126 @@
+"""What this machine has: Python, devices, llama.cpp, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+
+from llmkit.checkpoint import CheckpointConfig, save_config, save_tensors
+from llmkit.errors import LlmkitError
+from llmkit.export.convert import export
+from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.speed import measure_speed
+from llmkit.model.config import GPTConfig
+from llmkit.model.gpt import GPT
+from llmkit.modelfiles.prompt_format import COMPLETION
+from llmkit.tokenizer import train_bpe
+
+OLDEST_PYTHON = (3, 11)
+GB = 1e9
+# Of a container, where it has a limit of its own (cgroup v2).
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def python_check() -> DoctorCheck:
+    """Whether Python is new enough."""
+    passed = sys.version_info >= OLDEST_PYTHON
+    advice = "" if passed else "install Python {}.{} or newer".format(*OLDEST_PYTHON)
+    return DoctorCheck("python", passed, f"{platform.python_version()}, {sys.executable}", advice)
+
+
+def torch_check() -> DoctorCheck:
+    """PyTorch and the devices that it can train on."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("Apple GPU (mps)")
+    found = f"{torch.__version__} on {', '.join([*devices, 'CPU'])}"
+    return DoctorCheck("torch", True, found)
+
+
+def llama_cpp_check() -> DoctorCheck:
+    """Whether llama-cpp-python loads and computes: a tiny model, in a process of its own.
+
+    A library that was compiled for another CPU ends the process that it is loaded into.
+    """
+    found = f"llama-cpp-python {version('llama-cpp-python')}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_speed(_tiny_model(Path(folder)), 2, 1)
+    except LlmkitError as error:
+        advice = (
+            "compile it for this machine: pip install --force-reinstall --no-deps "
+            "--no-binary llama-cpp-python llama-cpp-python"
+        )
+        return DoctorCheck("llama.cpp", False, f"{found} does not run: {error}", advice)
+    return DoctorCheck("llama.cpp", True, f"{found} loads and runs a model")
+
+
+def memory_check() -> DoctorCheck:
+    """How much memory there is."""
+    total = psutil.virtual_memory().total
+    return DoctorCheck("memory", True, f"{gigabytes(free_memory())} free of {gigabytes(total)}")
+
+
+def free_memory() -> int:
+    """Bytes that a program may still take."""
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        limit = int((_CGROUP / "memory.max").read_text())
+        free = min(free, max(0, limit - int((_CGROUP / "memory.current").read_text())))
+    return free
+
+
+def free_gpu_memory() -> int:
+    """Free bytes of the GPU that has most."""
+    return max((torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), default=0)
+
+
+def disk_check(needed: int = 0) -> DoctorCheck:
+    """Whether Ollama's folder has room for a model of so many bytes."""
+    folder = models_folder()
+    free = free_disk(folder)
+    found = f"{gigabytes(free)} free for {folder}"
+    if needed:
+        found += f"; storing the model takes up to {gigabytes(needed)}"
+    advice = "" if free >= needed else "free space, or let OLLAMA_MODELS name a folder elsewhere"
+    return DoctorCheck("disk", free >= needed, found, advice)
+
+
+def models_folder() -> Path:
+    """Where Ollama keeps models on this machine."""
+    own = os.environ.get("OLLAMA_MODELS")
+    service = Path("/usr/share/ollama/.ollama/models")  # of Linux's installer
+    return Path(own) if own else service if service.exists() else Path.home() / ".ollama/models"
+
+
+def free_disk(folder: Path) -> int:
+    """Free bytes where a folder is or would be made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def gigabytes(n_bytes: int) -> str:
+    """Bytes as GB or MB."""
+    return f"{n_bytes / GB:.1f} GB" if n_bytes >= GB else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _tiny_model(folder: Path) -> Path:
+    tokenizer = train_bpe([""], 257)
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size, context_length=8, n_layer=1, n_head=1, n_embd=32
+    )
+    checkpoint = folder / "tiny"
+    checkpoint.mkdir()
+    save_config(checkpoint, CheckpointConfig(config, COMPLETION))
+    save_tensors(checkpoint / "model.safetensors", GPT(config).state_dict(), step=0)
+    tokenizer.save(checkpoint / "tokenizer.json")
+    return export(checkpoint, folder / "out", quants=["q8_0"], prove=False).files[0].path

@@ -1,0 +1,160 @@
+"""Ollama: whether it is installed, runs where it is looked for, and is new enough."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.errors import OllamaError
+from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.doctor.port import free_port, holder
+from llmkit.export.ollama.address import (
+    DEFAULT_PORT,
+    address,
+    host_and_port,
+    is_this_machine,
+)
+from llmkit.export.ollama.server import OllamaServer
+from llmkit.export.ollama.transport import (
+    NoServerError,
+    NotOllamaError,
+    Patience,
+    TooSlowError,
+)
+
+OLDEST_VERSION = (0, 12, 11)  # the first that tells log-probabilities
+FROM_SOURCE = "0.0.0"
+# Where the installers of macOS and Windows put the program when they leave PATH alone.
+_PROGRAMS = (
+    "/Applications/Ollama.app/Contents/Resources/ollama",
+    "~/AppData/Local/Programs/Ollama/ollama.exe",
+)
+_DOWNLOAD = "install it from https://ollama.com/download"
+_PATIENCE = Patience(connect=3, answer=5, pause=0.2)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found out about the server, and its URL if its address was understood."""
+
+    checks: tuple[DoctorCheck, ...]
+    url: str | None
+    answers: bool
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or would be, on this machine."""
+        return self.url is None or is_this_machine(self.url)
+
+
+def server_checks(host: str | None = None, patience: Patience = _PATIENCE) -> Found:
+    """Address, server and version."""
+    try:
+        url = address(host)
+    except OllamaError as error:
+        advice = "write [http://]HOST[:PORT], such as 127.0.0.1:11434, or leave it away"
+        return Found((DoctorCheck("host", False, str(error), advice),), None, False)
+    checks = [_host_check(host, url)]
+    with OllamaServer(host, patience) as server:
+        try:
+            version = server.version()
+        except OllamaError as error:
+            return Found((*checks, _no_answer(url, error)), url, False)
+    checks.append(DoctorCheck("server", True, f"Ollama answers at {url}", _already_there(url)))
+    return Found((*checks, version_check(version)), url, True)
+
+
+def installed_check(found: Found) -> DoctorCheck:
+    """Whether the program is on this machine, where the server is or would be here too."""
+    program = shutil.which("ollama") or next(
+        (str(path) for name in _PROGRAMS if (path := Path(name).expanduser()).exists()), None
+    )
+    if program is not None:
+        return DoctorCheck("ollama", True, f"installed: {program}")
+    if found.answers or not found.is_here:
+        note = "deploy and chat work without it; `ollama run` needs it"
+        return DoctorCheck("ollama", True, "the program is not on this machine's PATH", note)
+    return DoctorCheck("ollama", False, "not installed on this machine", _DOWNLOAD)
+
+
+def version_check(version: str) -> DoctorCheck:
+    """Whether a server can do what a deployment asks of it."""
+    if version == FROM_SOURCE:
+        return DoctorCheck("version", True, f"{version}, built from source")
+    numbers = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
+    if numbers and tuple(map(int, numbers.groups())) >= OLDEST_VERSION:
+        return DoctorCheck("version", True, version)
+    oldest = ".".join(map(str, OLDEST_VERSION))
+    found = f"Ollama {version} is too old: it cannot tell log-probabilities"
+    return DoctorCheck("version", False, found, f"update it to {oldest} or newer, and restart it")
+
+
+def _host_check(host: str | None, url: str) -> DoctorCheck:
+    given = host or os.environ.get("OLLAMA_HOST")
+    if not given:
+        return DoctorCheck("host", True, f"OLLAMA_HOST is not set: {url}")
+    advice = ""
+    if "://" in given and not re.search(r":\d+", given.partition("://")[2]):
+        advice = "with http:// and no port this is port 80; Ollama's own is 11434"
+    elif "0.0.0.0" in given:
+        advice = "a server told so is open to the whole network"
+    return DoctorCheck("host", True, f"{given!r} means {url}", advice)
+
+
+def _already_there(url: str) -> str:
+    """What to know beside a tick: why `ollama serve` fails while all is well."""
+    _, port = host_and_port(url)
+    if not is_this_machine(url):
+        return ""
+    return f"`ollama serve` would say that port {port} is in use, and need not be run"
+
+
+def _no_answer(url: str, error: OllamaError) -> DoctorCheck:
+    if isinstance(error, NoServerError):
+        found = f"not running: nothing listens at {url}"
+        return DoctorCheck("server", False, found, _start_advice(url))
+    if isinstance(error, NotOllamaError | TooSlowError):
+        return _held(url, error)
+    return DoctorCheck("server", False, str(error), "see Ollama's log")
+
+
+def _start_advice(url: str) -> str:
+    host, port = host_and_port(url)
+    if not is_this_machine(url):
+        return (
+            f"start it on {host} with OLLAMA_HOST=0.0.0.0:{port}, and see whether a firewall is "
+            "between"
+        )
+    has_app = sys.platform in ("darwin", "win32")
+    service = "open the Ollama app" if has_app else "`sudo systemctl start ollama`"
+    return f"run `{serve_command(port)}`" + (f", or {service}" if port == DEFAULT_PORT else "")
+
+
+def _held(url: str, error: OllamaError) -> DoctorCheck:
+    """A port on which something listens that is not Ollama."""
+    _, port = host_and_port(url)
+    if not is_this_machine(url):
+        advice = "see whether host and port are Ollama's"
+        return DoctorCheck("server", False, str(error), advice)
+    program = holder(port) or "another program"
+    says = "says nothing" if isinstance(error, TooSlowError) else "is not Ollama"
+    other = free_port(port)
+    found = f"port {port} is held by {program}, which {says}"
+    advice = (
+        f"port {other} is free: run `{serve_command(other)}`, and give --host 127.0.0.1:{other} "
+        "to llmkit"
+    )
+    return DoctorCheck("server", False, found, advice)
+
+
+def serve_command(port: int) -> str:
+    """What starts a server on a port of this machine."""
+    if port == DEFAULT_PORT:
+        return "ollama serve"
+    if sys.platform == "win32":
+        return f"set OLLAMA_HOST=127.0.0.1:{port}&& ollama serve"
+    return f"OLLAMA_HOST=127.0.0.1:{port} ollama serve"
