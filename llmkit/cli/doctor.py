@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmkit.cli.options import HostOption, JsonOption, print_json
+from llmkit.cli.options import HostOption, JsonOption, print_checks, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -28,15 +28,12 @@ def _doctor(
     json_output: JsonOption = False,
 ) -> None:
     """Look at this machine, its Ollama, its port, its memory. Exit code 1: there is a cross."""
-    from llmkit.console import results
     from llmkit.export.doctor.examine import doctor
 
     diagnosis = doctor(gguf, host=host, context=context)
     if json_output:
         print_json(diagnosis.to_dict())
     else:
-        for check in diagnosis.checks:
-            style = "green" if check.passed else "red"
-            results.print(str(check), style=style, soft_wrap=True)
+        print_checks(diagnosis.checks)
     if not diagnosis.passed:
         raise typer.Exit(1)

@@ -16,6 +16,7 @@ from llmkit.cli import (
     chat,
     compare,
     demo,
+    deploy,
     doctor,
     export,
     finetune,
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 for _module in (
     demo, train, finetune, generate, chat, export, verify, compare, inspect, modelfile,
-    doctor,
+    deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from llmkit.export.doctor.check import DoctorCheck
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder.", show_default=False)
@@ -33,3 +37,11 @@ def print_json(content: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
     json.dump(content, sys.stdout, default=str)
     sys.stdout.write("\n")
+
+
+def print_checks(checks: Iterable[DoctorCheck]) -> None:
+    """A line each: tick or cross, what was found, what to do."""
+    from llmkit.console import results
+
+    for check in checks:
+        results.print(str(check), style="green" if check.passed else "red", soft_wrap=True)

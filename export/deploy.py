@@ -1,0 +1,153 @@
+"""`deploy`: a model into a running Ollama, under its name only when it is verified there."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.console import say
+from llmkit.errors import OllamaError
+from llmkit.export.deploy_plan import Plan, read_plan
+from llmkit.export.doctor.check import DoctorCheck, all_passed
+from llmkit.export.doctor.examine import room_checks
+from llmkit.export.doctor.machine import gigabytes
+from llmkit.export.doctor.server import server_checks
+from llmkit.export.held_out import proof_prompts
+from llmkit.export.ollama.address import check_name, unverified_name
+from llmkit.export.ollama.server import OllamaServer
+from llmkit.export.ollama.store import copy, create, delete, upload
+from llmkit.export.ollama.transport import Patience
+from llmkit.export.parity.ollama import (
+    compared_logprobs,
+    never_stops,
+    rendering_faults,
+    stopped,
+    stored_faults,
+    summed_up,
+)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What was checked, and whether the model is there under its name."""
+
+    name: str
+    url: str | None
+    file: str
+    taken: bool  # whether another model had the name
+    checks: tuple[DoctorCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model is verified, and so has its name."""
+        return all_passed(self.checks)
+
+    @property
+    def summary(self) -> str:
+        """One line: how to run the model, or that nothing has changed."""
+        if self.passed:
+            before = ", in place of the model that had the name" if self.taken else ""
+            return f"{self.name} is in Ollama{before}. Run it: ollama run {self.name}"
+        if self.taken:
+            return f"{self.name} in Ollama is the model that it was before"
+        return f"there is no {self.name} in Ollama"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` prints them."""
+        return {"passed": self.passed, "summary": self.summary, **asdict(self)}
+
+
+def deploy(
+    folder: Path,
+    name: str,
+    *,
+    host: str | None = None,
+    checkpoint: Path | None = None,
+    patience: Patience | None = None,
+) -> Deployment:
+    """Bring the Modelfile of an export folder, with its files, into Ollama and verify it there.
+
+    `checkpoint`: what the file was exported from, which its proof names; needed where nothing was
+    proved. The model is made under a name of its own and gets `name` only when Ollama stores,
+    renders and computes what PyTorch does; the other name is removed in any case. A check that
+    fails ends it, and what had the name stays. Raises LlmkitError where Ollama does not answer or
+    refuses, and for a folder that cannot be deployed.
+    """
+    check_name(name)
+    plan = read_plan(folder, checkpoint)
+    found = server_checks(host)
+    checks = [plan.proof, *found.checks]
+    if found.answers:
+        checks += room_checks(plan.subject.file, plan.context, is_here=found.is_here)
+    taken = False
+    if found.answers and all_passed(checks):
+        with OllamaServer(host, patience) as server:
+            taken = server.digest(name) is not None
+            for check in _steps(server, plan, name):
+                checks.append(check)
+    return Deployment(name, found.url, str(plan.model.path), taken, tuple(checks))
+
+
+def _steps(server: OllamaServer, plan: Plan, name: str) -> Iterator[DoctorCheck]:
+    """Up to the first that fails."""
+    http = server.http
+    blobs = [plan.model, *([plan.adapter] if plan.adapter else [])]
+    sent = [blob for blob in blobs if upload(http, blob)]
+    n_bytes = sum(blob.n_bytes for blob in sent)
+    yield DoctorCheck(
+        "upload", True, f"{gigabytes(n_bytes)} sent" if sent else "Ollama has the files already"
+    )
+    with _unverified(server, name) as temporary:
+        say(f"create {temporary}")
+        create(http, temporary, plan.modelfile, plan.model, plan.adapter)
+        yield DoctorCheck("create", True, "Ollama has made a model of the files")
+        for check in _verified(server, plan, temporary):
+            yield check
+            if not check.passed:
+                return
+        copy(http, temporary, name)
+        if server.digest(name) != server.digest(temporary):
+            raise OllamaError(f"Ollama has not given the model the name {name}; see its log")
+
+
+@contextmanager
+def _unverified(server: OllamaServer, name: str) -> Iterator[str]:
+    """A name of its own for the model, which is removed in the end, whatever happens."""
+    temporary = unverified_name(name, secrets.token_hex(4))
+    try:
+        yield temporary
+    finally:
+        try:
+            delete(server.http, temporary)
+        except OllamaError:  # a server that is gone keeps what it has
+            say(f"{temporary} may still be in Ollama: remove it with `ollama rm {temporary}`")
+
+
+def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[DoctorCheck]:
+    subject = plan.subject
+    shown = server.show(model)
+    faults = list(stored_faults(shown, subject, plan.modelfile))
+    n_tensors = len(subject.file.tensors)
+    fine = f"metadata, {n_tensors} tensors, TEMPLATE, SYSTEM and stops are the folder's"
+    yield _check("stored", faults, fine, "another Ollama, or another file under this digest")
+    faults = list(rendering_faults(server, model, subject))
+    fine = "prompts are written and cut into tokens as in training"
+    yield _check("prompt", faults, fine, "llmkit modelfile lint says what TEMPLATE does otherwise")
+    prompts = proof_prompts(subject.checkpoint, None)
+    found = compared_logprobs(server, model, subject, prompts)
+    fine = f"{found.n} log-probabilities are PyTorch's within {found.largest:.1e}"
+    yield _check("logprobs", found.faults, fine, "Ollama's llama.cpp computes something else")
+    n, n_stopped = stopped(server, model, subject)
+    faults = [never_stops(n)] if n and not n_stopped else []
+    fine = f"{n_stopped} of {n} answers end by themselves" if n else "no held-out questions to ask"
+    yield _check("stop", faults, fine, "see the end token's PARAMETER stop, or train longer")
+
+
+def _check(name: str, faults: list[str], fine: str, advice: str) -> DoctorCheck:
+    if faults:
+        return DoctorCheck(name, False, summed_up(faults), advice)
+    return DoctorCheck(name, True, fine)

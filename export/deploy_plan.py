@@ -1,0 +1,103 @@
+"""What is to be deployed: an export folder, and the checkpoint that it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.checkpoint import load_checkpoint
+from llmkit.errors import CheckpointError, ConfigError, ModelfileError
+from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.gguf_file import config_of
+from llmkit.export.modelfile_lint import lint_modelfile, local_file
+from llmkit.export.ollama.store import Blob
+from llmkit.export.parity.keeping import PROOF_FILE, kept_proof
+from llmkit.export.parity.subject import Subject, open_subject
+from llmkit.export.parity.verify import MODELFILE
+from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.modelfiles.reading import read_modelfile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The files of a deployment."""
+
+    modelfile: Modelfile
+    subject: Subject
+    model: Blob
+    adapter: Blob | None
+    proof: DoctorCheck
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model will have room for."""
+        length = config_of(self.subject.file).context_length
+        return min(self.modelfile.parameters.num_ctx or length, length)
+
+
+def read_plan(folder: Path, checkpoint: Path | None) -> Plan:
+    """Read an export folder; `checkpoint` is the one that its proof names unless given.
+
+    Raises LlmkitError: a Modelfile with errors, files that are not there, no checkpoint.
+    """
+    path = folder / MODELFILE
+    modelfile = _sound_modelfile(path)
+    gguf = local_file(modelfile.source, folder)
+    if not gguf.is_file():
+        raise ModelfileError(f"{path}: FROM {modelfile.source} is no GGUF file of this folder")
+    subject = open_subject(load_checkpoint(checkpoint or _checkpoint_of(gguf)), gguf)
+    model = _blob(gguf, subject.file.sha256())
+    adapter = None
+    if (modelfile.adapter is None) != (subject.adapter is None):
+        raise ModelfileError(f"{path} and {gguf.name} do not agree on an ADAPTER; export again")
+    if subject.adapter is not None and modelfile.adapter is not None:
+        adapter = _blob(local_file(modelfile.adapter, folder), subject.adapter.sha256())
+    return Plan(modelfile, subject, model, adapter, _proof_check(gguf, subject, model))
+
+
+def _sound_modelfile(path: Path) -> Modelfile:
+    errors = [found for found in lint_modelfile(path).findings if found.level == "error"]
+    if errors:
+        more = f" ({len(errors) - 1} more: llmkit modelfile lint {path})" if errors[1:] else ""
+        raise ModelfileError(f"{errors[0]}{more}")
+    modelfile = read_modelfile(path).modelfile
+    if modelfile.drafts or modelfile.more_sources or modelfile.messages:
+        raise ModelfileError(
+            f"{path}: DRAFT, MESSAGE and a second FROM cannot be compared with a checkpoint; "
+            "use ollama create"
+        )
+    return modelfile
+
+
+def _checkpoint_of(gguf: Path) -> Path:
+    proof = kept_proof(gguf)
+    advice = "name it with --checkpoint"
+    if proof is None:
+        raise ConfigError(
+            f"{gguf.parent / PROOF_FILE} does not say which checkpoint {gguf.name} is of: {advice}"
+        )
+    checkpoint = Path(str(proof.get("checkpoint")))
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"{gguf.name} was made of {checkpoint}, which is not there, seen from this folder: "
+            f"{advice}"
+        )
+    return checkpoint
+
+
+def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
+    """Whether these very bytes were proved: what Ollama computes is compared with them alone."""
+    proof = kept_proof(gguf)
+    again = f"run llmkit verify {subject.checkpoint.folder} {gguf}"
+    if proof is None:
+        return DoctorCheck("proof", True, f"nothing was proved of {gguf.name}", again)
+    if proof.get("sha256") != model.digest.removeprefix("sha256:"):
+        return DoctorCheck("proof", False, f"{gguf.name} is not the file that was proved", again)
+    if not proof.get("passed"):
+        found = f"the proof of {gguf.name} failed"
+        return DoctorCheck("proof", False, found, f"see {gguf.with_suffix('.html')}")
+    return DoctorCheck("proof", True, f"{gguf.name} is the file that was proved")
+
+
+def _blob(path: Path, sha256: str) -> Blob:
+    return Blob(path, f"sha256:{sha256}", path.stat().st_size)
