@@ -53,8 +53,8 @@ def upload(http: Transport, blob: Blob) -> bool:
             http.tried(lambda: http.send(blob.url_path, chunks(), blob.n_bytes))
     except BrokenOffError as error:
         raise BrokenOffError(
-            f"the upload of {blob.path.name} broke off after {n_sent:,} of {blob.n_bytes:,} bytes: "
-            "see whether Ollama still runs and has room on its disk"
+            f"the upload of {blob.path.name} broke off with {n_sent:,} of {blob.n_bytes:,} bytes "
+            "sent: see whether Ollama still runs and has room on its disk"
         ) from error
     except RefusedError as error:
         if "digest mismatch" in error.reason:

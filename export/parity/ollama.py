@@ -158,6 +158,8 @@ def compared_logprobs(
             compared.faults.append("Ollama tells no log-probabilities: update it")
             break
         _compare_tokens(said, list(prompt), ids_of, exact, rounded, compared)
+    if not compared.n and not compared.faults:
+        compared.faults.append("Ollama tells no log-probability that could be compared")
     if not compared.largest <= compared.limit:
         compared.faults.append(
             f"log-probabilities differ by {compared.largest:.1e}, more than {compared.limit:.1e}"

@@ -1,0 +1,385 @@
+"""Deploying into a stand-in that answers as recorded, and into a real Ollama where there is one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from deployable import answering_checkpoint, exported, write_proof
+from finetuned import with_adapter
+from ollama_servers import real_ollama, stand_in
+from ollama_stand_in import StandIn, Trouble
+from ollama_stand_in_models import Stored
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.cli.main import main
+from llmkit.errors import ConfigError, LlmkitError, ModelfileError, OllamaError
+from llmkit.export.deploy import Deployment, deploy
+from llmkit.export.doctor import machine
+from llmkit.export.ollama.address import full_name, unverified_name
+from llmkit.export.ollama.server import OllamaServer
+from llmkit.export.ollama.store import Blob, create, delete, upload
+from llmkit.export.ollama.transport import Patience
+from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.modelfiles.reading import read_modelfile
+
+NAME = "llmkit-test-tales"
+PATIENCE = Patience(connect=1, answer=1, compute=60, upload=1, create=5, pause=0.01)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return answering_checkpoint(tmp_path_factory.mktemp("deploy") / "c")
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(checkpoint, tmp_path_factory.mktemp("deploy") / "out")
+
+
+@pytest.fixture(scope="module")
+def other(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another export of it."""
+    return exported(checkpoint, tmp_path_factory.mktemp("deploy") / "out", "f16")
+
+
+@pytest.fixture(scope="module")
+def module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    with stand_in(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(module_server: StandIn) -> Iterator[StandIn]:
+    """An empty stand-in without troubles."""
+    module_server.trouble = Trouble()
+    module_server.models.clear()
+    module_server.asked.clear()
+    shutil.rmtree(module_server.folder / "blobs", ignore_errors=True)
+    yield module_server
+    module_server.trouble = Trouble()
+
+
+@pytest.fixture(scope="module", params=["stand-in", "real Ollama"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that may be a real one; the tests' models are removed from it."""
+    if request.param == "stand-in":
+        with stand_in(tmp_path_factory.mktemp("server")) as server:
+            yield server.url
+        return
+    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
+        yield found
+        with OllamaServer(found) as server, suppress(OllamaError):
+            delete(server.http, NAME)
+
+
+def names(url: str) -> dict[str, str]:
+    """What a server has: digests by name."""
+    with OllamaServer(url) as server:
+        models = server.http.ask("GET", "/api/tags").get("models") or []
+    return {model["name"]: model["digest"] for model in models}
+
+
+def crosses(done: Deployment) -> dict[str, str]:
+    return {check.name: check.found for check in done.checks if not check.passed}
+
+
+def take_name(server: StandIn, folder: Path) -> dict[str, str]:
+    """Give the name to another model; what the server then has."""
+    modelfile = read_modelfile(folder / "Modelfile").modelfile
+    server.models[f"{NAME}:latest"] = Stored(next(folder.glob("*.gguf")), modelfile, "before")
+    return names(server.url)
+
+
+# Against any server
+
+
+def test_a_model_is_verified_and_gets_its_name(folder: Path, url: str) -> None:
+    before = names(url)
+    done = deploy(folder, NAME, host=url)
+    assert done.passed, crosses(done)
+    assert names(url).keys() - before.keys() == {f"{NAME}:latest"}
+    found = {check.name: check.found for check in done.checks}
+    assert list(found)[-6:] == ["upload", "create", "stored", "prompt", "logprobs", "stop"]
+    assert found["logprobs"].split()[0] != "0"
+    assert found["stop"] == "5 of 5 answers end by themselves"
+    assert done.summary.endswith(f"Run it: ollama run {NAME}")
+
+
+def test_a_verified_model_replaces_the_one_that_had_the_name(
+    folder: Path, other: Path, url: str
+) -> None:
+    deploy(folder, NAME, host=url)
+    before = names(url)
+    done = deploy(other, NAME, host=url)
+    assert done.passed, crosses(done)
+    assert done.taken
+    assert "in place of the model that had the name" in done.summary
+    after = names(url)
+    assert after.keys() == before.keys()
+    assert after[f"{NAME}:latest"] != before[f"{NAME}:latest"]
+
+
+def test_what_the_server_has_is_not_sent_again(folder: Path, url: str) -> None:
+    deploy(folder, NAME, host=url)
+    done = deploy(folder, NAME, host=url)
+    (found,) = (check.found for check in done.checks if check.name == "upload")
+    assert found == "Ollama has the files already"
+
+
+def test_bytes_under_another_digest_are_refused(folder: Path, url: str) -> None:
+    gguf = next(folder.glob("*.gguf"))
+    wrong = Blob(gguf, f"sha256:{'0' * 64}", gguf.stat().st_size)
+    with OllamaServer(url) as server, pytest.raises(OllamaError, match="digest mismatch"):
+        upload(server.http, wrong)
+
+
+def test_a_template_that_go_refuses_is_not_created(folder: Path, url: str) -> None:
+    before = names(url)
+    with OllamaServer(url) as server:
+        blob = _blob(folder)
+        upload(server.http, blob)
+        bad = Modelfile("./tales.gguf", template="{{ .Prompt")
+        with pytest.raises(OllamaError, match="refuses to create the model: template error"):
+            create(server.http, f"{NAME}-bad", bad, blob, None)
+    assert names(url) == before
+
+
+def test_an_adapter_goes_with_its_base(checkpoint: Checkpoint, tmp_path: Path, url: str) -> None:
+    made = with_adapter(checkpoint, tmp_path / "adapted")
+    done = deploy(exported(made, tmp_path / "out"), NAME, host=url)
+    assert done.passed, crosses(done)
+
+
+# Against the stand-in in every trouble: the model that had the name stays, and nothing else is left
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (
+            Trouble(cut_uploads=9),
+            "the upload of tales-f16.gguf broke off with [0-9,]+ of [0-9,]+ bytes sent",
+        ),
+        (Trouble(damages_uploads=True), "received other bytes of tales-f16.gguf"),
+        (Trouble(refuses_create="no space left"), "refuses to create the model: no space left"),
+        (Trouble(cut_create=2), "broke off while it created the model.*'verifying conversion'"),
+        (Trouble(cut_create=0), "broke off while it created the model .it said nothing."),
+        (Trouble(slow={"/api/show": 3}), "/api/show did not answer in time"),
+        (
+            Trouble(broken={"/api/copy": (500, b'{"error": "disk full"}')}),
+            "/api/copy: disk full",
+        ),
+        (
+            Trouble(broken={"/api/show": (200, b"<html>")}),
+            "/api/show does not answer as Ollama does",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, Trouble) else value,
+)
+def test_a_server_in_trouble_is_one_line_and_nothing_changes(
+    trouble: Trouble, message: str, server: StandIn, folder: Path, other: Path
+) -> None:
+    before = take_name(server, folder)
+    server.trouble = trouble
+    with pytest.raises(OllamaError, match=message) as caught:
+        deploy(other, NAME, host=server.url, patience=PATIENCE)
+    assert "\n" not in str(caught.value)
+    server.trouble = Trouble()
+    assert names(server.url) == before
+
+
+@pytest.mark.parametrize(
+    ("trouble", "check", "message"),
+    [
+        (Trouble(version="0.5.7"), "version", "Ollama 0.5.7 is too old"),
+        (Trouble(broken={"/api/version": (200, b"hello")}), "server", "is not Ollama"),
+        (
+            Trouble(renders=lambda text: text.replace("User:", "Human:")),
+            "prompt",
+            r"Ollama renders one question as 'Human:\\nWho is it\?",
+        ),
+        (Trouble(never_stops=True), "stop", "the model never stops: none of 5 answers ends"),
+    ],
+    ids=["old version", "port held by another program", "rendered differently", "never stops"],
+)
+def test_a_check_that_fails_ends_it_and_nothing_changes(
+    trouble: Trouble, check: str, message: str, server: StandIn, folder: Path, other: Path
+) -> None:
+    before = take_name(server, folder)
+    server.trouble = trouble
+    done = deploy(other, NAME, host=server.url, patience=PATIENCE)
+    assert not done.passed
+    ((name, found),) = crosses(done).items()
+    assert name == check
+    assert re.search(message, found)
+    server.trouble = Trouble()
+    assert names(server.url) == before
+
+
+def test_no_server_is_a_cross(folder: Path) -> None:
+    done = deploy(folder, NAME, host="127.0.0.1:9")
+    assert crosses(done) == {"server": "not running: nothing listens at http://127.0.0.1:9"}
+    assert done.summary == f"there is no {NAME} in Ollama"
+
+
+def test_too_little_memory_is_a_cross_before_anything_is_sent(
+    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_memory", lambda: 1000)
+    monkeypatch.setattr(machine, "free_gpu_memory", lambda: 0)
+    done = deploy(folder, NAME, host=server.url)
+    assert list(crosses(done)) == ["memory"]
+    assert crosses(done)["memory"].startswith("too little: tales-q8_0.gguf needs")
+    assert {method for method, _ in server.asked} == {"GET"}
+
+
+def test_a_full_disk_is_a_cross_before_anything_is_sent(
+    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_disk", lambda folder: 1000)
+    assert list(crosses(deploy(folder, NAME, host=server.url))) == ["disk"]
+    assert {method for method, _ in server.asked} == {"GET"}
+
+
+def test_a_server_that_dies_midway_is_told_with_what_it_may_keep(
+    folder: Path, server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stand_in(server.folder / "own") as dying:
+        dying.trouble = Trouble(dies_at="/api/generate")
+        with pytest.raises(OllamaError, match="broke off at /api/generate: see whether it still"):
+            deploy(folder, NAME, host=dying.url, patience=PATIENCE)
+        assert f"{NAME}:latest" not in dying.models
+        (left,) = dying.models
+    assert f"remove it with `ollama rm {left}`" in capsys.readouterr().err
+
+
+def test_an_upload_that_breaks_off_once_is_sent_again(folder: Path, server: StandIn) -> None:
+    server.trouble = Trouble(cut_uploads=2)
+    assert deploy(folder, NAME, host=server.url, patience=PATIENCE).passed
+
+
+def test_create_is_never_asked_twice(folder: Path, server: StandIn) -> None:
+    server.trouble = Trouble(cut_create=0)
+    with pytest.raises(OllamaError):
+        deploy(folder, NAME, host=server.url, patience=PATIENCE)
+    assert server.asked.count(("POST", "/api/create")) == 1
+
+
+def test_an_interrupt_leaves_nothing(
+    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OllamaServer, "show", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(folder, NAME, host=server.url)
+    assert ("POST", "/api/create") in server.asked
+    assert not server.models
+
+
+def test_two_deployments_at_once_do_not_mix(folder: Path, other: Path, server: StandIn) -> None:
+    done: list[Deployment] = []
+    threads = [
+        threading.Thread(target=lambda f=f: done.append(deploy(f, NAME, host=server.url)))
+        for f in (folder, other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [one.passed for one in done] == [True, True]
+    assert list(server.models) == [f"{NAME}:latest"]
+
+
+# What cannot be deployed
+
+
+def test_a_file_that_was_changed_after_its_proof_is_a_cross(
+    checkpoint: Checkpoint, server: StandIn, tmp_path: Path
+) -> None:
+    made = exported(checkpoint, tmp_path / "out")
+    gguf = next(made.glob("*.gguf"))
+    write_proof(checkpoint, gguf, sha256="0" * 64)
+    assert crosses(deploy(made, NAME, host=server.url)) == {
+        "proof": "tales-q8_0.gguf is not the file that was proved"
+    }
+    write_proof(checkpoint, gguf, passed=False)
+    assert "failed" in crosses(deploy(made, NAME, host=server.url))["proof"]
+    assert not server.models
+
+
+def test_the_checkpoint_is_the_proofs_or_has_to_be_named(
+    checkpoint: Checkpoint, server: StandIn, tmp_path: Path
+) -> None:
+    made = exported(checkpoint, tmp_path / "out")
+    gguf = next(made.glob("*.gguf"))
+    write_proof(checkpoint, gguf, checkpoint="gone")
+    with pytest.raises(LlmkitError, match="not there, seen from this folder: name it with"):
+        deploy(made, NAME, host=server.url)
+    (made / "parity.json").unlink()
+    with pytest.raises(ConfigError, match="name it with --checkpoint"):
+        deploy(made, NAME, host=server.url)
+    done = deploy(made, NAME, host=server.url, checkpoint=checkpoint.folder)
+    assert done.passed, crosses(done)
+    assert "nothing was proved" in next(c.found for c in done.checks if c.name == "proof")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("PARAMETER temprature 1", "did you mean 'temperature'"),
+        ("DRAFT ./d.gguf", "use ollama create"),
+        ("MESSAGE user Hello", "use ollama create"),
+        ("PARAMETER num_ctx 9999", "num_ctx 9999 is more than the model's context of 256"),
+    ],
+)
+def test_a_modelfile_that_would_surprise_is_refused(
+    line: str, message: str, folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(folder, copy)
+    with (copy / "Modelfile").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ModelfileError, match=message):
+        deploy(copy, NAME)
+
+
+@pytest.mark.parametrize("name", ["", "my tales", "-tales", "tales:", "a/b/c/d", "tales:v 2"])
+def test_what_is_no_name_is_refused(name: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="is no name for a model in Ollama"):
+        deploy(folder, name)
+
+
+def test_names_have_tags() -> None:
+    assert full_name("tales") == "tales:latest"
+    assert full_name("host:80/someone/tales") == "host:80/someone/tales:latest"
+    assert unverified_name("tales:v2", "ab") == "tales:v2-llmkit-unverified-ab"
+
+
+def test_the_command_prints_how_to_run_it(
+    folder: Path, server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["deploy", str(folder), "--name", NAME, "--host", server.url]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "✔ logprobs: " in printed
+    assert printed.splitlines()[-1] == f"{NAME} is in Ollama. Run it: ollama run {NAME}"
+    assert main([*words[:-1], "127.0.0.1:9", "--json"]) == 1
+    assert '"passed": false' in capsys.readouterr().out
+    server.trouble = Trouble(refuses_create="no")
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith("llmkit: Ollama refuses to create the model: no\n")
+
+
+def _blob(folder: Path) -> Blob:
+    gguf = next(folder.glob("*.gguf"))
+    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    return Blob(gguf, f"sha256:{digest}", gguf.stat().st_size)
