@@ -12,6 +12,8 @@ wait_without_spinning()  # counts only before torch is imported
 
 from llmkit.demo import demo
 from llmkit.export.convert import export
+from llmkit.export.deploy import deploy
+from llmkit.export.doctor.examine import doctor
 from llmkit.export.inspection import inspect
 from llmkit.export.measure import compare
 from llmkit.export.parity.verify import verify
@@ -35,6 +37,8 @@ __all__ = [
     "compare",
     "comparison_table",
     "demo",
+    "deploy",
+    "doctor",
     "export",
     "export_table",
     "finetune_classify",
