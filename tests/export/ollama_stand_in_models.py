@@ -132,9 +132,11 @@ def generated(stored: Stored, request: Request) -> Iterator[str]:
     pieces: list[bytes] = []
     with LlamaCpp(stored.gguf, exact=False) as llama:  # with Ollama's f16 keys and values
         new = llama.tokenize(request.prompt, parse_special=True)
+        if len(new) >= llama.n_ctx:
+            if not asked.get("truncate", True):
+                _refuse_long(len(new), llama.n_ctx)
+            new = new[-llama.n_ctx // 2 :]  # without a word
         room = llama.n_ctx - len(new)
-        if room < 1:
-            _refuse_long(len(new), llama.n_ctx)
         for _ in range(min(options.get("num_predict", room), room)):
             logits = llama.evaluate(new, all_positions=False)[0].astype(np.float64)
             logprobs = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()

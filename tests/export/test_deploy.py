@@ -171,6 +171,10 @@ def test_an_adapter_goes_with_its_base(checkpoint: Checkpoint, tmp_path: Path, u
         (Trouble(refuses_create="no space left"), "refuses to create the model: no space left"),
         (Trouble(cut_create=2), "broke off while it created the model.*'verifying conversion'"),
         (Trouble(cut_create=0), "broke off while it created the model .it said nothing."),
+        (
+            Trouble(broken={"/api/create": (200, b'{"status": "parsing GGUF"}')}),
+            "broke off while it created the model.*'parsing GGUF'",
+        ),
         (Trouble(slow={"/api/show": 3}), "/api/show did not answer in time"),
         (
             Trouble(broken={"/api/copy": (500, b'{"error": "disk full"}')}),
