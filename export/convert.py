@@ -10,15 +10,16 @@ from pathlib import Path
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.adapter import write_adapter
+from llmkit.export.calibration import calibration_of
+from llmkit.export.chosen import Method, choose_blocks
 from llmkit.export.gguf_write import ExportedFile, write_gguf
 from llmkit.export.modelfile_write import modelfile_for
 from llmkit.export.parity.check import Proof
 from llmkit.export.parity.keeping import PROOF_FILE, forget_proofs
 from llmkit.export.parity.verify import verify
 from llmkit.files import write_text
+from llmkit.model.storage import CUSTOM, Quantization, quantization, quantization_names
 from llmkit.modelfiles.modelfile import render
-from llmkit.quant import quant_names
-from llmkit.quant.types import QuantType, quant_type
 
 DEFAULT_QUANTS = ("f16", "q8_0", "q4_0")
 
@@ -46,15 +47,19 @@ def export(
     quants: Sequence[str] | None = None,
     name: str | None = None,
     merge: bool = False,
+    method: Method = "rtn",
+    calibration: Path | None = None,
     prove: bool = True,
 ) -> Export:
     """Write `out`/NAME-QUANT.gguf for each quantization and a Modelfile for the smallest.
 
-    NAME is the checkpoint folder's unless given. Matrices take the type; where their rows do
-    not fit it they stay f16; biases, norms and positions stay f32. A LoRA adapter becomes a file
-    beside its base, NAME-adapter.gguf, or with `merge` part of the weights. The base of a QLoRA
-    adapter has the type that it was trained on and no other. With `prove` each file is verified;
-    without, the Modelfile says that nothing was proved.
+    NAME is the checkpoint folder's unless given. Matrices take the types of the quantization, or
+    where their rows do not fit them what llama.cpp takes instead; biases, norms and positions stay
+    f32. A LoRA adapter becomes a file beside its base, NAME-adapter.gguf, or with `merge` part of
+    the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others.
+    `method` rtn rounds each weight; gptq chooses each number in the blocks by what the model reads
+    in the text `calibration`, or in the text that it was trained on. With `prove` each file is
+    verified; without, the Modelfile says that nothing was proved.
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
@@ -62,15 +67,25 @@ def export(
     apart = source.lora is not None and not merge
     if merge and source.lora is None:
         raise ConfigError(f"{checkpoint} has no adapter to merge; leave --merge out")
-    qtypes = _types(source, quants, apart=apart)
+    chosen = _quantizations(source, quants, method, apart=apart)
+    if calibration is not None and method == "rtn":
+        raise ConfigError("rounding (rtn) needs no calibration text; give --method gptq with it")
+    text = None if method == "rtn" else calibration_of(source, calibration)
     name = name or checkpoint.resolve().name
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)
     adapter = write_adapter(source, adapter_file, name) if apart else None
     beside = adapter_file.name if apart else None
     files = [
-        write_gguf(source, out / f"{name}-{qtype.name}.gguf", qtype, name, beside)
-        for qtype in qtypes
+        write_gguf(
+            source,
+            out / f"{name}-{each.name}.gguf",
+            each,
+            name,
+            beside,
+            choose_blocks(source, each, text, merged=not apart) if text else None,
+        )
+        for each in chosen
     ]
     forget_proofs(out)
     modelfile = out / "Modelfile"
@@ -84,18 +99,27 @@ def ollama_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
 
 
-def _types(source: Checkpoint, quants: Sequence[str] | None, *, apart: bool) -> list[QuantType]:
+def _quantizations(
+    source: Checkpoint, quants: Sequence[str] | None, method: Method, *, apart: bool
+) -> list[Quantization]:
     trained_on = source.base_quant if apart else None
     default = (trained_on,) if trained_on else DEFAULT_QUANTS
-    qtypes = list(dict.fromkeys(map(quant_type, default if quants is None else quants)))
-    if trained_on and qtypes != [quant_type(trained_on)]:
+    names = dict.fromkeys(
+        quantization(name).name for name in (default if quants is None else quants)
+    )
+    if trained_on and method != "rtn":
+        raise ConfigError(
+            f"the adapter of {source.folder} was trained on {trained_on} blocks as rounding makes "
+            "them and fits no others: leave --method out, or merge it"
+        )
+    if trained_on and list(names) != [trained_on]:
         raise ConfigError(
             f"the adapter of {source.folder} was trained on {trained_on} blocks and fits no other "
             f"base: export it as {trained_on}, or merge it"
         )
-    if not qtypes:
+    if not names:
         raise ConfigError("no quantization given; name at least one, such as q4_0")
-    return qtypes
+    return [quantization(name) for name in names]
 
 
 def _check_target(out: Path, name: str) -> None:
@@ -105,7 +129,7 @@ def _check_target(out: Path, name: str) -> None:
         raise ConfigError(f"{out} is a checkpoint; export into a folder of its own")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; export into a folder")
-    known = {f"{name}-{kind}.gguf" for kind in (*quant_names(), "adapter")}
+    known = {f"{name}-{kind}.gguf" for kind in (*quantization_names(), CUSTOM, "adapter")}
     others = sorted(file.name for file in out.glob("*.gguf") if file.name not in known)
     if others:
         raise ConfigError(f"{out} holds another model's {others[0]}; choose another --out")

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmkit.errors import GGUFError
-from llmkit.export.metadata import ARCHITECTURE
+from llmkit.errors import GGUFError, QuantizationError
+from llmkit.export.metadata import ARCHITECTURE, METHOD_KEY, QUANTIZATION_KEY
 from llmkit.export.names import tensor_table
 from llmkit.model.config import GPTConfig, validated
-from llmkit.quant import QuantType, dequantize, quant_type_of, quant_type_of_file
+from llmkit.model.storage import CUSTOM, Quantization, quantization, quantization_of
+from llmkit.quant import dequantize, quant_type_of
 
 MAGIC = b"GGUF"
 
@@ -73,25 +74,46 @@ class GGUFFile:
     tensors: dict[str, StoredTensor]
 
     @property
-    def file_type(self) -> str:
+    def quant(self) -> str:
         """The file's quantization by name, such as q4_0."""
+        if QUANTIZATION_KEY in self.metadata:
+            return str(self.metadata[QUANTIZATION_KEY])
         number: Any = self.metadata.get(gguf.Keys.General.FILE_TYPE)
         try:
-            name = gguf.LlamaFileType(number).name
+            return quantization_of(gguf.LlamaFileType(number)).name
         except ValueError:
             return f"unknown ({number})"
-        return name.removeprefix("ALL_").removeprefix("MOSTLY_").lower()
+        except QuantizationError:
+            return gguf.LlamaFileType(number).name.removeprefix("MOSTLY_").lower()
 
     @property
-    def qtype(self) -> QuantType:
-        """The block format that the file type stands for, as q4_k of q4_k_s.
+    def method(self) -> str:
+        """How the numbers in the blocks were chosen: by rounding unless the file says otherwise."""
+        return str(self.metadata.get(METHOD_KEY, "rtn"))
+
+    def quantization(self) -> Quantization:
+        """Which type each matrix is to have; where that was chosen one by one, as they have it.
 
         Raises GGUFError where the file states none, QuantizationError where it is of another kind.
         """
-        if self.file_type.startswith("unknown"):
-            raise GGUFError(f"{self.path} has no known general.file_type; export it again")
-        number = self.metadata[gguf.Keys.General.FILE_TYPE]
-        return quant_type_of_file(gguf.LlamaFileType(number))
+        number: Any = self.metadata.get(gguf.Keys.General.FILE_TYPE)
+        try:
+            file_type = gguf.LlamaFileType(number)
+        except ValueError as error:
+            message = f"{self.path} has no known general.file_type; export it again"
+            raise GGUFError(message) from error
+        if QUANTIZATION_KEY not in self.metadata:
+            return quantization_of(file_type)
+        if self.quant != CUSTOM:
+            return quantization(self.quant)
+        table = {entry.gguf_name: entry for entry in tensor_table(config_of(self))}
+        chosen = {
+            table[name].checkpoint_name: quant_type_of(tensor.ggml_type)
+            for name, tensor in self.tensors.items()
+            if name in table
+        }
+        base = quantization_of(file_type).base
+        return Quantization(CUSTOM, file_type, base, chosen=chosen)
 
     @property
     def bits_per_weight(self) -> float:

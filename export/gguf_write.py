@@ -16,12 +16,13 @@ from llmkit.checkpoint import CONFIG_FILE, Checkpoint, TensorReader, open_tensor
 from llmkit.console import progress
 from llmkit.errors import CheckpointError
 from llmkit.export.gguf_file import Writer
-from llmkit.export.metadata import ARCHITECTURE, MetadataEntry, metadata_of
+from llmkit.export.metadata import ARCHITECTURE, ChosenBlocks, MetadataEntry, metadata_of
 from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.files import written_beside
-from llmkit.model.storage import is_matrix, stored_type
+from llmkit.model.config import GPTConfig
+from llmkit.model.storage import Quantization, is_matrix
 from llmkit.quant import quantize
-from llmkit.quant.types import QuantType, quant_type
+from llmkit.quant.types import QuantType
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,28 @@ class ExportedFile:
     quant: str
     n_bytes: int
     bits_per_weight: float
-    kept_f16: tuple[str, ...] = ()  # tensors whose rows the type cannot hold
-    kept_f16_bytes: int = 0  # what they take beyond the type's own size
+    fallbacks: tuple[str, ...] = ()  # tensors whose rows their type cannot hold, and what can
+    fallback_bytes: int = 0  # what they take beyond the type's own size
 
 
 def write_gguf(
-    checkpoint: Checkpoint, path: Path, qtype: QuantType, name: str, adapter: str | None = None
+    checkpoint: Checkpoint,
+    path: Path,
+    quantization: Quantization,
+    name: str,
+    adapter: str | None = None,
+    chosen: ChosenBlocks | None = None,
 ) -> ExportedFile:
     """Write one model file, a tensor at a time, so that memory stays at one tensor.
 
     With `adapter` the file is the base alone, and says that this file of LoRA matrices belongs
-    to it. Without, the checkpoint's adapter, if it has one, is merged into the weights.
+    to it. Without, the checkpoint's adapter, if it has one, is merged into the weights. Matrices
+    that are not in `chosen` are rounded.
     """
     table = tensor_table(checkpoint.config)
-    types = [stored_type(entry.checkpoint_name, entry.shape, qtype) for entry in table]
+    types = [entry_type(entry, quantization, checkpoint.config) for entry in table]
     writer = Writer(None, ARCHITECTURE)
-    add_metadata(writer, metadata_of(checkpoint, qtype, name, adapter))
+    add_metadata(writer, metadata_of(checkpoint, quantization, name, adapter, chosen))
     for entry, stored in zip(table, types, strict=True):
         writer.add_tensor_info(
             entry.gguf_name,
@@ -67,9 +74,17 @@ def write_gguf(
         writer.write_ti_data_to_file()
         with progress(f"write {path.name}", len(table), "tensors") as bar:
             for number, (entry, stored) in enumerate(zip(table, types, strict=True), start=1):
-                writer.write_tensor_data(pack_tensor(tensors, entry, stored))
+                blocks = chosen.blocks.get(entry.checkpoint_name) if chosen else None
+                if blocks is None:
+                    blocks = pack_tensor(tensors, entry, stored)
+                writer.write_tensor_data(blocks)
                 bar.update(number)
-    return _summary(path, qtype, table, types)
+    return _summary(path, quantization, checkpoint.config, table, types)
+
+
+def entry_type(entry: TensorEntry, quantization: Quantization, config: GPTConfig) -> QuantType:
+    """The type in which a tensor is stored."""
+    return quantization.type_of(entry.checkpoint_name, entry.shape, config)
 
 
 def open_weights(checkpoint: Checkpoint, *, merged: bool) -> AbstractContextManager[TensorReader]:
@@ -123,25 +138,27 @@ def _check_names(tensors: TensorReader, table: Sequence[TensorEntry]) -> None:
 
 
 def _summary(
-    path: Path, qtype: QuantType, table: Sequence[TensorEntry], types: Sequence[QuantType]
+    path: Path,
+    quantization: Quantization,
+    config: GPTConfig,
+    table: Sequence[TensorEntry],
+    types: Sequence[QuantType],
 ) -> ExportedFile:
-    pairs = list(zip(table, types, strict=True))
-    kept = [
-        entry
-        for entry, stored in pairs
-        if is_matrix(entry.checkpoint_name, entry.shape) and stored is not qtype
-    ]
-    n_weights = sum(int(np.prod(entry.shape)) for entry in table)
-    n_bytes = sum(n_tensor_bytes(entry, stored) for entry, stored in pairs)
-    f16 = quant_type("f16")
-    extra_bits = sum(
-        int(np.prod(entry.shape)) * (f16.bits_per_weight - qtype.bits_per_weight) for entry in kept
-    )
+    n_weights = n_bytes = 0
+    fallbacks, fallback_bits = [], 0.0
+    for entry, stored in zip(table, types, strict=True):
+        n = int(np.prod(entry.shape))
+        n_weights += n
+        n_bytes += n_tensor_bytes(entry, stored)
+        wanted = quantization.wanted(entry.checkpoint_name, config)
+        if is_matrix(entry.checkpoint_name, entry.shape) and stored is not wanted:
+            fallbacks.append(f"{entry.gguf_name}: {stored.name}")
+            fallback_bits += n * (stored.bits_per_weight - wanted.bits_per_weight)
     return ExportedFile(
         path=path,
-        quant=qtype.name,
+        quant=quantization.name,
         n_bytes=path.stat().st_size,
         bits_per_weight=8 * n_bytes / n_weights,
-        kept_f16=tuple(entry.gguf_name for entry in kept),
-        kept_f16_bytes=round(extra_bits / 8),
+        fallbacks=tuple(fallbacks),
+        fallback_bytes=round(fallback_bits / 8),
     )

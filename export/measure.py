@@ -130,8 +130,8 @@ def _row(file: GGUFFile, parts: list[Divergence], speed: Speed) -> ComparisonRow
     adapter = adapter_of(file)
     return ComparisonRow(
         file=str(file.path),
-        quant=file.file_type,
-        method="rtn",
+        quant=file.quant,
+        method=file.method,
         bytes=file.path.stat().st_size + (adapter.path.stat().st_size if adapter else 0),
         bits_per_weight=file.bits_per_weight,
         mean_kl=whole.mean_kl,

@@ -12,11 +12,10 @@ import gguf
 
 from llmkit.export.adapter import adapter_of
 from llmkit.export.gguf_file import GGUFFile, StoredTensor, config_of
-from llmkit.export.gguf_write import n_tensor_bytes
+from llmkit.export.gguf_write import entry_type, n_tensor_bytes
 from llmkit.export.names import tensor_table
 from llmkit.model.config import GPTConfig
-from llmkit.model.storage import stored_type
-from llmkit.quant.types import QuantType
+from llmkit.model.storage import Quantization
 
 _PADDING = 256  # llama.cpp rounds the context up to a multiple of it
 _BATCH = 512  # tokens of a prompt that are computed at once (n_ubatch)
@@ -52,12 +51,12 @@ def memory_needed(file: GGUFFile, context: int) -> MemoryNeed:
     return _need(config_of(file), _weights(file) + _adapter_weights(file), context)
 
 
-def memory_needed_as(file: GGUFFile, qtype: QuantType, context: int) -> MemoryNeed:
-    """What the file would need if it was of another type."""
+def memory_needed_as(file: GGUFFile, quantization: Quantization, context: int) -> MemoryNeed:
+    """What the file would need in another quantization."""
     config = config_of(file)
     weights = _adapter_weights(file)
     for entry in tensor_table(config):
-        stored = stored_type(entry.checkpoint_name, entry.shape, qtype)
+        stored = entry_type(entry, quantization, config)
         n_bytes = n_tensor_bytes(entry, stored)
         copied = _is_copied(entry.gguf_name, entry.shape, stored.ggml_type)
         weights += 2 * n_bytes if copied else n_bytes

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import gguf
+import numpy as np
 
 from llmkit.checkpoint import Checkpoint
-from llmkit.quant.types import QuantType
+from llmkit.model.storage import Quantization, quantization_of
+from llmkit.quant.types import PackedRows
 from llmkit.tokenizer import Tokenizer
 
 ARCHITECTURE = "gpt2"
@@ -16,6 +20,30 @@ CHAT_TEMPLATE_KEY = gguf.Keys.Tokenizer.CHAT_TEMPLATE
 # Keys of llmkit's own, which llama.cpp and Ollama pass over.
 ADAPTER_KEY = "llmkit.adapter"  # file name of the LoRA adapter that lies beside the base
 LABELS_KEY = "llmkit.labels"  # a classifier's, as JSON
+QUANTIZATION_KEY = "llmkit.quantization"  # its name, where `general.file_type` means another
+# Of blocks that no rounding of the weights gives: how they were chosen, the hash of the text they
+# were chosen with, and the hash of each tensor's blocks, as JSON.
+METHOD_KEY = "llmkit.quantization.method"
+CALIBRATION_KEY = "llmkit.quantization.calibration"
+BLOCKS_KEY = "llmkit.quantization.blocks"
+
+
+@dataclass(frozen=True)
+class ChosenBlocks:
+    """Blocks that are more than the rounded weights, by names in the checkpoint."""
+
+    method: str
+    calibration: str  # sha256 of the token ids
+    blocks: Mapping[str, PackedRows]
+
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each tensor's blocks."""
+        return {name: hash_of_blocks(blocks) for name, blocks in self.blocks.items()}
+
+
+def hash_of_blocks(blocks: PackedRows) -> str:
+    """The sha256 of a tensor's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(blocks).data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -28,7 +56,11 @@ class MetadataEntry:
 
 
 def metadata_of(
-    checkpoint: Checkpoint, qtype: QuantType, name: str, adapter: str | None = None
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    name: str,
+    adapter: str | None = None,
+    chosen: ChosenBlocks | None = None,
 ) -> list[MetadataEntry]:
     """Every metadata entry of the file, in file order. `adapter`: the file that belongs to it."""
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
@@ -39,7 +71,7 @@ def metadata_of(
         MetadataEntry(keys.General.ARCHITECTURE, arch, kind.STRING),
         MetadataEntry(keys.General.TYPE, gguf.GGUFType.MODEL, kind.STRING),
         MetadataEntry(keys.General.NAME, name, kind.STRING),
-        MetadataEntry(keys.General.FILE_TYPE, int(qtype.file_type), kind.UINT32),
+        MetadataEntry(keys.General.FILE_TYPE, int(quantization.file_type), kind.UINT32),
         MetadataEntry(keys.General.QUANTIZATION_VERSION, int(gguf.GGML_QUANT_VERSION), kind.UINT32),
         MetadataEntry(
             keys.LLM.CONTEXT_LENGTH.format(arch=arch), config.context_length, kind.UINT32
@@ -67,6 +99,14 @@ def metadata_of(
         MetadataEntry(keys.Tokenizer.ADD_BOS, False, kind.BOOL),
         MetadataEntry(CHAT_TEMPLATE_KEY, checkpoint.prompt_format.chat_template, kind.STRING),
     ]
+    if quantization_of(quantization.file_type).name != quantization.name:
+        entries.append(MetadataEntry(QUANTIZATION_KEY, quantization.name, kind.STRING))
+    if chosen is not None:
+        entries += [
+            MetadataEntry(METHOD_KEY, chosen.method, kind.STRING),
+            MetadataEntry(CALIBRATION_KEY, chosen.calibration, kind.STRING),
+            MetadataEntry(BLOCKS_KEY, json.dumps(chosen.hashes()), kind.STRING),
+        ]
     if checkpoint.labels:
         labels = json.dumps(checkpoint.labels, ensure_ascii=False)
         entries.append(MetadataEntry(LABELS_KEY, labels, kind.STRING))

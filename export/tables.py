@@ -24,7 +24,7 @@ COMPARISON_COLUMNS = (
     "prompt / generate t/s", "peak MB",
 )  # fmt: skip
 PROOF_COLUMNS = ("", "check", "value", "limit", "what was found")
-EXPORT_COLUMNS = ("file", "MB", "bits per weight", "kept f16")
+EXPORT_COLUMNS = ("file", "MB", "bits per weight", "rows that fit no block")
 
 
 def comparison_cells(row: ComparisonRow) -> list[str]:
@@ -96,11 +96,11 @@ def megabytes(n_bytes: int) -> str:
 
 
 def _export_cells(file: ExportedFile) -> list[str]:
-    kept = "-"
-    if file.kept_f16:
-        names = ", ".join(file.kept_f16[:3]) + " ..." * (len(file.kept_f16) > 3)
-        kept = f"{len(file.kept_f16)} ({names}): +{megabytes(file.kept_f16_bytes)} MB"
-    return [file.path.name, megabytes(file.n_bytes), f"{file.bits_per_weight:.2f}", kept]
+    fallbacks = "-"
+    if file.fallbacks:
+        names = ", ".join(file.fallbacks[:3]) + " ..." * (len(file.fallbacks) > 3)
+        fallbacks = f"{len(file.fallbacks)} ({names}): +{megabytes(file.fallback_bytes)} MB"
+    return [file.path.name, megabytes(file.n_bytes), f"{file.bits_per_weight:.2f}", fallbacks]
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

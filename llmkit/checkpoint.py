@@ -29,10 +29,10 @@ from llmkit.model.lora import (
     peft_name,
 )
 from llmkit.model.packed import build_packed
-from llmkit.model.storage import is_matrix, stored_type
+from llmkit.model.storage import Quantization, is_matrix, quantization
 from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format_from
 from llmkit.quant import dequantize, quantize
-from llmkit.quant.types import QuantType, quant_type
+from llmkit.quant.types import QuantType
 from llmkit.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -142,7 +142,9 @@ class Checkpoint:
         """The weights without the adapter, those of a QLoRA base as its blocks have them."""
         with open_tensors(self.model_file) as file:
             yield (
-                file if self.base_quant is None else _Requantized(file, quant_type(self.base_quant))
+                file
+                if self.base_quant is None
+                else _Requantized(file, quantization(self.base_quant), self.config)
             )
 
     @contextmanager
@@ -156,12 +158,12 @@ class Checkpoint:
                 yield _Merged(base, adapter, self.lora)
 
     def _packed_types(self) -> dict[str, QuantType]:
-        qtype = quant_type(self.base_quant or "f32")
+        chosen = quantization(self.base_quant or "f32")
         with torch.device("meta"):
             tensors = GPT(self.config).state_dict()
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return {
-            name: stored_type(name, shape, qtype)
+            name: chosen.type_of(name, shape, self.config)
             for name, shape in shapes.items()
             if is_matrix(name, shape)
         }
@@ -181,7 +183,8 @@ class _Requantized:
     """Reads tensors as they are after a quantization, as the blocks of a QLoRA base have them."""
 
     file: TensorReader
-    qtype: QuantType
+    quantization: Quantization
+    config: GPTConfig
 
     def keys(self) -> list[str]:
         return self.file.keys()
@@ -194,7 +197,7 @@ class _Requantized:
         shape = tuple(weights.shape)
         if not is_matrix(name, shape):
             return weights
-        stored = stored_type(name, shape, self.qtype)
+        stored = self.quantization.type_of(name, shape, self.config)
         blocks = quantize(weights.float().numpy(), stored, name)
         return torch.from_numpy(dequantize(blocks, stored, shape))
 

@@ -16,7 +16,6 @@ from llmkit.quant.types import (
     quant_names,
     quant_type,
     quant_type_of,
-    quant_type_of_file,
 )
 
 for _module in pkgutil.iter_modules(__path__):
@@ -30,6 +29,5 @@ __all__ = [
     "quant_names",
     "quant_type",
     "quant_type_of",
-    "quant_type_of_file",
     "quantize",
 ]

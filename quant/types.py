@@ -84,7 +84,7 @@ class QuantType:
 
 
 _TABLE: dict[str, QuantType] = {}
-_ALIASES = {"int8": "q8_0", "int4": "q4_0"}
+ALIASES = {"int8": "q8_0", "int4": "q4_0"}
 
 
 def register(qtype: QuantType) -> QuantType:
@@ -104,9 +104,9 @@ def quant_type(name: str) -> QuantType:
     Raises QuantizationError with the nearest name if there is none.
     """
     key = name.lower()
-    qtype = _TABLE.get(_ALIASES.get(key, key))
+    qtype = _TABLE.get(ALIASES.get(key, key))
     if qtype is None:
-        raise QuantizationError(unknown_name("quantization", name, [*quant_names(), *_ALIASES]))
+        raise QuantizationError(unknown_name("quantization", name, [*quant_names(), *ALIASES]))
     return qtype
 
 
@@ -118,15 +118,3 @@ def quant_type_of(ggml_type: gguf.GGMLQuantizationType) -> QuantType:
     raise QuantizationError(
         f"tensor type {ggml_type.name} cannot be read; known are {', '.join(quant_names())}"
     )
-
-
-def quant_type_of_file(file_type: gguf.LlamaFileType) -> QuantType:
-    """Return the format that a file of this `general.file_type` is written in, as q4_k of q4_k_s.
-
-    Raises QuantizationError if it is none's.
-    """
-    for qtype in _TABLE.values():
-        if qtype.file_type == file_type:
-            return qtype
-    known = ", ".join(_TABLE[name].file_type.name for name in quant_names())
-    raise QuantizationError(f"file type {file_type.name} is not one of those written here: {known}")

@@ -59,7 +59,7 @@ def _file_checks(gguf: Path, context: int | None, *, is_here: bool) -> list[Doct
     except GGUFError as error:
         advice = "name a file that llmkit export wrote"
         return [DoctorCheck("file", False, str(error), advice)]
-    said = f"{gguf.name}: {file.file_type}, {gigabytes(gguf.stat().st_size)}, context {length}"
+    said = f"{gguf.name}: {file.quant}, {gigabytes(gguf.stat().st_size)}, context {length}"
     note = ""
     if context is not None and context > length:
         note = f"the model sees {length} tokens, however many are asked for"

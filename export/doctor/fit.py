@@ -12,7 +12,7 @@ from llmkit.export.doctor.machine import gigabytes
 from llmkit.export.gguf_file import GGUFFile, config_of
 from llmkit.export.memory import memory_needed, memory_needed_as, padded
 from llmkit.export.parity.keeping import kept_proof
-from llmkit.quant.types import quant_names, quant_type
+from llmkit.model.storage import quantization, quantization_names
 
 _STEP = 256  # tokens of context, as llama.cpp counts them
 
@@ -41,13 +41,15 @@ def fit_check(file: GGUFFile, context: int) -> DoctorCheck:
 
 def _ways(file: GGUFFile, context: int, free: int) -> Iterator[str]:
     """A smaller type, a smaller context: the largest of each that fits."""
-    smaller = [
-        name
-        for name in quant_names()
-        if memory_needed_as(file, quant_type(name), context).total <= free
-    ]
+    needs = {
+        name: memory_needed_as(file, quantization(name), context).total
+        for name in quantization_names()
+        if not quantization(name).base.needs_importance
+    }
+    smaller = [name for name, need in needs.items() if need <= free]
     if smaller:
-        yield f"{smaller[0]} fits: {_export_command(file.path, smaller[0])}"
+        largest = max(smaller, key=needs.__getitem__)
+        yield f"{largest} fits: {_export_command(file.path, largest)}"
     for less in range(padded(context) - _STEP, 0, -_STEP):
         if memory_needed(file, less).total <= free:
             yield f"a context of {less} fits: {_context_command(file.path, less)}"

@@ -9,11 +9,15 @@ from typing import Any
 import gguf
 import numpy as np
 
+from llmkit.export.gguf_write import entry_type
 from llmkit.export.metadata import (
     ADAPTER_KEY,
     ARCHITECTURE,
+    BLOCKS_KEY,
+    CALIBRATION_KEY,
     CHAT_TEMPLATE_KEY,
     LABELS_KEY,
+    METHOD_KEY,
     MetadataEntry,
     adapter_metadata_of,
     metadata_of,
@@ -21,7 +25,7 @@ from llmkit.export.metadata import (
 from llmkit.export.names import tensor_table
 from llmkit.export.parity.check import Check, counted
 from llmkit.export.parity.subject import Subject
-from llmkit.model.storage import is_matrix, stored_type
+from llmkit.model.storage import is_matrix
 
 SHOWN = 5  # differences in a detail; the first of them is the one to mend
 _SHORT = 40  # characters of a value that are shown
@@ -31,6 +35,8 @@ _KEYS = gguf.Keys
 # Keys that llama.cpp, llama-server or llmkit read where they are there. What `general.` says
 # besides is for people.
 _READ = (f"{ARCHITECTURE}.", "tokenizer.", "general.sampling.", "split.", "llmkit.")
+# How blocks were chosen: the checkpoint does not know, and the tensors are checked against it.
+_OF_BLOCKS = {METHOD_KEY, CALIBRATION_KEY, BLOCKS_KEY}
 _READ_OF_ADAPTER = (f"{ARCHITECTURE}.", "tokenizer.", "adapter.")
 
 # What another value does to whoever runs the file.
@@ -69,7 +75,7 @@ def metadata_check(subject: Subject) -> Check:
     """
     source, file, adapter = subject.checkpoint, subject.file, subject.adapter
     beside = adapter.path.name if adapter is not None and source.lora is not None else None
-    wanted = metadata_of(source, subject.qtype, _name_of(file.metadata), beside)
+    wanted = metadata_of(source, subject.quantization, _name_of(file.metadata), beside)
     differences = [
         *_differences(file.metadata, wanted, _READ),
         *_file_type_difference(subject),
@@ -103,7 +109,7 @@ def _differences(
         value = found.get(key, _ABSENT)
         if not _same_value(value, entry.value):
             yield f"{key}: {_difference(key, value, entry.value, names)}{_consequence(key)}"
-    for key in sorted(found.keys() - entries.keys()):
+    for key in sorted(found.keys() - entries.keys() - _OF_BLOCKS):
         if key.startswith(read):
             yield (
                 f"{key}: {_shown(found[key])}, which no export of this checkpoint states and "
@@ -204,15 +210,17 @@ def _consequence(key: str) -> str:
 
 def _file_type_difference(subject: Subject) -> Iterator[str]:
     """A difference where most matrices have another type than the file says."""
+    config = subject.checkpoint.config
     types = [
-        (found.ggml_type, stored_type(entry.checkpoint_name, entry.shape, subject.qtype).ggml_type)
-        for entry in tensor_table(subject.checkpoint.config)
+        (found.ggml_type, entry_type(entry, subject.quantization, config).ggml_type)
+        for entry in tensor_table(config)
         if is_matrix(entry.checkpoint_name, entry.shape)
         and (found := subject.file.tensors.get(entry.gguf_name)) is not None
     ]
     others = [found for found, wanted in types if found != wanted]
     if 2 * len(others) > len(types):
         yield (
-            f"{_KEYS.General.FILE_TYPE}: {subject.qtype.name}, but {len(others)} of {len(types)} "
-            f"matrices are {others[0].name.lower()}{_consequence(_KEYS.General.FILE_TYPE)}"
+            f"{_KEYS.General.FILE_TYPE}: {subject.quantization.name}, but {len(others)} of "
+            f"{len(types)} matrices are {others[0].name.lower()}"
+            f"{_consequence(_KEYS.General.FILE_TYPE)}"
         )

@@ -9,7 +9,7 @@ from llmkit.checkpoint import Checkpoint, build_model
 from llmkit.export.adapter import adapter_of, add_file_adapter
 from llmkit.export.gguf_file import GGUFFile, config_of, dequantized_weights, read_gguf
 from llmkit.model.gpt import GPT
-from llmkit.quant.types import QuantType
+from llmkit.model.storage import Quantization
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Subject:
     checkpoint: Checkpoint
     file: GGUFFile
     adapter: GGUFFile | None  # LoRA matrices that the file names; None where there are none
-    qtype: QuantType
+    quantization: Quantization
 
     def file_model(self) -> GPT:
         """PyTorch on the file's own numbers, in evaluation mode: its dequantized weights."""
@@ -33,4 +33,4 @@ class Subject:
 def open_subject(checkpoint: Checkpoint, gguf: Path) -> Subject:
     """Read a GGUF file and its adapter. Raises GGUFError or QuantizationError for no such file."""
     file = read_gguf(gguf)
-    return Subject(checkpoint, file, adapter_of(file), file.qtype)
+    return Subject(checkpoint, file, adapter_of(file), file.quantization())

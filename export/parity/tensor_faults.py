@@ -157,13 +157,24 @@ def _errors(tensors: Sequence[WantedTensor], found: Mapping[str, PackedRows]) ->
 
 
 def _grouped(rest: Sequence[WantedTensor], diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
-    names: dict[str, list[str]] = {}
-    for tensor, diagnosis in zip(rest, diagnoses, strict=False):
-        names.setdefault(diagnosis.text, []).append(tensor.name)
-    for text, group in names.items():
-        yield f"{', '.join(group)}: {text}"
+    yield from _by_text({t.name: d.text for t, d in zip(rest, diagnoses, strict=False)})
     if len(rest) > len(diagnoses):
         yield f"and {len(rest) - len(diagnoses)} more tensors differ"
+
+
+def listed_faults(faults: Mapping[str, str]) -> list[str]:
+    """What is wrong with tensors, by name, of the first few."""
+    shown = dict(list(faults.items())[:_DIAGNOSED])
+    more = len(faults) - len(shown)
+    return [*_by_text(shown), *([f"and {more} more tensors differ"] if more else [])]
+
+
+def _by_text(faults: Mapping[str, str]) -> Iterator[str]:
+    names: dict[str, list[str]] = {}
+    for name, text in faults.items():
+        names.setdefault(text, []).append(name)
+    for text, group in names.items():
+        yield f"{', '.join(group)}: {text}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,25 +10,34 @@ import numpy as np
 from llmkit.checkpoint import Checkpoint, TensorReader
 from llmkit.export.adapter import adapter_arrays
 from llmkit.export.gguf_file import GGUFFile, StoredTensor
-from llmkit.export.gguf_write import open_weights, pack_tensor
+from llmkit.export.gguf_write import entry_type, open_weights, pack_tensor
 from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.export.parity.check import Check, counted
+from llmkit.export.parity.chosen_blocks import chosen_faults, hashes_of
 from llmkit.export.parity.subject import Subject
 from llmkit.export.parity.tensor_diagnosis import WantedTensor
-from llmkit.export.parity.tensor_faults import Faults, fault_texts, rows_of
-from llmkit.model.storage import stored_type
+from llmkit.export.parity.tensor_faults import Faults, fault_texts, listed_faults, rows_of
 from llmkit.quant import quant_type, quantize
 from llmkit.quant.types import PackedRows, QuantType
 
 
 def tensors_check(subject: Subject) -> Check:
-    """Every tensor's blocks are the checkpoint's, quantized. Value: tensors that differ."""
+    """Every tensor's blocks are the checkpoint's, quantized. Value: tensors that differ.
+
+    Where rounding gives them they are equal bit for bit; where they were chosen, by GPTQ, they are
+    those that were, and near the checkpoint's weights.
+    """
     source, merged = subject.checkpoint, subject.adapter is None
     table = tensor_table(source.config)
     with open_weights(source, merged=merged) as tensors:
-        wanted = [_wanted(tensors, entry, subject.qtype) for entry in table]
-        faults = _faults(subject.file, wanted)
+        wanted = [_wanted(tensors, entry, subject) for entry in table]
+        hashes = hashes_of(subject.file)
+        faults = _faults(subject.file, wanted, hashes)
         n_wrong, texts = faults.count, fault_texts(faults, wanted)
+        right = [t for t in wanted if _has_form(subject.file.tensors.get(t.name), t)]
+        wrong = chosen_faults(subject.file, right, hashes)
+        n_wrong += len(wrong)
+        texts += listed_faults(wrong)
     if faults.differing and source.lora is not None:
         texts = [*_adapter_text(subject, faults), *texts]
     n_tensors = len(wanted)
@@ -38,7 +47,10 @@ def tensors_check(subject: Subject) -> Check:
         n_wrong += faults.count
         n_tensors += len(wanted)
         texts += [f"{subject.adapter.path.name}: {text}" for text in fault_texts(faults, wanted)]
-    return counted("tensors", n_wrong, f"{n_tensors} tensors equal bit for bit", "; ".join(texts))
+    said = f"{n_tensors - len(hashes)} tensors equal bit for bit"
+    if hashes:
+        said += f", {len(hashes)} as {subject.file.method} chose them"
+    return counted("tensors", n_wrong, said, "; ".join(texts))
 
 
 def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
@@ -46,12 +58,12 @@ def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
     return np.array_equal(rows_of(found), wanted.blocks())
 
 
-def _wanted(tensors: TensorReader, entry: TensorEntry, qtype: QuantType) -> WantedTensor:
+def _wanted(tensors: TensorReader, entry: TensorEntry, subject: Subject) -> WantedTensor:
     return WantedTensor(
         name=entry.gguf_name,
         source=entry.checkpoint_name,
         shape=entry.shape,
-        stored=stored_type(entry.checkpoint_name, entry.shape, qtype),
+        stored=entry_type(entry, subject.quantization, subject.checkpoint.config),
         pack=partial(pack_tensor, tensors, entry),
     )
 
@@ -69,7 +81,16 @@ def _wanted_of_adapter(source: Checkpoint) -> list[WantedTensor]:
     ]
 
 
-def _faults(file: GGUFFile, wanted: Sequence[WantedTensor]) -> Faults:
+def _has_form(found: StoredTensor | None, wanted: WantedTensor) -> bool:
+    return (
+        found is not None
+        and found.shape == wanted.shape
+        and found.ggml_type == wanted.stored.ggml_type
+    )
+
+
+def _faults(file: GGUFFile, wanted: Sequence[WantedTensor], chosen: Collection[str] = ()) -> Faults:
+    """What is wrong with the tensors; of those in `chosen` not the blocks."""
     left_over = sorted(file.tensors.keys() - {tensor.name for tensor in wanted})
     missing, other_shape, other_type, differing = [], [], [], []
     for tensor in wanted:
@@ -80,7 +101,7 @@ def _faults(file: GGUFFile, wanted: Sequence[WantedTensor]) -> Faults:
             other_shape.append(tensor)
         elif found.ggml_type != tensor.stored.ggml_type:
             other_type.append(tensor)
-        elif not is_equal(found, tensor):
+        elif tensor.source not in chosen and not is_equal(found, tensor):
             differing.append(tensor)
     return Faults(file, left_over, missing, other_shape, other_type, differing)
 
@@ -93,7 +114,7 @@ def _adapter_text(subject: Subject, faults: Faults) -> list[str]:
         is_other = all(
             is_equal(
                 faults.file.tensors[tensor.name],
-                _wanted(tensors, entries[tensor.name], subject.qtype),
+                _wanted(tensors, entries[tensor.name], subject),
             )
             for tensor in faults.differing
         )

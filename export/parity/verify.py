@@ -79,7 +79,7 @@ def verify(
         checkpoint=str(checkpoint),
         gguf=str(gguf),
         sha256=subject.file.sha256(),
-        quant=subject.qtype.name,
+        quant=subject.quantization.name,
         checks=checks,
         distances=found.comparison.distances if found.comparison else {},
         checkpoint_sha256=subject.checkpoint.sha256,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,9 +23,8 @@ def _export(
     quant: Annotated[
         str | None,
         typer.Option(
-            help="Types, joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4), q4_1, q5_0, "
-            "q5_1, iq4_nl; for widths that 256 divides q6_k, q5_k, q4_k, q3_k, q2_k and ggml's "
-            "others. Matrices of other widths stay f16.",
+            help="Joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4), q4_1, q5_0, q5_1, "
+            "iq4_nl; llama.cpp's q4_k_s, q4_k_m, q5_k_s, q5_k_m; single types such as q6_k.",
             show_default="f16,q8_0,q4_0; of a QLoRA model the type it was trained on",
         ),
     ] = None,
@@ -35,6 +34,20 @@ def _export(
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge a LoRA adapter into the weights.")
     ] = False,
+    method: Annotated[
+        Literal["rtn", "gptq"],
+        typer.Option(
+            help="rtn rounds each weight; gptq chooses each number by what the model reads, for "
+            "better files of the same size."
+        ),
+    ] = "rtn",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text for gptq: a file, a folder or JSONL.",
+            show_default="what the model was trained on",
+        ),
+    ] = None,
     prove: Annotated[
         bool, typer.Option(" /--no-verify", help="Prove nothing; the Modelfile says so.")
     ] = True,
@@ -46,7 +59,16 @@ def _export(
     from llmkit.export.tables import export_table, proof_table
 
     quants = None if quant is None else [part.strip() for part in quant.split(",") if part.strip()]
-    done = export(checkpoint, out, quants=quants, name=name, merge=merge, prove=prove)
+    done = export(
+        checkpoint,
+        out,
+        quants=quants,
+        name=name,
+        merge=merge,
+        method=method,
+        calibration=calibration,
+        prove=prove,
+    )
     if json_output:
         print_json(asdict(done))
     else:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from llmkit.errors import ConfigError
 from llmkit.model.config import validated
 from llmkit.model.lora import LoRAConfig
-from llmkit.quant.types import quant_type
+from llmkit.model.storage import quantization
 from llmkit.training.config import TrainingConfig
 
 DEFAULT_EPOCHS = 3
@@ -34,7 +34,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if self.qlora is not None:
-            object.__setattr__(self, "qlora", quant_type(self.qlora).name)  # int4 is q4_0
+            object.__setattr__(self, "qlora", quantization(self.qlora).name)  # int4 is q4_0
             if self.lora is None:
                 raise ConfigError("qlora trains adapters only; give a LoRA rank too")
         if min(self.split) < 0 or not math.isclose(sum(self.split), 1):

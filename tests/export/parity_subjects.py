@@ -18,6 +18,7 @@ from llmkit.checkpoint import (
 from llmkit.export.adapter import write_adapter
 from llmkit.export.gguf_write import write_gguf
 from llmkit.export.parity.subject import Subject, open_subject
+from llmkit.model.storage import quantization
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.quant import quant_names, quant_type
 from llmkit.tokenizer import train_bpe, train_characters
@@ -45,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def write(checkpoint: Checkpoint, path: Path, qtype: str = "f32") -> Path:
     """The checkpoint's file, merged if it has an adapter."""
-    write_gguf(checkpoint, path, quant_type(qtype), "model")
+    write_gguf(checkpoint, path, quantization(qtype), "model")
     return path
 
 
@@ -73,5 +74,5 @@ def write_apart(checkpoint: Checkpoint, folder: Path, qtype: str = "f32") -> Pat
     """The base's file, and its adapter's beside it."""
     write_adapter(checkpoint, folder / "adapter.gguf", "model")
     path = folder / "model.gguf"
-    write_gguf(checkpoint, path, quant_type(qtype), "model", "adapter.gguf")
+    write_gguf(checkpoint, path, quantization(qtype), "model", "adapter.gguf")
     return path

@@ -159,8 +159,8 @@ def test_summary_says_size_and_bits(tiny_export: Export) -> None:
         n_bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors)
         assert file.n_bytes == file.path.stat().st_size
         assert file.bits_per_weight == n_bits / sum(int(t.n_elements) for t in tensors)
-        assert file.kept_f16 == ()
-        assert file.kept_f16_bytes == 0
+        assert file.fallbacks == ()
+        assert file.fallback_bytes == 0
 
 
 def test_a_checkpoint_without_qkv_bias_gets_zeros(tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ def test_rows_that_no_block_fits_stay_f16_and_are_named(quant: str, tmp_path: Pa
         and name.endswith("weight")
         and "ffn_down" not in name  # its rows are 4 x 48 = 192 wide
     ]
-    assert sorted(file.kept_f16) == sorted(narrow)
+    assert sorted(file.fallbacks) == sorted(f"{name}: f16" for name in narrow)
     assert {types[name] for name in narrow} == {gguf.GGMLQuantizationType.F16}
     assert types["blk.0.ffn_down.weight"] == GGML_TYPES[quant]
     bits = {"q8_0": 8.5, "q4_0": 4.5}[quant]
     n_tokens = checkpoint.config.vocab_size
     n_weights = (n_tokens + 2 * (3 * 48 + 48 + 4 * 48)) * 48
-    assert file.kept_f16_bytes == round(n_weights * (16 - bits) / 8)
+    assert file.fallback_bytes == round(n_weights * (16 - bits) / 8)
     assert verify(checkpoint.folder, file.path, data=_text(tmp_path), max_tokens=128).passed
 
 

@@ -54,7 +54,7 @@ def test_what_was_written_is_read(quant: str, files: dict[str, Path]) -> None:
     for name, (data, ggml_type) in expected.items():
         assert file.tensors[name].ggml_type == ggml_type
         assert file.tensors[name].blocks.tobytes() == data.tobytes()
-    assert file.file_type == quant
+    assert file.quant == quant
 
 
 def test_the_hash_is_the_files(files: dict[str, Path]) -> None:
@@ -216,11 +216,11 @@ def test_the_writer_writes_an_empty_array(tmp_path: Path) -> None:
 
 def test_an_unknown_file_type_is_called_unknown(files: dict[str, Path], tmp_path: Path) -> None:
     key = "general.file_type"
-    assert read_gguf(without_key(files["f32"], tmp_path / "a.gguf", key)).file_type.startswith(
+    assert read_gguf(without_key(files["f32"], tmp_path / "a.gguf", key)).quant.startswith(
         "unknown"
     )
     path = with_key(files["f32"], tmp_path / "b.gguf", key, 999, Kind.UINT32)
-    assert read_gguf(path).file_type == "unknown (999)"
+    assert read_gguf(path).quant == "unknown (999)"
 
 
 def write(path: Path, content: bytes) -> Path:

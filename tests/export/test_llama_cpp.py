@@ -17,7 +17,7 @@ from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import GGUFError
 from llmkit.export.gguf_write import write_gguf
 from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.quant import quant_type
+from llmkit.model.storage import quantization
 from llmkit.tokenizer import (
     Tokenizer,
     _byte_level,
@@ -48,7 +48,7 @@ def llama(files: dict[str, Path]) -> Iterator[LlamaCpp]:
 
 def opened(checkpoint: Checkpoint) -> LlamaCpp:
     path = checkpoint.folder / "model.gguf"
-    write_gguf(checkpoint, path, quant_type("f32"), "model")
+    write_gguf(checkpoint, path, quantization("f32"), "model")
     return LlamaCpp(path)
 
 

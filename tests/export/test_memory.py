@@ -17,7 +17,7 @@ from llmkit.export.adapter import adapter_of
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.memory import memory_needed, memory_needed_as, padded, repacked_bytes
-from llmkit.quant.types import quant_type
+from llmkit.model.storage import quantization
 
 MIB = 2**20
 ROUNDED = 0.02 * MIB  # the log has two digits after the point, and parts are added up
@@ -105,4 +105,4 @@ def test_the_need_of_another_type_is_that_of_its_file(tmp_path: Path) -> None:
     done = export(made.folder, tmp_path / "out", quants=["f32", "q8_0", "q4_0"], prove=False)
     first, *others = (read_gguf(exported.path) for exported in done.files)
     for file in others:
-        assert memory_needed_as(first, quant_type(file.file_type), 20) == memory_needed(file, 20)
+        assert memory_needed_as(first, quantization(file.quant), 20) == memory_needed(file, 20)

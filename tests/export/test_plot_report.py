@@ -198,12 +198,12 @@ def test_names_that_look_like_markup_are_shown_as_they_are() -> None:
 
 def test_the_export_table_names_files_and_what_did_not_fit(tiny_export: Export) -> None:
     narrow = replace(
-        tiny_export.files[-1], kept_f16=("a.weight", "b", "c", "d"), kept_f16_bytes=1_250_000
+        tiny_export.files[-1], fallbacks=("a.weight: f16", "b", "c", "d"), fallback_bytes=1_250_000
     )
     text = shown(export_table([*tiny_export.files, narrow]))
     for file in tiny_export.files:
         assert file.path.name in text
-    assert "4 (a.weight, b, c ...): +1.25 MB" in text
+    assert "4 (a.weight: f16, b, c ...): +1.25 MB" in text
 
 
 def test_the_inspection_tables_have_every_key(files: dict[str, Path]) -> None:

@@ -6,7 +6,7 @@ import gguf
 import pytest
 
 from llmkit.errors import QuantizationError
-from llmkit.quant import quant_names, quant_type, quant_type_of, quant_type_of_file
+from llmkit.quant import quant_names, quant_type, quant_type_of
 
 
 def test_the_promised_formats_are_registered() -> None:
@@ -31,7 +31,6 @@ def test_name_tensor_type_and_file_type_agree(name: str) -> None:
     assert qtype.ggml_type.name.lower() == name
     # Files of one K-quant throughout are what llama-quantize calls small.
     assert qtype.file_type.name.lower().split("_", 1)[1] in (name, f"{name}_s")
-    assert quant_type_of_file(qtype.file_type) is qtype
     assert quant_type_of(qtype.ggml_type) is qtype
 
 
@@ -54,8 +53,6 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 def test_an_unknown_tensor_type_is_refused_by_name() -> None:
     with pytest.raises(QuantizationError, match="I32 cannot be read; known are f32"):
         quant_type_of(gguf.GGMLQuantizationType.I32)
-    with pytest.raises(QuantizationError, match=r"MOSTLY_Q4_K_M is not one.*, MOSTLY_Q4_K_S"):
-        quant_type_of_file(gguf.LlamaFileType.MOSTLY_Q4_K_M)
 
 
 @pytest.mark.parametrize(

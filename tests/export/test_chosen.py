@@ -1,0 +1,172 @@
+"""Files whose blocks GPTQ chose: better than rounded ones, and proved to be this checkpoint's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finetuned import with_adapter
+from gguf import GGUFValueType as Kind
+from gguf_surgery import (
+    keys_of,
+    make_checkpoint,
+    tensors_of,
+    with_flipped_bit,
+    with_key,
+    with_tensors,
+)
+
+from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.errors import ConfigError, GGUFError, QuantizationError
+from llmkit.export.calibration import calibration_of
+from llmkit.export.convert import export
+from llmkit.export.gguf_file import read_gguf
+from llmkit.export.measure import compare
+from llmkit.export.metadata import BLOCKS_KEY, CALIBRATION_KEY
+from llmkit.export.names import tensor_table
+from llmkit.export.parity.metadata import metadata_check
+from llmkit.export.parity.subject import open_subject
+from llmkit.export.parity.tensors import tensors_check
+from llmkit.quant import quant_type, quantize
+
+QKV = "blk.0.attn_qkv.weight"
+
+
+@pytest.fixture(scope="module")
+def chosen(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("gptq")
+    done = export(tiny_checkpoint, out, quants=["q4_0"], method="gptq", prove=False)
+    return done.files[0].path
+
+
+@pytest.fixture(scope="module")
+def source(tiny_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(tiny_checkpoint)
+
+
+def detail(source: Checkpoint, gguf: Path) -> str:
+    check = tensors_check(open_subject(source, gguf))
+    assert not check.passed
+    return check.detail
+
+
+def test_the_same_bytes_are_better_by_gptq(
+    chosen: Path, files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    done = compare(tiny_checkpoint, [chosen, files["q4_0"]], max_tokens=2048)
+    ours, rounded = done.rows
+    assert (ours.method, rounded.method) == ("gptq", "rtn")
+    assert ours.quant == rounded.quant == "q4_0"
+    assert ours.bits_per_weight == rounded.bits_per_weight
+    assert ours.mean_kl < rounded.mean_kl / 2
+
+
+def test_the_whole_proof_passes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = export(tiny_checkpoint, tmp_path / "out", quants=["q4_0"], method="gptq")
+    (proof,) = done.proofs
+    assert {check.name: check.detail for check in proof.checks if not check.passed} == {}
+    said = {check.name: check.detail for check in proof.checks}["tensors"]
+    assert said.endswith("9 as gptq chose them")
+
+
+def test_the_file_says_what_it_was_calibrated_with(chosen: Path, source: Checkpoint) -> None:
+    file = read_gguf(chosen)
+    assert file.method == "gptq"
+    assert file.metadata[CALIBRATION_KEY] == calibration_of(source).sha256
+    hashes = json.loads(file.metadata[BLOCKS_KEY])
+    blocks = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
+    for name, stated in hashes.items():
+        content = np.ascontiguousarray(file.tensors[blocks[name]].blocks)
+        assert hashlib.sha256(content.tobytes()).hexdigest() == stated
+    assert metadata_check(open_subject(source, chosen)).passed
+
+
+def test_one_other_bit_is_found(chosen: Path, source: Checkpoint, tmp_path: Path) -> None:
+    path = with_flipped_bit(chosen, tmp_path / "m.gguf", QKV, 3)
+    assert detail(source, path) == (
+        f"{QKV}: some blocks are not those that were chosen: their hash is another"
+    )
+
+
+def rehashed(path: Path, target: Path, source: Checkpoint) -> Path:
+    """The file with the hashes of the blocks that it has."""
+    table = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
+    tensors = tensors_of(path)
+    stated = json.loads(keys_of(path)[BLOCKS_KEY][0])
+    hashes = {
+        name: hashlib.sha256(np.ascontiguousarray(tensors[table[name]][0]).tobytes()).hexdigest()
+        for name in stated
+    }
+    return with_key(path, target, BLOCKS_KEY, json.dumps(hashes), Kind.STRING)
+
+
+def test_rows_that_are_not_the_checkpoints_are_found_whatever_hash_they_have(
+    chosen: Path, source: Checkpoint, tmp_path: Path
+) -> None:
+    def exchange(tensors: dict[str, Any]) -> None:
+        blocks, kind = tensors[QKV]
+        blocks = blocks.copy()
+        blocks[[3, 7]] = blocks[[7, 3]]
+        tensors[QKV] = (blocks, kind)
+
+    exchanged = with_tensors(chosen, tmp_path / "a.gguf", exchange)
+    path = rehashed(exchanged, tmp_path / "b.gguf", source)
+    assert detail(source, path).startswith(
+        f"{QKV}: 2 of 192 rows are not the checkpoint's, first row 3"
+    )
+
+
+def test_another_checkpoints_blocks_are_found(
+    chosen: Path, source: Checkpoint, tmp_path: Path
+) -> None:
+    def other(tensors: dict[str, Any]) -> None:
+        weights = np.random.default_rng(0).normal(size=(192, 64)).astype(np.float32) / 10
+        tensors[QKV] = (quantize(weights, quant_type("q4_0"), QKV), tensors[QKV][1])
+
+    path = rehashed(with_tensors(chosen, tmp_path / "a.gguf", other), tmp_path / "b.gguf", source)
+    assert "192 of 192 rows are not the checkpoint's" in detail(source, path)
+
+
+def test_zeros_are_found(chosen: Path, source: Checkpoint, tmp_path: Path) -> None:
+    def zero(tensors: dict[str, Any]) -> None:
+        tensors[QKV] = (np.zeros_like(tensors[QKV][0]), tensors[QKV][1])
+
+    path = rehashed(with_tensors(chosen, tmp_path / "a.gguf", zero), tmp_path / "b.gguf", source)
+    assert "rows are not the checkpoint's" in detail(source, path)
+
+
+def test_hashes_that_are_none_are_refused(chosen: Path, source: Checkpoint, tmp_path: Path) -> None:
+    path = with_key(chosen, tmp_path / "m.gguf", BLOCKS_KEY, "[no", Kind.STRING)
+    with pytest.raises(GGUFError, match="no list of hashes"):
+        tensors_check(open_subject(source, path))
+
+
+def test_presets_get_error_feedback_in_every_type(tmp_path: Path, wide: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words to merge, some more words " * 200, encoding="utf-8")
+    done = export(
+        wide, tmp_path / "out", quants=["q4_k_m"], method="gptq", calibration=text, prove=False
+    )
+    subject = open_subject(load_checkpoint(wide), done.files[0].path)
+    check = tensors_check(subject)
+    assert check.passed, check.detail
+    assert check.detail.endswith("5 as gptq chose them")
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "wide", n_embd=256, n_layer=1).folder
+
+
+def test_what_gptq_cannot_do_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="nothing to choose in f16"):
+        export(tiny_checkpoint, tmp_path / "a", quants=["f16"], method="gptq")
+    with pytest.raises(ConfigError, match="needs no calibration text"):
+        export(tiny_checkpoint, tmp_path / "b", quants=["q4_0"], calibration=tmp_path)
+    tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "c", base_quant="q4_0")
+    with pytest.raises(ConfigError, match="as rounding makes them"):
+        export(tuned.folder, tmp_path / "d", quants=["q4_0"], method="gptq")
