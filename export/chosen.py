@@ -7,11 +7,14 @@ from typing import Literal
 from llmkit.checkpoint import Checkpoint, build_model
 from llmkit.errors import QuantizationError
 from llmkit.export.calibration import Calibration
-from llmkit.export.gguf_write import open_weights
+from llmkit.export.gguf_write import entry_type, open_weights
 from llmkit.export.layerwise import error_feedback
 from llmkit.export.metadata import ChosenBlocks
+from llmkit.export.names import tensor_table
+from llmkit.model.gpt import GPT
 from llmkit.model.storage import Quantization, is_matrix
 from llmkit.quant.grids import grid_of
+from llmkit.quant.types import QuantType
 
 Method = Literal["rtn", "gptq"]
 
@@ -24,18 +27,31 @@ def choose_blocks(
     `merged`: with the checkpoint's adapter in the weights. Raises QuantizationError where no
     matrix has such a type.
     """
-    with open_weights(source, merged=merged) as tensors:
-        weights = {name: tensors.get_tensor(name).float() for name in tensors.keys()}  # noqa: SIM118
-    stored = {
-        name: quantization.type_of(name, tuple(tensor.shape), source.config)
-        for name, tensor in weights.items()
-        if is_matrix(name, tuple(tensor.shape))
+    types = {
+        name: qtype
+        for name, qtype in stored_types(source, quantization).items()
+        if grid_of(qtype) is not None
     }
-    types = {name: qtype for name, qtype in stored.items() if grid_of(qtype) is not None}
     if not types:
         raise QuantizationError(
             f"method gptq has nothing to choose in {quantization.name}: it is for q8_0 and for "
             "types of 4 to 6 bits; leave --method out"
         )
-    model = build_model(source.config, weights, str(source.folder)).eval()
+    model = open_model(source, merged=merged)
     return ChosenBlocks("gptq", text.sha256, error_feedback(model, types, text.tokens))
+
+
+def open_model(source: Checkpoint, *, merged: bool) -> GPT:
+    """The model whose weights a file is made of, in evaluation mode."""
+    with open_weights(source, merged=merged) as tensors:
+        weights = {name: tensors.get_tensor(name).float() for name in tensors.keys()}  # noqa: SIM118
+    return build_model(source.config, weights, str(source.folder)).eval()
+
+
+def stored_types(source: Checkpoint, quantization: Quantization) -> dict[str, QuantType]:
+    """The type of every matrix, by its name in the checkpoint."""
+    return {
+        entry.checkpoint_name: entry_type(entry, quantization, source.config)
+        for entry in tensor_table(source.config)
+        if is_matrix(entry.checkpoint_name, entry.shape)
+    }

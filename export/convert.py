@@ -10,6 +10,7 @@ from pathlib import Path
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.adapter import write_adapter
+from llmkit.export.budget import Budget, Plan, plan
 from llmkit.export.calibration import calibration_of
 from llmkit.export.chosen import Method, choose_blocks
 from llmkit.export.gguf_write import ExportedFile, write_gguf
@@ -33,6 +34,7 @@ class Export:
     modelfile: Path
     adapter: ExportedFile | None
     proofs: list[Proof]  # none where nothing was to be proved
+    plan: Plan | None = None  # of types that keep to a budget
 
     @property
     def passed(self) -> bool:
@@ -49,6 +51,7 @@ def export(
     merge: bool = False,
     method: Method = "rtn",
     calibration: Path | None = None,
+    budget: Budget | None = None,
     prove: bool = True,
 ) -> Export:
     """Write `out`/NAME-QUANT.gguf for each quantization and a Modelfile for the smallest.
@@ -58,8 +61,10 @@ def export(
     f32. A LoRA adapter becomes a file beside its base, NAME-adapter.gguf, or with `merge` part of
     the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others.
     `method` rtn rounds each weight; gptq chooses each number in the blocks by what the model reads
-    in the text `calibration`, or in the text that it was trained on. With `prove` each file is
-    verified; without, the Modelfile says that nothing was proved.
+    in the text `calibration`, or in the text that it was trained on. With a `budget` instead of
+    `quants` the types are those of the least predicted KL that keep to it, and the file is called
+    NAME-custom.gguf. With `prove` each file is verified; without, the Modelfile says that nothing
+    was proved.
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
@@ -67,13 +72,19 @@ def export(
     apart = source.lora is not None and not merge
     if merge and source.lora is None:
         raise ConfigError(f"{checkpoint} has no adapter to merge; leave --merge out")
-    chosen = _quantizations(source, quants, method, apart=apart)
-    if calibration is not None and method == "rtn":
+    if budget is not None and quants is not None:
+        raise ConfigError("a size to keep to chooses the types; leave --quant out")
+    if calibration is not None and method == "rtn" and budget is None:
         raise ConfigError("rounding (rtn) needs no calibration text; give --method gptq with it")
-    text = None if method == "rtn" else calibration_of(source, calibration)
+    chosen = _quantizations(source, quants, method, apart=apart)
     name = name or checkpoint.resolve().name
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)
+    uses_text = method == "gptq"
+    text = calibration_of(source, calibration) if uses_text or budget else None
+    planned = plan(source, budget, method, text, merged=not apart) if budget and text else None
+    if planned:
+        chosen = [planned.quantization()]
     adapter = write_adapter(source, adapter_file, name) if apart else None
     beside = adapter_file.name if apart else None
     files = [
@@ -83,7 +94,7 @@ def export(
             each,
             name,
             beside,
-            choose_blocks(source, each, text, merged=not apart) if text else None,
+            choose_blocks(source, each, text, merged=not apart) if text and uses_text else None,
         )
         for each in chosen
     ]
@@ -91,7 +102,7 @@ def export(
     modelfile = out / "Modelfile"
     write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
     proofs = [verify(checkpoint, file.path) for file in files] if prove else []
-    return Export(out, files, modelfile, adapter, proofs)
+    return Export(out, files, modelfile, adapter, proofs, planned)
 
 
 def ollama_name(name: str) -> str:

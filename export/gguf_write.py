@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -53,25 +55,15 @@ def write_gguf(
     """
     table = tensor_table(checkpoint.config)
     types = [entry_type(entry, quantization, checkpoint.config) for entry in table]
-    writer = Writer(None, ARCHITECTURE)
-    add_metadata(writer, metadata_of(checkpoint, quantization, name, adapter, chosen))
-    for entry, stored in zip(table, types, strict=True):
-        writer.add_tensor_info(
-            entry.gguf_name,
-            (*entry.shape[:-1], stored.row_bytes(entry.shape[-1])),
-            np.dtype(np.uint8),
-            n_tensor_bytes(entry, stored),
-            raw_dtype=stored.ggml_type,
-        )
+    entries = metadata_of(checkpoint, quantization, name, adapter, chosen)
+    writer = _writer(entries, table, types)
     with (
         open_weights(checkpoint, merged=adapter is None) as tensors,
         written_beside(path) as beside,
         closing(writer),
     ):
         _check_names(tensors, table)
-        writer.write_header_to_file(beside)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        _write_header(writer, beside)
         with progress(f"write {path.name}", len(table), "tensors") as bar:
             for number, (entry, stored) in enumerate(zip(table, types, strict=True), start=1):
                 blocks = chosen.blocks.get(entry.checkpoint_name) if chosen else None
@@ -80,6 +72,46 @@ def write_gguf(
                 writer.write_tensor_data(blocks)
                 bar.update(number)
     return _summary(path, quantization, checkpoint.config, table, types)
+
+
+def _writer(
+    entries: Iterable[MetadataEntry], table: Sequence[TensorEntry], types: Sequence[QuantType]
+) -> Writer:
+    writer = Writer(None, ARCHITECTURE)
+    add_metadata(writer, entries)
+    for entry, stored in zip(table, types, strict=True):
+        writer.add_tensor_info(
+            entry.gguf_name,
+            (*entry.shape[:-1], stored.row_bytes(entry.shape[-1])),
+            np.dtype(np.uint8),
+            n_tensor_bytes(entry, stored),
+            raw_dtype=stored.ggml_type,
+        )
+    return writer
+
+
+def _write_header(writer: Writer, path: Path) -> None:
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+
+
+def n_header_bytes(
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    name: str,
+    adapter: str | None = None,
+    chosen: ChosenBlocks | None = None,
+) -> int:
+    """Bytes of a file that are not its tensors', at most."""
+    table = tensor_table(checkpoint.config)
+    types = [entry_type(entry, quantization, checkpoint.config) for entry in table]
+    entries = metadata_of(checkpoint, quantization, name, adapter, chosen)
+    with TemporaryDirectory(prefix="llmkit-") as folder:
+        path = Path(folder) / "header"
+        with closing(_writer(entries, table, types)) as writer:
+            _write_header(writer, path)
+        return path.stat().st_size + len(table) * gguf.GGUF_DEFAULT_ALIGNMENT
 
 
 def entry_type(entry: TensorEntry, quantization: Quantization, config: GPTConfig) -> QuantType:

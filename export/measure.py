@@ -73,11 +73,11 @@ def compare(
     source = load_checkpoint(checkpoint)
     files = [read_gguf(path) for path in ggufs]
     sequences = held_out_sequences(source, data, max_tokens)
-    divergences = _divergences(source, files, sequences)
+    found = divergences(source, files, sequences)
     length = max(len(sequence.inputs) for sequence in sequences)
     rows = []
     with progress("measure speed", len(files), "files") as bar:
-        for number, (file, parts) in enumerate(zip(files, divergences, strict=True), start=1):
+        for number, (file, parts) in enumerate(zip(files, found, strict=True), start=1):
             speed = measure_speed(file.path, max(1, length // 2), min(SPEED_TOKENS, length // 2))
             rows.append(_row(file, parts, speed))
             bar.update(number)
@@ -87,7 +87,7 @@ def compare(
 
 
 @torch.inference_mode()
-def _divergences(
+def divergences(
     source: Checkpoint, files: Sequence[GGUFFile], sequences: Sequence[TextSequence]
 ) -> list[list[Divergence]]:
     """For each file the divergence in each sequence, where the next token counts.

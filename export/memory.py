@@ -13,9 +13,10 @@ import gguf
 from llmkit.export.adapter import adapter_of
 from llmkit.export.gguf_file import GGUFFile, StoredTensor, config_of
 from llmkit.export.gguf_write import entry_type, n_tensor_bytes
-from llmkit.export.names import tensor_table
+from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.model.config import GPTConfig
 from llmkit.model.storage import Quantization
+from llmkit.quant.types import QuantType
 
 _PADDING = 256  # llama.cpp rounds the context up to a multiple of it
 _BATCH = 512  # tokens of a prompt that are computed at once (n_ubatch)
@@ -56,11 +57,19 @@ def memory_needed_as(file: GGUFFile, quantization: Quantization, context: int) -
     config = config_of(file)
     weights = _adapter_weights(file)
     for entry in tensor_table(config):
-        stored = entry_type(entry, quantization, config)
-        n_bytes = n_tensor_bytes(entry, stored)
-        copied = _is_copied(entry.gguf_name, entry.shape, stored.ggml_type)
-        weights += 2 * n_bytes if copied else n_bytes
+        weights += loaded_bytes(entry, entry_type(entry, quantization, config))
     return _need(config, weights, context)
+
+
+def loaded_bytes(entry: TensorEntry, qtype: QuantType) -> int:
+    """What one tensor takes, with its copy if it gets one."""
+    n_bytes = n_tensor_bytes(entry, qtype)
+    return 2 * n_bytes if _is_copied(entry.gguf_name, entry.shape, qtype.ggml_type) else n_bytes
+
+
+def bytes_beside_weights(config: GPTConfig, context: int) -> int:
+    """KV cache and compute buffer."""
+    return _need(config, 0, context).total
 
 
 def padded(context: int) -> int:

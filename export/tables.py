@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmkit.console import WIDTH_OF_FILES
+from llmkit.export.budget import Plan
 from llmkit.export.gguf_write import ExportedFile
 from llmkit.export.inspection import Inspection
 from llmkit.export.measure import Comparison, ComparisonRow
@@ -88,6 +89,13 @@ def save_table_picture(table: Table, path: Path) -> None:
 def export_table(files: Iterable[ExportedFile]) -> Table:
     """Files written, and what did not fit their type."""
     return plain_table("Exported", EXPORT_COLUMNS, (_export_cells(file) for file in files))
+
+
+def plan_table(plan: Plan) -> Table:
+    """The type of each matrix, and the KL that it is predicted to cost."""
+    title = f"Types for {plan.budget}: predicted mean KL {plan.predicted_kl:.2e}"
+    rows = [(name, option.type, f"{option.kl:.1e}") for name, option in plan.matrices.items()]
+    return plain_table(title, ("matrix", "type", "predicted KL"), rows)
 
 
 def megabytes(n_bytes: int) -> str:

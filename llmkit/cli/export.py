@@ -48,6 +48,24 @@ def _export(
             show_default="what the model was trained on",
         ),
     ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Types for the least KL in a file of at most 60MB, say."),
+    ] = None,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(help="The same by bits per weight, 4.5 say, of all weights on the mean."),
+    ] = None,
+    fit_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="The same by the memory it takes to run, 4GiB say; see --context."
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens to have room for in --fit-memory.", show_default="the model's"),
+    ] = None,
     prove: Annotated[
         bool, typer.Option(" /--no-verify", help="Prove nothing; the Modelfile says so.")
     ] = True,
@@ -55,10 +73,12 @@ def _export(
 ) -> None:
     """Write GGUF files and an Ollama Modelfile, and prove them. Exit code 1: a proof fails."""
     from llmkit.console import results
+    from llmkit.export.budget import budget_of
     from llmkit.export.convert import export
-    from llmkit.export.tables import export_table, proof_table
+    from llmkit.export.tables import export_table, plan_table, proof_table
 
     quants = None if quant is None else [part.strip() for part in quant.split(",") if part.strip()]
+    budget = budget_of(target_size, target_bpw, fit_memory, context)
     done = export(
         checkpoint,
         out,
@@ -67,12 +87,15 @@ def _export(
         merge=merge,
         method=method,
         calibration=calibration,
+        budget=budget,
         prove=prove,
     )
     if json_output:
         print_json(asdict(done))
     else:
         results.print(export_table([*done.files, *([done.adapter] if done.adapter else [])]))
+        if done.plan:
+            results.print(plan_table(done.plan))
         if done.proofs:
             results.print(proof_table(done.proofs))
         results.print(f"{done.modelfile}: how to create the model in Ollama stands at its top")

@@ -1,0 +1,152 @@
+"""Files that keep to a size: kept to, predicted, and better than one type for all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from gguf_surgery import make_checkpoint
+
+from llmkit.checkpoint import load_checkpoint
+from llmkit.cli.main import main
+from llmkit.errors import ConfigError
+from llmkit.export.budget import Budget, budget_of, parse_bytes
+from llmkit.export.chosen import Method
+from llmkit.export.convert import Export, export
+from llmkit.export.gguf_file import read_gguf
+from llmkit.export.measure import compare
+from llmkit.export.memory import memory_needed
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    out = tmp_path_factory.mktemp("planned")
+    return export(tiny_checkpoint, out, method="gptq", budget=Budget(7.0, "weights"))
+
+
+def test_the_file_keeps_to_its_bits_and_is_proved(planned: Export) -> None:
+    (file,) = planned.files
+    assert 6.8 < file.bits_per_weight <= 7.0
+    assert file.quant == "custom"
+    assert planned.passed
+    assert planned.plan is not None
+    found = read_gguf(file.path)
+    types = {name: option.type for name, option in planned.plan.matrices.items()}
+    stored = {name: qtype.name for name, qtype in found.quantization().chosen.items()}
+    assert stored.items() >= types.items()
+    assert len(set(types.values())) > 1
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_its_kl_is_predicted_and_below_that_of_one_type(method: Method, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "c", n_layer=2).folder
+    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    text.write_text(" ".join(f"{i * i} words to merge, some more {i}" for i in range(600)))
+    other.write_text(" ".join(f"some {i * i * i} words merge {i % 7} more" for i in range(300)))
+    done = export(
+        folder,
+        tmp_path / "planned",
+        method=method,
+        budget=Budget(6.5, "weights"),
+        calibration=text,
+        prove=False,
+    )
+    uniform = export(
+        folder,
+        tmp_path / "uniform",
+        quants=["q5_1"],
+        method=method,
+        calibration=text if method == "gptq" else None,
+        prove=False,
+    )
+    paths = [done.files[0].path, uniform.files[0].path]
+    ours, theirs = compare(folder, paths, data=other, max_tokens=4096).rows
+    assert ours.bits_per_weight < theirs.bits_per_weight
+    assert done.plan is not None
+    assert ours.mean_kl == pytest.approx(done.plan.predicted_kl, rel=0.2)
+    assert ours.mean_kl < theirs.mean_kl
+
+
+def test_a_files_bytes_are_kept_to(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    limit = 130_000
+    done = export(tiny_checkpoint, tmp_path, budget=Budget(limit, "file"), prove=False)
+    assert 0.96 * limit < done.files[0].path.stat().st_size <= limit
+
+
+def test_memory_is_kept_to(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "c", n_embd=128, n_layer=2, context_length=300)
+    text = tmp_path / "text.txt"
+    text.write_text("some words to merge, some more words " * 400, encoding="utf-8")
+    q8_0 = export(made.folder, tmp_path / "q8_0", quants=["q8_0"], prove=False).files[0].path
+    limit = memory_needed(read_gguf(q8_0), 200).total
+    done = export(
+        made.folder,
+        tmp_path / "out",
+        budget=Budget(limit, "memory", 200),
+        calibration=text,
+        prove=False,
+    )
+    assert 0.95 * limit < memory_needed(read_gguf(done.files[0].path), 200).total <= limit
+
+
+def test_a_width_that_no_block_fits_stays_f16(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "c", n_embd=48)
+    text = tmp_path / "text.txt"
+    text.write_text("some words to merge, some more words " * 100, encoding="utf-8")
+    out = tmp_path / "out"
+    budget = Budget(16.0, "weights")
+    done = export(made.folder, out, budget=budget, calibration=text, prove=False)
+    assert done.plan is not None
+    assert done.plan.matrices["wte.weight"].type == "f16"
+
+
+def test_too_little_is_said_before_anything_is_measured(tiny_checkpoint: Path) -> None:
+    source = load_checkpoint(tiny_checkpoint)
+    with pytest.raises(ConfigError, match=r"^3 bits per weight is too little: .* take [5-7]\.\d+"):
+        Budget(3.0, "weights").for_matrices(source, 0)
+    with pytest.raises(ConfigError, match=r"^0.05 MB of file is too little: .* MB of file"):
+        Budget(50_000, "file").for_matrices(source, 0)
+    with pytest.raises(ConfigError, match="MB of memory is too little"):
+        Budget(50_000, "memory", 64).for_matrices(source, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("60MB", 60_000_000),
+        ("60 mb", 60_000_000),
+        ("4GiB", 4 << 30),
+        ("1.5G", 1_500_000_000),
+        ("512KiB", 512 << 10),
+        ("1000", 1000),
+    ],
+)
+def test_sizes_are_read(text: str, n_bytes: int) -> None:
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-3MB", "4 TB", "4GBit", "1,5GB", "nan"])
+def test_other_texts_are_no_sizes(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no size; write it as 60MB or 4GiB"):
+        parse_bytes(text)
+
+
+def test_one_budget_is_given_or_none() -> None:
+    assert budget_of(None, None, None, None) is None
+    assert budget_of(None, None, "1GB", 100) == Budget(10**9, "memory", 100)
+    with pytest.raises(ConfigError, match="give one"):
+        budget_of("60MB", 4.5, None, None)
+    with pytest.raises(ConfigError, match="give both"):
+        budget_of("60MB", None, None, 100)
+
+
+def test_the_command_says_what_it_chose(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(tiny_checkpoint), "--out", str(tmp_path / "a"), "--no-verify"]
+    assert main([*words, "--target-bpw", "7", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["plan"]["predicted_kl"] > 0
+    assert main([*words, "--target-bpw", "7", "--quant", "q4_0"]) == 2
+    assert "leave --quant out" in capsys.readouterr().err
