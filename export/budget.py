@@ -22,13 +22,13 @@ from llmkit.export.divergence import joined
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.gguf_write import n_header_bytes, n_tensor_bytes, write_gguf
 from llmkit.export.held_out import TextSequence
-from llmkit.export.layerwise import error_feedback
 from llmkit.export.measure import divergences
 from llmkit.export.memory import bytes_beside_weights, loaded_bytes
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.export.sensitivity import Sensitivity, measure_sensitivity, squared_error
 from llmkit.model.gpt import GPT
+from llmkit.model.layerwise import error_feedback
 from llmkit.model.storage import CUSTOM, Quantization, is_matrix, quantization
 from llmkit.quant import quantize
 from llmkit.quant.grids import grid_of

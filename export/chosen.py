@@ -8,15 +8,24 @@ from llmkit.checkpoint import Checkpoint, build_model
 from llmkit.errors import QuantizationError
 from llmkit.export.calibration import Calibration
 from llmkit.export.gguf_write import entry_type, open_weights
-from llmkit.export.layerwise import error_feedback
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import tensor_table
 from llmkit.model.gpt import GPT
+from llmkit.model.layerwise import error_feedback
 from llmkit.model.storage import Quantization, is_matrix
 from llmkit.quant.grids import grid_of
 from llmkit.quant.types import QuantType
 
 Method = Literal["rtn", "gptq"]
+
+
+def chosen_blocks(
+    source: Checkpoint, quantization: Quantization, text: Calibration | None, *, merged: bool
+) -> ChosenBlocks | None:
+    """The blocks that training made, those that are to be chosen with `text`, or None: rounding."""
+    if quantization.name == source.qat:
+        return ChosenBlocks("qat", None, source.trained_blocks())
+    return choose_blocks(source, quantization, text, merged=merged) if text else None
 
 
 def choose_blocks(

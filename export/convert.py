@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
+from llmkit.console import say
 from llmkit.errors import ConfigError
 from llmkit.export.adapter import write_adapter
 from llmkit.export.budget import Budget, Plan, plan
 from llmkit.export.calibration import calibration_of
-from llmkit.export.chosen import Method, choose_blocks
+from llmkit.export.chosen import Method, chosen_blocks
 from llmkit.export.gguf_write import ExportedFile, write_gguf
 from llmkit.export.modelfile_write import modelfile_for
 from llmkit.export.parity.check import Proof
@@ -59,7 +60,8 @@ def export(
     NAME is the checkpoint folder's unless given. Matrices take the types of the quantization, or
     where their rows do not fit them what llama.cpp takes instead; biases, norms and positions stay
     f32. A LoRA adapter becomes a file beside its base, NAME-adapter.gguf, or with `merge` part of
-    the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others.
+    the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others;
+    weights that were trained for blocks have these unless other quantizations are named.
     `method` rtn rounds each weight; gptq chooses each number in the blocks by what the model reads
     in the text `calibration`, or in the text that it was trained on. With a `budget` instead of
     `quants` the types are those of the least predicted KL that keep to it, and the file is called
@@ -94,7 +96,7 @@ def export(
             each,
             name,
             beside,
-            choose_blocks(source, each, text, merged=not apart) if text and uses_text else None,
+            chosen_blocks(source, each, text if uses_text else None, merged=not apart),
         )
         for each in chosen
     ]
@@ -114,7 +116,8 @@ def _quantizations(
     source: Checkpoint, quants: Sequence[str] | None, method: Method, *, apart: bool
 ) -> list[Quantization]:
     trained_on = source.base_quant if apart else None
-    default = (trained_on,) if trained_on else DEFAULT_QUANTS
+    own = trained_on or source.qat
+    default = (own,) if own else DEFAULT_QUANTS
     names = dict.fromkeys(
         quantization(name).name for name in (default if quants is None else quants)
     )
@@ -123,10 +126,21 @@ def _quantizations(
             f"the adapter of {source.folder} was trained on {trained_on} blocks as rounding makes "
             "them and fits no others: leave --method out, or merge it"
         )
+    if source.qat in names and method != "rtn":
+        raise ConfigError(
+            f"{source.folder} was trained for {source.qat} and holds the blocks, which nothing is "
+            "to choose again: leave --method out"
+        )
     if trained_on and list(names) != [trained_on]:
         raise ConfigError(
             f"the adapter of {source.folder} was trained on {trained_on} blocks and fits no other "
             f"base: export it as {trained_on}, or merge it"
+        )
+    others = [name for name in names if name != source.qat]
+    if source.qat and others:
+        say(
+            f"{source.folder} was trained for {source.qat} blocks; {', '.join(others)}: made of "
+            "what these hold"
         )
     if not names:
         raise ConfigError("no quantization given; name at least one, such as q4_0")

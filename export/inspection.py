@@ -68,6 +68,7 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
         **({"labels": _cut(list(checkpoint.labels))} if checkpoint.labels else {}),
         **({"lora": str(checkpoint.lora)} if checkpoint.lora else {}),
         **({"base_quant": checkpoint.base_quant} if checkpoint.base_quant else {}),
+        **({"qat": checkpoint.qat} if checkpoint.qat else {}),
         "tokens": _cut(checkpoint.tokenizer.tokens),
     }
     n_bytes = sum(file.stat().st_size for file in files)

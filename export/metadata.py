@@ -33,7 +33,7 @@ class ChosenBlocks:
     """Blocks that are more than the rounded weights, by names in the checkpoint."""
 
     method: str
-    calibration: str  # sha256 of the token ids
+    calibration: str | None  # sha256 of the token ids; None: the checkpoint holds the blocks
     blocks: Mapping[str, PackedRows]
 
     def hashes(self) -> dict[str, str]:
@@ -102,8 +102,9 @@ def metadata_of(
     if quantization_of(quantization.file_type).name != quantization.name:
         entries.append(MetadataEntry(QUANTIZATION_KEY, quantization.name, kind.STRING))
     if chosen is not None:
+        entries.append(MetadataEntry(METHOD_KEY, chosen.method, kind.STRING))
+    if chosen is not None and chosen.calibration is not None:
         entries += [
-            MetadataEntry(METHOD_KEY, chosen.method, kind.STRING),
             MetadataEntry(CALIBRATION_KEY, chosen.calibration, kind.STRING),
             MetadataEntry(BLOCKS_KEY, json.dumps(chosen.hashes()), kind.STRING),
         ]

@@ -23,6 +23,7 @@ from llmkit.export.running import generate
 from llmkit.export.tables import comparison_table, export_table, proof_table
 from llmkit.finetuning.classify import finetune_classify
 from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.instruct import finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
 from llmkit.generation import Sampling
@@ -42,6 +43,7 @@ __all__ = [
     "export",
     "export_table",
     "finetune_classify",
+    "finetune_distill",
     "finetune_instruct",
     "finetune_prefer",
     "generate",

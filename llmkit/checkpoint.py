@@ -20,6 +20,7 @@ from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import write_text, written_beside
 from llmkit.model.config import GPTConfig, validated
 from llmkit.model.gpt import GPT
+from llmkit.model.grid import Grid, matrix_types, rounded
 from llmkit.model.lora import (
     LoRAConfig,
     add_lora,
@@ -29,10 +30,11 @@ from llmkit.model.lora import (
     peft_name,
 )
 from llmkit.model.packed import build_packed
-from llmkit.model.storage import Quantization, is_matrix, quantization
+from llmkit.model.storage import quantization
 from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format_from
-from llmkit.quant import dequantize, quantize
-from llmkit.quant.types import QuantType
+from llmkit.quant import dequantize
+from llmkit.quant.rounding import Repacked, rounding_of
+from llmkit.quant.types import PackedRows, QuantType
 from llmkit.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -40,7 +42,16 @@ MODEL_FILE = "model.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"  # PEFT's names, so that PEFT loads the folder
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 TOKENIZER_FILE = "tokenizer.json"
-CHECKPOINT_FILES = (CONFIG_FILE, MODEL_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE, TOKENIZER_FILE)
+BLOCKS_FILE = "blocks.safetensors"  # what training for blocks made of the matrices
+CHECKPOINT_FILES = (
+    CONFIG_FILE,
+    MODEL_FILE,
+    BLOCKS_FILE,
+    ADAPTER_FILE,
+    ADAPTER_CONFIG_FILE,
+    TOKENIZER_FILE,
+)
+HEAD = "lm_head.weight"  # of a model whose head is not its token embedding
 TRAINING_FOLDER = "training"
 HELD_OUT_FILE = "held_out.jsonl"  # records that fine-tuning held out
 TRAINED_FILE = "trained.jsonl"  # records that fine-tuning trained on
@@ -65,6 +76,7 @@ class Checkpoint:
     labels: tuple[str, ...] = ()  # of a classifier
     lora: LoRAConfig | None = None
     base_quant: str | None = None  # the blocks that a QLoRA adapter was trained on
+    qat: str | None = None  # the blocks that the weights were trained for
 
     @property
     def model_file(self) -> Path:
@@ -75,6 +87,11 @@ class Checkpoint:
     def adapter_file(self) -> Path:
         """Path of the LoRA matrices; absent without `lora`."""
         return self.folder / ADAPTER_FILE
+
+    @property
+    def blocks_file(self) -> Path:
+        """Path of the blocks that the weights were trained as; absent without `qat`."""
+        return self.folder / BLOCKS_FILE
 
     @property
     def end_id(self) -> int:
@@ -112,15 +129,17 @@ class Checkpoint:
         """Path of the records that fine-tuning trained on; absent where there was none."""
         return self.folder / TRAINING_FOLDER / TRAINED_FILE
 
-    def load_model(self, device: torch.device | None = None, *, packed: bool = False) -> GPT:
+    def load_model(self, device: torch.device | None = None, *, for_training: bool = False) -> GPT:
         """The model with its adapter, in evaluation mode.
 
-        The base of a QLoRA adapter has the numbers of its blocks: dequantized, or with `packed`
-        the blocks themselves. Raises CheckpointError for missing or foreign tensors.
+        What was trained on blocks or for them has the numbers of the blocks. With `for_training`
+        the base of a QLoRA adapter is the blocks themselves, and weights trained for blocks are
+        the floats before rounding. Raises CheckpointError for missing or foreign tensors.
         """
-        with self.open_base() as file:
-            if packed and self.base_quant is not None:
-                model = build_packed(self.config, file.get_tensor, self._packed_types())
+        with open_tensors(self.model_file) if for_training else self.open_base() as file:
+            if for_training and self.base_quant is not None:
+                types = matrix_types(self.config, quantization(self.base_quant))
+                model = build_packed(self.config, file.get_tensor, types)
             else:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 model = build_model(self.config, weights, str(self.model_file))
@@ -139,13 +158,14 @@ class Checkpoint:
 
     @contextmanager
     def open_base(self) -> Iterator[TensorReader]:
-        """The weights without the adapter, those of a QLoRA base as its blocks have them."""
+        """The weights without the adapter, as the blocks have them where there are some."""
         with open_tensors(self.model_file) as file:
-            yield (
-                file
-                if self.base_quant is None
-                else _Requantized(file, quantization(self.base_quant), self.config)
-            )
+            if self.base_quant is not None:
+                yield _Rounded(file, matrix_types(self.config, quantization(self.base_quant)))
+            elif self.qat is not None:
+                yield _Unpacked(file, self.trained_blocks(), self._trained_types())
+            else:
+                yield file
 
     @contextmanager
     def open_merged(self) -> Iterator[TensorReader]:
@@ -157,34 +177,52 @@ class Checkpoint:
             with open_tensors(self.adapter_file) as adapter:
                 yield _Merged(base, adapter, self.lora)
 
-    def _packed_types(self) -> dict[str, QuantType]:
-        chosen = quantization(self.base_quant or "f32")
-        with torch.device("meta"):
-            tensors = GPT(self.config).state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return {
-            name: chosen.type_of(name, shape, self.config)
-            for name, shape in shapes.items()
-            if is_matrix(name, shape)
+    def trained_blocks(self) -> dict[str, PackedRows]:
+        """The blocks that the weights were trained as, by tensor; none without `qat`.
+
+        Raises CheckpointError where they are not those of this model.
+        """
+        types = self._trained_types()
+        if not types:
+            return {}
+        with open_tensors(self.blocks_file) as file:
+            if set(file.keys()) != set(types):
+                raise CheckpointError(f"{self.blocks_file} holds other matrices than the model has")
+            return {name: file.get_tensor(name).numpy() for name in types}
+
+    def grid(self, device: torch.device) -> Grid:
+        """What training goes on rounding to; empty without `qat`."""
+        types = self._trained_types()
+        grid = {
+            name: rounding_of(blocks, types[name], name, device)
+            for name, blocks in self.trained_blocks().items()
         }
+        if self.labels and grid:
+            # In training the head has the labels' rows alone, and those of this file none to keep.
+            grid[HEAD] = Repacked(types[HEAD], HEAD)
+        return grid
+
+    def _trained_types(self) -> dict[str, QuantType]:
+        return matrix_types(self.config, quantization(self.qat)) if self.qat else {}
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the weights file, and of the adapter where there is one."""
+        """Hash of the weights file, and of the adapter and the blocks where there are some."""
         hashes = []
-        for path in (self.model_file, *([self.adapter_file] if self.lora is not None else [])):
+        adapter = [self.adapter_file] if self.lora is not None else []
+        blocks = [self.blocks_file] if self.qat is not None else []
+        for path in (self.model_file, *adapter, *blocks):
             with path.open("rb") as file:
                 hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
         return "+".join(hashes)
 
 
 @dataclass(frozen=True)
-class _Requantized:
-    """Reads tensors as they are after a quantization, as the blocks of a QLoRA base have them."""
+class _Rounded:
+    """Reads tensors as the blocks have them that they are packed into."""
 
     file: TensorReader
-    quantization: Quantization
-    config: GPTConfig
+    types: Mapping[str, QuantType]
 
     def keys(self) -> list[str]:
         return self.file.keys()
@@ -194,12 +232,29 @@ class _Requantized:
 
     def get_tensor(self, name: str) -> Tensor:
         weights = self.file.get_tensor(name)
-        shape = tuple(weights.shape)
-        if not is_matrix(name, shape):
+        return rounded(weights, self.types[name], name) if name in self.types else weights
+
+
+@dataclass(frozen=True)
+class _Unpacked:
+    """Reads matrices from blocks, and all other tensors from a file."""
+
+    file: TensorReader
+    blocks: Mapping[str, PackedRows]
+    types: Mapping[str, QuantType]
+
+    def keys(self) -> list[str]:
+        return self.file.keys()
+
+    def metadata(self) -> dict[str, str] | None:
+        return self.file.metadata()
+
+    def get_tensor(self, name: str) -> Tensor:
+        weights = self.file.get_tensor(name)
+        if name not in self.blocks:
             return weights
-        stored = self.quantization.type_of(name, shape, self.config)
-        blocks = quantize(weights.float().numpy(), stored, name)
-        return torch.from_numpy(dequantize(blocks, stored, shape))
+        shape = tuple(weights.shape)
+        return torch.from_numpy(dequantize(self.blocks[name], self.types[name], shape))
 
 
 @dataclass(frozen=True)
@@ -273,6 +328,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         content.labels,
         _read_lora(folder),
         content.base_quant,
+        content.qat,
     )
     try:
         checkpoint.end_id  # noqa: B018  raises where the tokenizer lacks it
@@ -291,6 +347,7 @@ class CheckpointConfig:
     prompt_format: PromptFormat
     labels: tuple[str, ...] = ()
     base_quant: str | None = None
+    qat: str | None = None
 
 
 def save_config(folder: Path, content: CheckpointConfig) -> None:
@@ -300,6 +357,7 @@ def save_config(folder: Path, content: CheckpointConfig) -> None:
         "prompt_format": content.prompt_format.to_dict(),
         **({"labels": list(content.labels)} if content.labels else {}),
         **({"base_quant": content.base_quant} if content.base_quant else {}),
+        **({"qat": content.qat} if content.qat else {}),
     }
     write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
@@ -340,6 +398,7 @@ def _read_config(path: Path) -> CheckpointConfig:
             prompt_format_from(content["prompt_format"], str(path)),
             tuple(str(label) for label in content.get("labels", ())),
             content.get("base_quant"),
+            content.get("qat"),
         )
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

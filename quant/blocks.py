@@ -40,18 +40,22 @@ def reciprocal(scale: NDArray[np.float32]) -> NDArray[np.float32]:
 def dequantize_blocks(layout: BlockLayout, packed: PackedRows) -> FloatRows:
     """Return the float32 weights of blocks, each operation rounded as ggml's C rounds it."""
     fields = layout.unpack(packed)
-    step = fields.scale.astype(np.float32)[..., np.newaxis]  # (n_rows, n_blocks, sub-blocks or 1)
-    if fields.sub_scales is not None:
-        step = step * fields.sub_scales
+    step = steps(fields)
     weights = fields.quants.astype(np.float32).reshape(*step.shape, -1)
     weights *= step[..., np.newaxis]
-    offset = _offset(fields)
+    offset = offsets(fields)
     if offset is not None:
         weights += offset[..., np.newaxis]
     return weights.reshape(len(packed), -1)
 
 
-def _offset(fields: BlockFields) -> NDArray[np.float32] | None:
+def steps(fields: BlockFields) -> NDArray[np.float32]:
+    """Return what quants are multiplied with: (n_rows, n_blocks, sub-blocks or 1)."""
+    step = fields.scale.astype(np.float32)[..., np.newaxis]
+    return step if fields.sub_scales is None else step * fields.sub_scales
+
+
+def offsets(fields: BlockFields) -> NDArray[np.float32] | None:
     """Return what is added to the weights: (n_rows, n_blocks, sub-blocks or 1), if anything."""
     if fields.minimum is None:
         return None

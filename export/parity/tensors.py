@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
@@ -24,13 +25,14 @@ from llmkit.quant.types import PackedRows, QuantType
 def tensors_check(subject: Subject) -> Check:
     """Every tensor's blocks are the checkpoint's, quantized. Value: tensors that differ.
 
-    Where rounding gives them they are equal bit for bit; where they were chosen, by GPTQ, they are
-    those that were, and near the checkpoint's weights.
+    Where rounding or training gives them they are equal bit for bit; where they were chosen, by
+    GPTQ, they are those that were, and near the checkpoint's weights.
     """
     source, merged = subject.checkpoint, subject.adapter is None
     table = tensor_table(source.config)
+    trained = source.trained_blocks() if subject.quantization.name == source.qat else {}
     with open_weights(source, merged=merged) as tensors:
-        wanted = [_wanted(tensors, entry, subject) for entry in table]
+        wanted = [_wanted(tensors, entry, subject, trained) for entry in table]
         hashes = hashes_of(subject.file)
         faults = _faults(subject.file, wanted, hashes)
         n_wrong, texts = faults.count, fault_texts(faults, wanted)
@@ -58,13 +60,25 @@ def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
     return np.array_equal(rows_of(found), wanted.blocks())
 
 
-def _wanted(tensors: TensorReader, entry: TensorEntry, subject: Subject) -> WantedTensor:
+def _wanted(
+    tensors: TensorReader,
+    entry: TensorEntry,
+    subject: Subject,
+    trained: Mapping[str, PackedRows] = MappingProxyType({}),
+) -> WantedTensor:
+    wanted = entry_type(entry, subject.quantization, subject.checkpoint.config)
+
+    def pack(stored: QuantType) -> PackedRows:
+        if stored == wanted and entry.checkpoint_name in trained:
+            return trained[entry.checkpoint_name]
+        return pack_tensor(tensors, entry, stored)
+
     return WantedTensor(
         name=entry.gguf_name,
         source=entry.checkpoint_name,
         shape=entry.shape,
-        stored=entry_type(entry, subject.quantization, subject.checkpoint.config),
-        pack=partial(pack_tensor, tensors, entry),
+        stored=wanted,
+        pack=pack,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.checkpoint import ADAPTER_FILE, MODEL_FILE, load_checkpoint, open_tensors
+from llmkit.checkpoint import ADAPTER_FILE, HEAD, MODEL_FILE, load_checkpoint, open_tensors
 from llmkit.errors import ConfigError
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.examples import batch_indices
@@ -60,7 +60,6 @@ DEFAULT_UNFREEZE = "all"
 # Alone, a head learns from nothing on states that stay as they are: nothing can be torn down.
 HEAD_LEARNING_RATE = 1e-2
 N_SAMPLES = 3
-HEAD = "lm_head.weight"
 
 
 class Classify:
@@ -87,7 +86,7 @@ class Classify:
     def load_model(self, step: int, device: torch.device) -> GPT:
         """The model that was saved last, with the labels' rows alone as its head."""
         checkpoint = load_checkpoint(self.folder)
-        model = checkpoint.load_model(device, packed=True)
+        model = checkpoint.load_model(device, for_training=True)
         # From the file: the rows of a QLoRA checkpoint's model are those of its blocks.
         with open_tensors(checkpoint.model_file) as file:
             put_label_head(model, file.get_tensor(HEAD)[checkpoint.label_ids])
@@ -209,7 +208,7 @@ def finetune_classify(
         "unfreeze": None if config.lora else unfreeze,
         "test_data": sha256_of([test_data]) if test_data else None,
     }
-    settings = run_settings("classify", base, data, config, steps, **more)
+    settings = run_settings("classify", base, [data], config, steps, **more)
 
     def task(folder: RunFolder) -> Classify:
         return Classify(folder, start, steps, train, validation, n_blocks)

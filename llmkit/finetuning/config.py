@@ -28,6 +28,7 @@ class FinetuneConfig:
 
     lora: LoRAConfig | None = None
     qlora: str | None = None  # the GGUF type of the base's blocks
+    qat: str | None = None  # the GGUF type that the weights are trained for
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEFAULT_EPOCHS
     add_tokens: bool = False  # may grow the vocabulary by what the format or the labels lack
     split: tuple[float, float, float] = (0.85, 0.05, 0.10)  # train, validation, test
@@ -37,6 +38,13 @@ class FinetuneConfig:
             object.__setattr__(self, "qlora", quantization(self.qlora).name)  # int4 is q4_0
             if self.lora is None:
                 raise ConfigError("qlora trains adapters only; give a LoRA rank too")
+        if self.qat is not None:
+            object.__setattr__(self, "qat", _trainable(self.qat))
+            if self.lora is not None:
+                raise ConfigError(
+                    "qat trains the weights themselves, for their blocks; leave LoRA out, or train "
+                    "adapters on blocks with qlora"
+                )
         if min(self.split) < 0 or not math.isclose(sum(self.split), 1):
             raise ConfigError(f"split {self.split}: three parts that sum up to 1 are needed")
 
@@ -53,10 +61,19 @@ class FinetuneConfig:
             "steps": steps,
             "batch_size": batch_size,
             "learning_rate": rate,
-            "min_learning_rate": rate / 10,
+            # Training for blocks ends at 0, where weights jump between two levels no more.
+            "min_learning_rate": 0.0 if self.qat else rate / 10,
             "warmup_steps": min(20, steps // 10),
             "weight_decay": 0.0 if self.lora else 0.1,
             # The evaluations of an epoch cost about as much as one; two show a curve.
             "eval_interval": max(1, math.ceil(n_records / batch_size / 2)),
         }
         return validated(TrainingConfig, {**defaults, **given}, "training")
+
+
+def _trainable(name: str) -> str:
+    """The quantization's own name. Raises ConfigError where it cannot be trained for."""
+    chosen = quantization(name)
+    if chosen.base.needs_importance:
+        raise ConfigError(f"{chosen.name} is not packed without importances; choose another type")
+    return chosen.name

@@ -74,7 +74,7 @@ class Instruct:
 
     def load_model(self, step: int, device: torch.device) -> GPT:
         """The model that was saved last."""
-        return load_checkpoint(self.folder).load_model(device, packed=True)
+        return load_checkpoint(self.folder).load_model(device, for_training=True)
 
     def loss(self, model: GPT, step: int) -> Tensor:
         """Cross-entropy of the batch's tokens: of answers alone where the prompt is masked."""
@@ -220,7 +220,7 @@ def finetune_instruct(
         *([{"messages": [asdict(m) for m in c.messages]} for c in part] for part in (read, asked)),
     )
     more = {"mask_prompt": mask_prompt, "packing": packing, "prompt_format": form.to_dict()}
-    settings = run_settings("instruct", base, data, config, steps, **more)
+    settings = run_settings("instruct", base, [data], config, steps, **more)
 
     def task(folder: RunFolder) -> Instruct:
         return Instruct(folder, start, steps, rows, validation, shown, mask_prompt=mask_prompt)

@@ -88,7 +88,7 @@ class Prefer:
 
     def load_model(self, step: int, device: torch.device) -> GPT:
         """The model that was saved last."""
-        return load_checkpoint(self.folder).load_model(device, packed=True)
+        return load_checkpoint(self.folder).load_model(device, for_training=True)
 
     def loss(self, model: GPT, step: int) -> Tensor:
         """DPO's loss of the step's pairs."""
@@ -239,7 +239,7 @@ def finetune_prefer(
         (len(train), len(validation), len(test)),
         *([{"messages": [asdict(m) for m in c.messages]} for c in part] for part in (read, asked)),
     )
-    settings = run_settings("prefer", base, data, config, steps, beta=beta)
+    settings = run_settings("prefer", base, [data], config, steps, beta=beta)
 
     def task(folder: RunFolder) -> Prefer:
         return Prefer(folder, start, steps, (train, validation, test), shown, beta)

@@ -64,14 +64,14 @@ class Records:
 def run_settings(
     kind: str,
     base: Checkpoint,
-    data: Path,
+    files: list[Path],
     config: FinetuneConfig,
     training: TrainingConfig,
     **more: Any,
 ) -> dict[str, Any]:
     """Everything that makes a run this one and no other, as JSON holds it."""
     settings = {
-        "data": sha256_of([data]),
+        "data": sha256_of(files),
         "kind": kind,
         "base": base.sha256,
         "finetune": asdict(config),
@@ -100,7 +100,8 @@ def train_task(
     state = open_run(folder, settings, resume, lambda: _prepare(folder, start, records, settings))
     task = make_task(folder)
     if not state.finished:
-        TrainingLoop(folder, state, training, task, where).train()
+        grid = load_checkpoint(out).grid(where)
+        TrainingLoop(folder, state, training, task, where, grid).train()
     metrics = folder.read_metrics()
     if not metrics:
         raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")

@@ -12,6 +12,7 @@ from torch import Tensor
 from llmkit.checkpoint import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
+    BLOCKS_FILE,
     MODEL_FILE,
     TOKENIZER_FILE,
     Checkpoint,
@@ -27,8 +28,14 @@ from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.label_head import expanded_head, new_head
 from llmkit.model.config import GPTConfig
 from llmkit.model.gpt import GPT
+from llmkit.model.grid import matrix_types
+from llmkit.model.layerwise import error_feedback
 from llmkit.model.lora import adapter_tensors, add_lora, peft_config
+from llmkit.model.storage import quantization
 from llmkit.modelfiles.prompt_format import PromptFormat
+from llmkit.quant import dequantize, quantize
+from llmkit.quant.grids import grid_of
+from llmkit.quant.types import PackedRows, QuantType
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.state import RunFolder
 from llmkit.training.task import TensorFiles
@@ -52,11 +59,35 @@ class Start:
         vocab_size = self.tokenizer.vocab_size
         return replace(self.base.config, vocab_size=vocab_size, tie_embeddings=tied)
 
-    def write(self, folder: RunFolder) -> None:
-        """Write the whole checkpoint as it is before the first step."""
+    def __post_init__(self) -> None:
+        if self.config.qat is None:
+            return
+        qtype = quantization(self.config.qat).base
+        if qtype not in self.types.values():
+            raise ConfigError(
+                f"no matrix of {self.base.folder} has rows of whole blocks of {qtype.block_size}, "
+                f"as {qtype.name} needs them; choose another type"
+            )
+
+    @property
+    def types(self) -> dict[str, QuantType]:
+        """The types of the blocks that matrices are trained as; empty without `qat`."""
+        if self.config.qat is None:
+            return {}
+        return matrix_types(self.sizes, quantization(self.config.qat))
+
+    def write(self, folder: RunFolder, calibration: Tensor | None = None) -> None:
+        """Write the whole checkpoint as it is before the first step.
+
+        The blocks to train as are the rounded weights, or with `calibration`, token ids (n, T),
+        those that error feedback gives; then the weights begin at what these blocks hold.
+        """
         out = folder.folder
         self.tokenizer.save(out / TOKENIZER_FILE)
         weights = self._weights()
+        if self.types:
+            blocks, weights = self._first_blocks(weights, calibration)
+            save_tensors(out / BLOCKS_FILE, blocks, step=0)
         save_tensors(out / MODEL_FILE, weights, step=0)
         lora = self.config.lora
         if lora is not None:
@@ -71,7 +102,9 @@ class Start:
                 (out / name).unlink(missing_ok=True)
         save_config(
             out,
-            CheckpointConfig(self.sizes, self.prompt_format, self.labels, self.config.qlora),
+            CheckpointConfig(
+                self.sizes, self.prompt_format, self.labels, self.config.qlora, self.config.qat
+            ),
         )
 
     def trained_tensors(self, model: GPT) -> TensorFiles:
@@ -79,6 +112,23 @@ class Start:
         if self.config.lora is not None:
             return {ADAPTER_FILE: adapter_tensors(model)}
         return {MODEL_FILE: model.state_dict()}
+
+    def _first_blocks(
+        self, weights: dict[str, Tensor], calibration: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The blocks of `weights`, and the weights with those that feedback moved."""
+        blocks: dict[str, PackedRows] = {}
+        moved: dict[str, Tensor] = {}
+        if calibration is not None:
+            model = build_model(self.sizes, weights, str(self.base.folder))
+            types = {name: qtype for name, qtype in self.types.items() if grid_of(qtype)}
+            blocks = error_feedback(model, types, calibration)
+            for name, rows in blocks.items():
+                floats = dequantize(rows, types[name], tuple(weights[name].shape))
+                moved[name] = torch.from_numpy(floats)
+        for name in self.types.keys() - blocks.keys():
+            blocks[name] = quantize(weights[name].float().numpy(), self.types[name], name)
+        return {name: torch.from_numpy(rows) for name, rows in blocks.items()}, weights | moved
 
     def _weights(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)

@@ -17,14 +17,16 @@ from types import FrameType
 import numpy as np
 import torch
 
+from llmkit.checkpoint import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import progress, say
 from llmkit.errors import ConfigError
 from llmkit.model.device import has_fast_bfloat16
 from llmkit.model.gpt import GPT
+from llmkit.model.grid import Grid, on_grid, packed
 from llmkit.model.packed import n_weights
 from llmkit.training.config import TrainingConfig
 from llmkit.training.state import Metrics, RunFolder, RunState
-from llmkit.training.task import Task
+from llmkit.training.task import Task, TensorFiles
 
 
 class TrainingLoop:
@@ -37,14 +39,16 @@ class TrainingLoop:
         config: TrainingConfig,
         task: Task,
         device: torch.device,
+        grid: Grid | None = None,  # what the weights are trained to be rounded to
     ) -> None:
         self.folder, self.state, self.config, self.task = folder, state, config, task
         self.device = device
+        self.grid = grid or {}
         self.bfloat16 = has_fast_bfloat16(device)
         self.model = task.load_model(state.step, device).train()
         self.optimizer = _optimizer(self.model, config)
         if state.step:
-            files = task.trained_tensors(self.model)
+            files = self._trained_tensors()
             folder.load_optimizer(self.model, self.optimizer, state.step, files)
 
     def train(self) -> None:
@@ -76,14 +80,16 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
         torch.manual_seed(_mixed(self.config.seed, step))  # dropout
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss = self.task.loss(self.model, step)
-        if not torch.isfinite(loss):
-            raise ConfigError(
-                f"the loss is {float(loss.detach())} at step {step + 1}: the run diverged; train "
-                "into another folder with a smaller learning_rate (this one keeps its last save)"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
+        with on_grid(self.model, self.grid):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                loss = self.task.loss(self.model, step)
+            if not torch.isfinite(loss):
+                raise ConfigError(
+                    f"the loss is {float(loss.detach())} at step {step + 1}: the run diverged; "
+                    "train into another folder with a smaller learning_rate (this one keeps its "
+                    "last save)"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -91,8 +97,9 @@ class TrainingLoop:
 
     def _evaluate_and_save(self, step: int, train_loss: float, rate: float, elapsed: float) -> None:
         self.model.eval()
-        evaluation = self.task.evaluate(self.model)
-        samples = self.task.samples(self.model)
+        with on_grid(self.model, self.grid):
+            evaluation = self.task.evaluate(self.model)
+            samples = self.task.samples(self.model)
         self.model.train()
         metrics = Metrics(
             step=step,
@@ -111,8 +118,14 @@ class TrainingLoop:
 
     def _save(self, step: int, elapsed: float, losses: list[float]) -> None:
         self.state = replace(self.state, step=step, elapsed_s=elapsed, losses=losses)
-        tensors = self.task.trained_tensors(self.model)
-        self.folder.save(self.state, tensors, self.model, self.optimizer)
+        self.folder.save(self.state, self._trained_tensors(), self.model, self.optimizer)
+
+    def _trained_tensors(self) -> TensorFiles:
+        """What the task saves, and the blocks of it where it is trained for blocks."""
+        files = self.task.trained_tensors(self.model)
+        if not self.grid:
+            return files
+        return {**files, BLOCKS_FILE: packed(self.grid, files[MODEL_FILE])}
 
     def _parameters(self) -> str:
         n_all = n_weights(self.model)

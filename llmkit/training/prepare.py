@@ -91,27 +91,38 @@ def prepare(folder: RunFolder, data: Path, settings: dict[str, Any], sizes: GPTC
     tokenizer = _tokenizer(settings["tokenizer"], lambda: part("train"), sizes.vocab_size)
     sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
     folder.remove_half_written()
-    data_bytes = {}
-    total = sum(file.stat().st_size for file in source_files(data))
-    for name in PARTS:
-        with progress(f"tokenize {name}", total, "bytes") as bar:
-            texts = _watched(part(name), bar)
-            data_bytes[name] = write_token_file(folder.token_file(name), texts, tokenizer)
-        n_file_bytes = folder.token_file(name).stat().st_size
-        n_tokens = n_file_bytes // token_dtype(sizes.vocab_size).itemsize
-        if n_tokens <= sizes.context_length:
-            for path in map(folder.token_file, PARTS):
-                path.unlink(missing_ok=True)
-            raise DataError(
-                f"{data} is too short: its {name} part has {n_tokens} tokens and one example "
-                f"needs {sizes.context_length + 1}; use more text or a smaller context_length"
-            )
-        say(f"{name}: {n_tokens:,} tokens of {data_bytes[name]:,} bytes")
+    data_bytes = write_token_files(folder, data, tokenizer, sizes.context_length)
     tokenizer.save(folder.folder / TOKENIZER_FILE)
     save_config(folder.folder, CheckpointConfig(sizes, COMPLETION))
     state = RunState(settings, data_bytes)
     folder.write_state(state)
     return state
+
+
+def write_token_files(
+    folder: RunFolder, data: Path, tokenizer: Tokenizer, context_length: int
+) -> dict[str, int]:
+    """Write both parts of the text in `data` as token files; return the bytes of text in each.
+
+    Raises DataError, and leaves no file, where a part is too short for one example.
+    """
+    data_bytes = {}
+    total = sum(file.stat().st_size for file in source_files(data))
+    for name in PARTS:
+        with progress(f"tokenize {name}", total, "bytes") as bar:
+            texts = _watched(split_documents(read_documents(data), name), bar)
+            data_bytes[name] = write_token_file(folder.token_file(name), texts, tokenizer)
+        n_file_bytes = folder.token_file(name).stat().st_size
+        n_tokens = n_file_bytes // token_dtype(tokenizer.vocab_size).itemsize
+        if n_tokens <= context_length:
+            for path in map(folder.token_file, PARTS):
+                path.unlink(missing_ok=True)
+            raise DataError(
+                f"{data} is too short: its {name} part has {n_tokens} tokens and one example "
+                f"needs {context_length + 1}; use more text or a smaller context_length"
+            )
+        say(f"{name}: {n_tokens:,} tokens of {data_bytes[name]:,} bytes")
+    return data_bytes
 
 
 def _watched(texts: Iterator[str], bar: Progress) -> Iterator[str]:

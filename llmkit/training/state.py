@@ -58,6 +58,7 @@ class Metrics:
     val_bits_per_byte: float | None = None
     accuracy: float | None = None
     margin: float | None = None
+    kl: float | None = None
     lr: float
     tokens_per_s: float
     elapsed_s: float

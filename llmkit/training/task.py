@@ -26,6 +26,7 @@ class Evaluation:
     val_bits_per_byte: float | None = None
     accuracy: float | None = None
     margin: float | None = None
+    kl: float | None = None  # nats per token, from what the model learns to be like
 
     def __str__(self) -> str:
         parts = [f"validation loss {self.val_loss:.4f}"]
@@ -35,6 +36,8 @@ class Evaluation:
             parts.append(f"accuracy {self.accuracy:.1%}")
         if self.margin is not None:
             parts.append(f"margin {self.margin:.3f}")
+        if self.kl is not None:
+            parts.append(f"KL {self.kl:.5f}")
         return ", ".join(parts)
 
 

@@ -20,6 +20,7 @@ KINDS = {
     "full": FinetuneConfig(),
     "lora": FinetuneConfig(lora=LoRAConfig(rank=2, dropout=0.1)),
     "qlora": FinetuneConfig(lora=LoRAConfig(rank=2), qlora="q4_0"),
+    "qat": FinetuneConfig(qat="q4_0"),
 }
 
 

@@ -262,7 +262,7 @@ def test_model_with_an_adapter_computes_what_the_merged_tensors_do(adapted: Path
     merged.load_state_dict(by_hand(adapted))
     plain = opened.load_model()(tokens)
     torch.testing.assert_close(plain, merged(tokens), rtol=1e-4, atol=1e-4)
-    assert torch.equal(plain, opened.load_model(packed=True)(tokens))
+    assert torch.equal(plain, opened.load_model(for_training=True)(tokens))
 
 
 def test_hash_is_of_the_adapter_too(adapted: Path) -> None:

@@ -68,7 +68,7 @@ def results(
     def of(kind: str) -> ClassifyResult:
         if kind not in made:
             out = tmp_path_factory.mktemp(kind) / "out"
-            settings = config(lora=KINDS[kind].lora, qlora=KINDS[kind].qlora)
+            settings = config(lora=KINDS[kind].lora, qlora=KINDS[kind].qlora, qat=KINDS[kind].qat)
             made[kind] = classify(small_base, texts, out, config=settings, training=LEARNT)
         return made[kind]
 
@@ -256,7 +256,7 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
 ) -> None:
     import llmkit.finetuning.classify as module
 
-    settings = config(lora=KINDS[kind].lora, qlora=KINDS[kind].qlora)
+    settings = config(lora=KINDS[kind].lora, qlora=KINDS[kind].qlora, qat=KINDS[kind].qat)
     classify(small_base, texts, tmp_path / "whole", config=settings)
     loss = module.Classify.loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llmkit.cli.finetune import classify, instruct, prefer
+from llmkit.cli.finetune import classify, distill, instruct, prefer
 
 
 def register(app: typer.Typer) -> None:
@@ -12,6 +12,6 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         name="finetune", help="Fine-tune a checkpoint on your own records.", no_args_is_help=True
     )
-    for module in (classify, instruct, prefer):
+    for module in (classify, instruct, prefer, distill):
         module.register(group)
     app.add_typer(group)

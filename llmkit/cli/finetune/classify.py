@@ -38,6 +38,7 @@ def _classify(
     lora_dropout: options.DropoutOption = 0.0,
     lora_targets: options.TargetsOption = None,
     qlora: options.QloraOption = None,
+    qat: options.QatOption = None,
     epochs: options.EpochsOption = 3,
     batch_size: options.BatchOption = None,
     learning_rate: options.RateOption = None,
@@ -53,7 +54,7 @@ def _classify(
     from llmkit.finetuning.classify import DEFAULT_SPLIT, finetune_classify
 
     config = options.finetune_config(
-        lora, lora_alpha, lora_dropout, lora_targets, qlora, epochs, add_tokens,
+        lora, lora_alpha, lora_dropout, lora_targets, qlora, qat, epochs, add_tokens,
         split=DEFAULT_SPLIT,
     )  # fmt: skip
     options.run_or_sweep(

@@ -36,6 +36,10 @@ QloraOption = Annotated[
     str | None,
     typer.Option(help="Train adapters on the base as blocks of this GGUF type, such as q4_0."),
 ]
+QatOption = Annotated[
+    str | None,
+    typer.Option(help="Train the weights for a file of this GGUF type, such as q4_0."),
+]
 EpochsOption = Annotated[float, typer.Option(help="Passes over the records.")]
 BatchOption = Annotated[int | None, typer.Option(help="Records per step.", show_default="8")]
 RateOption = Annotated[
@@ -68,6 +72,7 @@ def finetune_config(
     lora_dropout: float,
     lora_targets: str | None,
     qlora: str | None,
+    qat: str | None,
     epochs: float,
     add_tokens: bool,
     **more: Any,
@@ -85,7 +90,8 @@ def finetune_config(
         if lora_targets is not None:
             fields["targets"] = tuple(part.strip() for part in lora_targets.split(","))
         adapters = validated(LoRAConfig, fields, "LoRA")
-    settings = {"lora": adapters, "qlora": qlora, "epochs": epochs, "add_tokens": add_tokens}
+    settings: dict[str, Any] = {"lora": adapters, "qlora": qlora, "qat": qat}
+    settings |= {"epochs": epochs, "add_tokens": add_tokens}
     return validated(FinetuneConfig, {**settings, **more}, "finetune")
 
 

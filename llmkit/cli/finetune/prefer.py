@@ -31,6 +31,7 @@ def _prefer(
     lora_dropout: options.DropoutOption = 0.0,
     lora_targets: options.TargetsOption = None,
     qlora: options.QloraOption = None,
+    qat: options.QatOption = None,
     epochs: options.EpochsOption = 3,
     batch_size: options.BatchOption = None,
     learning_rate: options.RateOption = None,
@@ -46,7 +47,7 @@ def _prefer(
     from llmkit.finetuning.prefer import finetune_prefer
 
     config = options.finetune_config(
-        lora, lora_alpha, lora_dropout, lora_targets, qlora, epochs, add_tokens
+        lora, lora_alpha, lora_dropout, lora_targets, qlora, qat, epochs, add_tokens
     )
     options.run_or_sweep(
         finetune_prefer,

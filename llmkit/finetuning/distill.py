@@ -1,0 +1,148 @@
+"""A model's weights trained for a quantized file: by its own predictions, on its own text."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.data.sources import source_files
+from llmkit.data.tokens import open_token_file, windows
+from llmkit.errors import CheckpointError, ConfigError, DataError
+from llmkit.files import written_beside
+from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.run import run_settings
+from llmkit.finetuning.start import Start
+from llmkit.model.config import validated
+from llmkit.model.device import choose_device
+from llmkit.model.grid import rounded
+from llmkit.training.config import TrainingConfig
+from llmkit.training.distillation import Distillation, mean_kl
+from llmkit.training.loop import TrainingLoop
+from llmkit.training.prepare import PARTS, write_token_files
+from llmkit.training.run import open_run
+from llmkit.training.state import Metrics, RunFolder, RunState
+
+CALIBRATION_TOKENS = 32768  # for the blocks to begin with
+DEFAULTS: dict[str, Any] = {
+    "steps": 300,
+    "batch_size": 16,
+    "learning_rate": 1e-4,
+    # Down to nothing: a weight near the border of two levels jumps between them as long as the
+    # steps are large enough (Nagel et al. 2022, https://arxiv.org/abs/2203.11086).
+    "min_learning_rate": 0.0,
+    "warmup_steps": 20,
+    "weight_decay": 0.0,  # the floats are to stay at the teacher's, not to shrink
+}
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """A model trained for blocks of a type. KL in nats per token, from the base, held-out text."""
+
+    checkpoint: Path
+    qat: str
+    steps: int
+    n_parameters: int
+    rounding_kl: float  # of the base's weights rounded to such blocks without training
+    metrics: list[Metrics]
+
+    @property
+    def kl(self) -> float:
+        """Mean KL after training."""
+        return self.metrics[-1].kl or 0.0
+
+
+def finetune_distill(
+    checkpoint: Path,
+    out: Path,
+    *,
+    qat: str,
+    data: Path | None = None,
+    training: dict[str, Any] | None = None,
+    resume: bool = False,
+    device: str | None = None,
+) -> DistillResult:
+    """Train the weights of `checkpoint` for blocks of type `qat`; write the folder `out`.
+
+    The loss is the KL divergence from the model of `checkpoint`, on the text that it was trained
+    on unless `data` are given (as `train` takes them). `training` changes single fields of
+    TrainingConfig.
+
+    Raises LlmkitError: no text, a type that fits no matrix, a classifier.
+    """
+    config = validated(FinetuneConfig, {"qat": qat}, "finetune")
+    given = {name: value for name, value in (training or {}).items() if value is not None}
+    steps = validated(TrainingConfig, {**DEFAULTS, **given}, "training")
+    base = load_checkpoint(checkpoint)
+    if base.labels:
+        raise ConfigError(
+            f"{checkpoint} is a classifier; use `finetune classify --qat` on its base"
+        )
+    # Two masks of dropout would tell student and teacher apart more than rounding does.
+    base = replace(base, config=replace(base.config, dropout=0.0))
+    start = Start(base, base.tokenizer, base.prompt_format, (), config, steps.seed)
+    where = choose_device(device)
+    files = source_files(data) if data else _token_files(base)
+    settings = run_settings("distill", base, files, config, steps)
+    folder = RunFolder(out)
+    state = open_run(folder, settings, resume, lambda: _prepare(folder, start, data, settings))
+    teacher = base.load_model(where)
+    task = Distillation(folder, state, steps, base.config, teacher)
+    if not state.finished:
+        grid = load_checkpoint(out).grid(where)
+        TrainingLoop(folder, state, steps, task, where, grid).train()
+    metrics = folder.read_metrics()
+    if not metrics:
+        raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
+    model = base.load_model(where)
+    for name, qtype in start.types.items():
+        weight = model.get_parameter(name)
+        weight.data = rounded(weight.data, qtype, name)
+    rounding_kl = mean_kl(teacher, model, task.held_out, steps.batch_size)
+    return DistillResult(
+        out, str(config.qat), metrics[-1].step, model.n_parameters(), rounding_kl, metrics
+    )
+
+
+def _token_files(base: Checkpoint) -> list[Path]:
+    """The token files of the base's training. Raises DataError where it has none."""
+    files = [RunFolder(base.folder).token_file(part) for part in PARTS]
+    if not all(file.is_file() for file in files):
+        raise DataError(
+            f"{base.folder} does not hold the text that it was trained on; give some with --data"
+        )
+    return files
+
+
+def _prepare(
+    folder: RunFolder, start: Start, data: Path | None, settings: dict[str, Any]
+) -> RunState:
+    """Write token files and the checkpoint as it is before the first step; commit step 0."""
+    folder.remove_half_written()
+    if data is None:
+        n_bytes = _copy_token_files(start.base, folder)
+    else:
+        n_bytes = write_token_files(folder, data, start.tokenizer, start.sizes.context_length)
+    tokens = open_token_file(folder.token_file("train"), start.sizes.vocab_size)
+    some = windows(tokens, start.sizes.context_length, CALIBRATION_TOKENS)[:, :-1]
+    start.write(folder, torch.from_numpy(some))
+    state = RunState(settings, n_bytes)
+    folder.write_state(state)
+    return state
+
+
+def _copy_token_files(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
+    """Take the base's token files over; return the bytes of text in each."""
+    run = RunFolder(base.folder)
+    state = run.read_state()
+    if state is None:
+        raise CheckpointError(f"{run.state_file} is missing; give the text with --data")
+    for part in PARTS:
+        with written_beside(folder.token_file(part)) as beside:
+            shutil.copyfile(run.token_file(part), beside)
+    return state.data_bytes

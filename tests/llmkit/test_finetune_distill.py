@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import outcome, snapshot
+
+from llmkit.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    load_checkpoint,
+    save_config,
+    save_tensors,
+)
+from llmkit.data.tokens import windows
+from llmkit.errors import CheckpointError, ConfigError, DataError, QuantizationError
+from llmkit.finetuning.distill import DistillResult, finetune_distill
+from llmkit.model.gpt import GPT
+from llmkit.model.grid import on_grid
+from llmkit.model.layerwise import error_feedback
+from llmkit.quant import dequantize, quant_type, quantize
+from llmkit.training import loop
+from llmkit.training.loop import TrainingLoop
+
+TRAINING: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 4,
+    "eval_interval": 3,
+    "eval_tokens": 512,
+    "warmup_steps": 1,
+}
+
+
+class StopError(Exception):
+    """Ends a run in the middle."""
+
+
+def distill(base: Path, out: Path, *, qat: str = "q4_0", **changes: Any) -> DistillResult:
+    training = {**TRAINING, **changes.pop("training", {})}
+    return finetune_distill(base, out, qat=qat, training=training, device="cpu", **changes)
+
+
+def kl_by_hand(teacher: GPT, student: GPT, inputs: torch.Tensor) -> torch.Tensor:
+    """Mean over positions of sum p (log p - log q)."""
+    with torch.no_grad():
+        p = teacher(inputs).softmax(dim=-1)
+    q = student(inputs).softmax(dim=-1)
+    return (p * (p.log() - q.log())).sum(dim=-1).mean()
+
+
+def rounded(model: GPT) -> GPT:
+    """The model with its matrices in q4_0, as rounding packs them."""
+    q4_0 = quant_type("q4_0")
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and name != "wpe.weight":
+            blocks = quantize(parameter.detach().numpy(), q4_0, name)
+            parameter.data = torch.from_numpy(dequantize(blocks, q4_0))
+    return model
+
+
+def test_training_brings_the_blocks_nearer_to_the_floats(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    training = {"steps": 40, "eval_interval": 20}
+    result = distill(tiny_checkpoint, tmp_path / "out", training=training)
+    assert result.kl < 0.6 * result.rounding_kl
+    assert [line.step for line in result.metrics] == [20, 40]
+
+    base, made = load_checkpoint(tiny_checkpoint), load_checkpoint(result.checkpoint)
+    assert made.qat == result.qat == "q4_0"
+    tokens = np.fromfile(made.validation_tokens_file, "<u2").astype(np.int64)
+    length = base.config.context_length
+    starts = np.linspace(0, (len(tokens) - 1) // length - 1, 512 // length).astype(int) * length
+    inputs = torch.from_numpy(np.stack([tokens[at : at + length] for at in starts]))
+    teacher = base.load_model()
+    with torch.no_grad():
+        kl = kl_by_hand(teacher, made.load_model(), inputs)
+        rounding_kl = kl_by_hand(teacher, rounded(base.load_model()), inputs)
+    assert math.isclose(kl, result.kl, rel_tol=1e-2)
+    assert math.isclose(rounding_kl, result.rounding_kl, rel_tol=1e-2)
+
+
+def test_one_step_is_adams_on_the_floats_with_the_rounded_weights_gradients(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "has_fast_bfloat16", lambda device: False)
+    training = {"steps": 1, "warmup_steps": 0, "learning_rate": 1e-3, "seed": 5}
+    result = distill(small_base, tmp_path / "out", training=training)
+
+    before = first(small_base, tmp_path / "first", monkeypatch)
+    grid = before.grid(torch.device("cpu"))
+    student = before.load_model(for_training=True)
+    tokens = np.fromfile(small_base / "training" / "train.tokens", "<u2").astype(np.int64)
+    length = before.config.context_length
+    starts = np.random.default_rng((5, 0)).integers(0, len(tokens) - length, 4)
+    inputs = torch.from_numpy(np.stack([tokens[start : start + length] for start in starts]))
+    with on_grid(student, grid):
+        teacher = load_checkpoint(small_base).load_model()
+        kl_by_hand(teacher, student, inputs).backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizer = torch.optim.AdamW(student.parameters(), 1e-3, (0.9, 0.99), weight_decay=0.0)
+    optimizer.step()
+    found = load_file(load_checkpoint(result.checkpoint).model_file)
+    began = load_file(before.model_file)
+    for name, wanted in student.state_dict().items():
+        # Adam's first step has the gradient's sign and one size: where it is about 0, either sign.
+        moved = (found[name] - began[name]).abs().amax()
+        assert 0.9e-3 < moved < 1.1e-3, name
+        same = torch.isclose(found[name], wanted, rtol=0, atol=2e-5)
+        assert same.float().mean() > 0.98, name
+
+
+def first(base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """What a run writes before its first step."""
+
+    def stop(self: TrainingLoop, number: int) -> float:
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "_step", stop)
+        with pytest.raises(StopError):
+            distill(base, out)
+    return load_checkpoint(out)
+
+
+def test_training_begins_at_the_blocks_that_error_feedback_gives(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, base = first(small_base, tmp_path / "out", monkeypatch), load_checkpoint(small_base)
+    tokens = np.fromfile(small_base / "training" / "train.tokens", "<u2").astype(np.int64)
+    text = windows(tokens, base.config.context_length, 32768)[:, :-1]
+    model, q4_0 = base.load_model(), quant_type("q4_0")
+    types = dict.fromkeys(made.trained_blocks(), q4_0)
+    assert len(types) == len([p for p in model.parameters() if p.dim() == 2]) - 1
+    wanted = error_feedback(model, types, torch.from_numpy(text))
+    for name, blocks in made.trained_blocks().items():
+        assert np.array_equal(blocks, wanted[name]), name
+    ids = torch.arange(40)[None] % base.config.vocab_size
+    assert torch.equal(made.load_model()(ids), made.load_model(for_training=True)(ids))
+
+
+def test_checkpoint_computes_what_its_blocks_hold(small_base: Path, tmp_path: Path) -> None:
+    opened = load_checkpoint(distill(small_base, tmp_path / "out").checkpoint)
+    tokens = torch.arange(40)[None] % opened.config.vocab_size
+    floats = GPT(opened.config).eval()
+    floats.load_state_dict(load_file(opened.model_file))
+    plain = floats(tokens)
+    assert torch.equal(opened.load_model(for_training=True)(tokens), plain)
+    with on_grid(floats, opened.grid(torch.device("cpu"))):
+        on_its_grid = floats(tokens)
+    assert torch.equal(opened.load_model()(tokens), on_its_grid)
+    assert not torch.equal(plain, on_its_grid)
+    for name, blocks in load_file(opened.blocks_file).items():
+        floats.get_parameter(name).data = torch.from_numpy(
+            gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType.Q4_0)
+        )
+    assert torch.equal(opened.load_model()(tokens), floats(tokens))
+
+
+def test_blocks_of_another_model_are_refused(small_base: Path, tmp_path: Path) -> None:
+    opened = load_checkpoint(distill(small_base, tmp_path / "out").checkpoint)
+    blocks = load_file(opened.blocks_file)
+    before = opened.sha256
+    save_tensors(opened.blocks_file, {**blocks, "wte.weight": blocks["wte.weight"][:, :-1]}, 6)
+    with pytest.raises(QuantizationError, match="damaged"):
+        load_checkpoint(opened.folder).load_model()
+    assert load_checkpoint(opened.folder).sha256 != before
+    del blocks["wte.weight"]
+    save_tensors(opened.blocks_file, blocks, 6)
+    with pytest.raises(CheckpointError, match="holds other matrices than the model has"):
+        load_checkpoint(opened.folder).load_model()
+
+
+def test_dropout_of_the_base_is_left_out(small_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    content = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    content["model"]["dropout"] = 0.5
+    (base / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    dropped = load_checkpoint(distill(base, tmp_path / "dropped").checkpoint)
+    plain = load_checkpoint(distill(small_base, tmp_path / "plain").checkpoint)
+    assert dropped.config == plain.config
+    assert dropped.model_file.read_bytes() == plain.model_file.read_bytes()
+
+
+def test_text_of_its_own_is_split_as_in_training(
+    small_base: Path, short_text: Path, tmp_path: Path
+) -> None:
+    own = distill(small_base, tmp_path / "own").checkpoint
+    given = distill(small_base, tmp_path / "given", data=short_text).checkpoint
+    for part in ("train.tokens", "validation.tokens"):
+        assert (own / "training" / part).read_bytes() == (given / "training" / part).read_bytes()
+    assert (own / "model.safetensors").read_bytes() == (given / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 5])
+def test_stopped_run_resumes_exactly(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    original = TrainingLoop._step
+
+    def stop(self: TrainingLoop, number: int) -> float:
+        if number == step:
+            raise StopError
+        return original(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "_step", stop)
+        with pytest.raises(StopError):
+            distill(small_base, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="add --resume"):
+        distill(small_base, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"another run \(finetune.qat q4_0 there, q8_0 now"):
+        distill(small_base, tmp_path / "out", qat="q8_0", resume=True)
+    distill(small_base, tmp_path / "out", resume=True)
+    distill(small_base, tmp_path / "whole")
+    found, wanted = outcome(tmp_path / "out"), outcome(tmp_path / "whole")
+    assert found == wanted
+
+
+def test_finished_run_is_left_alone(small_base: Path, tmp_path: Path) -> None:
+    first = distill(small_base, tmp_path / "out")
+    before = snapshot(tmp_path / "out")
+    assert distill(small_base, tmp_path / "out") == first
+    assert snapshot(tmp_path / "out") == before
+
+
+def test_unknown_type_is_named(small_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="q4_9"):
+        distill(small_base, tmp_path / "out", qat="q4_9")
+    assert not (tmp_path / "out").exists()
+
+
+def test_type_that_needs_importances_is_refused(small_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="iq2_xxs is not packed without importances"):
+        distill(small_base, tmp_path / "out", qat="iq2_xxs")
+
+
+def test_type_that_fits_no_matrix_is_refused(small_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="blocks of 256, as q4_k needs them"):
+        distill(small_base, tmp_path / "out", qat="q4_k")
+    assert not (tmp_path / "out").exists()
+
+
+def test_base_without_its_text_asks_for_some(small_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    (base / "training" / "train.tokens").unlink()
+    with pytest.raises(DataError, match="give some with --data"):
+        distill(base, tmp_path / "out")
+
+
+def test_classifier_is_refused(small_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    opened = load_checkpoint(base)
+    label = next(token for token in opened.tokenizer.tokens if token.isalpha())
+    save_config(base, CheckpointConfig(opened.config, opened.prompt_format, (label,)))
+    with pytest.raises(ConfigError, match="is a classifier"):
+        distill(base, tmp_path / "out")
