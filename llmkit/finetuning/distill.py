@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint import load_checkpoint
 from llmkit.data.sources import source_files
 from llmkit.data.tokens import open_token_file, windows
-from llmkit.errors import CheckpointError, ConfigError, DataError
-from llmkit.files import written_beside
+from llmkit.errors import CheckpointError, ConfigError
 from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.own_text import own_files, write_own_text
 from llmkit.finetuning.run import run_settings
 from llmkit.finetuning.start import Start
 from llmkit.model.config import validated
@@ -23,14 +22,16 @@ from llmkit.model.grid import rounded
 from llmkit.training.config import TrainingConfig
 from llmkit.training.distillation import Distillation, mean_kl
 from llmkit.training.loop import TrainingLoop
-from llmkit.training.prepare import PARTS, write_token_files
+from llmkit.training.prepare import write_token_files
 from llmkit.training.run import open_run
 from llmkit.training.state import Metrics, RunFolder, RunState
 
 CALIBRATION_TOKENS = 32768  # for the blocks to begin with
 DEFAULTS: dict[str, Any] = {
     "steps": 300,
-    "batch_size": 16,
+    "batch_size": 8,
+    # On a GPT of 4 layers in q4_0, in 100 steps of 4 windows, the KL fell from 7.8e-4 to 6.1e-4;
+    # with 2e-4 to 7.4e-4. In 300 steps to 4.7e-4, however fast norms and biases learned.
     "learning_rate": 1e-4,
     # Down to nothing: a weight near the border of two levels jumps between them as long as the
     # steps are large enough (Nagel et al. 2022, https://arxiv.org/abs/2203.11086).
@@ -69,9 +70,9 @@ def finetune_distill(
 ) -> DistillResult:
     """Train the weights of `checkpoint` for blocks of type `qat`; write the folder `out`.
 
-    The loss is the KL divergence from the model of `checkpoint`, on the text that it was trained
-    on unless `data` are given (as `train` takes them). `training` changes single fields of
-    TrainingConfig.
+    The loss is the KL divergence from the model of `checkpoint`, on the text or records that it
+    was trained on unless `data` are given (as `train` takes them). `training` changes single
+    fields of TrainingConfig.
 
     Raises LlmkitError: no text, a type that fits no matrix, a classifier.
     """
@@ -87,7 +88,7 @@ def finetune_distill(
     base = replace(base, config=replace(base.config, dropout=0.0))
     start = Start(base, base.tokenizer, base.prompt_format, (), config, steps.seed)
     where = choose_device(device)
-    files = source_files(data) if data else _token_files(base)
+    files = source_files(data) if data else own_files(base)
     settings = run_settings("distill", base, files, config, steps)
     folder = RunFolder(out)
     state = open_run(folder, settings, resume, lambda: _prepare(folder, start, data, settings))
@@ -109,23 +110,13 @@ def finetune_distill(
     )
 
 
-def _token_files(base: Checkpoint) -> list[Path]:
-    """The token files of the base's training. Raises DataError where it has none."""
-    files = [RunFolder(base.folder).token_file(part) for part in PARTS]
-    if not all(file.is_file() for file in files):
-        raise DataError(
-            f"{base.folder} does not hold the text that it was trained on; give some with --data"
-        )
-    return files
-
-
 def _prepare(
     folder: RunFolder, start: Start, data: Path | None, settings: dict[str, Any]
 ) -> RunState:
     """Write token files and the checkpoint as it is before the first step; commit step 0."""
     folder.remove_half_written()
     if data is None:
-        n_bytes = _copy_token_files(start.base, folder)
+        n_bytes = write_own_text(start.base, folder)
     else:
         n_bytes = write_token_files(folder, data, start.tokenizer, start.sizes.context_length)
     tokens = open_token_file(folder.token_file("train"), start.sizes.vocab_size)
@@ -134,15 +125,3 @@ def _prepare(
     state = RunState(settings, n_bytes)
     folder.write_state(state)
     return state
-
-
-def _copy_token_files(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
-    """Take the base's token files over; return the bytes of text in each."""
-    run = RunFolder(base.folder)
-    state = run.read_state()
-    if state is None:
-        raise CheckpointError(f"{run.state_file} is missing; give the text with --data")
-    for part in PARTS:
-        with written_beside(folder.token_file(part)) as beside:
-            shutil.copyfile(run.token_file(part), beside)
-    return state.data_bytes

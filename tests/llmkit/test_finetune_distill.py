@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from finetune_runs import instruct, records, write_questions
 from safetensors.torch import load_file
 from training_runs import outcome, snapshot
 
@@ -23,9 +24,11 @@ from llmkit.checkpoint import (
 from llmkit.data.tokens import windows
 from llmkit.errors import CheckpointError, ConfigError, DataError, QuantizationError
 from llmkit.finetuning.distill import DistillResult, finetune_distill
+from llmkit.finetuning.examples import encode_conversation
 from llmkit.model.gpt import GPT
 from llmkit.model.grid import on_grid
 from llmkit.model.layerwise import error_feedback
+from llmkit.modelfiles.prompt_format import Message
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.training import loop
 from llmkit.training.loop import TrainingLoop
@@ -231,6 +234,25 @@ def test_finished_run_is_left_alone(small_base: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path / "out")
     assert distill(small_base, tmp_path / "out") == first
     assert snapshot(tmp_path / "out") == before
+
+
+def test_records_of_a_fine_tuned_base_are_read_one_after_the_other(
+    small_base: Path, tmp_path: Path
+) -> None:
+    questions = write_questions(tmp_path / "questions.jsonl", 3 * records())
+    base = instruct(small_base, questions, tmp_path / "base").checkpoint
+    out = distill(base, tmp_path / "out").checkpoint
+    opened = load_checkpoint(out)
+    lines = (base / "training" / "trained.jsonl").read_text(encoding="utf-8").splitlines()
+    first_messages = [Message(**message) for message in json.loads(lines[0])["messages"]]
+    wanted = encode_conversation(first_messages, opened.prompt_format, opened.tokenizer, "").ids
+    tokens = np.fromfile(out / "training" / "train.tokens", "<u2")
+    assert tuple(tokens[: len(wanted)]) == wanted
+    assert list(tokens).count(opened.end_id) >= len(lines)
+    for name in ("trained.jsonl", "held_out.jsonl"):
+        there = (base / "training" / name).read_bytes()
+        assert (out / "training" / name).read_bytes() == there
+    distill(base, out)  # it is this run, finished
 
 
 def test_unknown_type_is_named(small_base: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def _distill(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps.", show_default="300")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows of text per step.", show_default="16")
+        int | None, typer.Option(help="Windows of text per step.", show_default="8")
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Highest learning rate.", show_default="1e-4")
