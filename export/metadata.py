@@ -26,6 +26,13 @@ QUANTIZATION_KEY = "llmkit.quantization"  # its name, where `general.file_type` 
 METHOD_KEY = "llmkit.quantization.method"
 CALIBRATION_KEY = "llmkit.quantization.calibration"
 BLOCKS_KEY = "llmkit.quantization.blocks"
+OF_QUANTIZATION = {
+    gguf.Keys.General.FILE_TYPE,
+    QUANTIZATION_KEY,
+    METHOD_KEY,
+    CALIBRATION_KEY,
+    BLOCKS_KEY,
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,23 @@ class MetadataEntry:
     kind: gguf.GGUFValueType
 
 
+def quantization_entries(
+    quantization: Quantization, chosen: ChosenBlocks | None
+) -> list[MetadataEntry]:
+    """What a file says of its blocks: the keys OF_QUANTIZATION, as far as they apply."""
+    string = gguf.GGUFValueType.STRING
+    file_type = int(quantization.file_type)
+    entries = [MetadataEntry(gguf.Keys.General.FILE_TYPE, file_type, gguf.GGUFValueType.UINT32)]
+    if quantization_of(quantization.file_type).name != quantization.name:
+        entries.append(MetadataEntry(QUANTIZATION_KEY, quantization.name, string))
+    if chosen is not None:
+        entries.append(MetadataEntry(METHOD_KEY, chosen.method, string))
+        if chosen.calibration is not None:
+            entries.append(MetadataEntry(CALIBRATION_KEY, chosen.calibration, string))
+            entries.append(MetadataEntry(BLOCKS_KEY, json.dumps(chosen.hashes()), string))
+    return entries
+
+
 def metadata_of(
     checkpoint: Checkpoint,
     quantization: Quantization,
@@ -71,7 +95,6 @@ def metadata_of(
         MetadataEntry(keys.General.ARCHITECTURE, arch, kind.STRING),
         MetadataEntry(keys.General.TYPE, gguf.GGUFType.MODEL, kind.STRING),
         MetadataEntry(keys.General.NAME, name, kind.STRING),
-        MetadataEntry(keys.General.FILE_TYPE, int(quantization.file_type), kind.UINT32),
         MetadataEntry(keys.General.QUANTIZATION_VERSION, int(gguf.GGML_QUANT_VERSION), kind.UINT32),
         MetadataEntry(
             keys.LLM.CONTEXT_LENGTH.format(arch=arch), config.context_length, kind.UINT32
@@ -99,15 +122,7 @@ def metadata_of(
         MetadataEntry(keys.Tokenizer.ADD_BOS, False, kind.BOOL),
         MetadataEntry(CHAT_TEMPLATE_KEY, checkpoint.prompt_format.chat_template, kind.STRING),
     ]
-    if quantization_of(quantization.file_type).name != quantization.name:
-        entries.append(MetadataEntry(QUANTIZATION_KEY, quantization.name, kind.STRING))
-    if chosen is not None:
-        entries.append(MetadataEntry(METHOD_KEY, chosen.method, kind.STRING))
-    if chosen is not None and chosen.calibration is not None:
-        entries += [
-            MetadataEntry(CALIBRATION_KEY, chosen.calibration, kind.STRING),
-            MetadataEntry(BLOCKS_KEY, json.dumps(chosen.hashes()), kind.STRING),
-        ]
+    entries += quantization_entries(quantization, chosen)
     if checkpoint.labels:
         labels = json.dumps(checkpoint.labels, ensure_ascii=False)
         entries.append(MetadataEntry(LABELS_KEY, labels, kind.STRING))

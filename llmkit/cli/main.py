@@ -23,6 +23,7 @@ from llmkit.cli import (
     generate,
     inspect,
     modelfile,
+    quantize,
     train,
     verify,
 )
@@ -39,8 +40,8 @@ app = typer.Typer(
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
 for _module in (
-    demo, train, finetune, generate, chat, export, verify, compare, inspect, modelfile,
-    deploy, doctor,
+    demo, train, finetune, generate, chat, export, quantize, verify, compare, inspect,
+    modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

@@ -1,0 +1,186 @@
+"""GGUF to GGUF: another quantization of a file, without its checkpoint."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import gguf
+import llama_cpp
+import numpy as np
+import torch
+
+from llmkit.checkpoint import build_model
+from llmkit.console import progress
+from llmkit.data.sources import read_documents
+from llmkit.data.tokens import windows
+from llmkit.errors import ConfigError, DataError, GGUFError
+from llmkit.export.calibration import DEFAULT_TOKENS, Calibration
+from llmkit.export.gguf_file import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
+from llmkit.export.gguf_write import add_metadata, entry_type
+from llmkit.export.imatrix import read_imatrix
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.metadata import (
+    ADAPTER_KEY,
+    ARCHITECTURE,
+    OF_QUANTIZATION,
+    ChosenBlocks,
+    quantization_entries,
+)
+from llmkit.export.names import tensor_table
+from llmkit.files import written_beside
+from llmkit.model.layerwise import error_feedback
+from llmkit.model.storage import Quantization, is_matrix, quantization
+from llmkit.quant import quantize
+from llmkit.quant.grids import grid_of
+from llmkit.quant.types import QuantType
+
+Method = Literal["rtn", "gptq", "llama.cpp"]
+_FLOATS = {gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")}
+
+
+def requantize(
+    source: Path,
+    out: Path,
+    quant: str,
+    *,
+    method: Method = "rtn",
+    imatrix: Path | None = None,
+    calibration: Path | None = None,
+    again: bool = False,
+) -> GGUFFile:
+    """Write `source` in another quantization to `out`; all that is not a matrix stays as it is.
+
+    rtn rounds, with the importances of the file `imatrix` if one is given; gptq chooses each
+    number by what the model reads in the text `calibration`; llama.cpp is llama-quantize, with its
+    own choice of types. Raises ConfigError for a file that is quantized already unless `again`.
+    """
+    file = read_gguf(source)
+    config = config_of(file)
+    _check(file, out, again=again)
+    if (method == "gptq") != (calibration is not None):
+        raise ConfigError("--method gptq needs a --calibration text, and no other takes one")
+    if imatrix is not None and method != "rtn":
+        raise ConfigError("importances are for --method rtn; leave --imatrix or the method out")
+    wanted = quantization(quant)
+    if method == "llama.cpp":
+        _by_llama_cpp(source, out, wanted)
+        return read_gguf(out)
+    types = {
+        entry.gguf_name: entry_type(entry, wanted, config)
+        for entry in tensor_table(config)
+        if is_matrix(entry.checkpoint_name, entry.shape)
+    }
+    chosen = None
+    if calibration is not None:
+        chosen = _by_error_feedback(file, types, _calibration(file, calibration))
+    elif imatrix is not None:
+        chosen = _by_importance(file, types, imatrix)
+    _write(file, out, wanted, types, chosen)
+    return read_gguf(out)
+
+
+def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
+    names = {entry.gguf_name for entry in tensor_table(config_of(file))}
+    foreign = sorted(names ^ file.tensors.keys())
+    if foreign:
+        raise GGUFError(f"{file.path}: tensor {foreign[0]} is missing or unknown; export it again")
+    quantized = [tensor for tensor in file.tensors.values() if tensor.ggml_type not in _FLOATS]
+    if quantized and not again:
+        raise ConfigError(
+            f"{file.path} is quantized already ({quantized[0].name} is "
+            f"{quantized[0].ggml_type.name.lower()}), and the errors would add up: take its f32 or "
+            "f16 file, or give --again"
+        )
+    if ADAPTER_KEY in file.metadata and out.resolve().parent != file.path.resolve().parent:
+        raise ConfigError(
+            f"{file.path} goes with the adapter {file.metadata[ADAPTER_KEY]} beside it; "
+            "write the new file into the same folder"
+        )
+
+
+def _checkpoint_names(file: GGUFFile) -> dict[str, str]:
+    return {entry.gguf_name: entry.checkpoint_name for entry in tensor_table(config_of(file))}
+
+
+def _calibration(file: GGUFFile, data: Path) -> Calibration:
+    """Pieces of a text as long as the context, cut by the file's own tokenizer."""
+    with LlamaCpp(file.path) as llama:
+        end = int(file.metadata[gguf.Keys.Tokenizer.EOS_ID])
+        ids = [token for text in read_documents(data) for token in (*llama.tokenize(text), end)]
+    length = min(config_of(file).context_length, len(ids) - 1)
+    if length < 1:
+        raise DataError(f"{data} holds no text to calibrate with")
+    rows = windows(np.asarray(ids), length, DEFAULT_TOKENS)[:, :-1]
+    return Calibration(str(data), torch.from_numpy(rows))
+
+
+def _by_error_feedback(
+    file: GGUFFile, types: Mapping[str, QuantType], text: Calibration
+) -> ChosenBlocks:
+    names = _checkpoint_names(file)
+    gridded = {names[name]: t for name, t in types.items() if grid_of(t) is not None}
+    model = build_model(config_of(file), dequantized_weights(file), str(file.path)).eval()
+    return ChosenBlocks("gptq", text.sha256, error_feedback(model, gridded, text.tokens))
+
+
+def _by_importance(file: GGUFFile, types: Mapping[str, QuantType], imatrix: Path) -> ChosenBlocks:
+    importances, names = read_imatrix(imatrix), _checkpoint_names(file)
+    blocks = {
+        names[name]: quantize(
+            file.tensors[name].dequantized(), qtype, name, importances.importance(name)
+        )
+        for name, qtype in types.items()
+    }
+    return ChosenBlocks("imatrix", hashlib.sha256(imatrix.read_bytes()).hexdigest(), blocks)
+
+
+def _write(
+    file: GGUFFile,
+    out: Path,
+    wanted: Quantization,
+    types: Mapping[str, QuantType],
+    chosen: ChosenBlocks | None,
+) -> None:
+    writer = Writer(None, ARCHITECTURE)
+    for name, field in gguf.GGUFReader(file.path).fields.items():
+        kept = not name.startswith("GGUF.") and name != gguf.Keys.General.ARCHITECTURE
+        if kept and name not in OF_QUANTIZATION:
+            item = field.types[1] if field.types[1:] else None
+            writer.add_key_value(name, field.contents(), field.types[0], item)
+    add_metadata(writer, quantization_entries(wanted, chosen))
+    for tensor in file.tensors.values():
+        kind, row_bytes = tensor.ggml_type, tensor.blocks.shape[-1]
+        if tensor.name in types:
+            kind = types[tensor.name].ggml_type
+            row_bytes = types[tensor.name].row_bytes(tensor.shape[-1])
+        shape = (*tensor.shape[:-1], row_bytes)
+        n_bytes = int(np.prod(shape))
+        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), n_bytes, raw_dtype=kind)
+    names = _checkpoint_names(file)
+    with written_beside(out) as beside, closing(writer):
+        writer.write_header_to_file(beside)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        with progress(f"write {out.name}", len(file.tensors), "tensors") as bar:
+            for number, tensor in enumerate(file.tensors.values(), start=1):
+                blocks = chosen.blocks.get(names[tensor.name]) if chosen else None
+                if blocks is None and tensor.name in types:
+                    blocks = quantize(tensor.dequantized(), types[tensor.name], tensor.name)
+                writer.write_tensor_data(tensor.blocks if blocks is None else blocks)
+                bar.update(number)
+
+
+def _by_llama_cpp(source: Path, out: Path, wanted: Quantization) -> None:
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = int(wanted.file_type)
+    params.allow_requantize = True  # whether to was asked before
+    with written_beside(out) as beside:
+        paths = os.fsencode(source), os.fsencode(beside)
+        if llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)) != 0:
+            raise GGUFError(f"llama.cpp does not write {wanted.name}; choose another method")
