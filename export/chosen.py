@@ -1,4 +1,4 @@
-"""Blocks chosen with a calibration text: what a file holds where rounding alone did not make it."""
+"""Blocks that are more than rounded weights: chosen with a text, or with importances from one."""
 
 from __future__ import annotations
 
@@ -8,30 +8,23 @@ from llmkit.checkpoint import Checkpoint, build_model
 from llmkit.errors import QuantizationError
 from llmkit.export.calibration import Calibration
 from llmkit.export.gguf_write import entry_type, open_weights
+from llmkit.export.imatrix import ImportanceFile
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import tensor_table
 from llmkit.model.gpt import GPT
 from llmkit.model.layerwise import error_feedback
 from llmkit.model.storage import Quantization, is_matrix
+from llmkit.quant import quantize
 from llmkit.quant.grids import grid_of
 from llmkit.quant.types import QuantType
 
 Method = Literal["rtn", "gptq"]
 
 
-def chosen_blocks(
-    source: Checkpoint, quantization: Quantization, text: Calibration | None, *, merged: bool
-) -> ChosenBlocks | None:
-    """The blocks that training made, those that are to be chosen with `text`, or None: rounding."""
-    if quantization.name == source.qat:
-        return ChosenBlocks("qat", None, source.trained_blocks())
-    return choose_blocks(source, quantization, text, merged=merged) if text else None
-
-
-def choose_blocks(
+def by_error_feedback(
     source: Checkpoint, quantization: Quantization, text: Calibration, *, merged: bool
 ) -> ChosenBlocks:
-    """Error feedback (GPTQ) of every matrix whose type has numbers to choose.
+    """GPTQ of every matrix whose type has numbers to choose.
 
     `merged`: with the checkpoint's adapter in the weights. Raises QuantizationError where no
     matrix has such a type.
@@ -48,6 +41,29 @@ def choose_blocks(
         )
     model = open_model(source, merged=merged)
     return ChosenBlocks("gptq", text.sha256, error_feedback(model, types, text.tokens))
+
+
+def by_importance(
+    source: Checkpoint, quantization: Quantization, importances: ImportanceFile, *, merged: bool
+) -> ChosenBlocks:
+    """Ggml's rounding with the squared error of each column weighed, as llama-quantize does.
+
+    Raises QuantizationError for importances of another width, or of a matrix whose type needs
+    them and that has none.
+    """
+    types = stored_types(source, quantization)
+    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
+    with open_weights(source, merged=merged) as tensors:
+        blocks = {
+            name: quantize(
+                tensors.get_tensor(name).float().numpy(),
+                qtype,
+                name,
+                importances.matrix.importance(names[name]),
+            )
+            for name, qtype in types.items()
+        }
+    return ChosenBlocks("imatrix", importances.sha256, blocks)
 
 
 def open_model(source: Checkpoint, *, merged: bool) -> GPT:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
-from llmkit.console import say
 from llmkit.errors import ConfigError
 from llmkit.export.adapter import write_adapter
-from llmkit.export.budget import Budget, Plan, plan
-from llmkit.export.calibration import calibration_of
-from llmkit.export.chosen import Method, chosen_blocks
+from llmkit.export.budget import Budget, Plan
+from llmkit.export.chosen import Method
 from llmkit.export.gguf_write import ExportedFile, write_gguf
 from llmkit.export.modelfile_write import modelfile_for
 from llmkit.export.parity.check import Proof
 from llmkit.export.parity.keeping import PROOF_FILE, forget_proofs
 from llmkit.export.parity.verify import verify
+from llmkit.export.recipe import Recipe, prepare
 from llmkit.files import write_text
-from llmkit.model.storage import CUSTOM, Quantization, quantization, quantization_names
+from llmkit.model.storage import CUSTOM, quantization_names
 from llmkit.modelfiles.modelfile import render
-
-DEFAULT_QUANTS = ("f16", "q8_0", "q4_0")
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,9 @@ def export(
     merge: bool = False,
     method: Method = "rtn",
     calibration: Path | None = None,
+    imatrix: Path | None = None,
     budget: Budget | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     prove: bool = True,
 ) -> Export:
     """Write `out`/NAME-QUANT.gguf for each quantization and a Modelfile for the smallest.
@@ -62,11 +61,12 @@ def export(
     f32. A LoRA adapter becomes a file beside its base, NAME-adapter.gguf, or with `merge` part of
     the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others;
     weights that were trained for blocks have these unless other quantizations are named.
-    `method` rtn rounds each weight; gptq chooses each number in the blocks by what the model reads
-    in the text `calibration`, or in the text that it was trained on. With a `budget` instead of
-    `quants` the types are those of the least predicted KL that keep to it, and the file is called
-    NAME-custom.gguf. With `prove` each file is verified; without, the Modelfile says that nothing
-    was proved.
+    `method` rtn rounds each weight, with the importances of the file `imatrix` if one is given;
+    gptq chooses each number in the blocks by what the model reads in the text `calibration`, or in
+    the text that it was trained on. With a `budget` instead of `quants` the types are those of the
+    least predicted KL that keep to it; `tensor_types` says the types of matrices whose GGUF names
+    match a pattern; either file is called NAME-custom.gguf. With `prove` each file is verified;
+    without, the Modelfile says that nothing was proved.
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
@@ -74,19 +74,11 @@ def export(
     apart = source.lora is not None and not merge
     if merge and source.lora is None:
         raise ConfigError(f"{checkpoint} has no adapter to merge; leave --merge out")
-    if budget is not None and quants is not None:
-        raise ConfigError("a size to keep to chooses the types; leave --quant out")
-    if calibration is not None and method == "rtn" and budget is None:
-        raise ConfigError("rounding (rtn) needs no calibration text; give --method gptq with it")
-    chosen = _quantizations(source, quants, method, apart=apart)
+    recipe = Recipe(quants, method, calibration, imatrix, budget, tensor_types or {})
     name = name or checkpoint.resolve().name
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)
-    uses_text = method == "gptq"
-    text = calibration_of(source, calibration) if uses_text or budget else None
-    planned = plan(source, budget, method, text, merged=not apart) if budget and text else None
-    if planned:
-        chosen = [planned.quantization()]
+    prepared = prepare(source, recipe, merged=not apart)
     adapter = write_adapter(source, adapter_file, name) if apart else None
     beside = adapter_file.name if apart else None
     files = [
@@ -96,55 +88,20 @@ def export(
             each,
             name,
             beside,
-            chosen_blocks(source, each, text if uses_text else None, merged=not apart),
+            prepared.blocks(each),
         )
-        for each in chosen
+        for each in prepared.quantizations
     ]
     forget_proofs(out)
     modelfile = out / "Modelfile"
     write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
     proofs = [verify(checkpoint, file.path) for file in files] if prove else []
-    return Export(out, files, modelfile, adapter, proofs, planned)
+    return Export(out, files, modelfile, adapter, proofs, prepared.plan)
 
 
 def ollama_name(name: str) -> str:
     """The name as Ollama takes one: letters, digits, `-`, `_` and `.`, beginning with no sign."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
-
-
-def _quantizations(
-    source: Checkpoint, quants: Sequence[str] | None, method: Method, *, apart: bool
-) -> list[Quantization]:
-    trained_on = source.base_quant if apart else None
-    own = trained_on or source.qat
-    default = (own,) if own else DEFAULT_QUANTS
-    names = dict.fromkeys(
-        quantization(name).name for name in (default if quants is None else quants)
-    )
-    if trained_on and method != "rtn":
-        raise ConfigError(
-            f"the adapter of {source.folder} was trained on {trained_on} blocks as rounding makes "
-            "them and fits no others: leave --method out, or merge it"
-        )
-    if source.qat in names and method != "rtn":
-        raise ConfigError(
-            f"{source.folder} was trained for {source.qat} and holds the blocks, which nothing is "
-            "to choose again: leave --method out"
-        )
-    if trained_on and list(names) != [trained_on]:
-        raise ConfigError(
-            f"the adapter of {source.folder} was trained on {trained_on} blocks and fits no other "
-            f"base: export it as {trained_on}, or merge it"
-        )
-    others = [name for name in names if name != source.qat]
-    if source.qat and others:
-        say(
-            f"{source.folder} was trained for {source.qat} blocks; {', '.join(others)}: made of "
-            "what these hold"
-        )
-    if not names:
-        raise ConfigError("no quantization given; name at least one, such as q4_0")
-    return [quantization(name) for name in names]
 
 
 def _check_target(out: Path, name: str) -> None:

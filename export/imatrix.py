@@ -6,6 +6,7 @@ and two f32 tensors for each matrix NAME of the model, NAME.in_sum2 and NAME.cou
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
@@ -65,6 +66,14 @@ class ImportanceMatrix:
         """Mean squares of a tensor's inputs; None for one that nothing was measured of."""
         found = self.statistics.get(name)
         return None if found is None else found.importance
+
+
+@dataclass(frozen=True)
+class ImportanceFile:
+    """An importance matrix and the sha256 of the file that it was read from."""
+
+    matrix: ImportanceMatrix
+    sha256: str
 
 
 @torch.inference_mode()
@@ -154,6 +163,11 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
         _value(file, gguf.Keys.IMatrix.CHUNK_COUNT, int),
         _value(file, gguf.Keys.IMatrix.CHUNK_SIZE, int),
     )
+
+
+def read_importance_file(path: Path) -> ImportanceFile:
+    """Read an importance matrix with the hash of its file. Raises GGUFError as `read_imatrix`."""
+    return ImportanceFile(read_imatrix(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _statistics(file: GGUFFile, name: str) -> InputStatistics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import closing
@@ -23,7 +22,7 @@ from llmkit.errors import ConfigError, DataError, GGUFError
 from llmkit.export.calibration import DEFAULT_TOKENS, Calibration
 from llmkit.export.gguf_file import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
 from llmkit.export.gguf_write import add_metadata, entry_type
-from llmkit.export.imatrix import read_imatrix
+from llmkit.export.imatrix import read_importance_file
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.metadata import (
     ADAPTER_KEY,
@@ -130,14 +129,14 @@ def _by_error_feedback(
 
 
 def _by_importance(file: GGUFFile, types: Mapping[str, QuantType], imatrix: Path) -> ChosenBlocks:
-    importances, names = read_imatrix(imatrix), _checkpoint_names(file)
+    importances, names = read_importance_file(imatrix), _checkpoint_names(file)
     blocks = {
         names[name]: quantize(
-            file.tensors[name].dequantized(), qtype, name, importances.importance(name)
+            file.tensors[name].dequantized(), qtype, name, importances.matrix.importance(name)
         )
         for name, qtype in types.items()
     }
-    return ChosenBlocks("imatrix", hashlib.sha256(imatrix.read_bytes()).hexdigest(), blocks)
+    return ChosenBlocks("imatrix", importances.sha256, blocks)
 
 
 def _write(

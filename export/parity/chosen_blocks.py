@@ -12,7 +12,7 @@ from llmkit.export.gguf_file import GGUFFile, StoredTensor
 from llmkit.export.metadata import BLOCKS_KEY, hash_of_blocks
 from llmkit.export.parity.tensor_diagnosis import WantedTensor
 from llmkit.export.parity.tensor_faults import rows_of
-from llmkit.quant import dequantize
+from llmkit.quant import dequantize, quantize
 
 # How far from the weights a row may be, in distances of the rounded row. Error feedback moves
 # weights to make up for others: up to 2.8 times as far in a trained GPT's feed-forward layers.
@@ -54,7 +54,10 @@ def _fault(found: StoredTensor, wanted: WantedTensor, sha256: str) -> str:
     rows = rows_of(found)
     weights = wanted.weights()
     distances = np.square(dequantize(rows, wanted.stored) - weights).mean(axis=1)
-    rounded = np.square(dequantize(wanted.blocks(), wanted.stored) - weights).mean(axis=1)
+    # Types that need importances have no rounding without; all alike are as good for a measure.
+    alike = np.ones(wanted.shape[-1], np.float32) if wanted.stored.needs_importance else None
+    blocks = quantize(weights, wanted.stored, wanted.name, alike)
+    rounded = np.square(dequantize(blocks, wanted.stored) - weights).mean(axis=1)
     # A row that rounding meets exactly may be missed by as much as the others on the mean.
     far = ~(distances <= FARTHEST**2 * np.maximum(rounded, rounded.mean()))
     if far.any():

@@ -48,6 +48,18 @@ def _export(
             show_default="what the model was trained on",
         ),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(help="Importance matrix for rtn, as llama-imatrix or llmkit writes it."),
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="Type of the matrices of a GGUF name, such as blk.0.*=q8_0; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
     target_size: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Types for the least KL in a file of at most 60MB, say."),
@@ -75,6 +87,7 @@ def _export(
     from llmkit.console import results
     from llmkit.export.budget import budget_of
     from llmkit.export.convert import export
+    from llmkit.export.recipe import tensor_types
     from llmkit.export.tables import export_table, plan_table, proof_table
 
     quants = None if quant is None else [part.strip() for part in quant.split(",") if part.strip()]
@@ -87,7 +100,9 @@ def _export(
         merge=merge,
         method=method,
         calibration=calibration,
+        imatrix=imatrix,
         budget=budget,
+        tensor_types=tensor_types(tensor_type or []),
         prove=prove,
     )
     if json_output:

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
+import torch
 from finetuned import with_adapter
 from gguf import GGUFValueType as Kind
 from gguf_surgery import (
@@ -25,12 +27,14 @@ from llmkit.errors import ConfigError, GGUFError, QuantizationError
 from llmkit.export.calibration import calibration_of
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
+from llmkit.export.imatrix import collect_importance, write_imatrix
 from llmkit.export.measure import compare
 from llmkit.export.metadata import BLOCKS_KEY, CALIBRATION_KEY
 from llmkit.export.names import tensor_table
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.tensors import tensors_check
+from llmkit.export.recipe import tensor_types
 from llmkit.quant import quant_type, quantize
 
 QKV = "blk.0.attn_qkv.weight"
@@ -160,6 +164,52 @@ def test_presets_get_error_feedback_in_every_type(tmp_path: Path, wide: Path) ->
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "wide", n_embd=256, n_layer=1).folder
+
+
+def test_importances_choose_blocks_of_types_that_need_them_too(
+    tiny_checkpoint: Path, wide: Path, tmp_path: Path
+) -> None:
+    source, matrix = load_checkpoint(wide), tmp_path / "imatrix.gguf"
+    tokens = torch.arange(32)[None]
+    write_imatrix(matrix, collect_importance(source.load_model(), tokens, "text"))
+    done = export(wide, tmp_path / "out", quants=["iq2_xs", "q4_0"], imatrix=matrix, prove=False)
+    for file in done.files:
+        subject = open_subject(source, file.path)
+        assert subject.file.method == "imatrix"
+        check = tensors_check(subject)
+        assert check.passed, check.detail
+        assert metadata_check(subject).passed
+    stated = read_gguf(done.files[0].path).metadata[CALIBRATION_KEY]
+    assert stated == hashlib.sha256(matrix.read_bytes()).hexdigest()
+    with pytest.raises(ConfigError, match="is for --method rtn"):
+        export(tiny_checkpoint, tmp_path / "a", quants=["q4_0"], method="gptq", imatrix=matrix)
+
+
+def test_types_of_single_matrices_are_named_by_patterns(wide: Path, tmp_path: Path) -> None:
+    types = {"blk.*.ffn_*": "q8_0", "blk.0.ffn_up": "q6_k"}
+    out = tmp_path / "out"
+    (file,) = export(wide, out, quants=["q4_k_m"], tensor_types=types, prove=False).files
+    assert file.path.name.endswith("-custom.gguf")
+    found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file.path).tensors}
+    assert found["blk.0.ffn_up.weight"] == "Q6_K"
+    assert found["blk.0.ffn_down.weight"] == "Q8_0"
+    assert found["token_embd.weight"] == "Q6_K"
+    assert found["blk.0.attn_output.weight"] == "Q4_K"
+    subject = open_subject(load_checkpoint(wide), file.path)
+    assert tensors_check(subject).passed
+    assert metadata_check(subject).passed
+
+
+def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no matrix has a name like 'attn'"):
+        export(wide, tmp_path / "a", quants=["q4_0"], tensor_types={"attn": "q8_0"})
+    with pytest.raises(ConfigError, match="name one with --quant"):
+        export(wide, tmp_path / "a", quants=["q4_0", "f16"], tensor_types={"output": "q8_0"})
+    with pytest.raises(ConfigError, match="'output' is no PATTERN=TYPE"):
+        tensor_types(["output"])
+    with pytest.raises(QuantizationError, match="q8_1"):
+        tensor_types(["output=q8_1"])
+    assert tensor_types(["a=int8", "b=Q4_0"]) == {"a": "q8_0", "b": "q4_0"}
 
 
 def test_what_gptq_cannot_do_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""How the matrices of an export are quantized: which types, and who chooses the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.console import say
+from llmkit.errors import ConfigError
+from llmkit.export.budget import Budget, Plan, plan
+from llmkit.export.calibration import Calibration, calibration_of
+from llmkit.export.chosen import Method, by_error_feedback, by_importance
+from llmkit.export.imatrix import ImportanceFile, read_importance_file
+from llmkit.export.metadata import ChosenBlocks
+from llmkit.export.names import tensor_table
+from llmkit.model.storage import CUSTOM, Quantization, is_matrix, quantization
+from llmkit.quant.types import QuantType, quant_type
+
+DEFAULT_QUANTS = ("f16", "q8_0", "q4_0")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a user asks for. Types come from `quants` or from a `budget`."""
+
+    quants: Sequence[str] | None = None  # None: DEFAULT_QUANTS, or what training made blocks of
+    method: Method = "rtn"
+    calibration: Path | None = None  # text; None: what the model was trained on
+    imatrix: Path | None = None  # importances for rtn
+    budget: Budget | None = None
+    tensor_types: Mapping[str, str] = field(default_factory=dict)  # by patterns of GGUF names
+
+    def __post_init__(self) -> None:
+        if self.quants is not None and not self.quants:
+            raise ConfigError("no quantization given; name at least one, such as q4_0")
+        if self.budget is not None and (self.quants is not None or self.tensor_types):
+            raise ConfigError("a size to keep to chooses the types; leave --quant out")
+        if self.calibration is not None and self.method == "rtn" and self.budget is None:
+            raise ConfigError(
+                "rounding (rtn) needs no calibration text; give --method gptq with it"
+            )
+        if self.imatrix is not None and self.method != "rtn":
+            raise ConfigError("an importance matrix is for --method rtn; leave one of both out")
+        if self.tensor_types and len(self.quants or DEFAULT_QUANTS) != 1:
+            raise ConfigError("--tensor-type changes one quantization; name one with --quant")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A recipe for one checkpoint, read and measured."""
+
+    source: Checkpoint
+    merged: bool  # the checkpoint's adapter, if it has one, is part of the weights
+    quantizations: list[Quantization]
+    plan: Plan | None
+    text: Calibration | None  # for error feedback
+    importances: ImportanceFile | None
+
+    def blocks(self, wanted: Quantization) -> ChosenBlocks | None:
+        """Those that training made or that are chosen; None where all are rounded."""
+        if wanted.name == self.source.qat:
+            return ChosenBlocks("qat", None, self.source.trained_blocks())
+        if self.text is not None:
+            return by_error_feedback(self.source, wanted, self.text, merged=self.merged)
+        if self.importances is not None:
+            return by_importance(self.source, wanted, self.importances, merged=self.merged)
+        return None
+
+
+def tensor_types(texts: Sequence[str]) -> dict[str, str]:
+    """PATTERN=TYPE texts as a table. Raises ConfigError for a text that is none."""
+    table = {}
+    for text in texts:
+        pattern, separator, qtype = text.partition("=")
+        if not (pattern and separator):
+            raise ConfigError(f"{text!r} is no PATTERN=TYPE; write it as 'blk.0.*=q8_0'")
+        table[pattern] = quant_type(qtype).name
+    return table
+
+
+def prepare(source: Checkpoint, recipe: Recipe, *, merged: bool) -> Preparation:
+    """Everything that can be refused before a file is written.
+
+    Raises LlmkitError for unknown types, text or importances that do not go with the checkpoint,
+    and blocks that it was trained on and that are to be others.
+    """
+    _check_trained(source, recipe, merged=merged)
+    feeds_back = recipe.method == "gptq"
+    text = calibration_of(source, recipe.calibration) if feeds_back or recipe.budget else None
+    planned = None
+    if recipe.budget is not None and text is not None:
+        planned = plan(source, recipe.budget, recipe.method, text, merged=merged)
+    return Preparation(
+        source,
+        merged,
+        [planned.quantization()] if planned else _quantizations(source, recipe, merged=merged),
+        planned,
+        text if feeds_back else None,
+        read_importance_file(recipe.imatrix) if recipe.imatrix else None,
+    )
+
+
+def _check_trained(source: Checkpoint, recipe: Recipe, *, merged: bool) -> None:
+    trained_on = None if merged else source.base_quant
+    names = [quantization(name).name for name in recipe.quants or ()]
+    rounds = recipe.method == "rtn" and recipe.imatrix is None
+    if trained_on and not rounds:
+        raise ConfigError(
+            f"the adapter of {source.folder} was trained on {trained_on} blocks as rounding makes "
+            "them and fits no others: leave --method out, or merge it"
+        )
+    if trained_on and (set(names) - {trained_on} or recipe.budget or recipe.tensor_types):
+        raise ConfigError(
+            f"the adapter of {source.folder} was trained on {trained_on} blocks and fits no other "
+            f"base: export it as {trained_on}, or merge it"
+        )
+    if source.qat and (source.qat in names or recipe.quants is None) and not rounds:
+        raise ConfigError(
+            f"{source.folder} was trained for {source.qat} and holds the blocks, which nothing is "
+            "to choose again: leave --method out"
+        )
+    others = [name for name in names if name != source.qat]
+    if source.qat and others:
+        say(
+            f"{source.folder} was trained for {source.qat} blocks; {', '.join(others)}: made of "
+            "what these hold"
+        )
+
+
+def _quantizations(source: Checkpoint, recipe: Recipe, *, merged: bool) -> list[Quantization]:
+    own = (None if merged else source.base_quant) or source.qat
+    names = recipe.quants if recipe.quants is not None else (own,) if own else DEFAULT_QUANTS
+    wanted = [quantization(name) for name in dict.fromkeys(quantization(n).name for n in names)]
+    if not recipe.tensor_types:
+        return wanted
+    chosen: dict[str, QuantType] = {}
+    for pattern, qtype in recipe.tensor_types.items():
+        matching = [
+            entry.checkpoint_name
+            for entry in tensor_table(source.config)
+            if is_matrix(entry.checkpoint_name, entry.shape)
+            and fnmatchcase(entry.gguf_name.removesuffix(".weight"), pattern)
+        ]
+        if not matching:
+            raise ConfigError(
+                f"no matrix has a name like {pattern!r}; they are token_embd, output and "
+                "blk.N.attn_qkv, attn_output, ffn_up, ffn_down, and * stands for anything"
+            )
+        chosen |= dict.fromkeys(matching, quant_type(qtype))
+    return [replace(wanted[0], name=CUSTOM, chosen=chosen)]
