@@ -18,8 +18,13 @@ from torch import Tensor
 from llmkit.quant.types import BlockFields, BlockLayout, PackedRows, QuantType
 
 Number = TypeVar("Number", np.int8, np.float16)
-N_STEPS = 10  # of a symmetric format, for each sign
-N_ENDS = 5  # of each end of an asymmetric format's range
+# The ranges that are tried for a block: its own, and by so many parts smaller or larger, a part
+# being a share of a level. A smaller one cuts weights off and makes the steps of all others finer;
+# a larger one leaves room for what feedback adds to the weights. The block's own has to be among
+# them, or weights that lie on a grid, all the same ones too, would leave it.
+PARTS, PART = range(-5, 5), 0.6  # of a symmetric format, for each sign
+END_PARTS, END_PART = range(-2, 3), 0.8  # of each end of an asymmetric format's range
+F16_LARGEST = 65504.0
 
 
 @dataclass(frozen=True)
@@ -119,31 +124,26 @@ class Grid:
         return Scales(multiples(step, units.step), multiples(-offset, units.offset))
 
     def _ranges(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps and offsets (candidates, rows) that cover more or less of weights (rows, size).
-
-        To cut off the largest weights makes the steps of all others smaller; the more levels
-        there are, the less is gained by it.
-        """
+        """Steps and offsets (candidates, rows) that cover more or less of weights (rows, size)."""
         levels = self.layout.levels
         n = len(levels)
         if not self.has_minimum:
-            shares = torch.linspace(1 - 6.4 / n, 1 + 0.8 / n, N_STEPS, device=weights.device)
+            shares = 1 + PART / n * torch.tensor(PARTS, device=weights.device)
             span = max(-levels[0], levels[-1])
             steps = weights.abs().amax(1) * shares[:, None] / span
             steps = torch.cat((steps, -steps))  # the level that only one side has
             return steps, torch.zeros_like(steps)
-        shares = torch.linspace(1 - 4.8 / n, 1 + 0.4 / n, N_ENDS, device=weights.device)
-        # Sub-minima are not negative: the range of such formats includes 0.
-        with_zero = self.layout.sub_scale_range is not None
+        parts = END_PART / n * torch.tensor(END_PARTS, device=weights.device)
         low, high = weights.amin(1), weights.amax(1)
-        if with_zero:
-            low, high = low.clamp(max=0), high.clamp(min=0)
-        middle = torch.zeros_like(low) if with_zero else (low + high) / 2
-        lows = middle + (low - middle) * shares[:, None]  # (N_ENDS, rows)
-        highs = middle + (high - middle) * shares[:, None]
-        ends = (N_ENDS, N_ENDS, len(weights))
-        offsets = lows[:, None].expand(ends).flatten(0, 1)
-        steps = (highs.expand(ends).flatten(0, 1) - offsets) / (n - 1)
+        if self.layout.sub_scale_range is not None:
+            low.clamp_(max=0)  # sub-minima are not negative
+        half = (high - low) / 2
+        lows, highs = low - half * parts[:, None], high + half * parts[:, None]  # (ends, rows)
+        if self.layout.sub_scale_range is not None:
+            lows.clamp_(max=0)
+        pairs = (len(parts), len(parts), len(weights))
+        offsets = lows[:, None].expand(pairs).flatten(0, 1)
+        steps = (highs.expand(pairs).flatten(0, 1) - offsets) / (n - 1)
         return steps, offsets
 
 
@@ -195,7 +195,7 @@ def grid_of(qtype: QuantType) -> Grid | None:
 
 
 def _as_f16(numbers: Tensor) -> Tensor:
-    return numbers.half().to(numbers.dtype)
+    return numbers.clamp(-F16_LARGEST, F16_LARGEST).half().to(numbers.dtype)
 
 
 def _numpy(numbers: Tensor, kind: type[Number]) -> NDArray[Number]:
