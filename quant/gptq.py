@@ -42,6 +42,11 @@ class InputStatistics:
     drift: Tensor | None = None
 
     @property
+    def moments(self) -> list[Tensor]:
+        """Those that are known."""
+        return [self.second_moment, *([] if self.drift is None else [self.drift])]
+
+    @property
     def importance(self) -> Tensor:
         """Mean square of each input (in,): llama.cpp's importances."""
         return self.second_moment.diagonal()
@@ -64,13 +69,16 @@ def gptq(
         qtype.row_bytes(weights.shape[1])
     except QuantizationError as error:
         raise QuantizationError(f"{tensor_name}: {error}") from error
-    if not (weights.abs().max() < qtype.limit and inputs.second_moment.isfinite().all()):
-        raise QuantizationError(
-            f"{tensor_name}: holds or reads NaN, infinity or numbers too large for {qtype.name}; "
-            "check the training run"
-        )
+    unusable = QuantizationError(
+        f"{tensor_name}: holds or reads NaN, infinity or numbers too large for {qtype.name}; "
+        "check the training run"
+    )
+    if not all(bool(moment.isfinite().all()) for moment in inputs.moments):
+        raise unusable
     damped = _damped(inputs.second_moment)
     weights = _made_up(weights.float(), inputs, damped)
+    if not weights.abs().max() < qtype.limit:
+        raise unusable
     order = _column_order(damped.diagonal(), grid)
     feedback = _inverse_factor(damped[order][:, order]).to(weights.dtype)
     chunks = torch.split(weights[:, order], _ROWS_AT_ONCE)
