@@ -15,8 +15,10 @@ from llmkit.quant import dequantize
 from llmkit.quant.gptq import InputStatistics, gptq
 from llmkit.quant.types import PackedRows, QuantType
 
-SEQUENCES_AT_ONCE = 8
-GRADIENT_TOKENS = 8192  # a backward pass through the whole model for each
+# Through one layer, and through the whole model with its logits: of GPT-2's 50,257 tokens of
+# vocabulary these are 200 MB, four times.
+LAYER_TOKENS_AT_ONCE, MODEL_TOKENS_AT_ONCE = 8192, 1024
+EMBEDDING_TOKENS = 8192  # a pass forward and back through the whole model for each
 SEED = 0
 
 
@@ -41,7 +43,9 @@ def error_feedback(
         for number, block in enumerate(model.blocks):
             streams = _through_block(f"h.{number}", block, streams, walk)
         if model.lm_head is not None:
-            walk.linear("lm_head", model.lm_head, streams.through(model.ln_f))
+            walk.quantize(
+                "lm_head.weight", model.lm_head, lambda: streams.through(model.ln_f).statistics()
+            )
     return walk.blocks
 
 
@@ -64,11 +68,11 @@ class _Streams:
         width = self.trained.shape[-1]
         moment = self.trained.new_zeros(width, width, dtype=torch.float64)
         drift = torch.zeros_like(moment)
-        for number in range(0, len(self.trained), SEQUENCES_AT_ONCE):
-            some = slice(number, number + SEQUENCES_AT_ONCE)
-            quantized = self.quantized[some].flatten(0, 1)
-            moment += quantized.T @ quantized
-            drift += (self.trained[some].flatten(0, 1) - quantized).T @ quantized
+        parts = zip(_layer_parts(self.trained), _layer_parts(self.quantized), strict=True)
+        for trained, quantized in parts:
+            x = quantized.flatten(0, 1)
+            moment += x.T @ x
+            drift += (trained.flatten(0, 1) - x).T @ x
         n = self.trained.numel() // width
         return InputStatistics(moment / n, drift / n)
 
@@ -93,24 +97,35 @@ class _Walk:
         rounded = dequantize(self.blocks[name], qtype, tuple(weight.shape))
         return torch.from_numpy(rounded).to(weight.device)
 
-    def linear(self, name: str, module: nn.Linear, inputs: _Streams) -> _Streams:
-        """Both streams through a linear layer, the second through its quantized weight."""
+    def linear(
+        self, name: str, module: nn.Linear, inputs: _Streams, after: Callable[[Tensor], Tensor]
+    ) -> _Streams:
+        """Both streams through a linear layer and what comes `after` it.
+
+        The second goes through the quantized weight. What lies between, the largest activations
+        of a model, is never there as a whole.
+        """
         weight = self.quantize(f"{name}.weight", module, inputs.statistics)
         return _Streams(
-            _mapped(module, inputs.trained),
-            _mapped(lambda x: F.linear(x, weight, module.bias), inputs.quantized),
+            _mapped(lambda x: after(module(x)), inputs.trained),
+            _mapped(lambda x: after(F.linear(x, weight, module.bias)), inputs.quantized),
         )
 
 
 def _through_block(name: str, block: Block, x: _Streams, walk: _Walk) -> _Streams:
     """Quantize a block's four matrices in the order in which they are computed with."""
     attn, mlp = block.attn, block.mlp
-    qkv = walk.linear(f"{name}.attn.c_attn", attn.c_attn, x.through(block.ln_1))
-    x += walk.linear(f"{name}.attn.c_proj", attn.c_proj, qkv.through(attn.attend))
-    inner = walk.linear(f"{name}.mlp.c_fc", mlp.c_fc, x.through(block.ln_2))
-    return x + walk.linear(f"{name}.mlp.c_proj", mlp.c_proj, inner.through(gelu))
+    inner = walk.linear(f"{name}.attn.c_attn", attn.c_attn, x.through(block.ln_1), attn.attend)
+    x += walk.linear(f"{name}.attn.c_proj", attn.c_proj, inner, _as_it_is)
+    inner = walk.linear(f"{name}.mlp.c_fc", mlp.c_fc, x.through(block.ln_2), gelu)
+    return x + walk.linear(f"{name}.mlp.c_proj", mlp.c_proj, inner, _as_it_is)
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+@torch.enable_grad()
 def _of_embedding(model: GPT, tokens: Tensor) -> InputStatistics:
     """What weighs the error e of a row of the token embedding: e^T H e, H being the moment.
 
@@ -120,32 +135,37 @@ def _of_embedding(model: GPT, tokens: Tensor) -> InputStatistics:
     which costs half the token's probability times (e h)^2. A token is about as frequent as it is
     probable, so both count alike.
     """
-    n = max(1, GRADIENT_TOKENS // tokens.shape[1])
-    moment = _gradient_moment(model, tokens[:: max(1, len(tokens) // n)][:n])
-    if model.lm_head is None:
-        stream = _mapped(model.hidden_states, tokens)
-        moment = moment + _Streams(stream, stream).statistics().second_moment
-    return InputStatistics(moment)
-
-
-@torch.enable_grad()
-def _gradient_moment(model: GPT, tokens: Tensor) -> Tensor:
-    """E[g g^T] (C, C) over positions, g the gradient in the embedded token of all that follows."""
+    n = max(1, EMBEDDING_TOKENS // tokens.shape[1])
+    some = tokens[:: max(1, len(tokens) // n)][:n]
     generator = torch.Generator(model.device).manual_seed(SEED)
     width = model.config.n_embd
     moment = torch.zeros(width, width, dtype=torch.float64, device=model.device)
-    for part in torch.split(tokens, SEQUENCES_AT_ONCE):
+    for part in torch.split(some, max(1, MODEL_TOKENS_AT_ONCE // some.shape[1])):
         embedded = model.wte(part) + model.wpe.weight[: part.shape[1]]
         embedded = embedded.detach().requires_grad_()
-        logits = model.logits(model.transform(embedded)).flatten(0, 1)  # (B T, V)
+        hidden = model.transform(embedded).flatten(0, 1)  # (B T, C)
+        logits = model.logits(hidden)  # (B T, V)
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         loss = F.cross_entropy(logits, drawn, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, embedded)
-        gradient = gradient.flatten(0, 1)
+        gradient = torch.autograd.grad(loss, embedded)[0].flatten(0, 1)
         moment += gradient.T @ gradient
-    return moment / tokens.numel()
+        if model.lm_head is None:
+            moment += hidden.detach().T @ hidden.detach()
+    return InputStatistics(moment / some.numel())
+
+
+def _layer_parts(x: Tensor) -> tuple[Tensor, ...]:
+    """Activations (n, T, C), some sequences at a time."""
+    return torch.split(x, max(1, LAYER_TOKENS_AT_ONCE // x.shape[1]))
 
 
 def _mapped(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The function of all sequences, some at a time."""
-    return torch.cat([function(part) for part in torch.split(x, SEQUENCES_AT_ONCE)])
+    done = 0
+    for part in _layer_parts(x):
+        result = function(part)
+        if done == 0:  # torch.cat would hold everything twice
+            mapped = result.new_empty(len(x), *result.shape[1:])
+        mapped[done : done + len(part)] = result
+        done += len(part)
+    return mapped
