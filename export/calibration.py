@@ -15,7 +15,7 @@ from llmkit.checkpoint import Checkpoint
 from llmkit.data.sources import read_documents
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import DataError
-from llmkit.finetuning.held_out import trained_examples
+from llmkit.finetuning.held_out import held_out_examples, trained_examples
 
 DEFAULT_TOKENS = 32768
 # Tokens that two texts must have in common, one after the other, to be called copies: what Lee et
@@ -23,6 +23,7 @@ DEFAULT_TOKENS = 32768
 COPIED_TOKENS = 50
 # Of a multiplicative hash of 64 bits: the multiplier of Knuth's MMIX generator.
 _MULTIPLIER = np.uint64(6364136223846793005)
+_NOTHING = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def calibration_of(
     """Pieces of `data`, or of what the checkpoint was trained on, as long as the context.
 
     What is measured on a text must not have been fitted to it: training text that repeats
-    COPIED_TOKENS of the held-out text is left out, `data` that does is refused. Raises DataError
-    for that, and where there is no text.
+    COPIED_TOKENS of the held-out text is left out, `data` that does anywhere is refused. Raises
+    DataError for that, where there is no text, and for tokens that the model does not have.
     """
     if data is not None:
         return _of_file(source, data, max_tokens)
@@ -71,8 +72,9 @@ def _of_file(source: Checkpoint, data: Path, max_tokens: int) -> Calibration:
     ids: list[int] = []
     for text in read_documents(data):
         ids += [*source.tokenizer.encode(text), source.tokenizer.end_of_text_id]
-    rows = _rows(source, np.asarray(ids), max_tokens)
-    if _copies(source, rows).any():
+    tokens = np.asarray(ids, np.int64)
+    rows = _rows(source, tokens, max_tokens)
+    if _copies(source, tokens[None]).any():
         raise DataError(
             f"{data} shares {COPIED_TOKENS} tokens in a row with the held-out text that files are "
             "compared on; calibrate with other text, or the comparison would flatter them"
@@ -92,6 +94,8 @@ def _of_records(source: Checkpoint, max_tokens: int) -> Calibration:
             row = []
         if len(rows) * length >= max_tokens:
             break
+    if not (rows or row):
+        raise DataError(f"{source.trained_file} has no records; give text with --calibration")
     if not rows:
         rows = [row]
     return Calibration(str(source.trained_file), torch.tensor(rows))
@@ -101,25 +105,30 @@ def _rows(source: Checkpoint, tokens: NDArray[np.integer], max_tokens: int) -> N
     if len(tokens) < 2:
         raise DataError("two tokens of text or more are needed to calibrate with")
     length = min(source.config.context_length, len(tokens) - 1)
-    return windows(tokens, length, max_tokens)[:, :-1]
+    rows = windows(tokens, length, max_tokens)[:, :-1]
+    if rows.max() >= source.config.vocab_size:
+        raise DataError(
+            f"{source.train_tokens_file} holds token {rows.max()}, the model has "
+            f"{source.config.vocab_size}; give other text with --calibration"
+        )
+    return rows
 
 
-def _copies(source: Checkpoint, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _copies(source: Checkpoint, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Which rows (n, T) have COPIED_TOKENS in a row in common with the held-out text."""
-    path = source.validation_tokens_file
-    if not path.exists() or rows.shape[1] < COPIED_TOKENS:
-        return np.zeros(len(rows), bool)
-    held_out = open_token_file(path, source.config.vocab_size)
-    if len(held_out) < COPIED_TOKENS:
-        return np.zeros(len(rows), bool)
-    known = np.unique(_hashes(held_out[None]))
+    held_out: list[NDArray[np.integer]] = []
+    if source.validation_tokens_file.exists():
+        held_out.append(open_token_file(source.validation_tokens_file, source.config.vocab_size))
+    if source.held_out_file.exists():
+        held_out += [np.asarray(example.ids) for example in held_out_examples(source)]
+    known = np.concatenate([_NOTHING, *(_hashes(text[None])[0] for text in held_out)])
     found: NDArray[np.bool_] = np.any(np.isin(_hashes(rows), known), axis=1)
     return found
 
 
 def _hashes(tokens: NDArray[np.integer]) -> NDArray[np.uint64]:
     """A hash of each COPIED_TOKENS tokens in a row: (n, T) -> (n, T - COPIED_TOKENS + 1)."""
-    n = tokens.shape[1] - COPIED_TOKENS + 1
+    n = max(0, tokens.shape[1] - COPIED_TOKENS + 1)
     hashes = np.zeros((len(tokens), n), np.uint64)
     for place in range(COPIED_TOKENS):
         hashes *= _MULTIPLIER
