@@ -1,0 +1,58 @@
+"""Seconds, processor seconds and peak memory of error feedback through a preset of random weights.
+
+    OMP_NUM_THREADS=2 python tests/benchmarks/bench_gptq.py [PRESET] [TYPE] [TOKENS]
+
+All matrices of gpt2 (124M parameters, 50,257 tokens) in q4_0, calibrated with 32,768 tokens, unless
+others are given. The peak is of the whole process, with PyTorch and the model's weights.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+
+from llmkit.export.calibration import DEFAULT_TOKENS
+from llmkit.export.layerwise import error_feedback
+from llmkit.model.config import gpt_config
+from llmkit.model.gpt import GPT
+from llmkit.model.storage import is_matrix
+from llmkit.quant import quant_type
+
+VOCABULARY = 50_257
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+
+
+def main(preset: str, quant: str, n_tokens: int) -> None:
+    """Print the model's size, then what it took."""
+    torch.manual_seed(0)
+    config = gpt_config(preset, VOCABULARY)
+    model = GPT(config).eval()
+    length = min(config.context_length, n_tokens)
+    tokens = torch.randint(VOCABULARY, (n_tokens // length, length))
+    types = {
+        name: quant_type(quant)
+        for name, weights in model.state_dict().items()
+        if is_matrix(name, tuple(weights.shape))
+    }
+    print(
+        f"{preset}: {model.n_parameters() / 1e6:.0f}M parameters, {len(types)} matrices in {quant},"
+        f" {tokens.numel()} tokens, {torch.get_num_threads()} threads",
+        flush=True,
+    )
+    start, start_cpu = time.perf_counter(), time.process_time()
+    error_feedback(model, types, tokens)
+    wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+    print(f"{wall:.0f} s, {cpu:.0f} s of processors, {peak / 1e9:.2f} GB peak")
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    main(
+        given[0] if given else "gpt2",
+        given[1] if len(given) > 1 else "q4_0",
+        int(given[2]) if len(given) > 2 else DEFAULT_TOKENS,
+    )
