@@ -86,11 +86,9 @@ def gptq(
 
 def _damped(second_moment: Tensor) -> Tensor:
     """H with DAMPING of its mean diagonal added; the identity where nothing was ever read."""
-    moment = second_moment.double()
-    mean = moment.diagonal().mean().item() or 1.0
-    return moment + DAMPING * mean * torch.eye(
-        len(moment), dtype=moment.dtype, device=moment.device
-    )
+    damped = second_moment.to(torch.float64, copy=True)
+    damped.diagonal().add_(DAMPING * (damped.diagonal().mean().item() or 1.0))
+    return damped
 
 
 def _made_up(weights: Tensor, inputs: InputStatistics, damped: Tensor) -> Tensor:
@@ -98,7 +96,7 @@ def _made_up(weights: Tensor, inputs: InputStatistics, damped: Tensor) -> Tensor
     if inputs.drift is None:
         return weights
     right = weights.double() @ inputs.drift.double()  # (out, in)
-    correction: Tensor = torch.linalg.solve(damped, right.T).T
+    correction = torch.cholesky_solve(right.T, torch.linalg.cholesky(damped)).T
     return weights + correction.to(weights.dtype)
 
 

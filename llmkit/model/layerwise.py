@@ -17,7 +17,7 @@ from llmkit.quant.types import PackedRows, QuantType
 
 # Through one layer, and through the whole model with its logits: of GPT-2's 50,257 tokens of
 # vocabulary these are 200 MB, four times.
-LAYER_TOKENS_AT_ONCE, MODEL_TOKENS_AT_ONCE = 8192, 1024
+LAYER_TOKENS_AT_ONCE, MODEL_TOKENS_AT_ONCE = 4096, 1024
 EMBEDDING_TOKENS = 8192  # a pass forward and back through the whole model for each
 SEED = 0
 
@@ -74,7 +74,7 @@ class _Streams:
             moment += x.T @ x
             drift += (trained.flatten(0, 1) - x).T @ x
         n = self.trained.numel() // width
-        return InputStatistics(moment / n, drift / n)
+        return InputStatistics(moment.div_(n), drift.div_(n))
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,12 @@ class _Walk:
 def _through_block(name: str, block: Block, x: _Streams, walk: _Walk) -> _Streams:
     """Quantize a block's four matrices in the order in which they are computed with."""
     attn, mlp = block.attn, block.mlp
-    inner = walk.linear(f"{name}.attn.c_attn", attn.c_attn, x.through(block.ln_1), attn.attend)
-    x += walk.linear(f"{name}.attn.c_proj", attn.c_proj, inner, _as_it_is)
+    x += walk.linear(  # what attention saw is let go with the call
+        f"{name}.attn.c_proj",
+        attn.c_proj,
+        walk.linear(f"{name}.attn.c_attn", attn.c_attn, x.through(block.ln_1), attn.attend),
+        _as_it_is,
+    )
     inner = walk.linear(f"{name}.mlp.c_fc", mlp.c_fc, x.through(block.ln_2), gelu)
     return x + walk.linear(f"{name}.mlp.c_proj", mlp.c_proj, inner, _as_it_is)
 
