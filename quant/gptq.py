@@ -79,7 +79,8 @@ def gptq(
     if not weights.abs().max() < qtype.limit:
         raise unusable
     order = _column_order(damped.diagonal(), grid)
-    feedback = _inverse_factor(damped[order][:, order]).to(weights.dtype)
+    damped = damped[order][:, order]  # the other is let go: of GPT-2's widest they are 75 MB each
+    feedback = _inverse_factor(damped).to(weights.dtype)
     chunks = torch.split(weights[:, order], _ROWS_AT_ONCE)
     return np.concatenate([_packed(rows, grid, feedback, order) for rows in chunks])
 
