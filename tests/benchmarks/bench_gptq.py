@@ -15,9 +15,9 @@ import time
 import torch
 
 from llmkit.export.calibration import DEFAULT_TOKENS
-from llmkit.export.layerwise import error_feedback
 from llmkit.model.config import gpt_config
 from llmkit.model.gpt import GPT
+from llmkit.model.layerwise import error_feedback
 from llmkit.model.storage import is_matrix
 from llmkit.quant import quant_type
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import QuantizationError
-from llmkit.export import layerwise
 from llmkit.export.calibration import calibration_of
-from llmkit.export.layerwise import error_feedback
+from llmkit.model import layerwise
 from llmkit.model.gpt import GPT
+from llmkit.model.layerwise import error_feedback
 from llmkit.model.storage import is_matrix
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.quant.gptq import InputStatistics, gptq
