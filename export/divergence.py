@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,16 @@ class Divergence:
     def mean_kl(self) -> float:
         """Mean over positions."""
         return float(self.kl.mean())
+
+    @property
+    def median_kl(self) -> float:
+        """The KL that half of the positions exceed."""
+        return float(np.median(self.kl))
+
+    @property
+    def max_kl(self) -> float:
+        """The largest KL."""
+        return float(self.kl.max())
 
     @property
     def p999_kl(self) -> float:
@@ -68,7 +79,7 @@ class Distance:
         return Distance(
             _finite(divergence.mean_kl),
             _finite(divergence.p999_kl),
-            _finite(divergence.kl.max()),
+            _finite(divergence.max_kl),
             _finite(divergence.max_logit_difference.max()),
             _finite(np.sqrt(divergence.mean_square_logit_difference.mean())),
             divergence.top1,
@@ -120,19 +131,48 @@ def joined(parts: Sequence[Divergence]) -> Divergence:
 def mean_interval(parts: Sequence[Divergence]) -> tuple[float, float] | None:
     """95 % confidence interval of the mean KL, from how much the sequences differ.
 
-    Positions of one sequence depend on each other, sequences hardly do: the variance is that of
-    a ratio of sums over sequences (Cochran, Sampling Techniques, 3rd ed., section 6.4). None for
-    a single sequence.
+    Positions of one sequence depend on each other, sequences hardly do. None for one sequence.
     """
-    n = len(parts)
+    sums = np.array([part.kl.sum() for part in parts])
+    return _ratio_interval(sums, np.array([len(part.kl) for part in parts]))
+
+
+def kl_ratio(parts: Sequence[Divergence], others: Sequence[Divergence]) -> float | None:
+    """Mean KL divided by that of another model on the same sequences; None where that is 0."""
+    mean, other = joined(parts).mean_kl, joined(others).mean_kl
+    return mean / other if other > 0 else None
+
+
+def kl_ratio_interval(
+    parts: Sequence[Divergence], others: Sequence[Divergence]
+) -> tuple[float, float] | None:
+    """95 % confidence interval of `kl_ratio`, the sequences paired.
+
+    A sequence on which both models do badly says little about which is better, and adds little to
+    this interval. None for one sequence, or where the ratio is none.
+    """
+    if kl_ratio(parts, others) is None:
+        return None
+    return _ratio_interval(
+        np.array([part.kl.sum() for part in parts]), np.array([part.kl.sum() for part in others])
+    )
+
+
+def _ratio_interval(
+    numerators: NDArray[np.float64], denominators: NDArray[Any]
+) -> tuple[float, float] | None:
+    """95 % confidence interval of a ratio of sums over independent pairs.
+
+    The variance is that of the ratio estimator (Cochran, Sampling Techniques, 3rd ed., section
+    6.4), the distribution taken to be normal. None for a single pair.
+    """
+    n = len(numerators)
     if n < 2:
         return None
-    sums = np.array([part.kl.sum() for part in parts])
-    lengths = np.array([len(part.kl) for part in parts])
-    mean = sums.sum() / lengths.sum()
-    spread = np.square(sums - mean * lengths).sum() * n / (n - 1)
-    half = 1.96 * math.sqrt(spread) / lengths.sum()
-    return float(mean - half), float(mean + half)
+    ratio = numerators.sum() / denominators.sum()
+    spread = np.square(numerators - ratio * denominators).sum() * n / (n - 1)
+    half = 1.96 * math.sqrt(spread) / denominators.sum()
+    return float(ratio - half), float(ratio + half)
 
 
 def _exp(nats: float) -> float:

@@ -6,21 +6,34 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import gguf
 import torch
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.console import progress
-from llmkit.errors import GGUFError
+from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.adapter import adapter_of
-from llmkit.export.divergence import Divergence, divergence, joined, mean_interval
+from llmkit.export.bits import bits_by_group
+from llmkit.export.calibration import calibration_of
+from llmkit.export.divergence import (
+    Divergence,
+    divergence,
+    joined,
+    kl_ratio,
+    kl_ratio_interval,
+    mean_interval,
+)
 from llmkit.export.gguf_file import GGUFFile, read_gguf
 from llmkit.export.held_out import TextSequence, held_out_sequences
+from llmkit.export.imatrix import collect_importance
 from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.llama_quantize import PeerFile, write_peers
 from llmkit.export.speed import Speed, measure_speed
 
+Against = Literal["llama.cpp"]
 DEFAULT_MAX_TOKENS = 10240
 SPEED_TOKENS = 128
 
@@ -29,9 +42,9 @@ SPEED_TOKENS = 128
 class ComparisonRow:
     """One GGUF file against the checkpoint. KL in nats per token."""
 
-    file: str
+    file: str  # its path; of llama-quantize's "PATH by llama-quantize", PATH one of the same types
     quant: str
-    method: str
+    method: str  # how the blocks were chosen: rtn, gptq, qat, llama.cpp, llama.cpp imatrix
     bytes: int
     bits_per_weight: float
     mean_kl: float
@@ -43,6 +56,12 @@ class ComparisonRow:
     prompt_tokens_per_s: float
     generate_tokens_per_s: float
     peak_rss_bytes: int | None
+    median_kl: float
+    max_kl: float
+    bits_by_group: dict[str, float]
+    against: str | None = None  # `file` of the row that this one is measured by
+    kl_ratio: float | None = None  # of the mean KL to that row's
+    kl_ratio_ci: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,32 +77,92 @@ class Comparison:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A file and its divergence in each sequence."""
+
+    name: str
+    method: str
+    file: GGUFFile
+    parts: list[Divergence]
+
+    @property
+    def mean_kl(self) -> float:
+        return joined(self.parts).mean_kl
+
+
 def compare(
     checkpoint: Path,
     ggufs: Sequence[Path],
     *,
     data: Path | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
+    against: Against | None = None,
+    calibration: Path | None = None,
 ) -> Comparison:
     """Measure GGUF files against their checkpoint on the same held-out text.
 
-    `data`: a text file, folder or JSONL file; what training held out unless given. Raises
-    LlmkitError for files that are not of this checkpoint's vocabulary.
+    `data`: a text file, folder or JSONL file; what training held out unless given. With `against`
+    there is a row more for each choice of types among the files: the better, by mean KL, of the
+    two files that llama-quantize makes with those types, without and with an importance matrix.
+    That is of the text `calibration`, or of the text that the model was trained on.
+
+    Raises LlmkitError for files that are not of this checkpoint's vocabulary.
     """
+    if calibration is not None and against is None:
+        raise ConfigError("--calibration is the text of --against's importance matrix; give both")
     source = load_checkpoint(checkpoint)
     files = [read_gguf(path) for path in ggufs]
     sequences = held_out_sequences(source, data, max_tokens)
-    found = divergences(source, files, sequences)
-    length = max(len(sequence.inputs) for sequence in sequences)
+    with TemporaryDirectory(prefix="llmkit-") as folder:
+        peers = [] if against is None else _peers(source, files, calibration, Path(folder))
+        found = divergences(source, [*files, *(peer.file for peer in peers)], sequences)
+        ours = [
+            _Measured(str(file.path), file.method, file, parts)
+            for file, parts in zip(files, found[: len(files)], strict=True)
+        ]
+        theirs = _better_peers(peers, found[len(files) :])
+        length = max(len(sequence.inputs) for sequence in sequences)
+        rows = _rows(ours, theirs, length)
+    tokens = sum(int(sequence.counts.sum()) for sequence in sequences)
+    return Comparison(str(checkpoint), tokens, rows)
+
+
+def _peers(
+    source: Checkpoint, files: Sequence[GGUFFile], data: Path | None, folder: Path
+) -> list[PeerFile]:
+    text = calibration_of(source, data)
+    imatrix = collect_importance(source.load_model(), text.tokens, text.source)
+    return write_peers(source, files, imatrix, folder)
+
+
+def _better_peers(
+    peers: Sequence[PeerFile], found: Sequence[list[Divergence]]
+) -> dict[Path, _Measured]:
+    """For each file with peers the one of least mean KL."""
+    best: dict[Path, _Measured] = {}
+    for peer, parts in zip(peers, found, strict=True):
+        first = peer.like[0].path
+        peer_measured = _Measured(f"{first} by llama-quantize", peer.method, peer.file, parts)
+        if first not in best or peer_measured.mean_kl < best[first].mean_kl:
+            best.update((file.path, peer_measured) for file in peer.like)
+    return best
+
+
+def _rows(
+    ours: Sequence[_Measured], theirs: dict[Path, _Measured], length: int
+) -> list[ComparisonRow]:
+    """The given files' rows, then llama.cpp's. Speed is measured on half of `length` tokens."""
+    peers = list({peer.name: peer for peer in theirs.values()}.values())
+    pairs = [(own, theirs.get(own.file.path)) for own in ours] + [(peer, None) for peer in peers]
     rows = []
-    with progress("measure speed", len(files), "files") as bar:
-        for number, (file, parts) in enumerate(zip(files, found, strict=True), start=1):
-            speed = measure_speed(file.path, max(1, length // 2), min(SPEED_TOKENS, length // 2))
-            rows.append(_row(file, parts, speed))
+    with progress("measure speed", len(pairs), "files") as bar:
+        for number, (measured, peer) in enumerate(pairs, start=1):
+            n_prompt = max(1, length // 2)
+            speed = measure_speed(measured.file.path, n_prompt, min(SPEED_TOKENS, length // 2))
+            rows.append(_row(measured, peer, speed))
             bar.update(number)
-    return Comparison(
-        str(checkpoint), sum(int(sequence.counts.sum()) for sequence in sequences), rows
-    )
+    return rows
 
 
 @torch.inference_mode()
@@ -125,13 +204,14 @@ def _opened(file: GGUFFile, source: Checkpoint) -> LlamaCpp:
     return llama
 
 
-def _row(file: GGUFFile, parts: list[Divergence], speed: Speed) -> ComparisonRow:
+def _row(measured: _Measured, peer: _Measured | None, speed: Speed) -> ComparisonRow:
+    file, parts = measured.file, measured.parts
     whole = joined(parts)
     adapter = adapter_of(file)
     return ComparisonRow(
-        file=str(file.path),
+        file=measured.name,
         quant=file.quant,
-        method=file.method,
+        method=measured.method,
         bytes=file.path.stat().st_size + (adapter.path.stat().st_size if adapter else 0),
         bits_per_weight=file.bits_per_weight,
         mean_kl=whole.mean_kl,
@@ -141,4 +221,10 @@ def _row(file: GGUFFile, parts: list[Divergence], speed: Speed) -> ComparisonRow
         perplexity=whole.perplexity,
         perplexity_ratio=whole.perplexity_ratio,
         **asdict(speed),
+        median_kl=whole.median_kl,
+        max_kl=whole.max_kl,
+        bits_by_group=bits_by_group(file),
+        against=peer.name if peer else None,
+        kl_ratio=kl_ratio(parts, peer.parts) if peer else None,
+        kl_ratio_ci=kl_ratio_interval(parts, peer.parts) if peer else None,
     )

@@ -12,7 +12,7 @@ import jinja2
 from llmkit.export.measure import Comparison
 from llmkit.export.parity.check import Proof
 from llmkit.export.plot import size_quality_figure
-from llmkit.export.tables import COMPARISON_COLUMNS, PROOF_COLUMNS, comparison_cells, proof_cells
+from llmkit.export.tables import PROOF_COLUMNS, comparison_measures, proof_cells
 from llmkit.files import write_text
 
 STYLE = """
@@ -33,11 +33,14 @@ _TEMPLATE = """<!doctype html>
 <style>{{ style }}</style>
 <h1>{{ title }}</h1>
 <p>Against {{ comparison.reference }} in PyTorch (f32), on {{ comparison.tokens }} tokens.
-KL divergence and its 95 % confidence interval in nats per token.</p>
+KL divergence and its 95 % confidence interval in nats per token, the same text for every file.
+{% if peers %}llama-quantize's files have the same type for every tensor, without or with an
+importance matrix, whichever has the smaller mean KL; the interval of the ratio to it is of pairs,
+file against file on each piece of text.{% endif %}</p>
 <img alt="Mean KL divergence over file size" src="data:image/png;base64,{{ plot }}">
 <div class="wide"><table>
-<tr>{% for column in comparison_columns %}<th>{{ column }}</th>{% endfor %}</tr>
-{% for cells in comparison_rows %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for measure in measures %}<tr><th>{{ measure[0] }}</th>
+{% for cell in measure[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 {% for proof, rows in proofs %}
 <h2>{{ proof.quant }}: <span class="{{ 'passed' if proof.passed else 'failed' }}">
@@ -64,8 +67,8 @@ def write_report(
         style=STYLE,
         comparison=comparison,
         plot=base64.b64encode(plot.getvalue()).decode(),
-        comparison_columns=COMPARISON_COLUMNS,
-        comparison_rows=[comparison_cells(row) for row in comparison.rows],
+        peers=any(row.against for row in comparison.rows),
+        measures=comparison_measures(comparison),
         proofs=[(proof, [proof_cells(check) for check in proof.checks]) for proof in proofs],
         proof_columns=PROOF_COLUMNS,
     )

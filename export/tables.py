@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmkit.console import WIDTH_OF_FILES
+from llmkit.export.bits import GROUPS
 from llmkit.export.budget import Plan
 from llmkit.export.gguf_write import ExportedFile
 from llmkit.export.inspection import Inspection
@@ -21,37 +22,59 @@ from llmkit.export.parity.check import Check, Proof
 from llmkit.files import write_text
 
 COMPARISON_COLUMNS = (
-    "file", "MB", "bits", "mean KL", "95 % interval", "99.9 % KL", "top-1", "perplexity",
-    "prompt / generate t/s", "peak MB",
+    "file", "method", "MB", "bits", *(f"bits: {group.replace('_', '-')}" for group in GROUPS),
+    "mean KL", "95 % interval", "mean KL / llama.cpp's", "median KL", "99.9 % KL", "maximum KL",
+    "top-1", "perplexity", "prompt / generate t/s", "peak MB",
 )  # fmt: skip
+UNKNOWN = "-"
 PROOF_COLUMNS = ("", "check", "value", "limit", "what was found")
 EXPORT_COLUMNS = ("file", "MB", "bits per weight", "rows that fit no block")
 
 
-def comparison_cells(row: ComparisonRow) -> list[str]:
-    """One file's cells."""
-    interval = "-"
+def comparison_measures(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A row for each measure that some file has: its name, then a cell for each file."""
+    files = [_comparison_cells(row) for row in comparison.rows]
+    measures = zip(COMPARISON_COLUMNS, *files, strict=True)
+    return [measure for measure in measures if set(measure[1:]) != {UNKNOWN}]
+
+
+def _comparison_cells(row: ComparisonRow) -> list[str]:
+    interval = UNKNOWN
     if row.mean_kl_ci is not None:
         interval = f"± {(row.mean_kl_ci[1] - row.mean_kl_ci[0]) / 2:.1e}"
+    bits = [row.bits_by_group.get(group) for group in GROUPS]
     return [
         Path(row.file).name,
+        row.method,
         megabytes(row.bytes),
         f"{row.bits_per_weight:.2f}",
+        *(UNKNOWN if value is None else f"{value:.2f}" for value in bits),
         f"{row.mean_kl:.2e}",
         interval,
+        _ratio(row),
+        f"{row.median_kl:.2e}",
         f"{row.p999_kl:.2e}",
+        f"{row.max_kl:.2e}",
         f"{row.top1:.2%}",
         f"{row.perplexity:.4g} (x{row.perplexity_ratio:.4f})",
         f"{row.prompt_tokens_per_s:,.0f} / {row.generate_tokens_per_s:,.0f}",
-        "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:,.0f}",
+        UNKNOWN if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:,.0f}",
     ]
+
+
+def _ratio(row: ComparisonRow) -> str:
+    """The mean KL divided by that of llama.cpp's file, with its interval."""
+    if row.kl_ratio is None:
+        return UNKNOWN
+    if row.kl_ratio_ci is None:
+        return f"{row.kl_ratio:.3f}"
+    return f"{row.kl_ratio:.3f} ({row.kl_ratio_ci[0]:.3f} to {row.kl_ratio_ci[1]:.3f})"
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """All files of a comparison: a column each, so that it can be read on a narrow terminal."""
     title = f"{comparison.reference}: {comparison.tokens:,} tokens"
-    files = [comparison_cells(row) for row in comparison.rows]
-    header, *measures = zip(COMPARISON_COLUMNS, *files, strict=True)
+    header, *measures = comparison_measures(comparison)
     return plain_table(title, header, measures)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,21 @@ def _compare(
     checkpoint: CheckpointArgument,
     ggufs: Annotated[list[Path], typer.Argument(metavar="GGUF...", help="GGUF files of it.")],
     data: HeldOutOption = None,
+    against: Annotated[
+        Literal["llama.cpp"] | None,
+        typer.Option(
+            help="Also measure llama-quantize's files of the same types, without or with an "
+            "importance matrix, whichever is better.",
+            show_default="none",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text of that importance matrix: a file, a folder or JSONL.",
+            show_default="what the model was trained on",
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report page.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw size against KL: PNG or SVG.")] = None,
     json_output: JsonOption = False,
@@ -32,7 +47,7 @@ def _compare(
 
     if plot is not None:
         check_plot_path(plot)
-    comparison = compare(checkpoint, ggufs, data=data)
+    comparison = compare(checkpoint, ggufs, data=data, against=against, calibration=calibration)
     if plot is not None:
         save_figure(size_quality_figure(comparison), plot)
     if html is not None:

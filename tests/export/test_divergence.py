@@ -7,7 +7,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from llmkit.export.divergence import Divergence, divergence, joined, mean_interval
+from llmkit.export.divergence import (
+    Divergence,
+    divergence,
+    joined,
+    kl_ratio,
+    kl_ratio_interval,
+    mean_interval,
+)
 
 V = 50
 
@@ -94,6 +101,11 @@ def test_the_top_thousandth_is_exceeded_by_one_in_a_thousand() -> None:
     assert (values > of_kl(*values).p999_kl).sum() == 10
 
 
+def test_median_and_maximum_are_of_all_positions() -> None:
+    assert of_kl(5, 1, 9, 2, 3).median_kl == 3
+    assert of_kl(5, 1, 9, 2, 3).max_kl == 9
+
+
 def test_the_interval_is_the_means_over_windows() -> None:
     parts = [of_kl(1, 3), of_kl(2, 4), of_kl(6, 6)]  # means 2, 3, 6
     half = 1.96 * math.sqrt(((2 - 11 / 3) ** 2 + (3 - 11 / 3) ** 2 + (6 - 11 / 3) ** 2) / 2 / 3)
@@ -114,6 +126,44 @@ def test_the_interval_holds_the_true_mean_about_19_times_in_20() -> None:
         interval = mean_interval([of_kl(*generator.exponential(size=8)) for _ in range(40)])
         assert interval is not None
         inside += interval[0] <= 1 <= interval[1]
+    assert 0.90 < inside / 400 < 0.98
+
+
+def test_the_ratio_is_of_sums_and_its_interval_of_pairs() -> None:
+    ours, theirs = [of_kl(1, 1), of_kl(3, 3), of_kl(6)], [of_kl(2, 2), of_kl(4, 4), of_kl(8)]
+    assert kl_ratio(ours, theirs) == pytest.approx(14 / 20)
+    # Cochran: the variance of R is sum of (y - R x)^2 / (n - 1) times n, by the square of sum x.
+    residuals = [2 - 0.7 * 4, 6 - 0.7 * 8, 6 - 0.7 * 8]
+    half = 1.96 * math.sqrt(3 / 2 * sum(residual**2 for residual in residuals)) / 20
+    assert kl_ratio_interval(ours, theirs) == pytest.approx((0.7 - half, 0.7 + half))
+
+
+def test_what_both_have_in_common_does_not_widen_the_ratios_interval() -> None:
+    theirs = [of_kl(size) for size in (1.0, 100.0, 3.0, 50.0)]
+    half = [of_kl(float(part.kl[0]) / 2) for part in theirs]
+    assert kl_ratio_interval(half, theirs) == pytest.approx((0.5, 0.5))
+    lone = mean_interval(half)
+    assert lone is not None
+    assert lone[0] < 0 < lone[1]
+
+
+def test_there_is_no_ratio_to_nothing_and_no_interval_of_one_pair() -> None:
+    assert kl_ratio([of_kl(1)], [of_kl(0)]) is None
+    assert kl_ratio_interval([of_kl(1), of_kl(1)], [of_kl(0), of_kl(0)]) is None
+    assert kl_ratio([of_kl(1)], [of_kl(2)]) == 0.5
+    assert kl_ratio_interval([of_kl(1)], [of_kl(2)]) is None
+
+
+def test_the_ratios_interval_holds_the_true_ratio_about_19_times_in_20() -> None:
+    generator = np.random.default_rng(5)
+    inside = 0
+    for _ in range(400):
+        hardness = generator.exponential(size=40)  # of a text, for both models
+        theirs = [of_kl(*generator.exponential(scale, size=8)) for scale in hardness]
+        ours = [of_kl(*generator.exponential(0.3 * scale, size=8)) for scale in hardness]
+        interval = kl_ratio_interval(ours, theirs)
+        assert interval is not None
+        inside += interval[0] <= 0.3 <= interval[1]
     assert 0.90 < inside / 400 < 0.98
 
 

@@ -22,7 +22,7 @@ from llmkit.tokenizer import load_tokenizer
 ROW_KEYS = [
     "file", "quant", "method", "bytes", "bits_per_weight", "mean_kl", "mean_kl_ci", "p999_kl",
     "top1", "perplexity", "perplexity_ratio", "prompt_tokens_per_s", "generate_tokens_per_s",
-    "peak_rss_bytes",
+    "peak_rss_bytes", "median_kl", "max_kl", "bits_by_group", "against", "kl_ratio", "kl_ratio_ci",
 ]  # fmt: skip
 QUANTS = ["f32", "f16", "q8_0", "q4_0"]
 
@@ -59,7 +59,8 @@ def test_fewer_bits_cost_more(comparison: Comparison) -> None:
     assert f16 < 1e-6
     assert q4_0 > 10 * q8_0
     assert comparison.rows[0].top1 > 0.999
-    assert all(row.mean_kl <= row.p999_kl for row in comparison.rows)
+    for row in comparison.rows:
+        assert row.median_kl < row.mean_kl < row.p999_kl <= row.max_kl
 
 
 @pytest.mark.parametrize("quant", ["f32", "q4_0"])

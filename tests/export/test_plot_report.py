@@ -34,6 +34,8 @@ def row(quant: str, n_bytes: int, mean_kl: float) -> ComparisonRow:
         bits_per_weight=4.5, mean_kl=mean_kl, mean_kl_ci=(mean_kl / 2, mean_kl * 1.5),
         p999_kl=3 * mean_kl, top1=0.9321, perplexity=12.345, perplexity_ratio=1.0123,
         prompt_tokens_per_s=4321.0, generate_tokens_per_s=987.0, peak_rss_bytes=56_000_000,
+        median_kl=mean_kl / 3, max_kl=30 * mean_kl,
+        bits_by_group={"embedding": 8.5, "attention": 4.25},
     )  # fmt: skip
 
 
@@ -176,14 +178,21 @@ def test_the_comparison_table_has_each_row() -> None:
     text = shown(comparison_table(COMPARISON))
     for expected in (
         "runs/fox: 2,048 tokens", "m-f16.gguf", "m-q8_0.gguf", "11.80", "6.30",
-        "4.00e-05", "± 2.0e-05", "1.20e-04", "93.21%", "12.35 (x1.0123)", "4,321 / 987", "56",
+        "4.00e-05", "± 2.0e-05", "1.33e-05", "1.20e-04", "1.20e-03", "8.50", "4.25", "93.21%",
+        "12.35 (x1.0123)", "4,321 / 987", "56",
     ):  # fmt: skip
         assert expected in text
 
 
-def test_what_is_unknown_is_a_dash() -> None:
+def test_what_is_unknown_is_a_dash_and_what_no_file_has_is_left_out() -> None:
     unknown = replace(COMPARISON.rows[0], mean_kl_ci=None, peak_rss_bytes=None)
-    assert shown(comparison_table(replace(COMPARISON, rows=[unknown]))).count(" - ") == 2
+    known = COMPARISON.rows[1]
+    both = shown(comparison_table(replace(COMPARISON, rows=[unknown, known])))
+    assert both.count(" - ") == 2
+    alone = shown(comparison_table(replace(COMPARISON, rows=[unknown])))
+    assert " - " not in alone
+    for absent in ("95 % interval", "peak MB", "llama.cpp", "head"):
+        assert absent not in alone
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are() -> None:
