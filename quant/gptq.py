@@ -138,8 +138,10 @@ class _Rounded:
 
 
 def _packed(rows: Tensor, grid: Grid, feedback: Tensor, order: Tensor) -> PackedRows:
-    """Round rows (out, in), whose columns are in the order of rounding, and pack them."""
-    rows = rows.clone()
+    """Round rows (out, in), whose columns are in the order of rounding, and pack them.
+
+    The rows are overwritten with what the errors of others leave of them.
+    """
     size = grid.sub_block_size
     chosen = ChosenNumbers(grid, *rows.shape)
     importance = feedback.diagonal().square().reciprocal()  # of a column when its turn comes

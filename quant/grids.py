@@ -135,12 +135,10 @@ class Grid:
             return steps, torch.zeros_like(steps)
         parts = END_PART / n * torch.tensor(END_PARTS, device=weights.device)
         low, high = weights.amin(1), weights.amax(1)
-        if self.layout.sub_scale_range is not None:
-            low.clamp_(max=0)  # sub-minima are not negative
         half = (high - low) / 2
         lows, highs = low - half * parts[:, None], high + half * parts[:, None]  # (ends, rows)
         if self.layout.sub_scale_range is not None:
-            lows.clamp_(max=0)
+            lows.clamp_(max=0)  # sub-minima are not negative
         pairs = (len(parts), len(parts), len(weights))
         offsets = lows[:, None].expand(pairs).flatten(0, 1)
         steps = (highs.expand(pairs).flatten(0, 1) - offsets) / (n - 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llmkit.console import Progress, progress
 from llmkit.model.gpt import GPT, Block, gelu
@@ -147,7 +148,10 @@ def _of_embedding(model: GPT, tokens: Tensor) -> InputStatistics:
     for part in torch.split(some, max(1, MODEL_TOKENS_AT_ONCE // some.shape[1])):
         embedded = model.wte(part) + model.wpe.weight[: part.shape[1]]
         embedded = embedded.detach().requires_grad_()
-        hidden = model.transform(embedded).flatten(0, 1)  # (B T, C)
+        hidden = embedded
+        for block in model.blocks:  # what is inside of it is computed again on the way back
+            hidden = checkpoint(block, hidden, None, use_reentrant=False)
+        hidden = model.ln_f(hidden).flatten(0, 1)  # (B T, C)
         logits = model.logits(hidden)  # (B T, V)
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         loss = F.cross_entropy(logits, drawn, reduction="sum")
