@@ -20,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from llmkit.checkpoint import load_checkpoint
 from llmkit.console import progress
 from llmkit.errors import GGUFError
+from llmkit.export.calibration import calibration_of
 from llmkit.export.gguf_file import GGUFFile, Writer, read_gguf
 from llmkit.export.names import tensor_table
 from llmkit.files import written_beside
@@ -128,6 +130,18 @@ class _ImatrixWriter(Writer):
 
     def add_architecture(self) -> None:
         pass
+
+
+def make_imatrix(checkpoint: Path, out: Path, data: Path | None = None) -> ImportanceMatrix:
+    """Collect a checkpoint's importances on `data`, or on its training text, and write them.
+
+    Raises DataError as `calibration_of`.
+    """
+    source = load_checkpoint(checkpoint)
+    text = calibration_of(source, data)
+    imatrix = collect_importance(source.load_model(), text.tokens, text.source)
+    write_imatrix(out, imatrix)
+    return imatrix
 
 
 def write_imatrix(path: Path, imatrix: ImportanceMatrix) -> None:

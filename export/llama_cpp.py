@@ -20,6 +20,7 @@ from llmkit.export.eval_callback import EvalCallback
 from llmkit.export.metadata import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.threads import n_cores
 
+SMALL_MODEL = 32 << 20  # bytes of weights
 _GGML_TYPE_F32 = 0
 _GGML_LOG_LEVEL_ERROR = 4
 _errors: list[str] = []
@@ -97,7 +98,10 @@ class LlamaCpp:
     def _new_context(self, exact: bool) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self.n_ctx
-        params.n_threads = params.n_threads_batch = n_cores()
+        # For one token of a small model threads wait for each other longer than they compute.
+        is_small = llama_cpp.llama_model_size(self._model) < SMALL_MODEL
+        params.n_threads = 1 if is_small else n_cores()
+        params.n_threads_batch = n_cores()
         if exact:
             params.type_k = params.type_v = _GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED

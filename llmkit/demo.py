@@ -42,7 +42,7 @@ TRAINING: dict[str, Any] = {
 }
 # The shortest format: most questions are shorter than Alpaca's system text.
 PROMPT_FORMAT = USER_ASSISTANT
-FINETUNING = FinetuneConfig(epochs=6)
+FINETUNING = FinetuneConfig(epochs=5)
 INSTRUCT_TRAINING: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 16}
 
 

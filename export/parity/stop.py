@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 
 import gguf
 
+from llmkit.checkpoint import load_checkpoint
 from llmkit.console import progress
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.parity.check import Check, counted
@@ -69,24 +73,41 @@ def _stops(modelfile: Modelfile) -> Sequence[str]:
 def _ended(subject: Subject, llama: LlamaCpp) -> tuple[int, int, int]:
     """How many held-out prompts were answered, and how many answers ended in either program."""
     source = subject.checkpoint
+    answers = _answers(source.folder, source.sha256)
+    in_torch = in_llama = 0
+    with progress("answer", len(answers), "prompts") as bar:
+        for number, answer in enumerate(answers, start=1):
+            ids = greedy_ids(llama, list(answer.prompt), answer.room)
+            in_torch += answer.ended
+            in_llama += bool(ids) and llama.is_end_of_generation(ids[-1])
+            bar.update(number)
+    return len(answers), in_torch, in_llama
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """PyTorch's, to a held-out prompt, with room for so many tokens."""
+
+    prompt: tuple[int, ...]
+    room: int
+    ended: bool
+
+
+@lru_cache(maxsize=1)  # every file of an export is held against the same answers
+def _answers(checkpoint: Path, _sha256: str) -> tuple[_Answer, ...]:
+    source = load_checkpoint(checkpoint)
     model = source.load_model()
-    prompts = [
-        list(example.ids[: example.is_answer.index(True)])
-        for example in held_out_examples(source)[:N_ANSWERS]
-    ]
-    n = in_torch = in_llama = n_tokens = 0
     sampling = Sampling(temperature=0, max_tokens=MAX_ANSWER)
-    with progress("answer", len(prompts), "prompts") as bar:
-        for prompt in prompts:
-            if n_tokens > MAX_TOKENS:
-                break
-            room = min(MAX_ANSWER, llama.n_ctx - len(prompt))
-            if room < 1:
-                continue
-            said = list(islice(generate_ids(model, prompt, sampling, source.stop_ids), room))
-            ids = greedy_ids(llama, prompt, room)
-            n, n_tokens = n + 1, n_tokens + max(len(said), len(ids))
-            in_torch += len(said) < room
-            in_llama += llama.is_end_of_generation(ids[-1])
-            bar.update(n)
-    return n, in_torch, in_llama
+    answers: list[_Answer] = []
+    n_tokens = 0
+    for example in held_out_examples(source)[:N_ANSWERS]:
+        prompt = example.ids[: example.is_answer.index(True)]
+        room = min(MAX_ANSWER, source.config.context_length - len(prompt))
+        if room < 1:
+            continue
+        said = list(islice(generate_ids(model, list(prompt), sampling, source.stop_ids), room))
+        answers.append(_Answer(tuple(prompt), room, len(said) < room))
+        n_tokens += len(said)
+        if n_tokens > MAX_TOKENS:
+            break
+    return tuple(answers)

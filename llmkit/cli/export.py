@@ -79,7 +79,10 @@ def _export(
         typer.Option(help="Tokens to have room for in --fit-memory.", show_default="the model's"),
     ] = None,
     prove: Annotated[
-        bool, typer.Option(" /--no-verify", help="Prove nothing; the Modelfile says so.")
+        bool,
+        typer.Option(
+            " /--no-verify", help="Prove nothing; the Modelfile says so.", show_default=False
+        ),
     ] = True,
     json_output: JsonOption = False,
 ) -> None:

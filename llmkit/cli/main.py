@@ -21,6 +21,7 @@ from llmkit.cli import (
     export,
     finetune,
     generate,
+    imatrix,
     inspect,
     modelfile,
     quantize,
@@ -40,8 +41,8 @@ app = typer.Typer(
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
 for _module in (
-    demo, train, finetune, generate, chat, export, quantize, verify, compare, inspect,
-    modelfile, deploy, doctor,
+    demo, train, finetune, generate, chat, export, imatrix, quantize, verify, compare,
+    inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

@@ -24,7 +24,8 @@ def _train(
         str, typer.Option(help="nano, micro, gpt2, gpt2-medium, gpt2-large or gpt2-xl.")
     ] = "nano",
     config: Annotated[
-        Path | None, typer.Option(help="TOML file whose [model] and [training] change the preset.")
+        Path | None,
+        typer.Option(help="TOML file; tables model and training change the preset."),
     ] = None,
     tokenizer: Annotated[
         str, typer.Option(help="bpe or char (trained on the data), gpt2, or a folder with one.")

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from llmkit.checkpoint import save_config, save_tensors
+from llmkit.checkpoint import CheckpointConfig, save_config, save_tensors
 from llmkit.model.config import gpt_config
 from llmkit.model.gpt import GPT
+from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.tokenizer import train_bpe
 
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
@@ -39,7 +40,7 @@ def write_checkpoint(folder: Path, preset: str) -> int:
     torch.manual_seed(0)
     config = gpt_config(preset, tokenizer.vocab_size)
     tokenizer.save(folder / "tokenizer.json")
-    save_config(folder, config, "completion")
+    save_config(folder, CheckpointConfig(config, COMPLETION))
     save_tensors(folder / "model.safetensors", GPT(config).state_dict(), 0)
     return (folder / "model.safetensors").stat().st_size
 

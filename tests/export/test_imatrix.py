@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.cli.main import main
 from llmkit.errors import GGUFError
 from llmkit.export.imatrix import (
     ImportanceMatrix,
@@ -273,3 +275,15 @@ def test_damage_is_named(change: object, message: str, tmp_path: Path) -> None:
     broken = write_file(tmp_path / "b.gguf", keys_of(path), tensors)
     with pytest.raises(GGUFError, match=message):
         read_imatrix(broken)
+
+
+def test_the_command_writes_what_the_training_text_uses(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "imatrix.gguf"
+    assert main(["imatrix", str(tiny_checkpoint), "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    found, source = read_imatrix(out), load_checkpoint(tiny_checkpoint)
+    assert found.datasets == (str(source.train_tokens_file),)
+    assert said["matrices"] == len(found.statistics) == 9
+    assert said["tokens"] == found.chunk_count * found.chunk_size

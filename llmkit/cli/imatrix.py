@@ -1,0 +1,42 @@
+"""`llmkit imatrix`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmkit.cli.options import CheckpointArgument, JsonOption, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("imatrix")(_imatrix)
+
+
+def _imatrix(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Option(help="GGUF file for the importances.")],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text: a file, a folder or JSONL.", show_default="what the model was trained on"
+        ),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Write how much each column of each matrix is used, as llama-imatrix does."""
+    from llmkit.console import results
+    from llmkit.export.imatrix import make_imatrix
+
+    made = make_imatrix(checkpoint, out, calibration)
+    n_tokens = made.chunk_count * made.chunk_size
+    if json_output:
+        print_json({"path": out, "matrices": len(made.statistics), "tokens": n_tokens})
+        return
+    results.print(
+        f"{out}: importances of {len(made.statistics)} matrices on {n_tokens:,} tokens; "
+        "llmkit export --imatrix and llama-quantize --imatrix read it",
+        soft_wrap=True,
+    )
