@@ -14,15 +14,15 @@ import numpy as np
 from torch import Tensor
 
 from llmkit.checkpoint import Checkpoint
-from llmkit.errors import ConfigError
+from llmkit.errors import ConfigError, DataError
 from llmkit.export.allocation import Option, allocate
 from llmkit.export.calibration import Calibration
 from llmkit.export.chosen import Method, open_model, stored_types
 from llmkit.export.divergence import joined
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.gguf_write import n_header_bytes, n_tensor_bytes, write_gguf
-from llmkit.export.held_out import TextSequence
-from llmkit.export.measure import divergences
+from llmkit.export.held_out import TextSequence, held_out_sequences
+from llmkit.export.measure import DEFAULT_MAX_TOKENS, divergences
 from llmkit.export.memory import bytes_beside_weights, loaded_bytes
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import TensorEntry, tensor_table
@@ -151,6 +151,16 @@ def plan(
     chosen = allocate(options, room)
     predicted = sensitivity.floor + sum(option.kl for option in chosen.values())
     return Plan(budget, chosen, predicted)
+
+
+def measured_kl(source: Checkpoint, gguf: Path) -> float | None:
+    """Mean KL of a file on what training held out, as `compare` has it; None without such text."""
+    try:
+        sequences = held_out_sequences(source, None, DEFAULT_MAX_TOKENS)
+    except DataError:
+        return None
+    (parts,) = divergences(source, [read_gguf(gguf)], sequences)
+    return joined(parts).mean_kl
 
 
 def _header_bytes(source: Checkpoint, names: Iterable[str]) -> int:

@@ -11,6 +11,7 @@ from llmkit.export.gguf_write import entry_type, open_weights
 from llmkit.export.imatrix import ImportanceFile
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import tensor_table
+from llmkit.model.device import device_with_float64
 from llmkit.model.gpt import GPT
 from llmkit.model.layerwise import error_feedback
 from llmkit.model.storage import Quantization, is_matrix
@@ -39,7 +40,7 @@ def by_error_feedback(
             f"method gptq has nothing to choose in {quantization.name}: it is for q8_0 and for "
             "types of 4 to 6 bits; leave --method out"
         )
-    model = open_model(source, merged=merged)
+    model = open_model(source, merged=merged).to(device_with_float64())
     return ChosenBlocks("gptq", text.sha256, error_feedback(model, types, text.tokens))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.adapter import write_adapter
-from llmkit.export.budget import Budget, Plan
+from llmkit.export.budget import Budget, Plan, measured_kl
 from llmkit.export.chosen import Method
 from llmkit.export.gguf_write import ExportedFile, write_gguf
 from llmkit.export.modelfile_write import modelfile_for
@@ -33,6 +33,7 @@ class Export:
     adapter: ExportedFile | None
     proofs: list[Proof]  # none where nothing was to be proved
     plan: Plan | None = None  # of types that keep to a budget
+    measured_kl: float | None = None  # of the plan's file; None without held-out text
 
     @property
     def passed(self) -> bool:
@@ -96,7 +97,8 @@ def export(
     modelfile = out / "Modelfile"
     write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
     proofs = [verify(checkpoint, file.path) for file in files] if prove else []
-    return Export(out, files, modelfile, adapter, proofs, prepared.plan)
+    measured = measured_kl(source, files[0].path) if prepared.plan else None
+    return Export(out, files, modelfile, adapter, proofs, prepared.plan, measured)
 
 
 def ollama_name(name: str) -> str:

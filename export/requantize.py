@@ -33,6 +33,7 @@ from llmkit.export.metadata import (
 )
 from llmkit.export.names import tensor_table
 from llmkit.files import written_beside
+from llmkit.model.device import device_with_float64
 from llmkit.model.layerwise import error_feedback
 from llmkit.model.storage import Quantization, is_matrix, quantization
 from llmkit.quant import quantize
@@ -124,7 +125,8 @@ def _by_error_feedback(
 ) -> ChosenBlocks:
     names = _checkpoint_names(file)
     gridded = {names[name]: t for name, t in types.items() if grid_of(t) is not None}
-    model = build_model(config_of(file), dequantized_weights(file), str(file.path)).eval()
+    model = build_model(config_of(file), dequantized_weights(file), str(file.path))
+    model = model.eval().to(device_with_float64())
     return ChosenBlocks("gptq", text.sha256, error_feedback(model, gridded, text.tokens))
 
 

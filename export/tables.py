@@ -114,9 +114,11 @@ def export_table(files: Iterable[ExportedFile]) -> Table:
     return plain_table("Exported", EXPORT_COLUMNS, (_export_cells(file) for file in files))
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Plan, measured_kl: float | None) -> Table:
     """The type of each matrix, and the KL that it is predicted to cost."""
-    title = f"Types for {plan.budget}: predicted mean KL {plan.predicted_kl:.2e}"
+    title = f"Types for {plan.budget}: mean KL predicted {plan.predicted_kl:.2e}"
+    if measured_kl is not None:
+        title += f", measured {measured_kl:.2e} on held-out text"
     rows = [(name, option.type, f"{option.kl:.1e}") for name, option in plan.matrices.items()]
     return plain_table(title, ("matrix", "type", "predicted KL"), rows)
 

@@ -11,14 +11,17 @@ from llmkit.threads import wait_without_spinning
 wait_without_spinning()  # counts only before torch is imported
 
 from llmkit.demo import demo
+from llmkit.export.budget import Budget
 from llmkit.export.convert import export
 from llmkit.export.deploy import deploy
 from llmkit.export.doctor.examine import doctor
+from llmkit.export.imatrix import make_imatrix
 from llmkit.export.inspection import inspect
 from llmkit.export.measure import compare
 from llmkit.export.parity.verify import verify
 from llmkit.export.plot import size_quality_figure
 from llmkit.export.report import write_report
+from llmkit.export.requantize import requantize
 from llmkit.export.running import generate
 from llmkit.export.tables import comparison_table, export_table, proof_table
 from llmkit.finetuning.classify import finetune_classify
@@ -32,6 +35,7 @@ from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.training import train
 
 __all__ = [
+    "Budget",
     "FinetuneConfig",
     "LoRAConfig",
     "Sampling",
@@ -48,8 +52,10 @@ __all__ = [
     "finetune_prefer",
     "generate",
     "inspect",
+    "make_imatrix",
     "prompt_format",
     "proof_table",
+    "requantize",
     "size_quality_figure",
     "train",
     "verify",

@@ -113,7 +113,7 @@ def _export(
     else:
         results.print(export_table([*done.files, *([done.adapter] if done.adapter else [])]))
         if done.plan:
-            results.print(plan_table(done.plan))
+            results.print(plan_table(done.plan, done.measured_kl))
         if done.proofs:
             results.print(proof_table(done.proofs))
         results.print(f"{done.modelfile}: how to create the model in Ollama stands at its top")

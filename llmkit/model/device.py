@@ -28,6 +28,11 @@ def choose_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
+def device_with_float64() -> torch.device:
+    """CUDA where there is one, else the CPU: MPS has no float64."""
+    return choose_device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this device."""
     if device.type == "cuda":

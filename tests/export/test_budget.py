@@ -38,6 +38,11 @@ def test_the_file_keeps_to_its_bits_and_is_proved(planned: Export) -> None:
     assert len(set(types.values())) > 1
 
 
+def test_what_it_costs_is_measured_too(planned: Export, tiny_checkpoint: Path) -> None:
+    (row,) = compare(tiny_checkpoint, [planned.files[0].path]).rows
+    assert planned.measured_kl == row.mean_kl
+
+
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_its_kl_is_predicted_and_below_that_of_one_type(method: Method, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "c", n_layer=2).folder
@@ -99,6 +104,7 @@ def test_a_width_that_no_block_fits_stays_f16(tmp_path: Path) -> None:
     done = export(made.folder, out, budget=budget, calibration=text, prove=False)
     assert done.plan is not None
     assert done.plan.matrices["wte.weight"].type == "f16"
+    assert done.measured_kl is None  # nothing was held out
 
 
 def test_too_little_is_said_before_anything_is_measured(tiny_checkpoint: Path) -> None:
