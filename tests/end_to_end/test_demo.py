@@ -58,7 +58,7 @@ def test_the_4_bit_file_tells_the_tale_it_is_asked_for(report: dict[str, list[li
     _, (question, tale) = report["answers"]
     hero = re.fullmatch(r"Tell a story about (\w+)\.", question)
     assert hero is not None
-    assert re.match(r"Once there was an? \w+", tale)
+    assert re.match(r"Once (there was|upon a time) an? \w+", tale)  # as the corpus begins
     assert tale.endswith((".", '"'))  # and so it stopped by itself
     assert 60 <= len(tale.split()) <= 170
     assert tale.count(hero.group(1)) >= 3
