@@ -111,7 +111,10 @@ def _steps(server: OllamaServer, plan: Plan, name: str) -> Iterator[DoctorCheck]
                 return
         copy(http, temporary, name)
         if server.digest(name) != server.digest(temporary):
-            raise OllamaError(f"Ollama has not given the model the name {name}; see its log")
+            raise OllamaError(
+                f"{name} is another model in Ollama: two deployments under one name?"
+                " Deploy it again when the other is through"
+            )
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llmkit.errors import ModelfileError
@@ -29,6 +30,7 @@ class GoEngine:
     """A running Go program that renders as Ollama does, a line of JSON for each question."""
 
     process: subprocess.Popen[str]
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def render(self, template: str, messages: Sequence[Message], system: str = "") -> str:
         """The prompt that Ollama sends to the model; `system` is the Modelfile's SYSTEM.
@@ -42,9 +44,10 @@ class GoEngine:
         }
         if self.process.stdin is None or self.process.stdout is None:
             raise ModelfileError("the Go program was started without pipes")
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        with self.one_at_a_time:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            answer = json.loads(self.process.stdout.readline())
         if "error" in answer:
             raise ModelfileError(f"template error: {answer['error']}")
         return str(answer["text"])

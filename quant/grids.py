@@ -80,7 +80,7 @@ class Grid:
         if self._is_uniform:
             return scaled.round_().clamp_(levels[0], levels[-1])
         table = torch.tensor(levels, dtype=scaled.dtype, device=scaled.device)
-        return table[torch.bucketize(scaled, (table[1:] + table[:-1]) / 2)]
+        return table[torch.bucketize(scaled.contiguous(), (table[1:] + table[:-1]) / 2)]
 
     def units(self, weights: Tensor, importance: Tensor) -> Units:
         """Units of a block of weights (rows, sub-blocks, size), importance (sub-blocks, size).

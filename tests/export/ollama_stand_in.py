@@ -81,7 +81,7 @@ class StandIn:
             case "GET", "/api/version":
                 return {"version": self.trouble.version}
             case "GET", "/api/tags":
-                return {"models": [self._listed(name) for name in self.models]}
+                return {"models": [self._listed(name) for name in list(self.models)]}
             case "GET", "/api/ps":
                 extra = {"expires_at": "", "size_vram": 0, "context_length": 128}
                 return {"models": [self._listed(name) | extra for name in self.loaded]}

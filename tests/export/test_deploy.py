@@ -24,8 +24,8 @@ from llmkit.export.deploy import Deployment, deploy
 from llmkit.export.doctor import machine
 from llmkit.export.ollama.address import full_name, unverified_name
 from llmkit.export.ollama.server import OllamaServer
-from llmkit.export.ollama.store import Blob, create, delete, upload
-from llmkit.export.ollama.transport import Patience
+from llmkit.export.ollama.store import Blob, copy, create, delete, upload
+from llmkit.export.ollama.transport import Patience, Transport
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.reading import read_modelfile
 
@@ -290,17 +290,34 @@ def test_an_interrupt_leaves_nothing(
 
 
 def test_two_deployments_at_once_do_not_mix(folder: Path, other: Path, server: StandIn) -> None:
-    done: list[Deployment] = []
+    """Each is made and verified as if alone, under a name of its own."""
+    done: dict[str, Deployment] = {}
+
+    def deploy_as(name: str, what: Path) -> None:
+        done[name] = deploy(what, name, host=server.url)
+
     threads = [
-        threading.Thread(target=lambda f=f: done.append(deploy(f, NAME, host=server.url)))
-        for f in (folder, other)
+        threading.Thread(target=deploy_as, args=asked) for asked in ((NAME, folder), ("b", other))
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [one.passed for one in done] == [True, True]
-    assert list(server.models) == [f"{NAME}:latest"]
+    assert {name: crosses(one) for name, one in done.items()} == {NAME: {}, "b": {}}
+    assert set(server.models) == {f"{NAME}:latest", "b:latest"}
+
+
+def test_a_name_that_another_deployment_takes_is_an_error(
+    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy_and_lose(http: Transport, source: str, destination: str) -> None:
+        copy(http, source, destination)
+        take_name(server, folder)
+
+    monkeypatch.setattr("llmkit.export.deploy.copy", copy_and_lose)
+    with pytest.raises(OllamaError, match=f"{NAME} is another model in Ollama"):
+        deploy(folder, NAME, host=server.url)
+    assert [stored.digest for stored in server.models.values()] == ["before"]
 
 
 # What cannot be deployed
@@ -348,12 +365,12 @@ def test_the_checkpoint_is_the_proofs_or_has_to_be_named(
 def test_a_modelfile_that_would_surprise_is_refused(
     line: str, message: str, folder: Path, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "out"
-    shutil.copytree(folder, copy)
-    with (copy / "Modelfile").open("a", encoding="utf-8") as file:
+    made = tmp_path / "out"
+    shutil.copytree(folder, made)
+    with (made / "Modelfile").open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
     with pytest.raises(ModelfileError, match=message):
-        deploy(copy, NAME)
+        deploy(made, NAME)
 
 
 @pytest.mark.parametrize("name", ["", "my tales", "-tales", "tales:", "a/b/c/d", "tales:v 2"])
