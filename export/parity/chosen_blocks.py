@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmkit.errors import GGUFError
-from llmkit.export.gguf_file import GGUFFile, StoredTensor
-from llmkit.export.metadata import BLOCKS_KEY, hash_of_blocks
-from llmkit.export.parity.tensor_diagnosis import WantedTensor
-from llmkit.export.parity.tensor_faults import rows_of
-from llmkit.quant import dequantize, quantize
+from llmkit.export.gguf_file import GGUFFile
+from llmkit.export.metadata import BLOCKS_KEY
+from llmkit.export.parity.tensor_diagnosis import Suspect, WantedTensor, rounded
+from llmkit.quant import dequantize
+from llmkit.quant.types import FloatRows, PackedRows, QuantType
 
 # How far from the weights a row may be, in distances of the rounded row. Error feedback moves
 # weights to make up for others: up to 2.8 times as far in a trained GPT's feed-forward layers.
 # Another row is 12 times as far in 4 bits, and farther in more.
 FARTHEST = 8.0
+
+_PROBED_ROWS = 32  # that are looked for in another matrix before all are
+_ROWS_AT_ONCE = 1024  # whose distances from all rows of a matrix are held in memory
 
 
 def hashes_of(file: GGUFFile) -> Mapping[str, str]:
@@ -37,34 +42,77 @@ def hashes_of(file: GGUFFile) -> Mapping[str, str]:
     return hashes
 
 
-def chosen_faults(
-    file: GGUFFile, wanted: Sequence[WantedTensor], hashes: Mapping[str, str]
-) -> dict[str, str]:
-    """What is wrong, by GGUF name, with the tensors of the right shape that are in `hashes`."""
-    faults = {}
-    for tensor in wanted:
-        if tensor.source in hashes:
-            text = _fault(file.tensors[tensor.name], tensor, hashes[tensor.source])
-            if text:
-                faults[tensor.name] = text
-    return faults
+def as_rounded(suspect: Suspect, others: Sequence[WantedTensor]) -> Suspect:
+    """The rows as the rounding of those that they are near to, of this tensor or of another.
+
+    What was done to chosen blocks then shows as it does in rounded ones: the tensor is right where
+    this gives the wanted blocks. Rows that are near to nothing stay as they are, and where most are
+    such, all do.
+    """
+    wanted = suspect.wanted
+    own = _NearRows.of(wanted.weights(), wanted.stored)
+    values = dequantize(suspect.found, wanted.stored)
+    likely = own.blocks.copy()
+    far = np.flatnonzero(~own.are_near(values, np.arange(len(values))))
+    likely[far] = suspect.found[far]
+    if not len(far):
+        return Suspect(wanted, likely)
+    if turned := _transposed(wanted, values):
+        return Suspect(wanted, turned.blocks)
+    for other in (wanted, *(other for other in others if _is_alike(other, wanted))):
+        rows = own if other is wanted else _NearRows.of(other.weights(), other.stored)
+        probed = np.linspace(0, len(far) - 1, _PROBED_ROWS, dtype=np.int64)
+        if not rows.found(values[far[probed]])[1].any():
+            continue
+        places, known = rows.found(values[far])
+        likely[far[known]] = rows.blocks[places[known]]
+        far = far[~known]
+        if not len(far):
+            break
+    return Suspect(wanted, likely) if 2 * len(far) < len(values) else suspect
 
 
-def _fault(found: StoredTensor, wanted: WantedTensor, sha256: str) -> str:
-    rows = rows_of(found)
+@dataclass(frozen=True)
+class _NearRows:
+    """Rows of weights, and how far blocks that stand for them may be."""
+
+    weights: FloatRows
+    blocks: PackedRows  # the weights rounded
+    farthest: NDArray[np.float32]  # (n_rows,), mean square of the difference
+
+    @classmethod
+    def of(cls, weights: FloatRows, stored: QuantType) -> _NearRows:
+        blocks = rounded(weights, stored)
+        distances = np.square(dequantize(blocks, stored) - weights).mean(axis=1)
+        # A row that rounding meets exactly may be missed by as much as the others on the mean.
+        return cls(weights, blocks, FARTHEST**2 * np.maximum(distances, distances.mean()))
+
+    def are_near(self, values: FloatRows, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each row of values may stand for the row of weights at its place."""
+        distances = np.square(values - self.weights[places]).mean(axis=1)
+        near: NDArray[np.bool_] = distances <= self.farthest[places]  # NaN is not
+        return near
+
+    def found(self, values: FloatRows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The nearest row of weights to each row of values, and whether it is near."""
+        squares = np.square(self.weights).sum(axis=1)
+        places = [
+            # |v - w|^2 without |v|^2, which is the same for all w
+            (squares - 2 * (values[start : start + _ROWS_AT_ONCE] @ self.weights.T)).argmin(axis=1)
+            for start in range(0, len(values), _ROWS_AT_ONCE)
+        ]
+        nearest = np.concatenate(places)
+        return nearest, self.are_near(values, nearest)
+
+
+def _transposed(wanted: WantedTensor, values: FloatRows) -> _NearRows | None:
+    """The rows of the matrix that lies there column by column; None where it is not that."""
     weights = wanted.weights()
-    distances = np.square(dequantize(rows, wanted.stored) - weights).mean(axis=1)
-    # Types that need importances have no rounding without; all alike are as good for a measure.
-    alike = np.ones(wanted.shape[-1], np.float32) if wanted.stored.needs_importance else None
-    blocks = quantize(weights, wanted.stored, wanted.name, alike)
-    rounded = np.square(dequantize(blocks, wanted.stored) - weights).mean(axis=1)
-    # A row that rounding meets exactly may be missed by as much as the others on the mean.
-    far = ~(distances <= FARTHEST**2 * np.maximum(rounded, rounded.mean()))
-    if far.any():
-        return (
-            f"{far.sum()} of {len(far)} rows are not the checkpoint's, first row {far.argmax()}: "
-            f"more than {FARTHEST:.0f} times as far from it as rounding"
-        )
-    if hash_of_blocks(rows) != sha256:
-        return "some blocks are not those that were chosen: their hash is another"
-    return ""
+    rows = _NearRows.of(np.ascontiguousarray(weights.T).reshape(weights.shape), wanted.stored)
+    return rows if rows.are_near(values, np.arange(len(values))).all() else None
+
+
+def _is_alike(other: WantedTensor, wanted: WantedTensor) -> bool:
+    return (
+        other.name != wanted.name and other.shape == wanted.shape and other.stored == wanted.stored
+    )

@@ -67,6 +67,15 @@ class Diagnosis:
     is_known: bool = True
 
 
+def rounded(weights: FloatRows, stored: QuantType) -> PackedRows:
+    """Weights (n_rows, row_length) to the nearest that the blocks can hold.
+
+    Types that need importances have no rounding without; all alike are as good to compare with.
+    """
+    alike = np.ones(weights.shape[-1], np.float32) if stored.needs_importance else None
+    return quantize(weights, stored, "a guess", alike)
+
+
 def looks_like(suspect: Suspect) -> Diagnosis:
     """Where a tensor differs from the checkpoint's and what was done to it, as far as it shows."""
     wanted = suspect.wanted.blocks()
@@ -116,7 +125,7 @@ def _is_transposed(suspect: Suspect, weights: FloatRows) -> bool:
 
 def _is_packed(weights: FloatRows, suspect: Suspect, n: int) -> bool:
     """Whether the first n found rows are these numbers in the stored type."""
-    return np.array_equal(quantize(weights, suspect.stored, "a guess"), suspect.found[:n])
+    return np.array_equal(rounded(weights, suspect.stored), suspect.found[:n])
 
 
 def _order(suspect: Suspect, wanted: PackedRows) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,13 +33,14 @@ class Faults:
     missing: list[WantedTensor]
     other_shape: list[WantedTensor]
     other_type: list[WantedTensor]
-    differing: list[WantedTensor]  # right in shape and type
+    differing: list[Suspect]  # right in shape and type
+    rehashed: list[str]  # near the checkpoint's, and not the blocks that were chosen for it
 
     @property
     def count(self) -> int:
         """Number of tensors that are wrong."""
-        kinds = (self.left_over, self.missing, self.other_shape, self.other_type, self.differing)
-        return sum(len(kind) for kind in kinds)
+        named = len(self.left_over) + len(self.missing) + len(self.rehashed)
+        return named + len(self.other_shape) + len(self.other_type) + len(self.differing)
 
 
 def rows_of(found: StoredTensor) -> PackedRows:
@@ -55,6 +56,7 @@ def fault_texts(faults: Faults, wanted: Sequence[WantedTensor]) -> list[str]:
         *(_shape(faults.file.tensors[t.name], t) for t in faults.other_shape[:_DIAGNOSED]),
         *_types(faults),
         *_differences(faults, wanted),
+        *_rehashed(faults),
     ]
 
 
@@ -129,14 +131,13 @@ def _is_same(found: StoredTensor, wanted: WantedTensor) -> bool:
 def _differences(faults: Faults, wanted: Sequence[WantedTensor]) -> Iterator[str]:
     if not faults.differing:
         return
-    found = {t.name: rows_of(faults.file.tensors[t.name]) for t in faults.differing}
-    moved, rest = moved_texts(faults.differing, found, wanted)
+    moved, rest = moved_texts(faults.differing, wanted)
     yield from moved
-    diagnoses = [looks_like(Suspect(t, found[t.name])) for t in rest[:_DIAGNOSED]]
-    matrices = [tensor for tensor in wanted if len(tensor.shape) == 2]
+    diagnoses = [looks_like(suspect) for suspect in rest[:_DIAGNOSED]]
+    matrices = {tensor.name for tensor in wanted if len(tensor.shape) == 2}
     unknown = not any(diagnosis.is_known for diagnosis in diagnoses)
-    if rest and unknown and {t.name for t in matrices} <= {t.name for t in rest}:
-        errors = _errors(rest, found)
+    if rest and unknown and matrices <= {suspect.wanted.name for suspect in rest}:
+        errors = _errors(rest)
         yield (
             f"another checkpoint's file: every matrix differs (relative RMS error "
             f"{min(errors):.2g} to {max(errors):.2g})"
@@ -145,36 +146,33 @@ def _differences(faults: Faults, wanted: Sequence[WantedTensor]) -> Iterator[str
     yield from _grouped(rest, diagnoses)
 
 
-def _errors(tensors: Sequence[WantedTensor], found: Mapping[str, PackedRows]) -> list[float]:
+def _errors(suspects: Sequence[Suspect]) -> list[float]:
     return [
         relative_error(
-            dequantize(found[tensor.name], tensor.stored),
-            dequantize(tensor.blocks(), tensor.stored),
+            dequantize(suspect.found, suspect.stored),
+            dequantize(suspect.wanted.blocks(), suspect.stored),
         )
-        for tensor in tensors
-        if len(tensor.shape) == 2
+        for suspect in suspects
+        if len(suspect.shape) == 2
     ]
 
 
-def _grouped(rest: Sequence[WantedTensor], diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
-    yield from _by_text({t.name: d.text for t, d in zip(rest, diagnoses, strict=False)})
+def _grouped(rest: Sequence[Suspect], diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
+    names: dict[str, list[str]] = {}
+    for suspect, diagnosis in zip(rest, diagnoses, strict=False):
+        names.setdefault(diagnosis.text, []).append(suspect.wanted.name)
+    for text, group in names.items():
+        yield f"{', '.join(group)}: {text}"
     if len(rest) > len(diagnoses):
         yield f"and {len(rest) - len(diagnoses)} more tensors differ"
 
 
-def listed_faults(faults: Mapping[str, str]) -> list[str]:
-    """What is wrong with tensors, by name, of the first few."""
-    shown = dict(list(faults.items())[:_DIAGNOSED])
-    more = len(faults) - len(shown)
-    return [*_by_text(shown), *([f"and {more} more tensors differ"] if more else [])]
-
-
-def _by_text(faults: Mapping[str, str]) -> Iterator[str]:
-    names: dict[str, list[str]] = {}
-    for name, text in faults.items():
-        names.setdefault(text, []).append(name)
-    for text, group in names.items():
-        yield f"{', '.join(group)}: {text}"
+def _rehashed(faults: Faults) -> Iterator[str]:
+    if faults.rehashed:
+        yield (
+            f"{_listed(faults.rehashed)} near the checkpoint's, but some blocks are not those that "
+            "were chosen: their hash is another"
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from llmkit.export.parity.tensor_diagnosis import WantedTensor
+from llmkit.export.parity.tensor_diagnosis import Suspect, WantedTensor
 from llmkit.quant.types import PackedRows
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
@@ -28,27 +28,31 @@ class _Place:
 
 
 def moved_texts(
-    differing: Sequence[WantedTensor],
-    found: Mapping[str, PackedRows],
-    wanted: Sequence[WantedTensor],
-) -> tuple[list[str], list[WantedTensor]]:
+    differing: Sequence[Suspect], wanted: Sequence[WantedTensor]
+) -> tuple[list[str], list[Suspect]]:
     """What lies under other names, in words, and the tensors that are not explained by that.
 
-    `found`: the blocks of the differing tensors. `wanted`: all tensors of the file.
+    `wanted`: all tensors of the file.
     """
     holders: dict[bytes, list[WantedTensor]] = {}
     for tensor in wanted:
         holders.setdefault(_digest(tensor.blocks()), []).append(tensor)
     contents = {
-        tensor.name: same
-        for tensor in differing
-        if (same := [t for t in holders.get(_digest(found[tensor.name]), ()) if _fits(t, tensor)])
+        suspect.wanted.name: same
+        for suspect in differing
+        if (
+            same := [
+                tensor
+                for tensor in holders.get(_digest(suspect.found), ())
+                if _fits(tensor, suspect.wanted)
+            ]
+        )
     }
     layers = _moved_layers(differing, contents)
     texts = list(_layer_texts(layers))
     alone = {n: c for n, c in contents.items() if _Place.of(n).layer not in layers}
     texts += _single_texts(alone)
-    return texts, [tensor for tensor in differing if tensor.name not in contents]
+    return texts, [suspect for suspect in differing if suspect.wanted.name not in contents]
 
 
 def _fits(content: WantedTensor, place: WantedTensor) -> bool:
@@ -60,14 +64,14 @@ def _digest(blocks: PackedRows) -> bytes:
 
 
 def _moved_layers(
-    differing: Sequence[WantedTensor], contents: Mapping[str, Sequence[WantedTensor]]
+    differing: Sequence[Suspect], contents: Mapping[str, Sequence[WantedTensor]]
 ) -> dict[int, int]:
     """Layers all of whose differing tensors, several, are those of one other layer."""
     sources: dict[int, list[set[int | None]]] = {}
-    for tensor in differing:
-        place = _Place.of(tensor.name)
+    for suspect in differing:
+        place = _Place.of(suspect.wanted.name)
         if place.layer is not None:
-            others = (_Place.of(content.name) for content in contents.get(tensor.name, ()))
+            others = (_Place.of(content.name) for content in contents.get(place.name, ()))
             same_part = {other.layer for other in others if other.part == place.part}
             sources.setdefault(place.layer, []).append(same_part)
     moved = {}

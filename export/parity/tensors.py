@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
@@ -12,13 +12,14 @@ from llmkit.checkpoint import Checkpoint, TensorReader
 from llmkit.export.adapter import adapter_arrays
 from llmkit.export.gguf_file import GGUFFile, StoredTensor
 from llmkit.export.gguf_write import entry_type, open_weights, pack_tensor
+from llmkit.export.metadata import hash_of_blocks
 from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.export.parity.check import Check, counted
-from llmkit.export.parity.chosen_blocks import chosen_faults, hashes_of
+from llmkit.export.parity.chosen_blocks import as_rounded, hashes_of
 from llmkit.export.parity.subject import Subject
-from llmkit.export.parity.tensor_diagnosis import WantedTensor
-from llmkit.export.parity.tensor_faults import Faults, fault_texts, listed_faults, rows_of
-from llmkit.quant import quant_type, quantize
+from llmkit.export.parity.tensor_diagnosis import Suspect, WantedTensor, rounded
+from llmkit.export.parity.tensor_faults import Faults, fault_texts, rows_of
+from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.quant.types import PackedRows, QuantType
 
 
@@ -31,15 +32,11 @@ def tensors_check(subject: Subject) -> Check:
     source, merged = subject.checkpoint, subject.adapter is None
     table = tensor_table(source.config)
     trained = source.trained_blocks() if subject.quantization.name == source.qat else {}
+    hashes = hashes_of(subject.file)
     with open_weights(source, merged=merged) as tensors:
         wanted = [_wanted(tensors, entry, subject, trained) for entry in table]
-        hashes = hashes_of(subject.file)
         faults = _faults(subject.file, wanted, hashes)
         n_wrong, texts = faults.count, fault_texts(faults, wanted)
-        right = [t for t in wanted if _has_form(subject.file.tensors.get(t.name), t)]
-        wrong = chosen_faults(subject.file, right, hashes)
-        n_wrong += len(wrong)
-        texts += listed_faults(wrong)
     if faults.differing and source.lora is not None:
         texts = [*_adapter_text(subject, faults), *texts]
     n_tensors = len(wanted)
@@ -67,10 +64,13 @@ def _wanted(
     trained: Mapping[str, PackedRows] = MappingProxyType({}),
 ) -> WantedTensor:
     wanted = entry_type(entry, subject.quantization, subject.checkpoint.config)
+    f32 = quant_type("f32")
 
     def pack(stored: QuantType) -> PackedRows:
         if stored == wanted and entry.checkpoint_name in trained:
             return trained[entry.checkpoint_name]
+        if stored.needs_importance:
+            return rounded(dequantize(pack_tensor(tensors, entry, f32), f32), stored)
         return pack_tensor(tensors, entry, stored)
 
     return WantedTensor(
@@ -95,29 +95,29 @@ def _wanted_of_adapter(source: Checkpoint) -> list[WantedTensor]:
     ]
 
 
-def _has_form(found: StoredTensor | None, wanted: WantedTensor) -> bool:
-    return (
-        found is not None
-        and found.shape == wanted.shape
-        and found.ggml_type == wanted.stored.ggml_type
-    )
-
-
-def _faults(file: GGUFFile, wanted: Sequence[WantedTensor], chosen: Collection[str] = ()) -> Faults:
-    """What is wrong with the tensors; of those in `chosen` not the blocks."""
+def _faults(
+    file: GGUFFile, wanted: Sequence[WantedTensor], hashes: Mapping[str, str] = MappingProxyType({})
+) -> Faults:
+    """What is wrong with the tensors. `hashes`: of those whose blocks were chosen."""
     left_over = sorted(file.tensors.keys() - {tensor.name for tensor in wanted})
-    missing, other_shape, other_type, differing = [], [], [], []
+    faults = Faults(file, left_over, [], [], [], [], [])
     for tensor in wanted:
         found = file.tensors.get(tensor.name)
         if found is None:
-            missing.append(tensor)
+            faults.missing.append(tensor)
         elif found.shape != tensor.shape:
-            other_shape.append(tensor)
+            faults.other_shape.append(tensor)
         elif found.ggml_type != tensor.stored.ggml_type:
-            other_type.append(tensor)
-        elif tensor.source not in chosen and not is_equal(found, tensor):
-            differing.append(tensor)
-    return Faults(file, left_over, missing, other_shape, other_type, differing)
+            faults.other_type.append(tensor)
+        elif tensor.source in hashes:
+            suspect = as_rounded(Suspect(tensor, rows_of(found)), wanted)
+            if not np.array_equal(suspect.found, tensor.blocks()):
+                faults.differing.append(suspect)
+            elif hash_of_blocks(rows_of(found)) != hashes[tensor.source]:
+                faults.rehashed.append(tensor.name)
+        elif not is_equal(found, tensor):
+            faults.differing.append(Suspect(tensor, rows_of(found)))
+    return faults
 
 
 def _adapter_text(subject: Subject, faults: Faults) -> list[str]:
@@ -127,10 +127,10 @@ def _adapter_text(subject: Subject, faults: Faults) -> list[str]:
     with open_weights(subject.checkpoint, merged=not merged) as tensors:
         is_other = all(
             is_equal(
-                faults.file.tensors[tensor.name],
-                _wanted(tensors, entries[tensor.name], subject),
+                faults.file.tensors[suspect.wanted.name],
+                _wanted(tensors, entries[suspect.wanted.name], subject),
             )
-            for tensor in faults.differing
+            for suspect in faults.differing
         )
     if not is_other:
         return []

@@ -71,9 +71,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def good(checkpoint: Checkpoint) -> dict[str, Path]:
     folder = checkpoint.folder.parent
-    return {
+    files = {
         kind: write(checkpoint, folder / f"{kind}.gguf", kind) for kind in ("f32", "q8_0", "q4_0")
     }
+    text = folder / "text.txt"
+    text.write_text("some words to merge, some more words " * 200, encoding="utf-8")
+    out = folder / "gptq"
+    done = export(
+        checkpoint.folder, out, quants=["q4_0"], method="gptq", calibration=text, prove=False
+    )
+    return {**files, "gptq": done.files[0].path}
 
 
 # --- damages to tensors -----------------------------------------------------------------------
@@ -132,6 +139,21 @@ def by_way_of(first: str, second: str) -> Damage:
     def damage(source: Path, target: Path) -> None:
         with_tensors(source, target, change)
         with_key(target, target, "general.file_type", gguf.LlamaFileType.MOSTLY_Q8_0, Kind.UINT32)
+
+    return damage
+
+
+def in_numbers(name: str, change: Callable[[Any], Any]) -> Damage:
+    """One tensor's numbers are changed and rounded again."""
+
+    def damage(source: Path, target: Path) -> None:
+        def replace(tensors: dict[str, Any]) -> None:
+            blocks, kind = tensors[name]
+            stored = quant_type(kind.name.lower())
+            numbers = np.ascontiguousarray(change(dequantize(blocks, stored)))
+            tensors[name] = (quantize(numbers, stored, name), kind)
+
+        with_tensors(source, target, replace)
 
     return damage
 
@@ -202,6 +224,41 @@ IN_TENSORS: dict[str, tuple[str, Damage, str]] = {
         "blk.0.attn_q.weight",
     ),
     "quantized twice": ("f32", by_way_of("q4_0", "q8_0"), "quantized twice, by way of q4_0"),
+    "chosen, q and k exchanged": (
+        "gptq",
+        tensor(QKV, lambda d: exchanged(d, 0, 64, 64)),
+        "q and k",
+    ),
+    "chosen, transposed": ("gptq", in_numbers(SQUARE, lambda d: d.T), "transposed"),
+    "chosen, two rows exchanged": ("gptq", tensor(UP, lambda d: exchanged(d, 3, 7, 1)), "3 and 7"),
+    "chosen, one row of another": (
+        "gptq",
+        tensor(SQUARE, lambda d: np.concatenate([d[:5], d[4:5], d[6:]])),
+        "row 5 holds row 4",
+    ),
+    "chosen, two layers exchanged": (
+        "gptq",
+        tensors(exchanged_layers),
+        "layers 0 and 1 are exchanged",
+    ),
+    "chosen, doubled": ("gptq", in_numbers(UP, lambda d: d * 2), f"{UP}: 1.975 x the checkpoint's"),
+    "chosen, the embedding shifted": (
+        "gptq",
+        tensor("token_embd.weight", lambda d: np.roll(d, 1, 0)),
+        "shifted by 1",
+    ),
+    "chosen, zeros": ("gptq", tensor(UP, lambda d: d * 0), "all zeros"),
+    "chosen, rounded instead": (
+        "gptq",
+        in_numbers(UP, lambda d: d * np.float32(1.01)),
+        f"{UP} is near the checkpoint's, but some blocks are not those that were chosen",
+    ),
+    "chosen, one bit": (
+        "gptq",
+        lambda source, target: with_flipped_bit(source, target, UP, 3),
+        "their hash is another",
+    ),
+    "chosen, one block's scale": ("gptq", tensor(UP, with_byte(9, 1)), UP),
 }
 
 
@@ -219,7 +276,9 @@ def test_a_damaged_tensor_is_caught_and_named(
         assert not {"metadata", "tokenizer", "layers"} & wrong
 
 
-def test_another_checkpoints_file_is_caught(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_another_checkpoints_file_is_caught(
+    checkpoint: Checkpoint, good: dict[str, Path], tmp_path: Path
+) -> None:
     def retrain(weights: dict[str, torch.Tensor]) -> None:
         for weight in weights.values():
             weight += 0.01 * torch.randn(weight.shape)
@@ -227,6 +286,8 @@ def test_another_checkpoints_file_is_caught(checkpoint: Checkpoint, tmp_path: Pa
     other = make_checkpoint(tmp_path / "other", change=retrain, tie_embeddings=False)
     failed = said(proof_of(checkpoint, write(other, tmp_path / "m.gguf", "q8_0")))
     assert "another checkpoint" in failed["tensors"]
+    failed = said(proof_of(other, good["gptq"]))  # whose matrices may be this far from it
+    assert "position_embd.weight: other numbers" in failed["tensors"]
 
 
 def test_a_truncated_file_is_refused(
