@@ -73,7 +73,7 @@ def _other_choices(
     return [
         Step(number, position, token_id, int(row.argmax()), float(row.max() - row[token_id]))
         for position, (token_id, row) in enumerate(zip(chosen, logits, strict=True))
-        if row[token_id] < row.max()
+        if not row[token_id] >= row.max()  # of NaN neither is true
     ]
 
 

@@ -91,9 +91,17 @@ def compare_logits(
 
 def logits_check(found: LogitsComparison) -> Check:
     """Value: llama.cpp's distance in units of the reference's distance from itself."""
+    broken = np.flatnonzero(~np.isfinite(found.cost.max_logit_difference))
+    if len(broken):
+        detail = (
+            f"llama.cpp's logits are infinite or NaN at {len(broken):,} of "
+            f"{len(found.cost.kl):,} positions, first at position {broken[0]}: a number that is "
+            "too large for what it is rounded to; choose f32 or bf16"
+        )
+        return Check("logits", False, sys.float_info.max, NOISE_MULTIPLE, detail)
     distance, noise = Distance.of(found.conversion), Distance.of(found.noise)
     value = distance.in_units_of(noise)
-    passed = value <= NOISE_MULTIPLE  # NaN fails
+    passed = value <= NOISE_MULTIPLE
     detail = (
         f"mean KL of {len(found.conversion.kl):,} positions: conversion {distance.mean_kl:.1e} "
         f"(rounding alone {noise.mean_kl:.1e}), quantization {found.cost.mean_kl:.1e}; "

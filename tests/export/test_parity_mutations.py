@@ -637,6 +637,19 @@ def test_another_gelu_is_caught_and_named(
     assert "another form of GELU" in failed["layers"]
 
 
+def test_an_activation_that_no_f16_holds_is_caught(tmp_path: Path) -> None:
+    def overflow(weights: dict[str, torch.Tensor]) -> None:
+        weights["h.0.mlp.c_fc.bias"][7] = 1e5
+        weights["h.0.mlp.c_proj.weight"][:, 7] = 1e-7
+
+    made = make_checkpoint(tmp_path / "c", change=overflow)
+    failed = said(proof_of(made, write(made, tmp_path / "m.gguf", "f16")))
+    assert failed["logits"].startswith("llama.cpp's logits are infinite or NaN at")
+    assert failed["logits"].endswith("choose f32 or bf16")
+    assert "generation" in failed
+    assert said(proof_of(made, write(made, tmp_path / "b.gguf", "bf16"))) == {}
+
+
 # --- nothing is wrong -------------------------------------------------------------------------
 
 
