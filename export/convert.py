@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.adapter import write_adapter
-from llmkit.export.budget import Budget, Plan, measured_kl
-from llmkit.export.chosen import Method
+from llmkit.export.budget import Plan, measured_kl
 from llmkit.export.gguf_write import ExportedFile, write_gguf
 from llmkit.export.modelfile_write import modelfile_for
 from llmkit.export.parity.check import Proof
@@ -44,15 +42,10 @@ class Export:
 def export(
     checkpoint: Path,
     out: Path,
+    recipe: Recipe | None = None,
     *,
-    quants: Sequence[str] | None = None,
     name: str | None = None,
     merge: bool = False,
-    method: Method = "rtn",
-    calibration: Path | None = None,
-    imatrix: Path | None = None,
-    budget: Budget | None = None,
-    tensor_types: Mapping[str, str] | None = None,
     prove: bool = True,
 ) -> Export:
     """Write `out`/NAME-QUANT.gguf for each quantization and a Modelfile for the smallest.
@@ -61,13 +54,9 @@ def export(
     where their rows do not fit them what llama.cpp takes instead; biases, norms and positions stay
     f32. A LoRA adapter becomes a file beside its base, NAME-adapter.gguf, or with `merge` part of
     the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others;
-    weights that were trained for blocks have these unless other quantizations are named.
-    `method` rtn rounds each weight, with the importances of the file `imatrix` if one is given;
-    gptq chooses each number in the blocks by what the model reads in the text `calibration`, or in
-    the text that it was trained on. With a `budget` instead of `quants` the types are those of the
-    least predicted KL that keep to it; `tensor_types` says the types of matrices whose GGUF names
-    match a pattern; either file is called NAME-custom.gguf. With `prove` each file is verified;
-    without, the Modelfile says that nothing was proved.
+    weights that were trained for blocks have these unless other quantizations are named. Types
+    that are chosen matrix by matrix, by a budget or by `tensor_types`, make NAME-custom.gguf.
+    With `prove` each file is verified; without, the Modelfile says that nothing was proved.
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
@@ -75,11 +64,10 @@ def export(
     apart = source.lora is not None and not merge
     if merge and source.lora is None:
         raise ConfigError(f"{checkpoint} has no adapter to merge; leave --merge out")
-    recipe = Recipe(quants, method, calibration, imatrix, budget, tensor_types or {})
     name = name or checkpoint.resolve().name
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)
-    prepared = prepare(source, recipe, merged=not apart)
+    prepared = prepare(source, recipe or Recipe(), merged=not apart)
     adapter = write_adapter(source, adapter_file, name) if apart else None
     beside = adapter_file.name if apart else None
     files = [

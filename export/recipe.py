@@ -24,11 +24,15 @@ DEFAULT_QUANTS = ("f16", "q8_0", "q4_0")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a user asks for. Types come from `quants` or from a `budget`."""
+    """What a user asks for. Types come from `quants`, or are the best that a `budget` has room for.
+
+    `method` rtn rounds each weight; gptq chooses each number in the blocks by what the model reads
+    in the text `calibration`. Raises ConfigError for what does not go together.
+    """
 
     quants: Sequence[str] | None = None  # None: DEFAULT_QUANTS, or what training made blocks of
     method: Method = "rtn"
-    calibration: Path | None = None  # text; None: what the model was trained on
+    calibration: Path | None = None  # None: what the model was trained on
     imatrix: Path | None = None  # importances for rtn
     budget: Budget | None = None
     tensor_types: Mapping[str, str] = field(default_factory=dict)  # by patterns of GGUF names

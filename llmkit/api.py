@@ -20,6 +20,7 @@ from llmkit.export.inspection import inspect
 from llmkit.export.measure import compare
 from llmkit.export.parity.verify import verify
 from llmkit.export.plot import size_quality_figure
+from llmkit.export.recipe import Recipe
 from llmkit.export.report import write_report
 from llmkit.export.requantize import requantize
 from llmkit.export.running import generate
@@ -38,6 +39,7 @@ __all__ = [
     "Budget",
     "FinetuneConfig",
     "LoRAConfig",
+    "Recipe",
     "Sampling",
     "compare",
     "comparison_table",

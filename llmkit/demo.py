@@ -12,6 +12,7 @@ from llmkit.data.tales import questions, tales
 from llmkit.export.convert import Export, export
 from llmkit.export.measure import Comparison, compare
 from llmkit.export.plot import save_figure, size_quality_figure
+from llmkit.export.recipe import Recipe
 from llmkit.export.report import write_report
 from llmkit.export.running import generate
 from llmkit.export.tables import proof_table, save_table_picture
@@ -84,7 +85,7 @@ def demo(out: Path) -> Demo:
         training=INSTRUCT_TRAINING,
         resume=True,
     )
-    exported = export(answering, folder, quants=QUANTS, name=NAME)
+    exported = export(answering, folder, Recipe(QUANTS), name=NAME)
     files = [file.path for file in exported.files]
     comparison = compare(answering, files)
     save_table_picture(proof_table(exported.proofs), folder / "parity.svg")

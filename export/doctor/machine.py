@@ -18,6 +18,7 @@ from llmkit.checkpoint import CheckpointConfig, save_config, save_tensors
 from llmkit.errors import LlmkitError
 from llmkit.export.convert import export
 from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.recipe import Recipe
 from llmkit.export.speed import measure_speed
 from llmkit.model.config import GPTConfig
 from llmkit.model.gpt import GPT
@@ -123,4 +124,4 @@ def _tiny_model(folder: Path) -> Path:
     save_config(checkpoint, CheckpointConfig(config, COMPLETION))
     save_tensors(checkpoint / "model.safetensors", GPT(config).state_dict(), step=0)
     tokenizer.save(checkpoint / "tokenizer.json")
-    return export(checkpoint, folder / "out", quants=["q8_0"], prove=False).files[0].path
+    return export(checkpoint, folder / "out", Recipe(["q8_0"]), prove=False).files[0].path

@@ -90,24 +90,14 @@ def _export(
     from llmkit.console import results
     from llmkit.export.budget import budget_of
     from llmkit.export.convert import export
-    from llmkit.export.recipe import tensor_types
+    from llmkit.export.recipe import Recipe, tensor_types
     from llmkit.export.tables import export_table, plan_table, proof_table
 
     quants = None if quant is None else [part.strip() for part in quant.split(",") if part.strip()]
     budget = budget_of(target_size, target_bpw, fit_memory, context)
-    done = export(
-        checkpoint,
-        out,
-        quants=quants,
-        name=name,
-        merge=merge,
-        method=method,
-        calibration=calibration,
-        imatrix=imatrix,
-        budget=budget,
-        tensor_types=tensor_types(tensor_type or []),
-        prove=prove,
-    )
+    types = tensor_types(tensor_type or [])
+    recipe = Recipe(quants, method, calibration, imatrix, budget, types)
+    done = export(checkpoint, out, recipe, name=name, merge=merge, prove=prove)
     if json_output:
         print_json(asdict(done))
     else:

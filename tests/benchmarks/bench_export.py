@@ -27,7 +27,8 @@ EXPORT = """
 import sys
 from pathlib import Path
 from llmkit.export.convert import export
-export(Path(sys.argv[1]), Path(sys.argv[2]), quants=[sys.argv[3]], name="bench", prove=False)
+from llmkit.export.recipe import Recipe
+export(Path(sys.argv[1]), Path(sys.argv[2]), Recipe([sys.argv[3]]), name="bench", prove=False)
 print(Path("/proc/self/status").read_text())
 """
 

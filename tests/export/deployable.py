@@ -12,6 +12,7 @@ from gguf_surgery import make_checkpoint
 
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
 from llmkit.export.convert import export
+from llmkit.export.recipe import Recipe
 from llmkit.modelfiles.prompt_format import USER_ASSISTANT, Message
 from llmkit.tokenizer import train_bpe
 
@@ -46,7 +47,7 @@ def answering_checkpoint(folder: Path) -> Checkpoint:
 
 def exported(checkpoint: Checkpoint, out: Path, quant: str = "q8_0") -> Path:
     """An export folder with a proof that passed."""
-    done = export(checkpoint.folder, out, quants=[quant], name="tales", prove=False)
+    done = export(checkpoint.folder, out, Recipe([quant]), name="tales", prove=False)
     write_proof(checkpoint, done.files[0].path)
     return out
 

@@ -17,12 +17,13 @@ from llmkit.export.convert import Export, export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.measure import compare
 from llmkit.export.memory import memory_needed
+from llmkit.export.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def planned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     out = tmp_path_factory.mktemp("planned")
-    return export(tiny_checkpoint, out, method="gptq", budget=Budget(7.0, "weights"))
+    return export(tiny_checkpoint, out, Recipe(method="gptq", budget=Budget(7.0, "weights")))
 
 
 def test_the_file_keeps_to_its_bits_and_is_proved(planned: Export) -> None:
@@ -52,17 +53,13 @@ def test_its_kl_is_predicted_and_below_that_of_one_type(method: Method, tmp_path
     done = export(
         folder,
         tmp_path / "planned",
-        method=method,
-        budget=Budget(6.5, "weights"),
-        calibration=text,
+        Recipe(method=method, calibration=text, budget=Budget(6.5, "weights")),
         prove=False,
     )
     uniform = export(
         folder,
         tmp_path / "uniform",
-        quants=["q5_1"],
-        method=method,
-        calibration=text if method == "gptq" else None,
+        Recipe(["q5_1"], method=method, calibration=text if method == "gptq" else None),
         prove=False,
     )
     paths = [done.files[0].path, uniform.files[0].path]
@@ -75,7 +72,7 @@ def test_its_kl_is_predicted_and_below_that_of_one_type(method: Method, tmp_path
 
 def test_a_files_bytes_are_kept_to(tiny_checkpoint: Path, tmp_path: Path) -> None:
     limit = 130_000
-    done = export(tiny_checkpoint, tmp_path, budget=Budget(limit, "file"), prove=False)
+    done = export(tiny_checkpoint, tmp_path, Recipe(budget=Budget(limit, "file")), prove=False)
     assert 0.96 * limit < done.files[0].path.stat().st_size <= limit
 
 
@@ -83,13 +80,12 @@ def test_memory_is_kept_to(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", n_embd=128, n_layer=2, context_length=300)
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words " * 400, encoding="utf-8")
-    q8_0 = export(made.folder, tmp_path / "q8_0", quants=["q8_0"], prove=False).files[0].path
+    q8_0 = export(made.folder, tmp_path / "q8_0", Recipe(["q8_0"]), prove=False).files[0].path
     limit = memory_needed(read_gguf(q8_0), 200).total
     done = export(
         made.folder,
         tmp_path / "out",
-        budget=Budget(limit, "memory", 200),
-        calibration=text,
+        Recipe(calibration=text, budget=Budget(limit, "memory", 200)),
         prove=False,
     )
     assert 0.95 * limit < memory_needed(read_gguf(done.files[0].path), 200).total <= limit
@@ -101,7 +97,7 @@ def test_a_width_that_no_block_fits_stays_f16(tmp_path: Path) -> None:
     text.write_text("some words to merge, some more words " * 100, encoding="utf-8")
     out = tmp_path / "out"
     budget = Budget(16.0, "weights")
-    done = export(made.folder, out, budget=budget, calibration=text, prove=False)
+    done = export(made.folder, out, Recipe(calibration=text, budget=budget), prove=False)
     assert done.plan is not None
     assert done.plan.matrices["wte.weight"].type == "f16"
     assert done.measured_kl is None  # nothing was held out

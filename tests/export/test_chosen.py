@@ -34,7 +34,7 @@ from llmkit.export.names import tensor_table
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.tensors import tensors_check
-from llmkit.export.recipe import tensor_types
+from llmkit.export.recipe import Recipe, tensor_types
 from llmkit.quant import quant_type, quantize
 
 QKV = "blk.0.attn_qkv.weight"
@@ -43,7 +43,7 @@ QKV = "blk.0.attn_qkv.weight"
 @pytest.fixture(scope="module")
 def chosen(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gptq")
-    done = export(tiny_checkpoint, out, quants=["q4_0"], method="gptq", prove=False)
+    done = export(tiny_checkpoint, out, Recipe(["q4_0"], method="gptq"), prove=False)
     return done.files[0].path
 
 
@@ -70,7 +70,7 @@ def test_the_same_bytes_are_better_by_gptq(
 
 
 def test_the_whole_proof_passes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = export(tiny_checkpoint, tmp_path / "out", quants=["q4_0"], method="gptq")
+    done = export(tiny_checkpoint, tmp_path / "out", Recipe(["q4_0"], method="gptq"))
     (proof,) = done.proofs
     assert {check.name: check.detail for check in proof.checks if not check.passed} == {}
     said = {check.name: check.detail for check in proof.checks}["tensors"]
@@ -152,7 +152,7 @@ def test_presets_get_error_feedback_in_every_type(tmp_path: Path, wide: Path) ->
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words " * 200, encoding="utf-8")
     done = export(
-        wide, tmp_path / "out", quants=["q4_k_m"], method="gptq", calibration=text, prove=False
+        wide, tmp_path / "out", Recipe(["q4_k_m"], method="gptq", calibration=text), prove=False
     )
     subject = open_subject(load_checkpoint(wide), done.files[0].path)
     check = tensors_check(subject)
@@ -171,7 +171,7 @@ def test_importances_choose_blocks_of_types_that_need_them_too(
     source, matrix = load_checkpoint(wide), tmp_path / "imatrix.gguf"
     tokens = torch.arange(32)[None]
     write_imatrix(matrix, collect_importance(source.load_model(), tokens, "text"))
-    done = export(wide, tmp_path / "out", quants=["iq2_xs", "q4_0"], imatrix=matrix, prove=False)
+    done = export(wide, tmp_path / "out", Recipe(["iq2_xs", "q4_0"], imatrix=matrix), prove=False)
     for file in done.files:
         subject = open_subject(source, file.path)
         assert subject.file.method == "imatrix"
@@ -181,13 +181,13 @@ def test_importances_choose_blocks_of_types_that_need_them_too(
     stated = read_gguf(done.files[0].path).metadata[CALIBRATION_KEY]
     assert stated == hashlib.sha256(matrix.read_bytes()).hexdigest()
     with pytest.raises(ConfigError, match="is for --method rtn"):
-        export(tiny_checkpoint, tmp_path / "a", quants=["q4_0"], method="gptq", imatrix=matrix)
+        export(tiny_checkpoint, tmp_path / "a", Recipe(["q4_0"], method="gptq", imatrix=matrix))
 
 
 def test_types_of_single_matrices_are_named_by_patterns(wide: Path, tmp_path: Path) -> None:
     types = {"blk.*.ffn_*": "q8_0", "blk.0.ffn_up": "q6_k"}
     out = tmp_path / "out"
-    (file,) = export(wide, out, quants=["q4_k_m"], tensor_types=types, prove=False).files
+    (file,) = export(wide, out, Recipe(["q4_k_m"], tensor_types=types), prove=False).files
     assert file.path.name.endswith("-custom.gguf")
     found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file.path).tensors}
     assert found["blk.0.ffn_up.weight"] == "Q6_K"
@@ -201,9 +201,9 @@ def test_types_of_single_matrices_are_named_by_patterns(wide: Path, tmp_path: Pa
 
 def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no matrix has a name like 'attn'"):
-        export(wide, tmp_path / "a", quants=["q4_0"], tensor_types={"attn": "q8_0"})
+        export(wide, tmp_path / "a", Recipe(["q4_0"], tensor_types={"attn": "q8_0"}))
     with pytest.raises(ConfigError, match="name one with --quant"):
-        export(wide, tmp_path / "a", quants=["q4_0", "f16"], tensor_types={"output": "q8_0"})
+        export(wide, tmp_path / "a", Recipe(["q4_0", "f16"], tensor_types={"output": "q8_0"}))
     with pytest.raises(ConfigError, match="'output' is no PATTERN=TYPE"):
         tensor_types(["output"])
     with pytest.raises(QuantizationError, match="q8_1"):
@@ -213,9 +213,9 @@ def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> N
 
 def test_what_gptq_cannot_do_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="nothing to choose in f16"):
-        export(tiny_checkpoint, tmp_path / "a", quants=["f16"], method="gptq")
+        export(tiny_checkpoint, tmp_path / "a", Recipe(["f16"], method="gptq"))
     with pytest.raises(ConfigError, match="needs no calibration text"):
-        export(tiny_checkpoint, tmp_path / "b", quants=["q4_0"], calibration=tmp_path)
+        export(tiny_checkpoint, tmp_path / "b", Recipe(["q4_0"], calibration=tmp_path))
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "c", base_quant="q4_0")
     with pytest.raises(ConfigError, match="as rounding makes them"):
-        export(tuned.folder, tmp_path / "d", quants=["q4_0"], method="gptq")
+        export(tuned.folder, tmp_path / "d", Recipe(["q4_0"], method="gptq"))

@@ -22,6 +22,7 @@ from llmkit.export import gguf_write
 from llmkit.export.convert import Export, export
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.parity.verify import verify
+from llmkit.export.recipe import Recipe
 from llmkit.tokenizer import train_characters
 
 GGML_TYPES = {
@@ -87,7 +88,7 @@ def expected_tensors(n_layer: int) -> dict[str, str]:
 
 
 def exported(checkpoint: Checkpoint, out: Path, *quants: str) -> Export:
-    return export(checkpoint.folder, out, quants=quants, prove=False)
+    return export(checkpoint.folder, out, Recipe(quants), prove=False)
 
 
 @pytest.mark.parametrize("quant", QUANTS)
@@ -320,7 +321,7 @@ def test_a_name_that_a_file_or_modelfile_cannot_hold_is_refused(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="cannot be a file's name"):
-        export(random_checkpoint.folder, out, quants=["f32"], name=name, prove=False)
+        export(random_checkpoint.folder, out, Recipe(["f32"]), name=name, prove=False)
     assert not out.exists()
 
 
@@ -414,24 +415,24 @@ def _text(folder: Path) -> Path:
 
 
 def test_another_models_export_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(tiny_checkpoint, tmp_path / "out", quants=["q8_0"], name="one", prove=False)
+    export(tiny_checkpoint, tmp_path / "out", Recipe(["q8_0"]), name="one", prove=False)
     before = (tmp_path / "out" / "Modelfile").read_bytes()
     with pytest.raises(ConfigError, match=r"another model's one-q8_0\.gguf"):
-        export(tiny_checkpoint, tmp_path / "out", quants=["q8_0"], name="two", prove=False)
+        export(tiny_checkpoint, tmp_path / "out", Recipe(["q8_0"]), name="two", prove=False)
     assert (tmp_path / "out" / "Modelfile").read_bytes() == before
 
 
 def test_an_older_proof_goes_with_the_files_it_proved(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="one", prove=False)
+    export(tiny_checkpoint, tmp_path, Recipe(["q8_0"]), name="one", prove=False)
     (tmp_path / "parity.json").write_text("{}")
-    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="one", prove=False)
+    export(tiny_checkpoint, tmp_path, Recipe(["q8_0"]), name="one", prove=False)
     assert not (tmp_path / "parity.json").exists()
 
 
 def test_the_comment_gives_a_name_that_ollama_takes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(tiny_checkpoint, tmp_path, quants=["q8_0"], name="my run (é)", prove=False)
+    export(tiny_checkpoint, tmp_path, Recipe(["q8_0"]), name="my run (é)", prove=False)
     text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
     assert "ollama create my-run -f Modelfile" in text
     assert 'FROM "./my run (é)-q8_0.gguf"' in text

@@ -31,6 +31,7 @@ from llmkit.export.doctor.server import server_checks, version_check
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.memory import memory_needed, memory_needed_as
 from llmkit.export.ollama.transport import Patience
+from llmkit.export.recipe import Recipe
 from llmkit.model.storage import quantization
 
 QUICK = Patience(connect=1, answer=0.3, pause=0.01)
@@ -297,7 +298,7 @@ def test_the_largest_context_that_fits_is_named_with_a_command_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_checkpoint(tmp_path / "long", context_length=1024, n_embd=256, n_layer=4)
-    done = export(made.folder, tmp_path / "out", quants=["q4_0"], prove=False)
+    done = export(made.folder, tmp_path / "out", Recipe(["q4_0"]), prove=False)
     file = read_gguf(done.files[0].path)
     free_bytes(monkeypatch, memory_needed(file, 512).total)
     check = fit_check(file, 1024)

@@ -17,6 +17,7 @@ from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.imatrix import ImportanceMatrix, collect_importance
 from llmkit.export.llama_quantize import PLAIN, WITH_IMATRIX, write_like, write_peers
+from llmkit.export.recipe import Recipe
 
 FileType = gguf.LlamaFileType
 
@@ -31,7 +32,7 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def wide_f32(wide: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("f32")
-    return export(wide.folder, out, quants=["f32"], prove=False).files[0].path
+    return export(wide.folder, out, Recipe(["f32"]), prove=False).files[0].path
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from llmkit.export.convert import export
 from llmkit.export.gguf_file import dequantized_weights, read_gguf
 from llmkit.export.held_out import held_out_sequences
 from llmkit.export.measure import Comparison, compare
+from llmkit.export.recipe import Recipe
 from llmkit.export.speed import measure_speed
 from llmkit.tokenizer import load_tokenizer
 
@@ -119,7 +120,7 @@ def test_another_vocabulary_is_refused(
     files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     other = make_checkpoint(tmp_path / "c")  # 280 tokens, and another context
-    path = export(other.folder, tmp_path / "out", quants=["f32"], prove=False).files[0].path
+    path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
     with pytest.raises(GGUFError, match="another model"):
         compare(tiny_checkpoint, [path])
 
@@ -139,7 +140,7 @@ def test_another_context_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> No
     other = make_checkpoint(
         tmp_path / "c", tokenizer=load_tokenizer(tiny_checkpoint), context_length=32
     )
-    path = export(other.folder, tmp_path / "out", quants=["f32"], prove=False).files[0].path
+    path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
     with pytest.raises(GGUFError, match="context of 32"):
         compare(tiny_checkpoint, [path])
 

@@ -17,6 +17,7 @@ from llmkit.export.adapter import adapter_of
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.memory import memory_needed, memory_needed_as, padded, repacked_bytes
+from llmkit.export.recipe import Recipe
 from llmkit.model.storage import quantization
 
 MIB = 2**20
@@ -65,7 +66,9 @@ def allocated(path: Path, context: int) -> dict[str, float]:
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_the_need_is_what_llama_cpp_allocates(sizes: dict[str, Any], tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", **sizes)
-    done = export(made.folder, tmp_path / "out", quants=["f32", "f16", "q8_0", "q4_0"], prove=False)
+    done = export(
+        made.folder, tmp_path / "out", Recipe(["f32", "f16", "q8_0", "q4_0"]), prove=False
+    )
     length = sizes["context_length"]
     for exported in done.files:
         file = read_gguf(exported.path)
@@ -82,7 +85,7 @@ def test_the_need_is_what_llama_cpp_allocates(sizes: dict[str, Any], tmp_path: P
 
 def test_more_context_than_the_model_has_costs_nothing(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", context_length=300)
-    done = export(made.folder, tmp_path / "out", quants=["q8_0"], prove=False)
+    done = export(made.folder, tmp_path / "out", Recipe(["q8_0"]), prove=False)
     file = read_gguf(done.files[0].path)
     assert memory_needed(file, 10**6) == memory_needed(file, 300)
     assert memory_needed(file, 200).total < memory_needed(file, 300).total
@@ -91,7 +94,7 @@ def test_more_context_than_the_model_has_costs_nothing(tmp_path: Path) -> None:
 
 def test_an_adapter_is_counted(tmp_path: Path) -> None:
     made = with_adapter(make_checkpoint(tmp_path / "base"), tmp_path / "c")
-    done = export(made.folder, tmp_path / "out", quants=["f16"], prove=False)
+    done = export(made.folder, tmp_path / "out", Recipe(["f16"]), prove=False)
     file = read_gguf(done.files[0].path)
     adapter = adapter_of(file)
     assert adapter is not None
@@ -102,7 +105,7 @@ def test_an_adapter_is_counted(tmp_path: Path) -> None:
 
 def test_the_need_of_another_type_is_that_of_its_file(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", n_embd=96, tie_embeddings=False)
-    done = export(made.folder, tmp_path / "out", quants=["f32", "q8_0", "q4_0"], prove=False)
+    done = export(made.folder, tmp_path / "out", Recipe(["f32", "q8_0", "q4_0"]), prove=False)
     first, *others = (read_gguf(exported.path) for exported in done.files)
     for file in others:
         assert memory_needed_as(first, quantization(file.quant), 20) == memory_needed(file, 20)

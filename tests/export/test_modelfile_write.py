@@ -16,6 +16,7 @@ from llmkit.errors import ConfigError, GGUFError, ModelfileError
 from llmkit.export.convert import export
 from llmkit.export.modelfile_lint import lint_modelfile
 from llmkit.export.modelfile_write import write_modelfile
+from llmkit.export.recipe import Recipe
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.parameters import Parameters
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION, PROMPT_FORMATS
@@ -27,7 +28,7 @@ JINJA = gguf.Keys.Tokenizer.CHAT_TEMPLATE
 
 def exported(checkpoint: Checkpoint, out: Path) -> tuple[Path, Modelfile]:
     """The GGUF file alone, and what export's own Modelfile said."""
-    done = export(checkpoint.folder, out, quants=["f32"], prove=False)
+    done = export(checkpoint.folder, out, Recipe(["f32"]), prove=False)
     said = read_modelfile(done.modelfile).modelfile
     done.modelfile.unlink()
     return done.files[0].path, said

@@ -31,6 +31,7 @@ from llmkit.export.parity.check import Proof
 from llmkit.export.parity.generation import generation_check
 from llmkit.export.parity.reference import FileTensors, Matrix
 from llmkit.export.parity.verify import verify
+from llmkit.export.recipe import Recipe
 from llmkit.quant import quant_names, quant_type
 from llmkit.training import train
 
@@ -74,7 +75,7 @@ def test_every_other_type_is_proved_at_a_width_of_whole_blocks(
     )
     old = ("f32", "f16", "bf16", "q8_0", "q4_0")
     names = [n for n in quant_names() if not quant_type(n).needs_importance and n not in old]
-    made = export(tmp_path / "c", tmp_path / "out", quants=names, prove=False)
+    made = export(tmp_path / "c", tmp_path / "out", Recipe(names), prove=False)
     for file in made.files:
         proof = prove(tmp_path / "c", file.path)
         assert failed(proof) == set(), (file.quant, proof.checks)
@@ -115,7 +116,7 @@ def test_another_checkpoints_file_is_found(
     other = make_checkpoint(
         tmp_path / "other", tokenizer=_tokenizer(tiny_checkpoint), change=retrain, context_length=64
     )
-    path = export(other.folder, tmp_path / "out", quants=["q8_0"], prove=False).files[0].path
+    path = export(other.folder, tmp_path / "out", Recipe(["q8_0"]), prove=False).files[0].path
     found = prove(tiny_checkpoint, path)
     assert {"tensors"} <= failed(found) <= {"metadata", "tensors"}  # of another vocabulary size
     assert failed(prove(tiny_checkpoint, files["q8_0"])) == set()
@@ -240,7 +241,7 @@ def test_a_file_of_other_sizes_fails_without_being_run(
     other = make_checkpoint(
         tmp_path / "other", **{"tokenizer": tokenizer, "context_length": 64, **sizes}
     )
-    path = export(other.folder, tmp_path / "out", quants=["f32"], prove=False).files[0].path
+    path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
     proof = prove(tiny_checkpoint, path)
     assert {"tensors", "tokenizer", "logits", "generation"} <= failed(proof)
     assert detail(proof, "logits").startswith("not run")
@@ -368,7 +369,7 @@ def test_text_that_is_too_short_is_refused(
 def test_a_checkpoint_without_held_out_text_is_proved_on_tales(
     random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    path = export(random_checkpoint.folder, tmp_path, quants=["f32"], prove=False).files[0].path
+    path = export(random_checkpoint.folder, tmp_path, Recipe(["f32"]), prove=False).files[0].path
     proof = verify(random_checkpoint.folder, path, max_tokens=64)
     assert proof.passed
     assert proof.texts == "built-in tales"
@@ -378,7 +379,7 @@ def test_held_out_tokens_of_another_vocabulary_are_refused(tmp_path: Path) -> No
     checkpoint = make_checkpoint(tmp_path / "c")
     checkpoint.validation_tokens_file.parent.mkdir()
     np.arange(1000, dtype="<u2").tofile(checkpoint.validation_tokens_file)
-    path = export(checkpoint.folder, tmp_path / "out", quants=["f32"], prove=False).files[0].path
+    path = export(checkpoint.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
     with pytest.raises(DataError, match="holds token"):
         verify(checkpoint.folder, path)
 

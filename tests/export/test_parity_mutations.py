@@ -35,6 +35,7 @@ from llmkit.export.parity import bounds
 from llmkit.export.parity import prompt as prompt_module
 from llmkit.export.parity.check import Proof
 from llmkit.export.parity.verify import verify
+from llmkit.export.recipe import Recipe
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.prompt_format import (
     ALPACA,
@@ -431,7 +432,7 @@ def exported(form: PromptFormat, folder: Path) -> tuple[Checkpoint, Path]:
     made = make_checkpoint(folder / "c", tokenizer=tokenizer, context_length=128)
     save_config(made.folder, CheckpointConfig(made.config, form))
     answering = load_checkpoint(made.folder)
-    done = export(answering.folder, folder / "out", quants=["f32"], prove=False)
+    done = export(answering.folder, folder / "out", Recipe(["f32"]), prove=False)
     return answering, done.files[0].path
 
 
@@ -664,7 +665,7 @@ def test_a_good_export_of_every_kind_passes(variant: str, kind: str, tmp_path: P
 @pytest.mark.parametrize("merge", [False, True], ids=["apart", "merged"])
 def test_a_good_adapter_passes(merge: bool, kind: str, tmp_path: Path) -> None:
     tuned = lora_checkpoint(tmp_path / "c")
-    done = export(tuned.folder, tmp_path / "out", quants=[kind], merge=merge)
+    done = export(tuned.folder, tmp_path / "out", Recipe([kind]), merge=merge)
     assert said(done.proofs[0]) == {}
 
 
@@ -684,5 +685,5 @@ def test_a_good_chat_and_a_good_classifier_pass(kind: str, tmp_path: Path) -> No
     base = make_checkpoint(tmp_path / "base", tokenizer=tokenizer, tie_embeddings=False)
     classifier = as_classifier(base, tmp_path / "classifier", labels)
     for number, made in enumerate((chat, classifier)):
-        done = export(made.folder, tmp_path / str(number), quants=[kind])
+        done = export(made.folder, tmp_path / str(number), Recipe([kind]))
         assert said(done.proofs[0]) == {}

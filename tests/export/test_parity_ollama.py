@@ -23,6 +23,7 @@ from llmkit.export.parity.check import Check
 from llmkit.export.parity.ollama import ollama_check
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.verify import verify
+from llmkit.export.recipe import Recipe
 from llmkit.modelfiles.go_engine import find_go, go_engine
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
 from llmkit.modelfiles.reading import read_modelfile
@@ -48,7 +49,7 @@ def exported(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> tuple
     tokenizer = train_bpe(["some words to merge, some more words"], 280)
     made = make_checkpoint(folder / "c", tokenizer=tokenizer, context_length=128)
     save_config(made.folder, CheckpointConfig(made.config, ALPACA))
-    done = export(made.folder, folder / "out", quants=["q8_0"], prove=False)
+    done = export(made.folder, folder / "out", Recipe(["q8_0"]), prove=False)
     stored = Stored(done.files[0].path, read_modelfile(done.modelfile).modelfile)
     server.models["tales:latest"] = stored
     return load_checkpoint(made.folder), stored.gguf

@@ -14,6 +14,7 @@ from gguf_surgery import make_checkpoint
 from llmkit.errors import QuantizationError
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
+from llmkit.export.recipe import Recipe
 from llmkit.model.storage import quantization, quantization_names, quantization_of
 
 PRESETS = {
@@ -54,7 +55,7 @@ def types_of(reader: gguf.GGUFReader) -> dict[str, str]:
 @pytest.mark.parametrize("model", MODELS)
 def test_each_tensor_has_the_type_that_llama_quantize_takes(model: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c", **MODELS[model])
-    done = export(checkpoint.folder, tmp_path / "out", quants=["f32", *PRESETS], prove=False)
+    done = export(checkpoint.folder, tmp_path / "out", Recipe(["f32", *PRESETS]), prove=False)
     f32, *files = done.files
     for file in files:
         ours = types_of(gguf.GGUFReader(file.path))
@@ -67,7 +68,7 @@ def test_a_file_says_which_quantization_it_has(name: str, tmp_path: Path) -> Non
     if quantization(name).base.needs_importance:
         pytest.skip("needs an importance matrix")
     checkpoint = make_checkpoint(tmp_path / "c", n_embd=256, n_layer=1)
-    (file,) = export(checkpoint.folder, tmp_path / "out", quants=[name], prove=False).files
+    (file,) = export(checkpoint.folder, tmp_path / "out", Recipe([name]), prove=False).files
     found = read_gguf(file.path)
     assert found.quant == name
     assert found.quantization() == quantization(name)
@@ -76,7 +77,7 @@ def test_a_file_says_which_quantization_it_has(name: str, tmp_path: Path) -> Non
 
 def test_rows_that_no_block_of_256_fits_fall_back_as_in_llama_cpp(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c", n_embd=96, n_layer=1)
-    (file,) = export(checkpoint.folder, tmp_path / "out", quants=["q4_k_m"], prove=False).files
+    (file,) = export(checkpoint.folder, tmp_path / "out", Recipe(["q4_k_m"]), prove=False).files
     assert "token_embd.weight: q8_0" in file.fallbacks
     assert "blk.0.ffn_up.weight: q5_0" in file.fallbacks
 

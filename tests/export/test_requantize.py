@@ -22,6 +22,7 @@ from llmkit.export.measure import compare
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.tensors import tensors_check
+from llmkit.export.recipe import Recipe
 from llmkit.export.requantize import requantize
 
 
@@ -42,7 +43,7 @@ def test_rounding_gives_the_checkpoints_own_export(
 
 def test_by_llama_cpp_the_bytes_are_llama_quantizes(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", n_embd=256, n_layer=4)
-    done = export(made.folder, tmp_path / "out", quants=["f32", "q4_k_m"], prove=False)
+    done = export(made.folder, tmp_path / "out", Recipe(["f32", "q4_k_m"]), prove=False)
     f32, q4_k_m = (file.path for file in done.files)
     out = tmp_path / "m.gguf"
     assert requantize(f32, out, "q4_k_m", method="llama.cpp").quant == "q4_k_m"
@@ -105,7 +106,7 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(DataError):
         requantize(files["f32"], out, "q4_0", method="gptq", calibration=empty)
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "tuned")
-    base = export(tuned.folder, tmp_path / "apart", quants=["f32"], prove=False).files[0].path
+    base = export(tuned.folder, tmp_path / "apart", Recipe(["f32"]), prove=False).files[0].path
     with pytest.raises(ConfigError, match="into the same folder"):
         requantize(base, out, "q4_0")
     assert not out.exists()

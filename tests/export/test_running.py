@@ -10,6 +10,7 @@ from gguf_surgery import make_checkpoint
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
 from llmkit.export.convert import export
+from llmkit.export.recipe import Recipe
 from llmkit.export.running import generate, is_gguf
 from llmkit.generation import Sampling
 from llmkit.tokenizer import train_characters
@@ -78,7 +79,7 @@ def both_forms(folder: Path, change: Callable[[dict[str, Any]], None]) -> tuple[
         change=zero_first,
         tie_embeddings=False,
     )
-    path = export(checkpoint.folder, folder / "out", quants=["f32"], prove=False).files[0].path
+    path = export(checkpoint.folder, folder / "out", Recipe(["f32"]), prove=False).files[0].path
     return checkpoint.folder, path
 
 

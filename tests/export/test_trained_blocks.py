@@ -15,6 +15,7 @@ from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.tensors import tensors_check
+from llmkit.export.recipe import Recipe
 from llmkit.finetuning.distill import finetune_distill
 
 
@@ -61,7 +62,7 @@ def test_a_changed_quant_fails_the_proof(trained: Checkpoint, tmp_path: Path) ->
 def test_other_types_are_packed_from_what_the_blocks_hold(
     trained: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = export(trained.folder, tmp_path / "out", quants=["f32", "q8_0"])
+    done = export(trained.folder, tmp_path / "out", Recipe(["f32", "q8_0"]))
     assert "was trained for q4_0 blocks; f32, q8_0" in capsys.readouterr().err
     assert all(proof.passed for proof in done.proofs)
     floats = {t.name: t.data for t in gguf.GGUFReader(done.files[0].path).tensors}
@@ -73,7 +74,7 @@ def test_other_types_are_packed_from_what_the_blocks_hold(
 
 def test_trained_blocks_are_not_chosen_again(trained: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds the blocks"):
-        export(trained.folder, tmp_path / "out", method="gptq")
+        export(trained.folder, tmp_path / "out", Recipe(method="gptq"))
 
 
 def test_a_preset_is_trained_type_by_type(tmp_path: Path) -> None:
