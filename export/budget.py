@@ -188,7 +188,7 @@ def _sensitivity(source: Checkpoint, model: GPT, method: Method, text: Calibrati
             for name, qtype in types.items()
         }
 
-    types = stored_types(source, quantization(REFERENCE))
+    types = stored_types(source.config, quantization(REFERENCE))
     reference = {name: qtype for name, qtype in types.items() if grid_of(qtype) is not None}
     return measure_sensitivity(model, reference, measured, choose, _floor(source, measured))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from llmkit.checkpoint import Checkpoint, build_model
-from llmkit.errors import QuantizationError
 from llmkit.export.calibration import Calibration
 from llmkit.export.gguf_write import entry_type, open_weights
 from llmkit.export.imatrix import ImportanceFile
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import tensor_table
+from llmkit.model.config import GPTConfig
 from llmkit.model.device import device_with_float64
 from llmkit.model.gpt import GPT
 from llmkit.model.layerwise import error_feedback
@@ -23,36 +24,26 @@ Method = Literal["rtn", "gptq"]
 
 
 def by_error_feedback(
-    source: Checkpoint, quantization: Quantization, text: Calibration, *, merged: bool
+    model: GPT, types: Mapping[str, QuantType], text: Calibration
 ) -> ChosenBlocks:
-    """GPTQ of every matrix whose type has numbers to choose.
-
-    `merged`: with the checkpoint's adapter in the weights. Raises QuantizationError where no
-    matrix has such a type.
-    """
-    types = {
-        name: qtype
-        for name, qtype in stored_types(source, quantization).items()
-        if grid_of(qtype) is not None
-    }
-    if not types:
-        raise QuantizationError(
-            f"method gptq has nothing to choose in {quantization.name}: it is for q8_0 and for "
-            "types of 4 to 6 bits; leave --method out"
-        )
-    model = open_model(source, merged=merged).to(device_with_float64())
-    return ChosenBlocks("gptq", text.sha256, error_feedback(model, types, text.tokens))
+    """GPTQ of every matrix in `types` whose type has numbers to choose."""
+    model = model.eval().to(device_with_float64())
+    choosable = {name: qtype for name, qtype in types.items() if grid_of(qtype) is not None}
+    return ChosenBlocks("gptq", text.sha256, error_feedback(model, choosable, text.tokens))
 
 
 def by_importance(
-    source: Checkpoint, quantization: Quantization, importances: ImportanceFile, *, merged: bool
+    source: Checkpoint,
+    types: Mapping[str, QuantType],
+    importances: ImportanceFile,
+    *,
+    merged: bool,
 ) -> ChosenBlocks:
     """Ggml's rounding with the squared error of each column weighed, as llama-quantize does.
 
-    Raises QuantizationError for importances of another width, or of a matrix whose type needs
-    them and that has none.
+    `merged`: with the checkpoint's adapter in the weights. Raises QuantizationError for importances
+    of another width, or of a matrix whose type needs them and that has none.
     """
-    types = stored_types(source, quantization)
     names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
     with open_weights(source, merged=merged) as tensors:
         blocks = {
@@ -74,10 +65,10 @@ def open_model(source: Checkpoint, *, merged: bool) -> GPT:
     return build_model(source.config, weights, str(source.folder)).eval()
 
 
-def stored_types(source: Checkpoint, quantization: Quantization) -> dict[str, QuantType]:
+def stored_types(config: GPTConfig, quantization: Quantization) -> dict[str, QuantType]:
     """The type of every matrix, by its name in the checkpoint."""
     return {
-        entry.checkpoint_name: entry_type(entry, quantization, source.config)
-        for entry in tensor_table(source.config)
+        entry.checkpoint_name: entry_type(entry, quantization, config)
+        for entry in tensor_table(config)
         if is_matrix(entry.checkpoint_name, entry.shape)
     }

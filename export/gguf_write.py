@@ -63,7 +63,7 @@ def write_gguf(
         closing(writer),
     ):
         _check_names(tensors, table)
-        _write_header(writer, beside)
+        write_header(writer, beside)
         with progress(f"write {path.name}", len(table), "tensors") as bar:
             for number, (entry, stored) in enumerate(zip(table, types, strict=True), start=1):
                 blocks = chosen.blocks.get(entry.checkpoint_name) if chosen else None
@@ -90,7 +90,8 @@ def _writer(
     return writer
 
 
-def _write_header(writer: Writer, path: Path) -> None:
+def write_header(writer: Writer, path: Path) -> None:
+    """Write all that comes before the blocks: metadata, and each tensor's name, type and place."""
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -110,7 +111,7 @@ def n_header_bytes(
     with TemporaryDirectory(prefix="llmkit-") as folder:
         path = Path(folder) / "header"
         with closing(_writer(entries, table, types)) as writer:
-            _write_header(writer, path)
+            write_header(writer, path)
         return path.stat().st_size + len(table) * gguf.GGUF_DEFAULT_ALIGNMENT
 
 

@@ -20,8 +20,9 @@ from llmkit.data.sources import read_documents
 from llmkit.data.tokens import windows
 from llmkit.errors import ConfigError, DataError, GGUFError
 from llmkit.export.calibration import DEFAULT_TOKENS, Calibration
+from llmkit.export.chosen import by_error_feedback, stored_types
 from llmkit.export.gguf_file import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
-from llmkit.export.gguf_write import add_metadata, entry_type
+from llmkit.export.gguf_write import add_metadata, write_header
 from llmkit.export.imatrix import read_importance_file
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.metadata import (
@@ -33,11 +34,8 @@ from llmkit.export.metadata import (
 )
 from llmkit.export.names import tensor_table
 from llmkit.files import written_beside
-from llmkit.model.device import device_with_float64
-from llmkit.model.layerwise import error_feedback
-from llmkit.model.storage import Quantization, is_matrix, quantization
+from llmkit.model.storage import Quantization, quantization
 from llmkit.quant import quantize
-from llmkit.quant.grids import grid_of
 from llmkit.quant.types import QuantType
 
 Method = Literal["rtn", "gptq", "llama.cpp"]
@@ -71,14 +69,13 @@ def requantize(
     if method == "llama.cpp":
         _by_llama_cpp(source, out, wanted)
         return read_gguf(out)
-    types = {
-        entry.gguf_name: entry_type(entry, wanted, config)
-        for entry in tensor_table(config)
-        if is_matrix(entry.checkpoint_name, entry.shape)
-    }
+    types = stored_types(config, wanted)
     chosen = None
     if calibration is not None:
-        chosen = _by_error_feedback(file, types, _calibration(file, calibration))
+        text = _calibration(file, calibration)
+        chosen = by_error_feedback(
+            build_model(config, dequantized_weights(file), str(source)), types, text
+        )
     elif imatrix is not None:
         chosen = _by_importance(file, types, imatrix)
     _write(file, out, wanted, types, chosen)
@@ -104,10 +101,6 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
         )
 
 
-def _checkpoint_names(file: GGUFFile) -> dict[str, str]:
-    return {entry.gguf_name: entry.checkpoint_name for entry in tensor_table(config_of(file))}
-
-
 def _calibration(file: GGUFFile, data: Path) -> Calibration:
     """Pieces of a text as long as the context, cut by the file's own tokenizer."""
     with LlamaCpp(file.path) as llama:
@@ -120,23 +113,15 @@ def _calibration(file: GGUFFile, data: Path) -> Calibration:
     return Calibration(str(data), torch.from_numpy(rows))
 
 
-def _by_error_feedback(
-    file: GGUFFile, types: Mapping[str, QuantType], text: Calibration
-) -> ChosenBlocks:
-    names = _checkpoint_names(file)
-    gridded = {names[name]: t for name, t in types.items() if grid_of(t) is not None}
-    model = build_model(config_of(file), dequantized_weights(file), str(file.path))
-    model = model.eval().to(device_with_float64())
-    return ChosenBlocks("gptq", text.sha256, error_feedback(model, gridded, text.tokens))
-
-
 def _by_importance(file: GGUFFile, types: Mapping[str, QuantType], imatrix: Path) -> ChosenBlocks:
-    importances, names = read_importance_file(imatrix), _checkpoint_names(file)
+    importances = read_importance_file(imatrix)
+    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config_of(file))}
+    matrices = {name: (file.tensors[names[name]], qtype) for name, qtype in types.items()}
     blocks = {
-        names[name]: quantize(
-            file.tensors[name].dequantized(), qtype, name, importances.matrix.importance(name)
+        name: quantize(
+            tensor.dequantized(), qtype, tensor.name, importances.matrix.importance(tensor.name)
         )
-        for name, qtype in types.items()
+        for name, (tensor, qtype) in matrices.items()
     }
     return ChosenBlocks("imatrix", importances.sha256, blocks)
 
@@ -155,24 +140,21 @@ def _write(
             item = field.types[1] if field.types[1:] else None
             writer.add_key_value(name, field.contents(), field.types[0], item)
     add_metadata(writer, quantization_entries(wanted, chosen))
+    names = {entry.gguf_name: entry.checkpoint_name for entry in tensor_table(config_of(file))}
     for tensor in file.tensors.values():
         kind, row_bytes = tensor.ggml_type, tensor.blocks.shape[-1]
-        if tensor.name in types:
-            kind = types[tensor.name].ggml_type
-            row_bytes = types[tensor.name].row_bytes(tensor.shape[-1])
+        if qtype := types.get(names[tensor.name]):
+            kind, row_bytes = qtype.ggml_type, qtype.row_bytes(tensor.shape[-1])
         shape = (*tensor.shape[:-1], row_bytes)
         n_bytes = int(np.prod(shape))
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), n_bytes, raw_dtype=kind)
-    names = _checkpoint_names(file)
     with written_beside(out) as beside, closing(writer):
-        writer.write_header_to_file(beside)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        write_header(writer, beside)
         with progress(f"write {out.name}", len(file.tensors), "tensors") as bar:
             for number, tensor in enumerate(file.tensors.values(), start=1):
                 blocks = chosen.blocks.get(names[tensor.name]) if chosen else None
-                if blocks is None and tensor.name in types:
-                    blocks = quantize(tensor.dequantized(), types[tensor.name], tensor.name)
+                if blocks is None and (qtype := types.get(names[tensor.name])):
+                    blocks = quantize(tensor.dequantized(), qtype, tensor.name)
                 writer.write_tensor_data(tensor.blocks if blocks is None else blocks)
                 bar.update(number)
 
