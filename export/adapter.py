@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import cast
 
 import gguf
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from llmkit.checkpoint import Checkpoint, open_tensors
@@ -22,8 +20,7 @@ from llmkit.export.gguf_write import ExportedFile, add_metadata
 from llmkit.export.metadata import ADAPTER_KEY, ARCHITECTURE, adapter_metadata_of
 from llmkit.export.names import tensor_table
 from llmkit.files import written_beside
-from llmkit.model.gpt import GPT
-from llmkit.model.lora import LoRAConfig, add_lora, lora_layers, peft_name
+from llmkit.model.lora import peft_name
 from llmkit.quant.types import quant_type
 
 # GGUF's suffix and PEFT's name of the two halves.
@@ -65,36 +62,3 @@ def adapter_of(file: GGUFFile) -> GGUFFile | None:
     if not path.exists():
         raise GGUFError(f"{file.path} needs its adapter {path.name} beside it; copy both together")
     return read_gguf(path)
-
-
-def add_file_adapter(model: GPT, adapter: GGUFFile) -> None:
-    """Put the LoRA matrices of an adapter file around a model's own, as llama.cpp adds them.
-
-    Raises GGUFError for a file that is no adapter of this model.
-    """
-    names = {
-        entry.gguf_name: entry.checkpoint_name.removesuffix(".weight")
-        for entry in tensor_table(model.config)
-    }
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for tensor_name, tensor in adapter.tensors.items():
-        base, _, suffix = tensor_name.rpartition(".")
-        if base not in names or suffix not in HALVES:
-            raise GGUFError(f"{adapter.path} has a tensor {tensor_name} that this model has not")
-        halves.setdefault(names[base], {})[suffix] = torch.from_numpy(tensor.dequantized())
-    targets = tuple(dict.fromkeys(path.split(".", 2)[2] for path in halves))
-    alpha = adapter.metadata.get(gguf.Keys.Adapter.LORA_ALPHA)
-    try:
-        rank = next(iter(halves.values()))["lora_a"].shape[0]
-        add_lora(model, LoRAConfig(rank=rank, alpha=float(cast(float, alpha)), targets=targets))
-        for path, layer in lora_layers(model).items():
-            layer.lora_A.data = _shaped(halves[path]["lora_a"], layer.lora_A)
-            layer.lora_B.data = _shaped(halves[path]["lora_b"], layer.lora_B)
-    except (LookupError, StopIteration, TypeError, ValueError) as error:
-        raise GGUFError(f"{adapter.path} is no adapter of this model; export it again") from error
-
-
-def _shaped(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    if found.shape != wanted.shape:
-        raise ValueError(found.shape)
-    return found

@@ -165,7 +165,7 @@ def measured_kl(source: Checkpoint, gguf: Path) -> float | None:
 
 def _header_bytes(source: Checkpoint, names: Iterable[str]) -> int:
     """Of a file that says how the blocks of all matrices were chosen."""
-    nothing = ChosenBlocks("gptq", "0" * 64, dict.fromkeys(names, np.empty((0, 0), np.uint8)))
+    nothing = ChosenBlocks("gptq", "0" * 64, {}, dict.fromkeys(names, "0" * 64))
     types = Quantization(CUSTOM, quantization(REFERENCE).file_type, quant_type(REFERENCE))
     return n_header_bytes(source, types, "-" * _LONGEST_NAME, "-" * _LONGEST_NAME, nothing)
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from llmkit.checkpoint import Checkpoint, build_model
+from llmkit.errors import QuantizationError
 from llmkit.export.calibration import Calibration
 from llmkit.export.gguf_write import entry_type, open_weights
 from llmkit.export.imatrix import ImportanceFile
-from llmkit.export.metadata import ChosenBlocks
+from llmkit.export.metadata import ChosenBlocks, hash_of_choice
 from llmkit.export.names import tensor_table
 from llmkit.model.config import GPTConfig
 from llmkit.model.device import device_with_float64
@@ -26,10 +27,24 @@ Method = Literal["rtn", "gptq"]
 def by_error_feedback(
     model: GPT, types: Mapping[str, QuantType], text: Calibration
 ) -> ChosenBlocks:
-    """GPTQ of every matrix in `types` whose type has numbers to choose."""
-    model = model.eval().to(device_with_float64())
+    """GPTQ of every matrix in `types` whose type has numbers to choose.
+
+    Raises QuantizationError where none has.
+    """
     choosable = {name: qtype for name, qtype in types.items() if grid_of(qtype) is not None}
-    return ChosenBlocks("gptq", text.sha256, error_feedback(model, choosable, text.tokens))
+    if not choosable:
+        raise QuantizationError(
+            f"method gptq has nothing to choose in {', '.join({q.name for q in types.values()})}: "
+            "it is for q8_0 and for types of 4 to 6 bits; leave --method out"
+        )
+    model = model.eval().to(device_with_float64())
+    weights = dict(model.named_parameters())
+    blocks = error_feedback(model, choosable, text.tokens)
+    hashes = {
+        name: hash_of_choice(weights[name].detach().cpu().numpy(), packed)
+        for name, packed in blocks.items()
+    }
+    return ChosenBlocks("gptq", text.sha256, blocks, hashes)
 
 
 def by_importance(
@@ -45,17 +60,14 @@ def by_importance(
     of another width, or of a matrix whose type needs them and that has none.
     """
     names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
+    blocks, hashes = {}, {}
     with open_weights(source, merged=merged) as tensors:
-        blocks = {
-            name: quantize(
-                tensors.get_tensor(name).float().numpy(),
-                qtype,
-                name,
-                importances.matrix.importance(names[name]),
-            )
-            for name, qtype in types.items()
-        }
-    return ChosenBlocks("imatrix", importances.sha256, blocks)
+        for name, qtype in types.items():
+            weights = tensors.get_tensor(name).float().numpy()
+            importance = importances.matrix.importance(names[name])
+            blocks[name] = quantize(weights, qtype, name, importance)
+            hashes[name] = hash_of_choice(weights, blocks[name])
+    return ChosenBlocks("imatrix", importances.sha256, blocks, hashes)
 
 
 def open_model(source: Checkpoint, *, merged: bool) -> GPT:

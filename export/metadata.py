@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gguf
 import numpy as np
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.model.storage import Quantization, quantization_of
-from llmkit.quant.types import PackedRows
+from llmkit.quant.types import FloatRows, PackedRows
 from llmkit.tokenizer import Tokenizer
 
 ARCHITECTURE = "gpt2"
@@ -22,7 +22,7 @@ ADAPTER_KEY = "llmkit.adapter"  # file name of the LoRA adapter that lies beside
 LABELS_KEY = "llmkit.labels"  # a classifier's, as JSON
 QUANTIZATION_KEY = "llmkit.quantization"  # its name, where `general.file_type` means another
 # Of blocks that no rounding of the weights gives: how they were chosen, the hash of the text they
-# were chosen with, and the hash of each tensor's blocks, as JSON.
+# were chosen with, and for each tensor the hash of its weights and blocks, as JSON.
 METHOD_KEY = "llmkit.quantization.method"
 CALIBRATION_KEY = "llmkit.quantization.calibration"
 BLOCKS_KEY = "llmkit.quantization.blocks"
@@ -42,15 +42,14 @@ class ChosenBlocks:
     method: str
     calibration: str | None  # sha256 of the token ids; None: the checkpoint holds the blocks
     blocks: Mapping[str, PackedRows]
-
-    def hashes(self) -> dict[str, str]:
-        """The sha256 of each tensor's blocks."""
-        return {name: hash_of_blocks(blocks) for name, blocks in self.blocks.items()}
+    hashes: Mapping[str, str] = field(default_factory=dict)  # as `hash_of_choice` gives them
 
 
-def hash_of_blocks(blocks: PackedRows) -> str:
-    """The sha256 of a tensor's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(blocks).data).hexdigest()
+def hash_of_choice(weights: FloatRows, blocks: PackedRows) -> str:
+    """The sha256 of a tensor's weights, row after row, and of the blocks chosen for them."""
+    both = hashlib.sha256(np.ascontiguousarray(weights, np.float32).data)
+    both.update(np.ascontiguousarray(blocks).data)
+    return both.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def quantization_entries(
         entries.append(MetadataEntry(METHOD_KEY, chosen.method, string))
         if chosen.calibration is not None:
             entries.append(MetadataEntry(CALIBRATION_KEY, chosen.calibration, string))
-            entries.append(MetadataEntry(BLOCKS_KEY, json.dumps(chosen.hashes()), string))
+            entries.append(MetadataEntry(BLOCKS_KEY, json.dumps(dict(chosen.hashes)), string))
     return entries
 
 

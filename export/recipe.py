@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.console import say
-from llmkit.errors import ConfigError, QuantizationError
+from llmkit.errors import ConfigError
 from llmkit.export.budget import Budget, Plan, plan
 from llmkit.export.calibration import Calibration, calibration_of
 from llmkit.export.chosen import Method, by_error_feedback, by_importance, open_model, stored_types
@@ -17,7 +17,6 @@ from llmkit.export.imatrix import ImportanceFile, read_importance_file
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import tensor_table
 from llmkit.model.storage import CUSTOM, Quantization, is_matrix, quantization
-from llmkit.quant.grids import grid_of
 from llmkit.quant.types import QuantType, quant_type
 
 DEFAULT_QUANTS = ("f16", "q8_0", "q4_0")
@@ -73,11 +72,6 @@ class Preparation:
             return ChosenBlocks("qat", None, self.source.trained_blocks())
         types = stored_types(self.source.config, wanted)
         if self.text is not None:
-            if all(grid_of(qtype) is None for qtype in types.values()):
-                raise QuantizationError(
-                    f"method gptq has nothing to choose in {wanted.name}: it is for q8_0 and for "
-                    "types of 4 to 6 bits; leave --method out"
-                )
             return by_error_feedback(open_model(self.source, merged=self.merged), types, self.text)
         if self.importances is not None:
             return by_importance(self.source, types, self.importances, merged=self.merged)

@@ -30,6 +30,7 @@ from llmkit.export.metadata import (
     ARCHITECTURE,
     OF_QUANTIZATION,
     ChosenBlocks,
+    hash_of_choice,
     quantization_entries,
 )
 from llmkit.export.names import tensor_table
@@ -116,14 +117,13 @@ def _calibration(file: GGUFFile, data: Path) -> Calibration:
 def _by_importance(file: GGUFFile, types: Mapping[str, QuantType], imatrix: Path) -> ChosenBlocks:
     importances = read_importance_file(imatrix)
     names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config_of(file))}
-    matrices = {name: (file.tensors[names[name]], qtype) for name, qtype in types.items()}
-    blocks = {
-        name: quantize(
-            tensor.dequantized(), qtype, tensor.name, importances.matrix.importance(tensor.name)
-        )
-        for name, (tensor, qtype) in matrices.items()
-    }
-    return ChosenBlocks("imatrix", importances.sha256, blocks)
+    blocks, hashes = {}, {}
+    for name, qtype in types.items():
+        tensor = file.tensors[names[name]]
+        weights, importance = tensor.dequantized(), importances.matrix.importance(tensor.name)
+        blocks[name] = quantize(weights, qtype, tensor.name, importance)
+        hashes[name] = hash_of_choice(weights, blocks[name])
+    return ChosenBlocks("imatrix", importances.sha256, blocks, hashes)
 
 
 def _write(

@@ -16,10 +16,14 @@ from llmkit.export.parity.tensor_diagnosis import Suspect, WantedTensor, rounded
 from llmkit.quant import dequantize
 from llmkit.quant.types import FloatRows, PackedRows, QuantType
 
-# How far from the weights a row may be, in distances of the rounded row. Error feedback moves
-# weights to make up for others: up to 2.8 times as far in a trained GPT's feed-forward layers.
-# Another row is 12 times as far in 4 bits, and farther in more.
-FARTHEST = 8.0
+# How far from its weights a row may be that was chosen for them. Error feedback moves weights to
+# make up for others: up to 2.6 times as far as rounding does, and 0.18 of the row's length, in the
+# trained models of docs/quantization.md (tests/benchmarks/bench_chosen.py). In few bits 8 times
+# would be as far as zeros are, so half of the length is the end, but never less than 2 times.
+_FARTHEST_OF_ROUNDING, _LEAST_OF_ROUNDING, _FARTHEST_OF_LENGTH = 8.0, 2.0, 0.5
+
+Places = NDArray[np.int64] | slice
+_ALL = slice(None)
 
 _PROBED_ROWS = 32  # that are looked for in another matrix before all are
 _ROWS_AT_ONCE = 1024  # whose distances from all rows of a matrix are held in memory
@@ -50,17 +54,17 @@ def as_rounded(suspect: Suspect, others: Sequence[WantedTensor]) -> Suspect:
     such, all do.
     """
     wanted = suspect.wanted
-    own = _NearRows.of(wanted.weights(), wanted.stored)
+    own = NearRows.of(wanted.weights(), wanted.stored)
     values = dequantize(suspect.found, wanted.stored)
     likely = own.blocks.copy()
-    far = np.flatnonzero(~own.are_near(values, np.arange(len(values))))
+    far = np.flatnonzero(~own.are_near(values))
     likely[far] = suspect.found[far]
     if not len(far):
         return Suspect(wanted, likely)
     if turned := _transposed(wanted, values):
         return Suspect(wanted, turned.blocks)
     for other in (wanted, *(other for other in others if _is_alike(other, wanted))):
-        rows = own if other is wanted else _NearRows.of(other.weights(), other.stored)
+        rows = own if other is wanted else NearRows.of(other.weights(), other.stored)
         probed = np.linspace(0, len(far) - 1, _PROBED_ROWS, dtype=np.int64)
         if not rows.found(values[far[probed]])[1].any():
             continue
@@ -73,7 +77,7 @@ def as_rounded(suspect: Suspect, others: Sequence[WantedTensor]) -> Suspect:
 
 
 @dataclass(frozen=True)
-class _NearRows:
+class NearRows:
     """Rows of weights, and how far blocks that stand for them may be."""
 
     weights: FloatRows
@@ -81,17 +85,27 @@ class _NearRows:
     farthest: NDArray[np.float32]  # (n_rows,), mean square of the difference
 
     @classmethod
-    def of(cls, weights: FloatRows, stored: QuantType) -> _NearRows:
+    def of(cls, weights: FloatRows, stored: QuantType) -> NearRows:
+        """Rows (n_rows, row_length) that are to be stored in a type."""
         blocks = rounded(weights, stored)
-        distances = np.square(dequantize(blocks, stored) - weights).mean(axis=1)
-        # A row that rounding meets exactly may be missed by as much as the others on the mean.
-        return cls(weights, blocks, FARTHEST**2 * np.maximum(distances, distances.mean()))
+        distance = np.square(dequantize(blocks, stored) - weights).mean(axis=1)
+        length = np.square(weights).mean(axis=1)
+        # A row that rounding meets exactly may be missed by as much as the others are.
+        distance = np.maximum(distance, np.median(distance))
+        at_least = _LEAST_OF_ROUNDING**2 * distance
+        at_most = _FARTHEST_OF_ROUNDING**2 * distance
+        farthest = np.clip(_FARTHEST_OF_LENGTH**2 * length, at_least, at_most)
+        return cls(weights, blocks, farthest)
 
-    def are_near(self, values: FloatRows, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def distances(self, values: FloatRows, places: Places = _ALL) -> NDArray[np.float32]:
+        """Mean square of the difference between each row of values and that at its place."""
+        difference: NDArray[np.float32] = np.square(values - self.weights[places]).mean(axis=1)
+        return difference
+
+    def are_near(self, values: FloatRows, places: Places = _ALL) -> NDArray[np.bool_]:
         """Whether each row of values may stand for the row of weights at its place."""
-        distances = np.square(values - self.weights[places]).mean(axis=1)
-        near: NDArray[np.bool_] = distances <= self.farthest[places]  # NaN is not
-        return near
+        near: NDArray[np.bool_] = self.distances(values, places) <= self.farthest[places]
+        return near  # NaN is not
 
     def found(self, values: FloatRows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The nearest row of weights to each row of values, and whether it is near."""
@@ -105,11 +119,11 @@ class _NearRows:
         return nearest, self.are_near(values, nearest)
 
 
-def _transposed(wanted: WantedTensor, values: FloatRows) -> _NearRows | None:
+def _transposed(wanted: WantedTensor, values: FloatRows) -> NearRows | None:
     """The rows of the matrix that lies there column by column; None where it is not that."""
     weights = wanted.weights()
-    rows = _NearRows.of(np.ascontiguousarray(weights.T).reshape(weights.shape), wanted.stored)
-    return rows if rows.are_near(values, np.arange(len(values))).all() else None
+    rows = NearRows.of(np.ascontiguousarray(weights.T).reshape(weights.shape), wanted.stored)
+    return rows if rows.are_near(values).all() else None
 
 
 def _is_alike(other: WantedTensor, wanted: WantedTensor) -> bool:

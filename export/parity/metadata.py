@@ -79,6 +79,7 @@ def metadata_check(subject: Subject) -> Check:
     differences = [
         *_differences(file.metadata, wanted, _READ),
         *_file_type_difference(subject),
+        *_method_difference(subject),
     ]
     n_keys = len(wanted)
     if adapter is not None:
@@ -92,6 +93,20 @@ def metadata_check(subject: Subject) -> Check:
     if len(differences) > SHOWN:
         shown += f"; and {len(differences) - SHOWN} more"
     return counted("metadata", len(differences), f"{n_keys} keys equal", shown)
+
+
+def _method_difference(subject: Subject) -> Iterator[str]:
+    """Where what the file says of how its blocks came about cannot be so."""
+    found = subject.file.metadata
+    method, is_trained = found.get(METHOD_KEY), subject.quantization.name == subject.checkpoint.qat
+    if is_trained or method == "qat":
+        if not (is_trained and method == "qat"):
+            holds = "the blocks that it was trained for" if is_trained else "no such blocks"
+            yield f"{METHOD_KEY}: {_shown(method)}, and the checkpoint holds {holds}"
+        return
+    missing = [key for key in sorted(_OF_BLOCKS) if key not in found]
+    if missing and len(missing) < len(_OF_BLOCKS):
+        yield f"{missing[0]}: missing, and other keys say how the blocks were chosen"
 
 
 def _name_of(metadata: Mapping[str, Any]) -> str:

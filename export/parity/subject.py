@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.checkpoint import Checkpoint, build_model
-from llmkit.export.adapter import adapter_of, add_file_adapter
-from llmkit.export.gguf_file import GGUFFile, config_of, dequantized_weights, read_gguf
-from llmkit.model.gpt import GPT
+from llmkit.checkpoint import Checkpoint
+from llmkit.export.adapter import adapter_of
+from llmkit.export.gguf_file import GGUFFile, read_gguf
 from llmkit.model.storage import Quantization
 
 
@@ -20,14 +19,6 @@ class Subject:
     file: GGUFFile
     adapter: GGUFFile | None  # LoRA matrices that the file names; None where there are none
     quantization: Quantization
-
-    def file_model(self) -> GPT:
-        """PyTorch on the file's own numbers, in evaluation mode: its dequantized weights."""
-        weights = dequantized_weights(self.file)
-        model = build_model(config_of(self.file), weights, str(self.file.path))
-        if self.adapter is not None:
-            add_file_adapter(model, self.adapter)
-        return model.eval()
 
 
 def open_subject(checkpoint: Checkpoint, gguf: Path) -> Subject:

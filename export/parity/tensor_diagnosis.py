@@ -25,6 +25,7 @@ class WantedTensor:
     shape: tuple[int, ...]
     stored: QuantType
     pack: Callable[[QuantType], PackedRows]  # the checkpoint's tensor in any type
+    is_trained: bool = False  # the checkpoint holds the very blocks
 
     def blocks(self) -> PackedRows:
         """The blocks that the file has to hold, (n_rows, row_bytes)."""

@@ -170,8 +170,8 @@ def _grouped(rest: Sequence[Suspect], diagnoses: Sequence[Diagnosis]) -> Iterato
 def _rehashed(faults: Faults) -> Iterator[str]:
     if faults.rehashed:
         yield (
-            f"{_listed(faults.rehashed)} near the checkpoint's, but some blocks are not those that "
-            "were chosen: their hash is another"
+            f"{_listed(faults.rehashed)} near the checkpoint's, but the blocks are not those that "
+            "were chosen for its weights: their hash is another"
         )
 
 

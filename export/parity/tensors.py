@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 
@@ -12,7 +13,7 @@ from llmkit.checkpoint import Checkpoint, TensorReader
 from llmkit.export.adapter import adapter_arrays
 from llmkit.export.gguf_file import GGUFFile, StoredTensor
 from llmkit.export.gguf_write import entry_type, open_weights, pack_tensor
-from llmkit.export.metadata import hash_of_blocks
+from llmkit.export.metadata import BLOCKS_KEY, hash_of_choice
 from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.export.parity.check import Check, counted
 from llmkit.export.parity.chosen_blocks import as_rounded, hashes_of
@@ -29,14 +30,13 @@ def tensors_check(subject: Subject) -> Check:
     Where rounding or training gives them they are equal bit for bit; where they were chosen, by
     GPTQ, they are those that were, and near the checkpoint's weights.
     """
-    source, merged = subject.checkpoint, subject.adapter is None
-    table = tensor_table(source.config)
-    trained = source.trained_blocks() if subject.quantization.name == source.qat else {}
-    hashes = hashes_of(subject.file)
-    with open_weights(source, merged=merged) as tensors:
-        wanted = [_wanted(tensors, entry, subject, trained) for entry in table]
+    source, hashes = subject.checkpoint, hashes_of(subject.file)
+    with wanted_tensors(subject) as wanted:
         faults = _faults(subject.file, wanted, hashes)
         n_wrong, texts = faults.count, fault_texts(faults, wanted)
+    if foreign := sorted(hashes.keys() - {tensor.source for tensor in wanted}):
+        n_wrong += len(foreign)
+        texts.append(f"{BLOCKS_KEY} names {foreign[0]}, which the checkpoint has not")
     if faults.differing and source.lora is not None:
         texts = [*_adapter_text(subject, faults), *texts]
     n_tensors = len(wanted)
@@ -50,6 +50,15 @@ def tensors_check(subject: Subject) -> Check:
     if hashes:
         said += f", {len(hashes)} as {subject.file.method} chose them"
     return counted("tensors", n_wrong, said, "; ".join(texts))
+
+
+@contextmanager
+def wanted_tensors(subject: Subject) -> Iterator[list[WantedTensor]]:
+    """What the file has to hold, read from the checkpoint as long as it is open."""
+    source, merged = subject.checkpoint, subject.adapter is None
+    trained = source.trained_blocks() if subject.quantization.name == source.qat else {}
+    with open_weights(source, merged=merged) as tensors:
+        yield [_wanted(tensors, entry, subject, trained) for entry in tensor_table(source.config)]
 
 
 def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
@@ -79,6 +88,7 @@ def _wanted(
         shape=entry.shape,
         stored=wanted,
         pack=pack,
+        is_trained=entry.checkpoint_name in trained,
     )
 
 
@@ -109,11 +119,11 @@ def _faults(
             faults.other_shape.append(tensor)
         elif found.ggml_type != tensor.stored.ggml_type:
             faults.other_type.append(tensor)
-        elif tensor.source in hashes:
+        elif tensor.source in hashes and not tensor.is_trained:
             suspect = as_rounded(Suspect(tensor, rows_of(found)), wanted)
             if not np.array_equal(suspect.found, tensor.blocks()):
                 faults.differing.append(suspect)
-            elif hash_of_blocks(rows_of(found)) != hashes[tensor.source]:
+            elif hash_of_choice(tensor.weights(), rows_of(found)) != hashes[tensor.source]:
                 faults.rehashed.append(tensor.name)
         elif not is_equal(found, tensor):
             faults.differing.append(Suspect(tensor, rows_of(found)))

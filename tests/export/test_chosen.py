@@ -20,6 +20,7 @@ from gguf_surgery import (
     with_flipped_bit,
     with_key,
     with_tensors,
+    without_key,
 )
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
@@ -29,7 +30,13 @@ from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.imatrix import collect_importance, write_imatrix
 from llmkit.export.measure import compare
-from llmkit.export.metadata import BLOCKS_KEY, CALIBRATION_KEY
+from llmkit.export.metadata import (
+    ADAPTER_KEY,
+    BLOCKS_KEY,
+    CALIBRATION_KEY,
+    METHOD_KEY,
+    hash_of_choice,
+)
 from llmkit.export.names import tensor_table
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
@@ -83,17 +90,18 @@ def test_the_file_says_what_it_was_calibrated_with(chosen: Path, source: Checkpo
     assert file.metadata[CALIBRATION_KEY] == calibration_of(source).sha256
     hashes = json.loads(file.metadata[BLOCKS_KEY])
     blocks = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
+    weights = source.load_model().state_dict()
     for name, stated in hashes.items():
-        content = np.ascontiguousarray(file.tensors[blocks[name]].blocks)
-        assert hashlib.sha256(content.tobytes()).hexdigest() == stated
+        content = weights[name].numpy().tobytes() + file.tensors[blocks[name]].blocks.tobytes()
+        assert hashlib.sha256(content).hexdigest() == stated
     assert metadata_check(open_subject(source, chosen)).passed
 
 
 def test_one_other_bit_is_found(chosen: Path, source: Checkpoint, tmp_path: Path) -> None:
     path = with_flipped_bit(chosen, tmp_path / "m.gguf", QKV, 3)
     assert detail(source, path) == (
-        f"{QKV} is near the checkpoint's, but some blocks are not those that were chosen: "
-        "their hash is another"
+        f"{QKV} is near the checkpoint's, but the blocks are not those that were chosen for "
+        "its weights: their hash is another"
     )
 
 
@@ -101,10 +109,10 @@ def rehashed(path: Path, target: Path, source: Checkpoint) -> Path:
     """The file with the hashes of the blocks that it has."""
     table = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
     tensors = tensors_of(path)
-    stated = json.loads(keys_of(path)[BLOCKS_KEY][0])
+    weights = source.load_model().state_dict()
     hashes = {
-        name: hashlib.sha256(np.ascontiguousarray(tensors[table[name]][0]).tobytes()).hexdigest()
-        for name in stated
+        name: hash_of_choice(weights[name].numpy(), tensors[table[name]][0])
+        for name in json.loads(keys_of(path)[BLOCKS_KEY][0])
     }
     return with_key(path, target, BLOCKS_KEY, json.dumps(hashes), Kind.STRING)
 
@@ -140,6 +148,47 @@ def test_zeros_are_found(chosen: Path, source: Checkpoint, tmp_path: Path) -> No
 
     path = rehashed(with_tensors(chosen, tmp_path / "a.gguf", zero), tmp_path / "b.gguf", source)
     assert detail(source, path) == f"{QKV}: all zeros"
+
+
+def test_few_bits_do_not_hide_zeros(wide: Path, tmp_path: Path) -> None:
+    source, matrix, name = load_checkpoint(wide), tmp_path / "imatrix.gguf", "blk.0.ffn_up.weight"
+    write_imatrix(matrix, collect_importance(source.load_model(), torch.arange(32)[None], "text"))
+    recipe = Recipe(quants=["q2_k"], imatrix=matrix)
+    (file,) = export(wide, tmp_path / "out", recipe, prove=False).files
+    assert tensors_check(open_subject(source, file.path)).passed
+
+    def zero(tensors: dict[str, Any]) -> None:
+        tensors[name] = (np.zeros_like(tensors[name][0]), tensors[name][1])
+
+    path = with_tensors(file.path, tmp_path / "a.gguf", zero)
+    path = rehashed(path, tmp_path / "b.gguf", source)
+    assert detail(source, path) == f"{name}: all zeros"
+
+
+def test_blocks_chosen_for_other_weights_are_found(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """As near as may be: the base's file, of a checkpoint whose adapter changes little."""
+    base = load_checkpoint(tiny_checkpoint)
+    tuned = with_adapter(base, tmp_path / "tuned", alpha=0.1)
+    recipe = Recipe(quants=["q4_0"], method="gptq")
+    (file,) = export(tiny_checkpoint, tmp_path / "out", recipe, prove=False).files
+    assert "were chosen for its weights: their hash is another" in detail(tuned, file.path)
+    apart = export(tuned.folder, tmp_path / "apart", recipe, prove=False).files[0].path
+    merged = without_key(apart, tmp_path / "merged.gguf", ADAPTER_KEY)
+    assert "were chosen for its weights: their hash is another" in detail(tuned, merged)
+
+
+def test_what_a_file_says_of_its_blocks_has_to_agree(
+    chosen: Path, source: Checkpoint, tmp_path: Path
+) -> None:
+    stated = json.loads(keys_of(chosen)[BLOCKS_KEY][0]) | {"h.9.weight": "0" * 64}
+    path = with_key(chosen, tmp_path / "a.gguf", BLOCKS_KEY, json.dumps(stated), Kind.STRING)
+    assert detail(source, path) == f"{BLOCKS_KEY} names h.9.weight, which the checkpoint has not"
+    path = without_key(chosen, tmp_path / "b.gguf", CALIBRATION_KEY)
+    check = metadata_check(open_subject(source, path))
+    assert check.detail.startswith(f"{CALIBRATION_KEY}: missing, and other keys say how")
+    path = with_key(chosen, tmp_path / "c.gguf", METHOD_KEY, "qat", Kind.STRING)
+    check = metadata_check(open_subject(source, path))
+    assert check.detail == f"{METHOD_KEY}: 'qat', and the checkpoint holds no such blocks"
 
 
 def test_hashes_that_are_none_are_refused(chosen: Path, source: Checkpoint, tmp_path: Path) -> None:

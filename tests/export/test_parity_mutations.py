@@ -78,9 +78,8 @@ def good(checkpoint: Checkpoint) -> dict[str, Path]:
     text = folder / "text.txt"
     text.write_text("some words to merge, some more words " * 200, encoding="utf-8")
     out = folder / "gptq"
-    done = export(
-        checkpoint.folder, out, quants=["q4_0"], method="gptq", calibration=text, prove=False
-    )
+    recipe = Recipe(quants=["q4_0"], method="gptq", calibration=text)
+    done = export(checkpoint.folder, out, recipe, prove=False)
     return {**files, "gptq": done.files[0].path}
 
 
@@ -252,7 +251,7 @@ IN_TENSORS: dict[str, tuple[str, Damage, str]] = {
     "chosen, rounded instead": (
         "gptq",
         in_numbers(UP, lambda d: d * np.float32(1.01)),
-        f"{UP} is near the checkpoint's, but some blocks are not those that were chosen",
+        f"{UP} is near the checkpoint's, but the blocks are not those that were chosen",
     ),
     "chosen, one bit": (
         "gptq",

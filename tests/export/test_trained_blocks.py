@@ -13,9 +13,11 @@ from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
+from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.tensors import tensors_check
 from llmkit.export.recipe import Recipe
+from llmkit.export.requantize import requantize
 from llmkit.finetuning.distill import finetune_distill
 
 
@@ -45,6 +47,20 @@ def test_the_file_has_the_trained_blocks_byte_for_byte(trained: Checkpoint, tmp_
         ):
             wanted = blocks[f"h.{number}.{here}.weight"]
             assert np.array_equal(found[f"blk.{number}.{there}.weight"], wanted)
+
+
+def test_blocks_chosen_after_training_are_not_the_trained_ones(
+    trained: Checkpoint, tmp_path: Path
+) -> None:
+    path = export(trained.folder, tmp_path / "out", prove=False).files[0].path
+    text = tmp_path / "text.txt"
+    text.write_text("some words to choose by " * 100, encoding="utf-8")
+    again = tmp_path / "again.gguf"
+    requantize(path, again, "q4_0", method="gptq", calibration=text, again=True)
+    subject = open_subject(trained, again)
+    assert not tensors_check(subject).passed
+    said = metadata_check(subject).detail
+    assert "'gptq', and the checkpoint holds the blocks that it was trained for" in said
 
 
 def test_a_changed_quant_fails_the_proof(trained: Checkpoint, tmp_path: Path) -> None:
