@@ -33,9 +33,19 @@ def address(host: str | None = None) -> str:
         raise OllamaError(f"OLLAMA_HOST {given!r} is no address: {error}") from error
     if scheme not in _PORTS:
         raise OllamaError(f"OLLAMA_HOST {given!r} is no address: use http:// or https://")
-    name = parts.hostname or DEFAULT_HOST
-    name = DEFAULT_HOST if name == "0.0.0.0" else name  # where a server listens, not where it is
+    name = _reachable(parts.hostname or DEFAULT_HOST)
     return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path.rstrip('/')}"
+
+
+def _reachable(host: str) -> str:
+    """This machine for the addresses that stand for all of its own: a server listens there."""
+    try:
+        all_of_them = ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return host
+    if not all_of_them:
+        return host
+    return "::1" if ":" in host else DEFAULT_HOST
 
 
 def host_and_port(url: str) -> tuple[str, int]:

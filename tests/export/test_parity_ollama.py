@@ -17,7 +17,7 @@ from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, sav
 from llmkit.errors import OllamaError
 from llmkit.export.convert import export
 from llmkit.export.held_out import proof_prompts
-from llmkit.export.ollama.address import address
+from llmkit.export.ollama.address import address, is_this_machine
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.parity.check import Check
 from llmkit.export.parity.ollama import ollama_check
@@ -158,6 +158,9 @@ def test_what_does_not_answer_is_one_line(
         (":99", "http://127.0.0.1:99"),
         ("0.0.0.0", "http://127.0.0.1:11434"),
         ("[::1]:99", "http://[::1]:99"),
+        ("[::]", "http://[::1]:11434"),
+        ("[::]:99", "http://[::1]:99"),
+        ("https://[0:0::0]:99", "https://[::1]:99"),
         (' "example.com" ', "http://example.com:11434"),
     ],
 )
@@ -169,6 +172,14 @@ def test_the_address_is_read_as_ollama_reads_it(
     if host:
         monkeypatch.setenv("OLLAMA_HOST", host)
         assert address() == url
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("0.0.0.0", True), ("[::]:99", True), ("localhost", True), ("example.com", False)],
+)
+def test_a_server_on_all_addresses_is_on_this_machine(host: str, here: bool) -> None:
+    assert is_this_machine(address(host)) == here
 
 
 @pytest.mark.parametrize("host", ["ftp://example.com", "example.com:port", "example.com:99999"])
