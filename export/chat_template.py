@@ -42,9 +42,10 @@ class ChatTemplate:
         marked = [
             Message(message.role, place) for message, place in zip(messages, places, strict=True)
         ]
-        special = llama.control_tokens
+        special = {text: token_id for text, token_id in llama.control_tokens.items() if text}
         tokens = sorted(special, key=len, reverse=True)  # a token may begin with another one
-        parts = re.split(f"({'|'.join(map(re.escape, tokens))})", self.text(marked))
+        text = self.text(marked)
+        parts = re.split(f"({'|'.join(map(re.escape, tokens))})", text) if tokens else [text]
         ids: list[int] = []
         for part in parts:
             if part in special:
