@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from llmkit.export.gguf_file import GGUFFile, read_gguf
 from llmkit.export.metadata import ADAPTER_KEY
 from llmkit.export.modelfile_write import context_length, end_token, prompt_format_of
 from llmkit.export.template_fit import difference, misfit
-from llmkit.modelfiles.go_engine import GoEngine, find_go, go_engine
+from llmkit.modelfiles.go_engine import GoEngine, any_go_engine
 from llmkit.modelfiles.grammar import Finding, Place, RefusalError
 from llmkit.modelfiles.lint import instructions_of, lint_text, place_of
 from llmkit.modelfiles.quoting import quoted
@@ -48,9 +48,8 @@ def lint_modelfile(path: Path) -> LintReport:
         parsed = read_modelfile(path)
     except RefusalError as refused:
         return LintReport((refused.finding,), used_go=None)
-    with ExitStack() as stack:
-        has_template = parsed.modelfile.template is not None
-        engine = _engine(stack) if has_template else None
+    has_template = parsed.modelfile.template is not None
+    with any_go_engine() if has_template else nullcontext() as engine:
         found = [*lint_text(parsed, engine), *_Files(parsed, path.parent, engine).lint()]
     ordered = sorted(found, key=lambda f: (f.level, f.place.line, f.place.column))
     return LintReport(tuple(ordered), used_go=engine is not None if has_template else None)
@@ -63,14 +62,6 @@ def local_file(value: str, folder: Path) -> Path:
         return folder / (path.expanduser() if value.startswith("~") else path)
     except RuntimeError:  # a user that this system does not know
         return path
-
-
-def _engine(stack: ExitStack) -> GoEngine | None:
-    compiler = find_go()
-    try:
-        return stack.enter_context(go_engine(compiler)) if compiler else None
-    except ModelfileError:  # a Go that cannot build is none
-        return None
 
 
 def _is_path(source: str) -> bool:

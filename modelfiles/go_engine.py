@@ -10,10 +10,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from llmkit.console import say
 from llmkit.errors import ModelfileError
 from llmkit.modelfiles.prompt_format import Message
 
@@ -35,27 +36,51 @@ class GoEngine:
     def render(self, template: str, messages: Sequence[Message], system: str = "") -> str:
         """The prompt that Ollama sends to the model; `system` is the Modelfile's SYSTEM.
 
-        Raises ModelfileError with Go's message for a template that does not parse or run.
+        Raises ModelfileError: with Go's message for a template that does not parse or run, and
+        where the program has died.
         """
         question = {
             "template": template,
             "system": system,
             "messages": [asdict(message) for message in messages],
         }
-        if self.process.stdin is None or self.process.stdout is None:
+        stdin, stdout = self.process.stdin, self.process.stdout
+        if stdin is None or stdout is None:
             raise ModelfileError("the Go program was started without pipes")
         with self.one_at_a_time:
-            self.process.stdin.write(json.dumps(question) + "\n")
-            self.process.stdin.flush()
-            answer = json.loads(self.process.stdout.readline())
+            try:
+                stdin.write(json.dumps(question) + "\n")
+                stdin.flush()
+                answer = json.loads(stdout.readline())
+            except (OSError, ValueError) as error:  # a broken pipe, a closed one, no line of JSON
+                with suppress(OSError):
+                    stdin.close()  # which would write once more at the end
+                raise ModelfileError("the Go program that renders has died; try again") from error
         if "error" in answer:
             raise ModelfileError(f"template error: {answer['error']}")
         return str(answer["text"])
 
 
 @contextmanager
+def any_go_engine() -> Iterator[GoEngine | None]:
+    """The engine; None where there is no Go compiler, or none that can build it, which is said."""
+    compiler = find_go()
+    with ExitStack() as stack:
+        engine = None
+        if compiler:
+            try:
+                engine = stack.enter_context(go_engine(compiler))
+            except ModelfileError as error:
+                say(f"{error}: as if there were no Go compiler")
+        yield engine
+
+
+@contextmanager
 def go_engine(compiler: str) -> Iterator[GoEngine]:
-    """Build the program, which takes seconds the first time, and run it."""
+    """Build the program, which takes seconds the first time, and run it.
+
+    Raises ModelfileError for a compiler that cannot build it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "go_template.exe"  # a name that every system runs
         environment = os.environ | {
@@ -67,12 +92,15 @@ def go_engine(compiler: str) -> Iterator[GoEngine]:
         }
         environment.setdefault("HOME", folder)  # Go keeps what it built below it
         command = [compiler, "build", "-o", str(program), str(SOURCE)]
-        built = subprocess.run(
-            command, env=environment, cwd=folder, check=False, capture_output=True, text=True
-        )
-        if built.returncode:
-            raise ModelfileError(f"{compiler} cannot build {SOURCE.name}: {built.stderr.strip()}")
-        with subprocess.Popen(
-            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
-        ) as process:
+        try:
+            subprocess.run(
+                command, env=environment, cwd=folder, check=True, capture_output=True, text=True
+            )
+            process = subprocess.Popen(
+                [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
+            raise ModelfileError(f"{compiler} cannot build {SOURCE.name}: {reason}") from error
+        with process:
             yield GoEngine(process)

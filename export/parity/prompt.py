@@ -8,7 +8,7 @@ is there; without one it has to be, to the letter, what the format's own renderi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from llmkit.checkpoint import Checkpoint
@@ -19,7 +19,7 @@ from llmkit.export.parity.check import Check, counted
 from llmkit.export.parity.subject import Subject
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.finetuning.held_out import held_out_questions
-from llmkit.modelfiles.go_engine import GoEngine, find_go, go_engine
+from llmkit.modelfiles.go_engine import GoEngine, any_go_engine
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.prompt_format import COMPLETION, Message, PromptFormat
 
@@ -56,7 +56,7 @@ def prompt_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None)
     source = subject.checkpoint
     form = source.prompt_format
     found = conversations(source)
-    with ExitStack() as stack:
+    with any_go_engine() if modelfile else nullcontext() as engine:
         faults, renderings = [], []
         if llama.chat_template is None:
             faults.append("the GGUF has no tokenizer.chat_template: programs take one of their own")
@@ -64,7 +64,6 @@ def prompt_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None)
             renderings.append(
                 _Rendering("the GGUF's Jinja", ChatTemplate(llama.chat_template).text)
             )
-        engine = _engine(stack) if modelfile else None
         if modelfile and engine:
             renderings.append(_Rendering("TEMPLATE", _go_text(engine, modelfile)))
         elif modelfile:
@@ -73,7 +72,7 @@ def prompt_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None)
             faults += _faults(conversation, source, llama, renderings)
     names = ["training", *(rendering.name for rendering in renderings), "llama.cpp"]
     if modelfile and not engine:
-        names.append("TEMPLATE (compared as text: there is no Go compiler)")
+        names.append("TEMPLATE (compared as text: there is no Go compiler that works)")
     fine = f"{len(found)} conversations are the same in {', '.join(names)}"
     more = f"; {len(faults) - 1} more differ" if len(faults) > 1 else ""
     return counted("prompt", len(faults), fine, "".join(faults[:1]) + more)
@@ -105,11 +104,6 @@ def conversations(source: Checkpoint) -> list[Conversation]:
         ]
     own = held_out_questions(source)[:N_OWN]
     return found + [Conversation("a held-out question", messages) for messages in own]
-
-
-def _engine(stack: ExitStack) -> GoEngine | None:
-    compiler = find_go()
-    return stack.enter_context(go_engine(compiler)) if compiler else None
 
 
 def _go_text(engine: GoEngine, modelfile: Modelfile) -> Callable[[Sequence[Message]], str]:

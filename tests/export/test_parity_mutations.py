@@ -32,10 +32,10 @@ from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, sav
 from llmkit.errors import GGUFError
 from llmkit.export.convert import export
 from llmkit.export.parity import bounds
-from llmkit.export.parity import prompt as prompt_module
 from llmkit.export.parity.check import Proof
 from llmkit.export.parity.verify import verify
 from llmkit.export.recipe import Recipe
+from llmkit.modelfiles import go_engine
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.prompt_format import (
     ALPACA,
@@ -540,10 +540,11 @@ def test_a_good_modelfile_of_every_format_passes(form: PromptFormat, tmp_path: P
     assert "Modelfile" in proof.sha256_of
 
 
+@pytest.mark.parametrize("compiler", [None, "false"], ids=["none", "one that cannot build"])
 def test_without_go_the_template_has_to_be_the_formats_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiler: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt_module, "find_go", lambda: None)
+    monkeypatch.setattr(go_engine, "find_go", lambda: compiler)
     answering, gguf = exported(ALPACA, tmp_path)
     proof = proof_of(answering, gguf)
     assert said(proof) == {}
