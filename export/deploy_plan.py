@@ -86,13 +86,25 @@ def _checkpoint_of(gguf: Path) -> Path:
 
 
 def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
-    """Whether these very bytes were proved: what Ollama computes is compared with them alone."""
+    """Whether these very bytes were proved: what Ollama computes is compared with them alone.
+
+    A part of which the proof holds no hash is not looked at.
+    """
     proof = kept_proof(gguf)
     again = f"run llmkit verify {subject.checkpoint.folder} {gguf}"
     if proof is None:
         return DoctorCheck("proof", True, f"nothing was proved of {gguf.name}", again)
     if proof.get("sha256") != model.digest.removeprefix("sha256:"):
         return DoctorCheck("proof", False, f"{gguf.name} is not the file that was proved", again)
+    if subject.adapter is not None:
+        others = proof.get("sha256_of")
+        proved = others.get("adapter") if isinstance(others, dict) else None
+        if proved not in (None, subject.adapter.sha256()):
+            found = f"{subject.adapter.path.name} is not the adapter that was proved"
+            return DoctorCheck("proof", False, found, again)
+    if proof.get("checkpoint_sha256") not in (None, subject.checkpoint.sha256):
+        found = f"{subject.checkpoint.folder} has changed since {gguf.name} was proved"
+        return DoctorCheck("proof", False, found, again)
     if not proof.get("passed"):
         found = f"the proof of {gguf.name} failed"
         return DoctorCheck("proof", False, found, f"see {gguf.with_suffix('.html')}")

@@ -48,7 +48,8 @@ def answering_checkpoint(folder: Path) -> Checkpoint:
 def exported(checkpoint: Checkpoint, out: Path, quant: str = "q8_0") -> Path:
     """An export folder with a proof that passed."""
     done = export(checkpoint.folder, out, Recipe([quant]), name="tales", prove=False)
-    write_proof(checkpoint, done.files[0].path)
+    adapter = {"adapter": _sha256(done.adapter.path)} if done.adapter else {}
+    write_proof(checkpoint, done.files[0].path, sha256_of=adapter)
     return out
 
 
@@ -57,8 +58,13 @@ def write_proof(source: Checkpoint, gguf: Path, **changes: Any) -> None:
     proof = {
         "gguf": str(gguf),
         "checkpoint": str(source.folder),
-        "sha256": hashlib.sha256(gguf.read_bytes()).hexdigest(),
+        "sha256": _sha256(gguf),
+        "checkpoint_sha256": source.sha256,
         "passed": True,
         **changes,
     }
     (gguf.parent / "parity.json").write_text(json.dumps({"proofs": [proof]}), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from deployable import answering_checkpoint, exported, write_proof
 from finetuned import with_adapter
+from gguf_surgery import Kind, with_key
 from ollama_servers import real_ollama, stand_in
 from ollama_stand_in import StandIn, Trouble
 from ollama_stand_in_models import Stored
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint import Checkpoint, save_tensors
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, LlmkitError, ModelfileError, OllamaError
 from llmkit.export.deploy import Deployment, deploy
@@ -334,6 +335,32 @@ def test_a_file_that_was_changed_after_its_proof_is_a_cross(
     }
     write_proof(checkpoint, gguf, passed=False)
     assert "failed" in crosses(deploy(made, NAME, host=server.url))["proof"]
+    assert not server.models
+
+
+def test_an_adapter_that_was_replaced_after_its_proof_is_a_cross(
+    checkpoint: Checkpoint, server: StandIn, tmp_path: Path
+) -> None:
+    made = exported(with_adapter(checkpoint, tmp_path / "adapted"), tmp_path / "out")
+    adapter, alpha = made / "tales-adapter.gguf", "adapter.lora.alpha"
+    with_key(adapter, tmp_path / "other.gguf", alpha, 3.0, Kind.FLOAT32).replace(adapter)
+    assert crosses(deploy(made, NAME, host=server.url)) == {
+        "proof": "tales-adapter.gguf is not the adapter that was proved"
+    }
+    assert not server.models
+
+
+def test_a_checkpoint_that_was_trained_on_after_the_proof_is_a_cross(
+    checkpoint: Checkpoint, server: StandIn, tmp_path: Path
+) -> None:
+    made = exported(checkpoint, tmp_path / "out")
+    other = tmp_path / "c"
+    shutil.copytree(checkpoint.folder, other)
+    weights = dict(checkpoint.load_model().state_dict())
+    weights["wpe.weight"] = weights["wpe.weight"] + 0.01
+    save_tensors(other / "model.safetensors", weights, step=0)
+    done = deploy(made, NAME, host=server.url, checkpoint=other)
+    assert crosses(done) == {"proof": f"{other} has changed since tales-q8_0.gguf was proved"}
     assert not server.models
 
 
