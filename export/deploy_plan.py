@@ -12,6 +12,7 @@ from llmkit.export.gguf_file import config_of
 from llmkit.export.modelfile_lint import lint_modelfile, local_file
 from llmkit.export.ollama.store import Blob
 from llmkit.export.parity.keeping import PROOF_FILE, kept_proof
+from llmkit.export.parity.modelfile import disagreements
 from llmkit.export.parity.subject import Subject, open_subject
 from llmkit.export.parity.verify import MODELFILE
 from llmkit.modelfiles.modelfile import Modelfile
@@ -48,8 +49,8 @@ def read_plan(folder: Path, checkpoint: Path | None) -> Plan:
     subject = open_subject(load_checkpoint(checkpoint or _checkpoint_of(gguf)), gguf)
     model = _blob(gguf, subject.file.sha256())
     adapter = None
-    if (modelfile.adapter is None) != (subject.adapter is None):
-        raise ModelfileError(f"{path} and {gguf.name} do not agree on an ADAPTER; export again")
+    for fault in disagreements(modelfile, folder, subject):
+        raise ModelfileError(f"{path}: {fault}; export again")
     if subject.adapter is not None and modelfile.adapter is not None:
         adapter = _blob(local_file(modelfile.adapter, folder), subject.adapter.sha256())
     return Plan(modelfile, subject, model, adapter, _proof_check(gguf, subject, model))

@@ -55,6 +55,13 @@ def lint_modelfile(path: Path) -> LintReport:
     return LintReport(tuple(ordered), used_go=engine is not None if has_template else None)
 
 
+def file_errors(parsed: ParsedModelfile, folder: Path) -> list[Finding]:
+    """Errors in what FROM, ADAPTER and the parameters say of files; of TEMPLATE none."""
+    # Without an engine TEMPLATE is compared to the letter, and another one is a warning.
+    found = _Files(parsed, folder, engine=None).lint()
+    return [finding for finding in found if finding.level == "error"]
+
+
 def local_file(value: str, folder: Path) -> Path:
     """The path that FROM or ADAPTER means: from the Modelfile's folder, `~` is the user's own."""
     path = Path(value)

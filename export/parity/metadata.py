@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -24,6 +25,7 @@ from llmkit.export.metadata import (
 )
 from llmkit.export.names import tensor_table
 from llmkit.export.parity.check import Check, counted
+from llmkit.export.parity.modelfile import modelfile_faults
 from llmkit.export.parity.subject import Subject
 from llmkit.model.storage import is_matrix
 
@@ -68,10 +70,11 @@ _CONSEQUENCES = {
 }
 
 
-def metadata_check(subject: Subject) -> Check:
+def metadata_check(subject: Subject, modelfile: Path | None = None) -> Check:
     """Every key that llama.cpp or Ollama reads has the checkpoint's value. Value: keys that differ.
 
-    `general.name` is free.
+    `general.name` is free. A Modelfile has to run this file and its adapter; what keeps it from
+    that counts as a key each.
     """
     source, file, adapter = subject.checkpoint, subject.file, subject.adapter
     beside = adapter.path.name if adapter is not None and source.lora is not None else None
@@ -89,10 +92,13 @@ def metadata_check(subject: Subject) -> Check:
             for difference in _differences(adapter.metadata, wanted, _READ_OF_ADAPTER)
         ]
         n_keys += len(wanted)
+    if modelfile is not None:
+        differences += modelfile_faults(modelfile, subject)
     shown = "; ".join(differences[:SHOWN])
     if len(differences) > SHOWN:
         shown += f"; and {len(differences) - SHOWN} more"
-    return counted("metadata", len(differences), f"{n_keys} keys equal", shown)
+    fine = f"{n_keys} keys equal" + (", and the Modelfile runs the file" if modelfile else "")
+    return counted("metadata", len(differences), fine, shown)
 
 
 def _method_difference(subject: Subject) -> Iterator[str]:

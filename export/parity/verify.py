@@ -35,6 +35,7 @@ from llmkit.export.parity.stop import stop_check
 from llmkit.export.parity.subject import Subject, open_subject
 from llmkit.export.parity.tensors import tensors_check
 from llmkit.export.parity.tokenizer import tokenizer_check
+from llmkit.modelfiles.grammar import RefusalError
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.reading import read_modelfile
 
@@ -64,9 +65,10 @@ def verify(
     subject = open_subject(load_checkpoint(checkpoint), gguf)
     source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
     prompts = proof_prompts(subject.checkpoint, data)
-    beside = modelfile or gguf.parent / MODELFILE
-    said = read_modelfile(beside).modelfile if modelfile or beside.exists() else None
-    checks = [metadata_check(subject), tensors_check(subject)]
+    beside = gguf.parent / MODELFILE
+    modelfile = modelfile or (beside if beside.exists() else None)
+    said = _read(modelfile) if modelfile else None
+    checks = [metadata_check(subject, modelfile), tensors_check(subject)]
     found = _Run(texts, prompts, said)
     try:
         checks += found.checks(subject)
@@ -84,7 +86,7 @@ def verify(
         distances=found.comparison.distances if found.comparison else {},
         checkpoint_sha256=subject.checkpoint.sha256,
         texts=source,
-        sha256_of=_hashes(subject, texts, beside if said else None),
+        sha256_of=_hashes(subject, texts, modelfile),
         versions={
             package: version(package)
             for package in ("llmkit", "torch", "llama-cpp-python", "tokenizers")
@@ -95,6 +97,14 @@ def verify(
     except LlmkitError as error:  # a folder that cannot be written does not undo what was found
         say(f"the proof was not kept: {error}")
     return proof
+
+
+def _read(modelfile: Path) -> Modelfile | None:
+    """None where Ollama refuses it, which `metadata` says."""
+    try:
+        return read_modelfile(modelfile).modelfile
+    except RefusalError:
+        return None
 
 
 @dataclass

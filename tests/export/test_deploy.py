@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from llmkit.export.ollama.address import full_name, unverified_name
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import Blob, copy, create, delete, upload
 from llmkit.export.ollama.transport import Patience, Transport
-from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.reading import read_modelfile
 
 NAME = "llmkit-test-tales"
@@ -348,6 +349,15 @@ def test_an_adapter_that_was_replaced_after_its_proof_is_a_cross(
         "proof": "tales-adapter.gguf is not the adapter that was proved"
     }
     assert not server.models
+
+
+def test_a_modelfile_without_the_adapter_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    made = exported(with_adapter(checkpoint, tmp_path / "adapted"), tmp_path / "out")
+    modelfile = read_modelfile(made / "Modelfile").modelfile
+    assert modelfile.adapter is not None
+    (made / "Modelfile").write_text(render(replace(modelfile, adapter=None)), encoding="utf-8")
+    with pytest.raises(ModelfileError, match=r"no ADAPTER: tales-q8_0\.gguf is the base of"):
+        deploy(made, NAME)
 
 
 def test_a_checkpoint_that_was_trained_on_after_the_proof_is_a_cross(

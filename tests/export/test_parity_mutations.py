@@ -4,6 +4,7 @@ every kind, which all pass."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -449,6 +450,13 @@ def with_template(old: str, new: str) -> Callable[[Modelfile], Modelfile]:
     return change
 
 
+def with_parameters(**changes: Any) -> Callable[[Modelfile], Modelfile]:
+    def change(modelfile: Modelfile) -> Modelfile:
+        return replace(modelfile, parameters=replace(modelfile.parameters, **changes))
+
+    return change
+
+
 def without_stop(modelfile: Modelfile) -> Modelfile:
     return replace(modelfile, parameters=replace(modelfile.parameters, stop=()))
 
@@ -507,6 +515,46 @@ IN_MODELFILES: dict[str, tuple[PromptFormat, Callable[[Modelfile], Modelfile], d
         lambda modelfile: replace(modelfile, system=None),
         {"prompt": "TEMPLATE, one question"},
     ),
+    "a model of Ollama's own": (
+        ALPACA,
+        lambda modelfile: replace(modelfile, source="llama3.2"),
+        {"metadata": "FROM llama3.2 is no GGUF file of the folder of c-f32.gguf"},
+    ),
+    "another folder's file": (
+        ALPACA,
+        lambda modelfile: replace(modelfile, source="../elsewhere.gguf"),
+        {"metadata": "FROM ../elsewhere.gguf is no GGUF file of the folder of c-f32.gguf"},
+    ),
+    "a second FROM": (
+        ALPACA,
+        lambda modelfile: replace(modelfile, more_sources=("llama3.2",)),
+        {"metadata": "FROM llama3.2 is no GGUF file of the folder"},
+    ),
+    "a file that is not there": (
+        ALPACA,
+        lambda modelfile: replace(modelfile, source="./c-q8_0.gguf"),
+        {"metadata": "FROM names ./c-q8_0.gguf, which is not there"},
+    ),
+    "an adapter that is not there": (
+        ALPACA,
+        lambda modelfile: replace(modelfile, adapter="./gone.gguf"),
+        {"metadata": "ADAPTER names gone.gguf, which is not there"},
+    ),
+    "an adapter that is not there, of another model": (
+        ALPACA,
+        lambda modelfile: replace(modelfile, source="llama3.2", adapter="./gone.gguf"),
+        {"metadata": "ADAPTER ./gone.gguf changes c-f32.gguf, which was exported without one"},
+    ),
+    "a model as an adapter": (
+        ALPACA,
+        lambda modelfile: replace(modelfile, adapter="./c-f32.gguf"),
+        {"metadata": "c-f32.gguf is a model, no adapter"},
+    ),
+    "num_ctx past the context": (
+        ALPACA,
+        with_parameters(num_ctx=4096),
+        {"metadata": "num_ctx 4096 is more than the model's context of 128"},
+    ),
     "no stop": (CHATML, without_stop, {"stop": "no PARAMETER stop for '<|im_end|>'"}),
     "one stop missing": (
         CHATML,
@@ -523,6 +571,7 @@ IN_MODELFILES: dict[str, tuple[PromptFormat, Callable[[Modelfile], Modelfile], d
 def test_a_damaged_modelfile_is_caught_and_named(name: str, tmp_path: Path) -> None:
     form, change, expected = IN_MODELFILES[name]
     answering, gguf = exported(form, tmp_path)
+    shutil.copy(gguf, tmp_path / "elsewhere.gguf")
     rewritten(gguf, change)
     failed = said(proof_of(answering, gguf))
     assert set(failed) == set(expected)
@@ -538,6 +587,27 @@ def test_a_good_modelfile_of_every_format_passes(form: PromptFormat, tmp_path: P
     proof = proof_of(answering, gguf)
     assert said(proof) == {}
     assert "Modelfile" in proof.sha256_of
+
+
+def test_a_modelfile_that_ollama_refuses_is_caught(tmp_path: Path) -> None:
+    answering, gguf = exported(ALPACA, tmp_path)
+    with (gguf.parent / "Modelfile").open("a", encoding="utf-8") as file:
+        file.write("PARAMETER temprature 1\n")
+    proof = proof_of(answering, gguf)
+    assert "unknown parameter 'temprature'" in said(proof).pop("metadata")
+    assert set(said(proof)) == {"metadata"}
+    assert "Modelfile" in proof.sha256_of
+
+
+def test_what_is_a_users_choice_passes(tmp_path: Path) -> None:
+    answering, gguf = exported(ALPACA, tmp_path)
+    shutil.copy(gguf, gguf.with_name("another.gguf"))
+    choices = with_parameters(temperature=5.0, num_predict=1, num_ctx=64)
+    rewritten(gguf, lambda modelfile: replace(choices(modelfile), source="./another.gguf"))
+    assert said(proof_of(answering, gguf)) == {}
+    (tmp_path / "m").write_text((gguf.parent / "Modelfile").read_text().replace("./", "out/"))
+    proof = verify(answering.folder, gguf, modelfile=tmp_path / "m", max_tokens=96)
+    assert said(proof) == {}
 
 
 @pytest.mark.parametrize("compiler", [None, "false"], ids=["none", "one that cannot build"])
@@ -617,6 +687,28 @@ def test_another_alpha_is_caught(tmp_path: Path) -> None:
     failed = said(proof_of(tuned, path))
     assert "adapter.lora.alpha" in failed["metadata"]
     assert "adapter" in failed["layers"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        (None, "no ADAPTER: adapted-f32.gguf is the base of adapted-adapter.gguf"),
+        ("./gone.gguf", "ADAPTER names gone.gguf, which is not there"),
+        ("./other.gguf", "ADAPTER ./other.gguf is not adapted-adapter.gguf"),
+    ],
+)
+def test_a_modelfile_that_does_not_use_the_adapter_is_caught(
+    adapter: str | None, words: str, tmp_path: Path
+) -> None:
+    tuned = lora_checkpoint(tmp_path / "c")
+    done = export(tuned.folder, tmp_path / "out", quants=["f32"], prove=False)
+    assert done.adapter is not None
+    name = "blk.0.attn_qkv.weight.lora_b"
+    tensor(name, lambda d: d * 2)(done.adapter.path, tmp_path / "out" / "other.gguf")
+    rewritten(done.files[0].path, lambda modelfile: replace(modelfile, adapter=adapter))
+    failed = said(proof_of(tuned, done.files[0].path))
+    assert set(failed) == {"metadata"}
+    assert words in failed["metadata"]
 
 
 # --- a program that computes something else ---------------------------------------------------
