@@ -1,0 +1,66 @@
+"""How many answers end in llama.cpp, where all of them end in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from deployable import QUESTIONS, answering_checkpoint
+from parity_subjects import written
+
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.parity import stop
+from llmkit.export.parity.generation import greedy_ids
+from llmkit.export.parity.stop import stop_check
+from llmkit.export.parity.subject import Subject
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder = tmp_path_factory.mktemp("stop")
+    return written(answering_checkpoint(folder / "c"), folder / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def llama(subject: Subject) -> Iterator[LlamaCpp]:
+    with LlamaCpp(subject.file.path) as llama:
+        yield llama
+
+
+@pytest.mark.parametrize(
+    ("n_ended", "fault"),
+    [
+        (5, None),
+        (3, None),
+        (2, "the model seldom stops: a cost of quantization"),
+        (1, "the model seldom stops: a cost of quantization"),
+        (0, "the model never stops, and it ends in PyTorch"),
+    ],
+)
+def test_half_of_what_ends_in_pytorch_has_to_end_in_llama_cpp(
+    n_ended: int,
+    fault: str | None,
+    subject: Subject,
+    llama: LlamaCpp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts: list[Sequence[int]] = []
+
+    def some_run_on(llama: LlamaCpp, prompt: Sequence[int], n_new: int) -> list[int]:
+        prompts.append(prompt)
+        ids = greedy_ids(llama, prompt, n_new)
+        return ids if len(prompts) <= n_ended else ids[:-1]
+
+    monkeypatch.setattr(stop, "greedy_ids", some_run_on)
+    check = stop_check(subject, llama, None)
+    assert len(prompts) == len(QUESTIONS) == 5
+    assert f"of 5 held-out answers 5 end in PyTorch, {n_ended} in llama.cpp" in check.detail
+    assert check.passed == (fault is None)
+    assert fault is None or fault in check.detail
+
+
+def test_an_answer_that_never_ended_is_not_missed() -> None:
+    assert stop._ending_fault(in_torch=1, in_llama=1) is None
+    assert stop._ending_fault(in_torch=0, in_llama=1) is None
+    assert stop._ending_fault(in_torch=0, in_llama=0) is not None
+    assert stop._ending_fault(in_torch=99, in_llama=1) is not None
