@@ -49,7 +49,7 @@ class Sampling:
         """Choose a token id by its logits (V,)."""
         if self.temperature == 0:
             return int(logits.argmax())
-        ordered, ids = logits.double().cpu().sort(descending=True, stable=True)
+        ordered, ids = logits.cpu().double().sort(descending=True, stable=True)
         # Below the largest one, so that no temperature makes them infinite.
         ordered = (ordered - ordered[0]) / self.temperature
         probabilities = ordered[: self.top_k].softmax(dim=0)

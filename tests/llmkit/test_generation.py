@@ -110,6 +110,23 @@ def test_tokens_come_as_often_as_their_probabilities_say(
     assert all(found[i] == 0 for i, probability in enumerate(expected) if probability == 0)
 
 
+class OnMPS(torch.Tensor):
+    """A tensor of a device that has no float64."""
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_device_without_float64_is_sampled_from() -> None:
+    logits = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    for sampling in (Sampling(seed=1), Sampling(temperature=0)):
+        wanted = sampling.choose(logits, sampling.generator())
+        assert sampling.choose(logits.as_subclass(OnMPS), sampling.generator()) == wanted
+
+
 @pytest.mark.parametrize(
     ("sampling", "words"),
     [
