@@ -98,7 +98,7 @@ class CheckpointRunner:
 
     def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
         if self.checkpoint.labels:
-            sampling = sampling.one_token()
+            sampling = sampling.for_label()
         decode = self.checkpoint.tokenizer.decode_bytes
         new_ids = generate_ids(self.model, prompt, sampling, self.checkpoint.stop_ids)
         yield from stream_text(decode([token_id]) for token_id in new_ids)
@@ -133,7 +133,7 @@ class GGUFRunner:
     def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
         self.llama.reset()
         if self.llama.is_classifier:
-            sampling = sampling.one_token()
+            sampling = sampling.for_label()
         yield from stream_text(
             self.llama.token_bytes(token_id) for token_id in self._ids(prompt, sampling)
         )

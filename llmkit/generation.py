@@ -37,9 +37,13 @@ class Sampling:
         if not 0 <= self.seed < 1 << 64:
             raise ConfigError(f"seed {self.seed} is not between 0 and 2^64 - 1")
 
-    def one_token(self) -> Sampling:
-        """The same for a single token, which is all that a classifier says."""
-        return replace(self, max_tokens=1)
+    def for_label(self) -> Sampling:
+        """What a classifier is asked with: its one token, the most probable.
+
+        All tokens that are no labels are as probable as each other; drawn from, they drown the
+        labels.
+        """
+        return replace(self, temperature=0, max_tokens=1)
 
     def generator(self) -> torch.Generator:
         """A source of random numbers that gives the same ones for the same seed."""

@@ -213,10 +213,10 @@ def test_a_classifier_answers_with_its_label_and_nothing_else(
     made = export(classifier.folder, tmp_path / "out", Recipe([quant]), prove=False)
     file = made.files[0].path
     for words in ("some words", "merge", "more, more", "words to some"):
-        said = "".join(generate(file, words, Sampling(temperature=0)))
+        said = "".join(generate(file, words))
         assert said in classifier.labels
         if quant == "f32":
-            assert said == "".join(generate(classifier.folder, words, Sampling(temperature=0)))
+            assert said == "".join(generate(classifier.folder, words))
     parameters = read_modelfile(made.modelfile).modelfile.parameters
     assert (parameters.num_predict, parameters.temperature) == (1, 0)
     assert failed(proved(classifier, file, tmp_path)) == {}

@@ -156,9 +156,9 @@ def test_generation_stops_at_any_stop_id_and_does_not_yield_it(random_model: GPT
         assert generated(random_model, [1, 2], *stops, temperature=1.0) == whole[:first]
 
 
-def test_one_token_is_all_of_an_answer_in_a_word() -> None:
+def test_a_label_is_one_token_and_the_most_probable() -> None:
     sampling = Sampling(temperature=0.5, top_k=3, max_tokens=50)
-    assert sampling.one_token() == Sampling(temperature=0.5, top_k=3, max_tokens=1)
+    assert sampling.for_label() == Sampling(temperature=0, top_k=3, max_tokens=1)
 
 
 @pytest.mark.parametrize(("n_prompt", "max_tokens", "n"), [(1, None, 39), (30, 5, 5), (30, 50, 10)])
