@@ -78,5 +78,5 @@ class Pretraining:
         random = np.random.default_rng((self.config.seed, step))
         starts = random.integers(0, len(self.tokens) - length, self.config.batch_size)
         examples = np.stack([self.tokens[s : s + length + 1] for s in starts]).astype(np.int64)
-        batch = torch.from_numpy(examples).to(device, non_blocking=True)
+        batch = torch.from_numpy(examples).to(device)
         return batch[:, :-1], batch[:, 1:]

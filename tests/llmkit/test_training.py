@@ -385,6 +385,19 @@ def test_gradients_are_clipped(
     assert norms == pytest.approx([0.01] * 12, rel=1e-3)
 
 
+def test_no_batch_is_still_being_copied_when_its_memory_is_freed(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = torch.Tensor.to
+
+    def noted(self: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        assert not options.get("non_blocking"), "to another device it may read freed memory"
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    run(short_text, tmp_path / "out", training={"steps": 1})
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_has_valid_settings(preset: str) -> None:
     config = training_config(preset, steps=None)
