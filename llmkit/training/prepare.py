@@ -62,8 +62,12 @@ def refuse_other_run(folder: RunFolder, state: RunState, settings: dict[str, Any
     if state.settings == settings:
         return
     there, asked = _flat(state.settings), _flat(settings)
-    names = [name for name in asked if asked[name] != there.get(name)]
-    detail = ", ".join(f"{name} {there.get(name)} there, {asked[name]} now" for name in names[:2])
+    told = {  # what one run alone has differs too, even where it is None
+        name: (there.get(name, "nothing"), asked.get(name, "nothing"))
+        for name in {**asked, **there}
+    }
+    names = [name for name, (before, now) in told.items() if before != now]
+    detail = ", ".join(f"{name} {told[name][0]} there, {told[name][1]} now" for name in names[:2])
     if names[:1] == ["data"]:
         detail = "it was trained on other text"
     raise CheckpointError(f"{folder.folder} holds another run ({detail}); choose another --out")

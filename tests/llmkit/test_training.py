@@ -20,6 +20,8 @@ from llmkit.model.gpt import GPT
 from llmkit.training import TrainingConfig, load_run_config, train
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop, _optimizer
+from llmkit.training.prepare import refuse_other_run
+from llmkit.training.state import RunFolder, RunState
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,21 @@ def test_folder_of_another_run_is_refused(
         run(short_text, finished, resume=resume, **changes)
     assert words in str(caught.value)
     assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "words"),
+    [
+        ({"kind": "prefer", "beta": 0.1}, {"kind": "prefer"}, "beta 0.1 there, nothing now"),
+        ({"kind": "prefer"}, {"kind": "prefer", "beta": 0.1}, "beta nothing there, 0.1 now"),
+        ({"finetune": {"qat": None}}, {"finetune": {}}, "finetune.qat None there, nothing now"),
+    ],
+)
+def test_setting_that_one_run_alone_has_is_named(
+    there: dict[str, Any], now: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"holds another run \({words}\)"):
+        refuse_other_run(RunFolder(tmp_path), RunState(there, {}), now)
 
 
 def test_folder_of_a_run_on_other_text_is_refused(
