@@ -19,6 +19,7 @@ from llmkit.finetuning.start import Start
 from llmkit.model.config import validated
 from llmkit.model.device import choose_device
 from llmkit.model.grid import rounded
+from llmkit.model.lora import merge_lora
 from llmkit.training.config import TrainingConfig
 from llmkit.training.distillation import Distillation, mean_kl
 from llmkit.training.loop import TrainingLoop
@@ -101,6 +102,7 @@ def finetune_distill(
     if not metrics:
         raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
     model = base.load_model(where)
+    merge_lora(model)
     for name, qtype in start.types.items():
         weight = model.get_parameter(name)
         weight.data = rounded(weight.data, qtype, name)

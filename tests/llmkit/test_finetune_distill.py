@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from finetune_runs import instruct, records, write_questions
+from finetune_runs import KINDS, instruct, records, write_questions
 from safetensors.torch import load_file
 from training_runs import outcome, snapshot
 
@@ -253,6 +253,24 @@ def test_records_of_a_fine_tuned_base_are_read_one_after_the_other(
         there = (base / "training" / name).read_bytes()
         assert (out / "training" / name).read_bytes() == there
     distill(base, out)  # it is this run, finished
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_adapter_of_the_base_is_merged_first(
+    kind: str, small_base: Path, questions: Path, tmp_path: Path, short_text: Path
+) -> None:
+    base = instruct(small_base, questions, tmp_path / "base", config=KINDS[kind]).checkpoint
+    result = distill(base, tmp_path / "out", data=short_text)
+    assert load_checkpoint(result.checkpoint).lora is None
+    opened = load_checkpoint(base)
+    with opened.open_merged() as file:
+        merged = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    alone = tmp_path / "alone"
+    shutil.copytree(small_base, alone)
+    save_tensors(alone / "model.safetensors", merged, step=0)
+    save_config(alone, CheckpointConfig(opened.config, opened.prompt_format))
+    wanted = distill(alone, tmp_path / "wanted", data=short_text)
+    assert result.rounding_kl == pytest.approx(wanted.rounding_kl, rel=0.1)
 
 
 def test_unknown_type_is_named(small_base: Path, tmp_path: Path) -> None:
