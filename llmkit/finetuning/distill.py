@@ -11,11 +11,11 @@ import torch
 from llmkit.checkpoint import load_checkpoint
 from llmkit.data.sources import source_files
 from llmkit.data.tokens import open_token_file, windows
-from llmkit.errors import CheckpointError, ConfigError
+from llmkit.errors import CheckpointError
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.own_text import own_files, write_own_text
 from llmkit.finetuning.run import run_settings
-from llmkit.finetuning.start import Start
+from llmkit.finetuning.start import Start, base_that_answers
 from llmkit.model.config import validated
 from llmkit.model.device import choose_device
 from llmkit.model.grid import rounded
@@ -80,11 +80,7 @@ def finetune_distill(
     config = validated(FinetuneConfig, {"qat": qat}, "finetune")
     given = {name: value for name, value in (training or {}).items() if value is not None}
     steps = validated(TrainingConfig, {**DEFAULTS, **given}, "training")
-    base = load_checkpoint(checkpoint)
-    if base.labels:
-        raise ConfigError(
-            f"{checkpoint} is a classifier; use `finetune classify --qat` on its base"
-        )
+    base = base_that_answers(checkpoint, "use `finetune classify --qat` on its base")
     # Two masks of dropout would tell student and teacher apart more than rounding does.
     base = replace(base, config=replace(base.config, dropout=0.0))
     start = Start(base, base.tokenizer, base.prompt_format, (), config, steps.seed)

@@ -33,7 +33,7 @@ from llmkit.finetuning.run import (
     trained_model,
 )
 from llmkit.finetuning.splits import split
-from llmkit.finetuning.start import Start, grown_tokenizer
+from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.generation import Sampling, generate_ids
 from llmkit.model.gpt import GPT
@@ -197,10 +197,11 @@ def finetune_instruct(
     are learned; with `packing` several records share a row of the batch. `training` changes
     single fields of TrainingConfig.
 
-    Raises LlmkitError: records that cannot be read, named by line; tokens that are missing.
+    Raises LlmkitError: records that cannot be read, named by line; tokens that are missing; a
+    classifier.
     """
     config = config or FinetuneConfig()
-    base = load_checkpoint(checkpoint)
+    base = base_that_answers(checkpoint, "its head knows labels alone; use its base")
     form = prompt_format or (ALPACA if base.prompt_format == COMPLETION else base.prompt_format)
     seed = int((training or {}).get("seed", TrainingConfig.seed))
     tokenizer = grown_tokenizer(base, config, special=(form.end, *form.special_tokens))

@@ -37,7 +37,7 @@ from llmkit.finetuning.run import (
     trained_model,
 )
 from llmkit.finetuning.splits import split
-from llmkit.finetuning.start import Start, grown_tokenizer
+from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import Message
@@ -211,9 +211,7 @@ def finetune_prefer(
     if not beta > 0:
         raise ConfigError(f"beta {beta} is not positive; the paper's is {DEFAULT_BETA}")
     config = config or FinetuneConfig(epochs=DEFAULT_EPOCHS)
-    base = load_checkpoint(checkpoint)
-    if base.labels:
-        raise ConfigError(f"{checkpoint} is a classifier; preferences need a model that answers")
+    base = base_that_answers(checkpoint, "preferences need a model that answers")
     form = base.prompt_format
     changes = {name: value for name, value in (training or {}).items() if value is not None}
     changes.setdefault("learning_rate", LORA_LEARNING_RATE if config.lora else LEARNING_RATE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from llmkit.checkpoint import (
     Checkpoint,
     CheckpointConfig,
     build_model,
+    load_checkpoint,
     save_config,
     save_tensors,
 )
@@ -145,6 +147,14 @@ class Start:
                 head, [i for i in ids if i is not None], self.sizes.vocab_size
             )
         return weights
+
+
+def base_that_answers(folder: Path, advice: str) -> Checkpoint:
+    """Open a base. Raises ConfigError, with what to do instead, for a classifier."""
+    base = load_checkpoint(folder)
+    if base.labels:
+        raise ConfigError(f"{folder} is a classifier; {advice}")
+    return base
 
 
 def grown_tokenizer(

@@ -296,13 +296,3 @@ def test_base_without_its_text_asks_for_some(small_base: Path, tmp_path: Path) -
     (base / "training" / "train.tokens").unlink()
     with pytest.raises(DataError, match="give some with --data"):
         distill(base, tmp_path / "out")
-
-
-def test_classifier_is_refused(small_base: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(small_base, base)
-    opened = load_checkpoint(base)
-    label = next(token for token in opened.tokenizer.tokens if token.isalpha())
-    save_config(base, CheckpointConfig(opened.config, opened.prompt_format, (label,)))
-    with pytest.raises(ConfigError, match="is a classifier"):
-        distill(base, tmp_path / "out")

@@ -12,12 +12,14 @@ from finetune_runs import KINDS, instruct, records, write_questions
 from safetensors.torch import load_file
 from training_runs import metrics, snapshot
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint import CheckpointConfig, load_checkpoint, save_config
 from llmkit.errors import CheckpointError, ConfigError, DataError
 from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.examples import Example, encode_conversation, encode_prompt
 from llmkit.finetuning.held_out import held_out_examples
-from llmkit.finetuning.instruct import InstructResult, answer, answer_loss
+from llmkit.finetuning.instruct import InstructResult, answer, answer_loss, finetune_instruct
+from llmkit.finetuning.prefer import finetune_prefer
 from llmkit.model.gpt import GPT
 from llmkit.model.grid import on_grid
 from llmkit.model.lora import LoRAConfig
@@ -290,6 +292,24 @@ def test_base_itself_is_no_place_for_the_result(small_base: Path, questions: Pat
     with pytest.raises(CheckpointError, match="is the base itself"):
         instruct(small_base, questions, small_base)
     assert snapshot(small_base) == before
+
+
+@pytest.mark.parametrize("kind", ["instruct", "prefer", "distill"])
+def test_classifier_is_no_base_of_what_answers(kind: str, small_base: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(small_base, base)
+    opened = load_checkpoint(base)
+    label = next(token for token in opened.tokenizer.tokens if token.isalpha())
+    save_config(base, CheckpointConfig(opened.config, opened.prompt_format, (label,)))
+    none = tmp_path / "none.jsonl"
+    tune: dict[str, Callable[[], object]] = {
+        "instruct": lambda: finetune_instruct(base, none, tmp_path / "out"),
+        "prefer": lambda: finetune_prefer(base, none, tmp_path / "out"),
+        "distill": lambda: finetune_distill(base, tmp_path / "out", qat="q4_0"),
+    }
+    with pytest.raises(ConfigError, match=r"is a classifier; .* (base|answers)$"):
+        tune[kind]()
+    assert not (tmp_path / "out").exists()
 
 
 # --- formats and tokens -------------------------------------------------------------------------
