@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import ADAPTER_FILE, HEAD, MODEL_FILE, load_checkpoint, open_tensors
 from llmkit.errors import ConfigError
-from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.examples import batch_indices
 from llmkit.finetuning.label_head import (
     expanded_head,
@@ -180,7 +180,7 @@ def finetune_classify(
     config = config or FinetuneConfig(split=DEFAULT_SPLIT)
     base = load_checkpoint(checkpoint)
     n_blocks = blocks_to_train(unfreeze, base.config.n_layer)
-    seed = int((training or {}).get("seed", TrainingConfig.seed))
+    seed = seed_of(training)
     records = read_labelled(data)
     labels = tuple(sorted({record.label for record in records}))
     tokenizer = grown_tokenizer(base, config, words=labels)

@@ -14,7 +14,6 @@ from llmkit.model.lora import LoRAConfig
 from llmkit.model.storage import quantization
 from llmkit.training.config import TrainingConfig
 
-DEFAULT_EPOCHS = 3
 DEFAULT_LORA_RANK = 16
 # A new start at a pretrained minimum: smaller than in pretraining, and less for the matrices
 # themselves than for adapters, which begin at nothing (LoRA paper, table 9 ff.).
@@ -29,7 +28,7 @@ class FinetuneConfig:
     lora: LoRAConfig | None = None
     qlora: str | None = None  # the GGUF type of the base's blocks
     qat: str | None = None  # the GGUF type that the weights are trained for
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEFAULT_EPOCHS
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3
     add_tokens: bool = False  # may grow the vocabulary by what the format or the labels lack
     split: tuple[float, float, float] = (0.85, 0.05, 0.10)  # train, validation, test
 
@@ -69,6 +68,13 @@ class FinetuneConfig:
             "eval_interval": max(1, math.ceil(n_records / batch_size / 2)),
         }
         return validated(TrainingConfig, {**defaults, **given}, "training")
+
+
+def seed_of(training: dict[str, Any] | None) -> int:
+    """The seed among changed fields of TrainingConfig, or its default. Raises ConfigError."""
+    seed = (training or {}).get("seed")
+    fields = {} if seed is None else {"seed": seed}
+    return validated(TrainingConfig, fields, "training").seed
 
 
 def _trainable(name: str) -> str:

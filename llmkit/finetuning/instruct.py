@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.console import progress
-from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.conversations import Conversation, read_conversations
 from llmkit.finetuning.examples import (
     IGNORED,
@@ -203,7 +203,7 @@ def finetune_instruct(
     config = config or FinetuneConfig()
     base = base_that_answers(checkpoint, "its head knows labels alone; use its base")
     form = prompt_format or (ALPACA if base.prompt_format == COMPLETION else base.prompt_format)
-    seed = int((training or {}).get("seed", TrainingConfig.seed))
+    seed = seed_of(training)
     tokenizer = grown_tokenizer(base, config, special=(form.end, *form.special_tokens))
     start = Start(base, tokenizer, form, (), config, seed)
     length = base.config.context_length

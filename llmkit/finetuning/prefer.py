@@ -18,7 +18,7 @@ from torch import Tensor
 from llmkit.checkpoint import load_checkpoint, open_tensors, save_tensors
 from llmkit.console import say
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.conversations import Conversation
 from llmkit.finetuning.examples import (
     Example,
@@ -46,7 +46,6 @@ from llmkit.training.state import RunFolder
 from llmkit.training.task import Evaluation, TensorFiles
 
 DEFAULT_BETA = 0.1  # the paper's
-DEFAULT_EPOCHS = 3
 # A model drifts from what it can say long before its margins are large, so the steps are
 # shorter than in instruction tuning.
 LEARNING_RATE = 1e-4
@@ -210,12 +209,12 @@ def finetune_prefer(
     """
     if not beta > 0:
         raise ConfigError(f"beta {beta} is not positive; the paper's is {DEFAULT_BETA}")
-    config = config or FinetuneConfig(epochs=DEFAULT_EPOCHS)
+    config = config or FinetuneConfig()
     base = base_that_answers(checkpoint, "preferences need a model that answers")
     form = base.prompt_format
     changes = {name: value for name, value in (training or {}).items() if value is not None}
     changes.setdefault("learning_rate", LORA_LEARNING_RATE if config.lora else LEARNING_RATE)
-    seed = int(changes.get("seed", TrainingConfig.seed))
+    seed = seed_of(training)
     tokenizer = grown_tokenizer(base, config, special=(form.end, *form.special_tokens))
     start = Start(base, tokenizer, form, (), config, seed)
 

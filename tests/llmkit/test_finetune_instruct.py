@@ -14,7 +14,8 @@ from training_runs import metrics, snapshot
 
 from llmkit.checkpoint import CheckpointConfig, load_checkpoint, save_config
 from llmkit.errors import CheckpointError, ConfigError, DataError
-from llmkit.finetuning.config import FinetuneConfig
+from llmkit.finetuning.classify import finetune_classify
+from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.examples import Example, encode_conversation, encode_prompt
 from llmkit.finetuning.held_out import held_out_examples
@@ -31,6 +32,7 @@ from llmkit.modelfiles.prompt_format import (
     PromptFormat,
     Turn,
 )
+from llmkit.training import TrainingConfig
 
 LEARNT: dict[str, Any] = {
     "steps": 120,
@@ -440,6 +442,16 @@ def test_several_turns_are_learnt(small_base: Path, tmp_path: Path) -> None:
     assert [given.question for given in result.answers] == ["So?"]
 
 
+@pytest.mark.parametrize("tune", [finetune_instruct, finetune_classify, finetune_prefer])
+def test_seed_of_none_is_the_default(
+    tune: Callable[..., object], small_base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="none"):  # the seed is taken before the records are read
+        tune(small_base, tmp_path / "none", tmp_path / "out", training={"seed": None})
+    assert seed_of({"seed": None}) == seed_of(None) == TrainingConfig().seed
+    assert seed_of({"seed": 5}) == 5
+
+
 @pytest.mark.parametrize(
     ("config", "training", "words"),
     [
@@ -449,6 +461,7 @@ def test_several_turns_are_learnt(small_base: Path, tmp_path: Path) -> None:
         ({}, {"batch_size": 0}, "batch_size 0 is not positive"),
         ({}, {"learning_rate": -1.0}, "learning_rate"),
         ({}, {"seed": -1}, "seed"),
+        ({}, {"seed": "many"}, "training: seed: input should be a valid integer"),
         ({}, {"stops": 3}, "stops"),
     ],
 )
