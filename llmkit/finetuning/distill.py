@@ -88,7 +88,9 @@ def finetune_distill(
     files = source_files(data) if data else own_files(base)
     settings = run_settings("distill", base, files, config, steps)
     folder = RunFolder(out)
-    state = open_run(folder, settings, resume, lambda: _prepare(folder, start, data, settings))
+    state = open_run(
+        folder, settings, resume, lambda: _prepare(folder, start, data, settings, where)
+    )
     teacher = base.load_model(where)
     task = Distillation(folder, state, steps, base.config, teacher)
     if not state.finished:
@@ -109,7 +111,11 @@ def finetune_distill(
 
 
 def _prepare(
-    folder: RunFolder, start: Start, data: Path | None, settings: dict[str, Any]
+    folder: RunFolder,
+    start: Start,
+    data: Path | None,
+    settings: dict[str, Any],
+    device: torch.device,
 ) -> RunState:
     """Write token files and the checkpoint as it is before the first step; commit step 0."""
     folder.remove_half_written()
@@ -119,7 +125,7 @@ def _prepare(
         n_bytes = write_token_files(folder, data, start.tokenizer, start.sizes.context_length)
     tokens = open_token_file(folder.token_file("train"), start.sizes.vocab_size)
     some = windows(tokens, start.sizes.context_length, CALIBRATION_TOKENS)[:, :-1]
-    start.write(folder, torch.from_numpy(some))
+    start.write(folder, torch.from_numpy(some), device)
     state = RunState(settings, n_bytes)
     folder.write_state(state)
     return state

@@ -39,6 +39,7 @@ from llmkit.finetuning.run import (
 from llmkit.finetuning.splits import split
 from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
+from llmkit.model.device import choose_device
 from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.training.config import TrainingConfig
@@ -72,11 +73,12 @@ class Prefer:
         parts: Sequence[Sequence[Pair]],  # train, validation, test
         asked: Sequence[Conversation],
         beta: float,
+        device: torch.device,  # where the reference is computed
     ) -> None:
         self.folder, self.start, self.config, self.beta = folder.folder, start, config, beta
         self.train, self.validation, self.test = parts
         self.asked = asked
-        reference = self._reference(folder)
+        reference = self._reference(folder, device)
         self.train_reference, self.validation_reference, self.test_reference = reference
 
     @property
@@ -114,7 +116,7 @@ class Prefer:
         """The adapter, or all of the model."""
         return self.start.trained_tensors(model)
 
-    def _reference(self, folder: RunFolder) -> Sequence[Tensor]:
+    def _reference(self, folder: RunFolder, device: torch.device) -> Sequence[Tensor]:
         """Log-probabilities (n, 2) of each part under the model before the first step.
 
         They are computed once and kept: after the first save that model is no more.
@@ -125,7 +127,7 @@ class Prefer:
             state = folder.read_state()
             if state is None or state.step:
                 raise CheckpointError(f"{path} is missing; train into another folder")
-            model = self.load_model(0, torch.device("cpu")).eval()
+            model = self.load_model(0, device).eval()
             pairs = [pair for part in parts for pair in part]
             say(f"log-probabilities of {len(pairs)} pairs under the reference")
             computed = all_log_probs(model, pairs, self.config.batch_size)
@@ -238,8 +240,10 @@ def finetune_prefer(
     )
     settings = run_settings("prefer", base, [data], config, steps, beta=beta)
 
+    where = choose_device(device)
+
     def task(folder: RunFolder) -> Prefer:
-        return Prefer(folder, start, steps, (train, validation, test), shown, beta)
+        return Prefer(folder, start, steps, (train, validation, test), shown, beta, where)
 
     result = train_task(out, start, records, steps, settings, task, resume=resume, device=device)
     _, model = trained_model(result, device)

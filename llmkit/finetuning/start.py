@@ -29,6 +29,7 @@ from llmkit.files import write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.label_head import expanded_head, new_head
 from llmkit.model.config import GPTConfig
+from llmkit.model.device import device_with_float64
 from llmkit.model.gpt import GPT
 from llmkit.model.grid import matrix_types
 from llmkit.model.layerwise import error_feedback
@@ -78,17 +79,23 @@ class Start:
             return {}
         return matrix_types(self.sizes, quantization(self.config.qat))
 
-    def write(self, folder: RunFolder, calibration: Tensor | None = None) -> None:
+    def write(
+        self,
+        folder: RunFolder,
+        calibration: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         """Write the whole checkpoint as it is before the first step.
 
         The blocks to train as are the rounded weights, or with `calibration`, token ids (n, T),
-        those that error feedback gives; then the weights begin at what these blocks hold.
+        those that error feedback gives, computed on `device` unless it lacks float64; then the
+        weights begin at what these blocks hold.
         """
         out = folder.folder
         self.tokenizer.save(out / TOKENIZER_FILE)
         weights = self._weights()
         if self.types:
-            blocks, weights = self._first_blocks(weights, calibration)
+            blocks, weights = self._first_blocks(weights, calibration, device)
             save_tensors(out / BLOCKS_FILE, blocks, step=0)
         save_tensors(out / MODEL_FILE, weights, step=0)
         lora = self.config.lora
@@ -116,7 +123,10 @@ class Start:
         return {MODEL_FILE: model.state_dict()}
 
     def _first_blocks(
-        self, weights: dict[str, Tensor], calibration: Tensor | None
+        self,
+        weights: dict[str, Tensor],
+        calibration: Tensor | None,
+        device: torch.device | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The blocks of `weights`, and the weights with those that feedback moved."""
         blocks: dict[str, PackedRows] = {}
@@ -124,7 +134,7 @@ class Start:
         if calibration is not None:
             model = build_model(self.sizes, weights, str(self.base.folder))
             types = {name: qtype for name, qtype in self.types.items() if grid_of(qtype)}
-            blocks = error_feedback(model, types, calibration)
+            blocks = error_feedback(model.to(device_with_float64(device)), types, calibration)
             for name, rows in blocks.items():
                 floats = dequantize(rows, types[name], tuple(weights[name].shape))
                 moved[name] = torch.from_numpy(floats)

@@ -28,9 +28,10 @@ def choose_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
-def device_with_float64() -> torch.device:
-    """CUDA where there is one, else the CPU: MPS has no float64."""
-    return choose_device("cuda" if torch.cuda.is_available() else "cpu")
+def device_with_float64(chosen: torch.device | None = None) -> torch.device:
+    """The chosen device, or the best there is, but the CPU instead of MPS: it has no float64."""
+    device = chosen or choose_device()
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -23,6 +23,8 @@ from llmkit.checkpoint import (
 )
 from llmkit.data.tokens import windows
 from llmkit.errors import CheckpointError, ConfigError, DataError, QuantizationError
+from llmkit.finetuning import distill as finetuning_distill
+from llmkit.finetuning import start
 from llmkit.finetuning.distill import DistillResult, finetune_distill
 from llmkit.finetuning.examples import encode_conversation
 from llmkit.model.gpt import GPT
@@ -148,6 +150,23 @@ def test_training_begins_at_the_blocks_that_error_feedback_gives(
         assert np.array_equal(blocks, wanted[name]), name
     ids = torch.arange(40)[None] % base.config.vocab_size
     assert torch.equal(made.load_model()(ids), made.load_model(for_training=True)(ids))
+
+
+def test_error_feedback_runs_where_the_model_trains(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+
+    def noted(model: GPT, types: object, tokens: torch.Tensor) -> None:
+        asked.append(model.device)
+        raise StopError
+
+    monkeypatch.setattr(start, "error_feedback", noted)
+    for number, name in enumerate(("meta", "mps", "cpu")):
+        monkeypatch.setattr(finetuning_distill, "choose_device", lambda _, n=name: torch.device(n))
+        with pytest.raises(StopError):
+            distill(small_base, tmp_path / str(number))
+    assert [device.type for device in asked] == ["meta", "cpu", "cpu"]  # MPS has no float64
 
 
 def test_checkpoint_computes_what_its_blocks_hold(small_base: Path, tmp_path: Path) -> None:

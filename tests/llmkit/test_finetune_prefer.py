@@ -13,11 +13,13 @@ from finetune_runs import ANIMALS, KINDS, PLACES, TRAINING
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError
+from llmkit.finetuning import prefer as finetuning_prefer
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.examples import encode_conversation
 from llmkit.finetuning.prefer import (
     REFERENCE_FILE,
     Pair,
+    Prefer,
     PreferResult,
     all_log_probs,
     finetune_prefer,
@@ -36,6 +38,10 @@ LONG: dict[str, Any] = {
     "eval_interval": 30,
     "warmup_steps": 5,
 }
+
+
+class StopError(Exception):
+    """Ends a run in the middle."""
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +183,22 @@ def test_reference_is_the_model_before_the_first_step(
     after = all_log_probs(load_checkpoint(result.checkpoint).load_model(), pairs, 4)
     assert result.reference_accuracy == preference_accuracy(before)
     assert result.margin == pytest.approx(float(margins(after, before, 0.1).mean()), rel=1e-3)
+
+
+def test_reference_is_computed_where_the_model_trains(
+    small_base: Path, preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+
+    def noted(self: Prefer, step: int, device: torch.device) -> GPT:
+        asked.append(device)
+        raise StopError
+
+    monkeypatch.setattr(Prefer, "load_model", noted)
+    monkeypatch.setattr(finetuning_prefer, "choose_device", lambda name: torch.device("meta"))
+    with pytest.raises(StopError):
+        prefer(small_base, preferences, tmp_path / "out")
+    assert asked == [torch.device("meta")]
 
 
 def test_a_large_beta_stays_near_the_start(
