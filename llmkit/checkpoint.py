@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -100,14 +100,13 @@ class Checkpoint:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end a generation: of an answer, and of a document."""
-        return frozenset((self.end_id, self.tokenizer.end_of_text_id))
+        """Ids that end a generation."""
+        return stop_ids(self.prompt_format, self.tokenizer)
 
     @property
     def label_ids(self) -> list[int]:
         """Ids of the tokens that a classifier answers with."""
-        ids = [self.tokenizer.word_id(label) for label in self.labels]
-        return [token_id for token_id in ids if token_id is not None]
+        return label_ids(self.tokenizer, self.labels)
 
     @property
     def validation_tokens_file(self) -> Path:
@@ -334,9 +333,27 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         checkpoint.end_id  # noqa: B018  raises where the tokenizer lacks it
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}, which ends answers") from error
-    if len(checkpoint.label_ids) != len(checkpoint.labels):
-        raise CheckpointError(f"{folder}: {TOKENIZER_FILE} lacks a label of {CONFIG_FILE}")
+    try:
+        checkpoint.label_ids  # noqa: B018  likewise
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error} of {CONFIG_FILE}") from error
     return checkpoint
+
+
+def stop_ids(form: PromptFormat, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end a generation: the format's end of an answer, and the end of a document."""
+    return frozenset((tokenizer.special_id(form.end), tokenizer.end_of_text_id))
+
+
+def label_ids(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
+    """Ids of the tokens that are the labels. Raises ConfigError for one that is no token."""
+    ids = []
+    for label in labels:
+        token_id = tokenizer.word_id(label)
+        if token_id is None:
+            raise ConfigError(f"the tokenizer has no single token for the label {label!r}")
+        ids.append(token_id)
+    return ids
 
 
 @dataclass(frozen=True)

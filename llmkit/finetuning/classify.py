@@ -16,7 +16,6 @@ from llmkit.errors import ConfigError
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.examples import batch_indices
 from llmkit.finetuning.label_head import (
-    expanded_head,
     label_head,
     label_logits,
     last_states,
@@ -28,7 +27,6 @@ from llmkit.finetuning.label_texts import (
     LabelledIds,
     encoded,
     fitting,
-    label_tokens,
     refuse_lost_labels,
     refuse_unknown_labels,
 )
@@ -121,8 +119,7 @@ class Classify:
 
     def trained_tensors(self, model: GPT) -> TensorFiles:
         """The model with a row for every token in its head; with LoRA the adapter too."""
-        label_ids = label_tokens(self.start.tokenizer, self.start.labels)
-        head = expanded_head(label_head(model).detach(), label_ids, self.start.sizes.vocab_size)
+        head = self.start.head(label_head(model).detach())
         if self.start.config.lora is None:
             return {MODEL_FILE: {**model.state_dict(), HEAD: head}}
         with open_tensors(self.folder / MODEL_FILE) as file:

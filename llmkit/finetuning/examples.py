@@ -25,11 +25,6 @@ class Example:
     is_answer: tuple[bool, ...]
     where: str
 
-    @property
-    def n_answer(self) -> int:
-        """Number of tokens in the answers, end tokens included."""
-        return sum(self.is_answer)
-
 
 def encode_conversation(
     messages: Sequence[Message], form: PromptFormat, tokenizer: Tokenizer, where: str = ""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint import load_checkpoint, stop_ids
 from llmkit.console import progress
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.conversations import Conversation, read_conversations
@@ -117,7 +117,7 @@ def answer(
     *question, wanted = conversation.messages
     prompt = encode_prompt(question, form, tokenizer)
     sampling = Sampling(temperature=0, max_tokens=max_tokens)
-    ids = list(generate_ids(model, prompt, sampling, form_stops(form, tokenizer)))
+    ids = list(generate_ids(model, prompt, sampling, stop_ids(form, tokenizer)))
     limit = sampling.limit(len(prompt), model.config.context_length)
     text = tokenizer.decode(ids)
     return Answer(question[-1].content, text, wanted.content, ended=len(ids) < limit)
@@ -130,11 +130,6 @@ def sample_answers(model: GPT, asked: Sequence[Conversation], start: Start) -> l
         for conversation in asked[:N_SAMPLES]
     )
     return [f"{given.question[:70]!r} -> {given.answer!r}" for given in answers]
-
-
-def form_stops(form: PromptFormat, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer: the format's end token, and the end of a document."""
-    return frozenset((tokenizer.special_id(form.end), tokenizer.end_of_text_id))
 
 
 def summed_loss(model: GPT, batch: Sequence[Example], *, answers_only: bool) -> tuple[Tensor, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.errors import ConfigError, DataError
+from llmkit.errors import DataError
 from llmkit.finetuning.examples import Example, without_too_long
 from llmkit.finetuning.json_records import shown
 from llmkit.finetuning.labelled import LabelledText
@@ -19,17 +19,6 @@ class LabelledIds:
 
     ids: tuple[int, ...]
     label: int
-
-
-def label_tokens(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
-    """Ids of the tokens that are the labels. Raises ConfigError for one that is no token."""
-    ids = []
-    for label in labels:
-        token_id = tokenizer.word_id(label)
-        if token_id is None:
-            raise ConfigError(f"the tokenizer has no single token for the label {label!r}")
-        ids.append(token_id)
-    return ids
 
 
 def fitting(

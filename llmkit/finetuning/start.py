@@ -14,11 +14,13 @@ from llmkit.checkpoint import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     BLOCKS_FILE,
+    HEAD,
     MODEL_FILE,
     TOKENIZER_FILE,
     Checkpoint,
     CheckpointConfig,
     build_model,
+    label_ids,
     load_checkpoint,
     save_config,
     save_tensors,
@@ -116,6 +118,11 @@ class Start:
             ),
         )
 
+    def head(self, rows: Tensor) -> Tensor:
+        """The head (V, C) of a classifier whose labels have the rows (n_labels, C)."""
+        ids = label_ids(self.tokenizer, self.labels)
+        return expanded_head(rows, ids, self.sizes.vocab_size)
+
     def trained_tensors(self, model: GPT) -> TensorFiles:
         """What the steps change of this checkpoint's files: the adapter, or all of the model."""
         if self.config.lora is not None:
@@ -147,15 +154,11 @@ class Start:
         n_new = self.tokenizer.vocab_size - self.base.config.vocab_size
         with self.base.open_merged() as tensors:
             weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        for name in ("wte.weight", "lm_head.weight"):
+        for name in ("wte.weight", HEAD):
             if name in weights and n_new:
                 weights[name] = _with_rows(weights[name], n_new, generator)
         if self.labels:
-            ids = [self.tokenizer.word_id(label) for label in self.labels]
-            head = new_head(len(self.labels), self.sizes.n_embd, generator)
-            weights["lm_head.weight"] = expanded_head(
-                head, [i for i in ids if i is not None], self.sizes.vocab_size
-            )
+            weights[HEAD] = self.head(new_head(len(self.labels), self.sizes.n_embd, generator))
         return weights
 
 

@@ -23,6 +23,7 @@ from llmkit.errors import ConfigError
 from llmkit.model.device import has_fast_bfloat16
 from llmkit.model.gpt import GPT
 from llmkit.model.grid import Grid, on_grid, packed
+from llmkit.model.lora import n_trainable
 from llmkit.model.packed import n_weights
 from llmkit.training.config import TrainingConfig
 from llmkit.training.state import Metrics, RunFolder, RunState
@@ -129,7 +130,7 @@ class TrainingLoop:
 
     def _parameters(self) -> str:
         n_all = n_weights(self.model)
-        n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        n_trained = n_trainable(self.model)
         trained = "" if n_trained == n_all else f", {n_trained:,} of them trained"
         return f"{n_all:,} parameters{trained}"
 

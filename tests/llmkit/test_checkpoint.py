@@ -297,4 +297,4 @@ def test_tokenizer_without_the_end_of_an_answer_is_refused(folder: Path) -> None
 def test_tokenizer_without_a_label_is_refused(folder: Path) -> None:
     config = load_checkpoint(folder).config
     save_config(folder, CheckpointConfig(config, COMPLETION, ("unheard-of label",)))
-    refused(folder, str(folder), "lacks a label")
+    refused(folder, str(folder), "no single token for the label 'unheard-of label'")

@@ -12,17 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.errors import ConfigError, DataError
-from llmkit.finetuning.records import (
-    Conversation,
-    Fractions,
-    LabelledText,
-    balance,
-    read_conversations,
-    read_labelled,
-    read_preferences,
-    split,
-    split_stratified,
-)
+from llmkit.finetuning.conversations import Conversation, read_conversations
+from llmkit.finetuning.labelled import LabelledText, read_labelled
+from llmkit.finetuning.preferences import read_preferences
+from llmkit.finetuning.splits import Fractions, balance, split, split_stratified
 from llmkit.modelfiles.prompt_format import ALPACA, CHATML, COMPLETION, Message
 
 Write = Callable[[str, object], Path]
