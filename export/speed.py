@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmkit.errors import GGUFError
 from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.memory import peak_rss_bytes
 from llmkit.threads import users_environment
 
 ROUNDS = 5  # the fastest counts: on a shared machine the others measure its neighbours
@@ -22,11 +23,11 @@ ROUNDS = 5  # the fastest counts: on a shared machine the others measure its nei
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second and the process's peak resident memory (None where unknown)."""
+    """Tokens per second and the process's peak resident memory."""
 
     prompt_tokens_per_s: float
     generate_tokens_per_s: float
-    peak_rss_bytes: int | None
+    peak_rss_bytes: int
 
 
 def measure_speed(path: Path, n_prompt: int, n_generate: int) -> Speed:
@@ -50,7 +51,7 @@ def _run(path: Path, n_prompt: int, n_generate: int) -> Speed:
     return Speed(
         prompt_tokens_per_s=n_prompt / min(seconds for seconds, _ in rounds),
         generate_tokens_per_s=n_generate / min(seconds for _, seconds in rounds),
-        peak_rss_bytes=_peak_rss_bytes(),
+        peak_rss_bytes=peak_rss_bytes(),
     )
 
 
@@ -63,18 +64,6 @@ def _round(llama: LlamaCpp, prompt: list[int], n_generate: int) -> tuple[float, 
     for token_id in prompt[:n_generate]:
         llama.evaluate([token_id], all_positions=False)
     return prompted - started, time.perf_counter() - prompted
-
-
-def _peak_rss_bytes() -> int | None:
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss would include the parent's peak
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
-    try:
-        import resource
-    except ImportError:
-        return None  # Windows
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
 
 
 if __name__ == "__main__":

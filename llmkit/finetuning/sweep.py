@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ from llmkit.console import say
 from llmkit.errors import ConfigError, unknown_name
 from llmkit.finetuning.config import DEFAULT_LORA_RANK, FinetuneConfig
 from llmkit.finetuning.run import FinetuneResult
+from llmkit.memory import peak_rss_bytes
 from llmkit.model.lora import LoRAConfig
 
 FULL = "full"
@@ -141,6 +140,4 @@ def sweep(
 def _measured(
     function: Callable[..., FinetuneResult], arguments: dict[str, Any]
 ) -> tuple[FinetuneResult, int]:
-    result = function(**arguments)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return result, peak if sys.platform == "darwin" else peak * 1024
+    return function(**arguments), peak_rss_bytes()
