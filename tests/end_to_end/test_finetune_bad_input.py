@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ CASES = {
     ),
     "sweep without values": (INSTRUCT + "good.jsonl --sweep lora", "give the values"),
     "unknown plot": (INSTRUCT + "good.jsonl --sweep lora=2 --plot {tmp}/a.pdff", "a.pdff"),
+    "plot of nothing": (INSTRUCT + "good.jsonl --plot {tmp}/a.png", "give --sweep too"),
+    "unknown plot of a classifier": (CLASSIFY + "train.tsv --plot {tmp}/a.pdff", "a.pdff"),
     "unknown prompt format": (INSTRUCT + "good.jsonl --format chatmll", "did you mean 'chatml'?"),
     "own format with a slip": (INSTRUCT + "good.jsonl --format {tmp}/own.toml", "own.toml: sytem"),
     "missing special tokens": (INSTRUCT + "good.jsonl --format chatml", "--add-tokens"),
@@ -176,6 +179,32 @@ def test_a_fine_tuned_model_talks_and_json_is_one_object(
     out = capsys.readouterr().out
     assert "answers end by themselves" in out
     assert f"next: llmkit export {tmp_path}/out --out {tmp_path}/out-export" in out
+
+
+def test_a_classifier_is_drawn_with_json_too(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = (CLASSIFY + "train.tsv --add-tokens --epochs 1 --plot {tmp}/a.svg").format(**files)
+    for option in (["--json"], []):
+        assert main([*command.split(), *option]) == 0
+        assert "<svg" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+        (tmp_path / "a.svg").unlink()
+        told = capsys.readouterr().out
+        assert json.loads(told)["labels"] == ["a", "b"] if option else "next: llmkit export" in told
+
+
+@pytest.mark.parametrize("command", [INSTRUCT, CLASSIFY, INSTRUCT.replace("instruct", "prefer")])
+def test_fine_tuning_loads_no_plots_unasked(
+    command: str,
+    files: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for module in ("plot", "sweep", "confusion"):
+        monkeypatch.setitem(sys.modules, f"llmkit.export.{module}", None)
+    words = command.replace("--format user-assistant", "").format(**files).split()
+    assert main([*words[:-1], f"{words[-1]}none"]) == 2
+    assert "none does not exist" in capsys.readouterr().err
 
 
 def test_a_chat_forgets_what_no_longer_fits(

@@ -11,6 +11,8 @@ from llmkit.cli.finetune import options
 from llmkit.cli.options import CheckpointArgument, JsonOption
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from llmkit.finetuning.classify import ClassifyResult
 
 
@@ -62,8 +64,9 @@ def _classify(
         out,
         sweep,
         json_output,
-        lambda result: _show(result, plot),
+        _show,
         plot,
+        _figure,
         checkpoint=checkpoint,
         data=data,
         test_data=test_data,
@@ -76,13 +79,16 @@ def _classify(
     )
 
 
-def _show(result: ClassifyResult, plot: Path | None) -> None:
-    from llmkit.console import results
-    from llmkit.export.confusion import classify_table, confusion_figure
-    from llmkit.export.plot import save_figure
+def _figure(result: ClassifyResult) -> Figure:
+    from llmkit.export.confusion import confusion_figure
 
-    if plot is not None:
-        save_figure(confusion_figure(result), plot)
+    return confusion_figure(result)
+
+
+def _show(result: ClassifyResult) -> None:
+    from llmkit.console import results
+    from llmkit.export.confusion import classify_table
+
     results.print(classify_table(result))
     results.print(
         f"{result.checkpoint}: {result.n_trained:,} of {result.n_parameters:,} parameters "

@@ -13,6 +13,8 @@ import typer
 from llmkit.cli.options import print_json
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from llmkit.finetuning.config import FinetuneConfig
     from llmkit.finetuning.run import FinetuneResult
 
@@ -101,27 +103,54 @@ def run_or_sweep(
     sweep_options: list[str] | None,
     json_output: bool,
     show: Callable[[Any], None],
-    plot: Path | None = None,
+    plot: Path | None,
+    figure: Callable[[Any], Figure] | None = None,
     **arguments: Any,
 ) -> None:
-    """Run the function once, or once for each variant, and print what came out."""
+    """Run the function once, or once for each variant, and print what came out.
+
+    `figure` draws a single result. Raises ConfigError where there is nothing that could be drawn.
+    """
+    if plot is not None:
+        from llmkit.errors import ConfigError
+        from llmkit.export.plot import check_plot_path
+
+        if figure is None and not sweep_options:
+            raise ConfigError("--plot draws what --sweep compares; give --sweep too, or no --plot")
+        check_plot_path(plot)
+    if sweep_options:
+        _sweep(function, out, sweep_options, json_output, plot, arguments)
+        return
+    result = function(out=out, **arguments)
+    if plot is not None and figure is not None:
+        from llmkit.export.plot import save_figure
+
+        save_figure(figure(result), plot)
+    if json_output:
+        print_json(asdict(result))
+        return
     from llmkit.console import results
-    from llmkit.export.plot import check_plot_path, save_figure
+
+    show(result)
+    folder = str(result.checkpoint)
+    words = shlex.join(["llmkit", "export", folder, "--out", f"{folder}-export"])
+    results.print(f"next: {words}", markup=False, soft_wrap=True)
+
+
+def _sweep(
+    function: Callable[..., FinetuneResult],
+    out: Path,
+    sweep_options: list[str],
+    json_output: bool,
+    plot: Path | None,
+    arguments: dict[str, Any],
+) -> None:
+    """Run the function once for each variant, and print and draw the comparison."""
+    from llmkit.console import results
+    from llmkit.export.plot import save_figure
     from llmkit.export.sweep import sweep_figure, sweep_table
     from llmkit.finetuning.sweep import sweep, variants
 
-    if plot is not None:
-        check_plot_path(plot)
-    if not sweep_options:
-        result = function(out=out, **arguments)
-        if json_output:
-            print_json(asdict(result))
-            return
-        show(result)
-        folder = str(result.checkpoint)
-        words = shlex.join(["llmkit", "export", folder, "--out", f"{folder}-export"])
-        results.print(f"next: {words}", markup=False, soft_wrap=True)
-        return
     compared = sweep(function, variants(sweep_options), out, **arguments)
     if plot is not None:
         save_figure(sweep_figure(compared), plot)
