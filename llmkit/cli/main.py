@@ -31,6 +31,7 @@ from llmkit.cli import (
 from llmkit.errors import LlmkitError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")  # PyTorch's on the CPU; CUDA and MPS
 
 app = typer.Typer(
     name="llmkit",
@@ -65,13 +66,20 @@ def main(arguments: list[str]) -> int:
         return _fail(str(error), debug)
     except TyperException as error:
         return _fail(f"{error.format_message().rstrip('.')}; see llmkit COMMAND --help", debug)
-    except MemoryError:
-        return _fail("out of memory; use a smaller model, batch or context", debug)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either
         return BAD_INPUT
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _fail("out of memory; use a smaller model, batch or context", debug)
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", debug)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, or PyTorch on any device, got no more memory."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:

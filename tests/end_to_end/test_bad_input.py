@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmkit.cli.main import main
 from llmkit.export.convert import Export
@@ -144,6 +145,39 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not (files["tmp"] / "unpickled").exists()
     assert not list(files["tmp"].rglob("*.tmp"))
     assert not list(files["tmp"].rglob("*.gguf.*"))
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        (lambda: _raise(MemoryError()), "out of memory; use a smaller"),
+        (lambda: torch.empty(1 << 50), "out of memory; use a smaller"),
+        (
+            lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")),
+            "out of memory; use a smaller",
+        ),
+        (
+            lambda: _raise(RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")),
+            "out of memory; use a smaller",
+        ),
+        (lambda: _raise(RuntimeError("a slip")), "unexpected RuntimeError: a slip; --debug"),
+    ],
+)
+def test_no_more_memory_is_told_as_such(
+    fail: Callable[[], object],
+    words: str,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("llmkit.export.inspection.inspect", lambda path: fail())
+    assert main(["inspect", str(files["checkpoint"])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"llmkit: {words}")
 
 
 def test_debug_shows_the_traceback(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
