@@ -21,7 +21,7 @@ from llmkit.export.chosen import Method, open_model, stored_types
 from llmkit.export.divergence import joined
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.gguf_write import n_header_bytes, n_tensor_bytes, write_gguf
-from llmkit.export.held_out import TextSequence, held_out_sequences
+from llmkit.export.held_out import TextSequence, compared_sequences
 from llmkit.export.measure import DEFAULT_MAX_TOKENS, divergences
 from llmkit.export.memory import bytes_beside_weights, loaded_bytes
 from llmkit.export.metadata import ChosenBlocks
@@ -156,10 +156,10 @@ def plan(
 def measured_kl(source: Checkpoint, gguf: Path) -> float | None:
     """Mean KL of a file on what training held out, as `compare` has it; None without such text."""
     try:
-        sequences = held_out_sequences(source, None, DEFAULT_MAX_TOKENS)
+        sequences = compared_sequences(source, None, DEFAULT_MAX_TOKENS)
     except DataError:
         return None
-    (parts,) = divergences(source, [read_gguf(gguf)], sequences)
+    (parts,) = divergences(source, [read_gguf(gguf)], sequences, among=source.label_ids or None)
     return joined(parts).mean_kl
 
 
@@ -194,12 +194,15 @@ def _sensitivity(source: Checkpoint, model: GPT, method: Method, text: Calibrati
 
 
 def _floor(source: Checkpoint, tokens: Tensor) -> float:
-    """The KL of a q8_0 file in llama.cpp, whose weights cost nothing beside its activations."""
+    """The KL of a q8_0 file in llama.cpp, whose weights cost nothing beside its activations.
+
+    Over the whole vocabulary, as the sensitivities that it is added to, of a classifier too.
+    """
     sequences = [TextSequence(row.numpy(), np.ones(len(row) - 1, bool)) for row in tokens]
     with TemporaryDirectory(prefix="llmkit-") as folder:
         path = Path(folder) / "q8_0.gguf"
         write_gguf(source, path, quantization("q8_0"), "floor")
-        (parts,) = divergences(source, [read_gguf(path)], sequences)
+        (parts,) = divergences(source, [read_gguf(path)], sequences, among=None)
     return joined(parts).mean_kl
 
 

@@ -61,6 +61,29 @@ def held_out_sequences(
     return _windows(checkpoint, _tokens(checkpoint, data), data, max_tokens)
 
 
+def compared_sequences(
+    checkpoint: Checkpoint, data: Path | None, max_tokens: int
+) -> list[TextSequence]:
+    """The same, but of a classifier only where a label follows: it has nothing else to say.
+
+    Raises DataError also where none does.
+    """
+    found = held_out_sequences(checkpoint, data, max_tokens)
+    if not checkpoint.labels:
+        return found
+    labels = np.asarray(checkpoint.label_ids)
+    answers = [
+        TextSequence(text.ids, text.counts & np.isin(text.ids[1:], labels)) for text in found
+    ]
+    answers = [text for text in answers if text.counts.any()]
+    if not answers:
+        raise DataError(
+            f"{data or checkpoint.folder}: no label of the classifier follows anywhere; leave "
+            "--data out to compare on the records that fine-tuning held out"
+        )
+    return answers
+
+
 def proof_sequences(
     checkpoint: Checkpoint, data: Path | None, max_tokens: int
 ) -> tuple[str, list[TextSequence]]:

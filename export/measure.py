@@ -27,7 +27,7 @@ from llmkit.export.divergence import (
     mean_interval,
 )
 from llmkit.export.gguf_file import GGUFFile, read_gguf
-from llmkit.export.held_out import TextSequence, held_out_sequences
+from llmkit.export.held_out import TextSequence, compared_sequences
 from llmkit.export.imatrix import collect_importance
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.llama_quantize import PeerFile, write_peers
@@ -102,21 +102,24 @@ def compare(
 ) -> Comparison:
     """Measure GGUF files against their checkpoint on the same held-out text.
 
-    `data`: a text file, folder or JSONL file; what training held out unless given. With `against`
-    there is a row more for each choice of types among the files: the better, by mean KL, of the
-    two files that llama-quantize makes with those types, without and with an importance matrix.
-    That is of the text `calibration`, or of the text that the model was trained on.
+    `data`: a text file, folder or JSONL file; what training held out unless given. A classifier is
+    compared among its labels, where one follows. With `against` there is a row more for each choice
+    of types among the files: the better, by mean KL, of the two files that llama-quantize makes
+    with those types, without and with an importance matrix. That is of the text `calibration`, or
+    of the text that the model was trained on.
 
-    Raises LlmkitError for files that are not of this checkpoint's vocabulary.
+    Raises LlmkitError for files that are not of this checkpoint's vocabulary, and for text in
+    which nothing is to be compared.
     """
     if calibration is not None and against is None:
         raise ConfigError("--calibration is the text of --against's importance matrix; give both")
     source = load_checkpoint(checkpoint)
     files = [read_gguf(path) for path in ggufs]
-    sequences = held_out_sequences(source, data, max_tokens)
+    sequences = compared_sequences(source, data, max_tokens)
     with TemporaryDirectory(prefix="llmkit-") as folder:
         peers = [] if against is None else _peers(source, files, calibration, Path(folder))
-        found = divergences(source, [*files, *(peer.file for peer in peers)], sequences)
+        measured_files = [*files, *(peer.file for peer in peers)]
+        found = divergences(source, measured_files, sequences, among=source.label_ids or None)
         ours = [
             _Measured(str(file.path), file.method, file, parts)
             for file, parts in zip(files, found[: len(files)], strict=True)
@@ -167,14 +170,20 @@ def _rows(
 
 @torch.inference_mode()
 def divergences(
-    source: Checkpoint, files: Sequence[GGUFFile], sequences: Sequence[TextSequence]
+    source: Checkpoint,
+    files: Sequence[GGUFFile],
+    sequences: Sequence[TextSequence],
+    *,
+    among: Sequence[int] | None,
 ) -> list[list[Divergence]]:
     """For each file the divergence in each sequence, where the next token counts.
 
-    Of a classifier among its labels: the other tokens are there only to be less likely.
+    `among`: ids of the tokens between which the models choose, every token that counts one of
+    them; None for the whole vocabulary. A classifier is compared among its labels: its other tokens
+    are there only to be less likely.
     """
     model = source.load_model()
-    answers = torch.tensor(sorted(source.label_ids) or range(source.config.vocab_size))
+    answers = torch.tensor(sorted(among or range(source.config.vocab_size)))
     found: list[list[Divergence]] = [[] for _ in files]
     with ExitStack() as stack:
         llamas = [stack.enter_context(_opened(file, source)) for file in files]

@@ -6,18 +6,24 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from finetuned import as_classifier
 from gguf_surgery import make_checkpoint
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError
-from llmkit.export.budget import Budget, budget_of, parse_bytes
+from llmkit.export.budget import Budget, _floor, budget_of, parse_bytes
 from llmkit.export.chosen import Method
 from llmkit.export.convert import Export, export
 from llmkit.export.gguf_file import read_gguf
+from llmkit.export.gguf_write import write_gguf
+from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.measure import compare
 from llmkit.export.memory import memory_needed
 from llmkit.export.recipe import Recipe
+from llmkit.model.storage import quantization
+from llmkit.tokenizer import train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +74,30 @@ def test_its_kl_is_predicted_and_below_that_of_one_type(method: Method, tmp_path
     assert done.plan is not None
     assert ours.mean_kl == pytest.approx(done.plan.predicted_kl, rel=0.2)
     assert ours.mean_kl < theirs.mean_kl
+
+
+@pytest.mark.parametrize("labels", [(" words", " merge"), ("ham", "spam")], ids=["known", "added"])
+def test_a_classifiers_costs_are_all_of_the_whole_vocabulary(
+    labels: tuple[str, str], tmp_path: Path
+) -> None:
+    tokenizer = train_bpe(["some words to merge, some more words"], 280)
+    added = [label for label in labels if tokenizer.word_id(label) is None]
+    base = make_checkpoint(
+        tmp_path / "base",
+        tokenizer=tokenizer.with_tokens(words=added) if added else tokenizer,
+        tie_embeddings=False,
+    )
+    classifier = as_classifier(base, tmp_path / "c", labels)
+    text = " ".join(f"some words to merge {i}" for i in range(40))
+    ids = classifier.tokenizer.encode(text)
+    file = tmp_path / "q8_0.gguf"
+    write_gguf(classifier, file, quantization("q8_0"), "floor")
+    with LlamaCpp(file) as llama:
+        logits = torch.from_numpy(llama.evaluate(ids[:32])).double()
+    with torch.inference_mode():
+        log_p = classifier.load_model()(torch.tensor([ids[:32]]))[0].double().log_softmax(-1)
+    kl = (log_p.exp() * (log_p - logits.log_softmax(-1))).sum(-1).mean()
+    assert _floor(classifier, torch.tensor([ids[:33]])) == pytest.approx(float(kl), rel=1e-6)
 
 
 def test_a_files_bytes_are_kept_to(tiny_checkpoint: Path, tmp_path: Path) -> None:

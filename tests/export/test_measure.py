@@ -7,10 +7,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from finetuned import as_classifier
 from gguf_surgery import keys_of, make_checkpoint, tensors_of, write_file
 
-from llmkit.checkpoint import load_checkpoint
-from llmkit.errors import GGUFError
+from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.errors import DataError, GGUFError
 from llmkit.export import speed
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import dequantized_weights, read_gguf
@@ -114,6 +115,48 @@ def test_a_text_of_two_tokens_is_enough(
     text.write_text("a", encoding="utf-8")
     found = compare(tiny_checkpoint, [files["f32"]], data=text)
     assert found.tokens == 1
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Its labels are tokens that are in text, too."""
+    folder = tmp_path_factory.mktemp("classifier")
+    base = make_checkpoint(folder / "base", tie_embeddings=False)
+    return as_classifier(base, folder / "made", ("some", " words", " to"))
+
+
+def test_a_classifier_is_compared_where_a_label_follows(
+    classifier: Checkpoint, tmp_path: Path
+) -> None:
+    path = export(classifier.folder, tmp_path / "out", quants=["q4_0"], prove=False).files[0].path
+    text = tmp_path / "text.txt"
+    text.write_text("some words to merge, some more words to say " * 40 + "mill " * 60)
+    found = compare(classifier.folder, [path], data=text)
+    model, labels = classifier.load_model(), sorted(classifier.label_ids)
+    windows = [sequence.ids for sequence in held_out_sequences(classifier, text, 10240)]
+    ids = torch.from_numpy(np.stack(windows))
+    follows = torch.isin(ids[:, 1:], torch.tensor(labels))
+    places = torch.searchsorted(torch.tensor(labels), ids[:, 1:][follows])[:, None]
+    with torch.inference_mode():
+        log_p = model(ids[:, :-1])[follows][:, labels].double().log_softmax(-1)
+        model.load_state_dict(dequantized_weights(read_gguf(path)))
+        log_q = model(ids[:, :-1])[follows][:, labels].double().log_softmax(-1)
+    (row,) = found.rows
+    assert found.tokens == int(follows.sum()) < ids[:, 1:].numel()
+    assert not follows.any(dim=1).all()  # windows without a label are left out
+    kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    assert row.mean_kl == pytest.approx(kl, rel=0.1)
+    assert row.perplexity == pytest.approx(float((-log_q.gather(1, places)).mean().exp()), rel=0.01)
+
+
+def test_text_without_a_label_says_nothing_of_a_classifier(
+    classifier: Checkpoint, tmp_path: Path
+) -> None:
+    path = export(classifier.folder, tmp_path / "out", quants=["f32"], prove=False).files[0].path
+    text = tmp_path / "text.txt"
+    text.write_text("mill " * 60)
+    with pytest.raises(DataError, match=r"text\.txt: no label .* follows anywhere; leave --data"):
+        compare(classifier.folder, [path], data=text)
 
 
 def test_another_vocabulary_is_refused(
