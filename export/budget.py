@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.errors import ConfigError, DataError
+from llmkit.export.adapter import adapter_arrays
 from llmkit.export.allocation import Option, allocate
 from llmkit.export.calibration import Calibration
 from llmkit.export.chosen import Method, open_model, stored_types
@@ -48,8 +49,11 @@ class Budget:
     of: Literal["file", "weights", "memory"]
     context: int | None = None  # tokens that the memory has room for; None: as the model
 
-    def for_matrices(self, source: Checkpoint, n_header_bytes: int) -> int:
-        """Bytes that are left for the matrices. Raises ConfigError where those are too few."""
+    def for_matrices(self, source: Checkpoint, n_header_bytes: int, *, merged: bool) -> int:
+        """Bytes that are left for the matrices; an adapter that is not `merged` takes memory too.
+
+        Raises ConfigError where those are too few.
+        """
         table = tensor_table(source.config)
         beside = sum(n_tensor_bytes(e, quant_type("f32")) for e in table if not _is_matrix(e))
         unit = 1.0
@@ -60,6 +64,8 @@ class Budget:
         else:
             context = self.context or source.config.context_length
             beside += bytes_beside_weights(source.config, context)
+            if not merged:
+                beside += sum(array.nbytes for array in adapter_arrays(source).values())
         smallest = beside + sum(
             min(self.bytes_of(entry, qtype) for qtype in types_for(entry))
             for entry in table
@@ -133,7 +139,7 @@ def plan(
     Raises ConfigError where no types are small enough.
     """
     entries = {e.checkpoint_name: e for e in tensor_table(source.config) if _is_matrix(e)}
-    room = budget.for_matrices(source, _header_bytes(source, entries))
+    room = budget.for_matrices(source, _header_bytes(source, entries), merged=merged)
     model = open_model(source, merged=merged)
     sensitivity = _sensitivity(source, model, method, text)
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}

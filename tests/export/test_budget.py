@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuned import as_classifier
+from finetuned import as_classifier, with_adapter
 from gguf_surgery import make_checkpoint
 
 from llmkit.checkpoint import load_checkpoint
@@ -121,6 +121,26 @@ def test_memory_is_kept_to(tmp_path: Path) -> None:
     assert 0.95 * limit < memory_needed(read_gguf(done.files[0].path), 200).total <= limit
 
 
+@pytest.mark.parametrize("merge", [False, True], ids=["apart", "merged"])
+def test_an_adapter_apart_is_counted_in_memory(merge: bool, tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", n_embd=128, context_length=300)
+    tuned = with_adapter(base, tmp_path / "c", rank=8)
+    text = tmp_path / "text.txt"
+    text.write_text("some words to merge, some more words " * 100, encoding="utf-8")
+    q8_0 = export(base.folder, tmp_path / "q8_0", quants=["q8_0"], prove=False).files[0].path
+    limit = memory_needed(read_gguf(q8_0), 200).total
+    done = export(
+        tuned.folder,
+        tmp_path / "out",
+        merge=merge,
+        budget=Budget(limit, "memory", 200),
+        calibration=text,
+        prove=False,
+    )
+    needed = memory_needed(read_gguf(done.files[0].path), 200).total
+    assert 0.95 * limit < needed <= limit
+
+
 def test_a_width_that_no_block_fits_stays_f16(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", n_embd=48)
     text = tmp_path / "text.txt"
@@ -136,11 +156,11 @@ def test_a_width_that_no_block_fits_stays_f16(tmp_path: Path) -> None:
 def test_too_little_is_said_before_anything_is_measured(tiny_checkpoint: Path) -> None:
     source = load_checkpoint(tiny_checkpoint)
     with pytest.raises(ConfigError, match=r"^3 bits per weight is too little: .* take [5-7]\.\d+"):
-        Budget(3.0, "weights").for_matrices(source, 0)
+        Budget(3.0, "weights").for_matrices(source, 0, merged=True)
     with pytest.raises(ConfigError, match=r"^0.05 MB of file is too little: .* MB of file"):
-        Budget(50_000, "file").for_matrices(source, 0)
+        Budget(50_000, "file").for_matrices(source, 0, merged=True)
     with pytest.raises(ConfigError, match="MB of memory is too little"):
-        Budget(50_000, "memory", 64).for_matrices(source, 0)
+        Budget(50_000, "memory", 64).for_matrices(source, 0, merged=True)
 
 
 @pytest.mark.parametrize(
