@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmkit.export.student_t import t_of_95_percent
+
 ROWS_AT_ONCE = 128  # float64 rows of a 50k vocabulary: 50 MB
 
 
@@ -164,14 +166,15 @@ def _ratio_interval(
     """95 % confidence interval of a ratio of sums over independent pairs.
 
     The variance is that of the ratio estimator (Cochran, Sampling Techniques, 3rd ed., section
-    6.4), the distribution taken to be normal. None for a single pair.
+    6.4), the distribution Student's t with one degree of freedom less than pairs, as of the mean of
+    normally distributed numbers. None for a single pair.
     """
     n = len(numerators)
     if n < 2:
         return None
     ratio = numerators.sum() / denominators.sum()
     spread = np.square(numerators - ratio * denominators).sum() * n / (n - 1)
-    half = 1.96 * math.sqrt(spread) / denominators.sum()
+    half = t_of_95_percent(n - 1) * math.sqrt(spread) / denominators.sum()
     return float(ratio - half), float(ratio + half)
 
 
