@@ -205,7 +205,8 @@ def _floor(source: Checkpoint, tokens: Tensor) -> float:
     Over the whole vocabulary, as the sensitivities that it is added to, of a classifier too.
     """
     sequences = [TextSequence(row.numpy(), np.ones(len(row) - 1, bool)) for row in tokens]
-    with TemporaryDirectory(prefix="llmkit-") as folder:
+    # Where an error holds the file, Windows does not remove it; the error is what is to be said.
+    with TemporaryDirectory(prefix="llmkit-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "q8_0.gguf"
         write_gguf(source, path, quantization("q8_0"), "floor")
         (parts,) = divergences(source, [read_gguf(path)], sequences, among=None)

@@ -116,19 +116,34 @@ def compare(
     source = load_checkpoint(checkpoint)
     files = [read_gguf(path) for path in ggufs]
     sequences = compared_sequences(source, data, max_tokens)
-    with TemporaryDirectory(prefix="llmkit-") as folder:
-        peers = [] if against is None else _peers(source, files, calibration, Path(folder))
-        measured_files = [*files, *(peer.file for peer in peers)]
-        found = divergences(source, measured_files, sequences, among=source.label_ids or None)
-        ours = [
-            _Measured(str(file.path), file.method, file, parts)
-            for file, parts in zip(files, found[: len(files)], strict=True)
-        ]
-        theirs = _better_peers(peers, found[len(files) :])
-        length = max(len(sequence.inputs) for sequence in sequences)
-        rows = _rows(ours, theirs, length)
+    # Windows removes no file that is mapped: none of the peers is held here, and an error, which
+    # holds them, is not to be hidden by one of the removal.
+    with TemporaryDirectory(prefix="llmkit-", ignore_cleanup_errors=True) as folder:
+        rows = _compared(
+            source,
+            files,
+            [] if against is None else _peers(source, files, calibration, Path(folder)),
+            sequences,
+        )
     tokens = sum(int(sequence.counts.sum()) for sequence in sequences)
     return Comparison(str(checkpoint), tokens, rows)
+
+
+def _compared(
+    source: Checkpoint,
+    files: Sequence[GGUFFile],
+    peers: Sequence[PeerFile],
+    sequences: Sequence[TextSequence],
+) -> list[ComparisonRow]:
+    every = [*files, *(peer.file for peer in peers)]
+    found = divergences(source, every, sequences, among=source.label_ids or None)
+    ours = [
+        _Measured(str(file.path), file.method, file, parts)
+        for file, parts in zip(files, found[: len(files)], strict=True)
+    ]
+    theirs = _better_peers(peers, found[len(files) :])
+    length = max(len(sequence.inputs) for sequence in sequences)
+    return _rows(ours, theirs, length)
 
 
 def _peers(

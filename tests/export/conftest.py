@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from gguf_surgery import make_checkpoint
 
@@ -23,6 +25,25 @@ def files(tiny_export: Export) -> dict[str, Path]:
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """An untrained checkpoint in which no tensor is trivial. Tests must not write into it."""
     return make_checkpoint(tmp_path_factory.mktemp("random") / "random")
+
+
+@pytest.fixture
+def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of temporary files, of which, as on Windows, none that is mapped is removed."""
+    if not hasattr(psutil.Process, "memory_maps"):
+        pytest.skip("this system does not say which files are mapped")
+    folder, unlink = tmp_path / "temporary", os.unlink
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+
+    def unlink_unmapped(path: Any, **options: Any) -> None:
+        mapped = [Path(mapping.path) for mapping in psutil.Process().memory_maps()]
+        if any(file.name == Path(path).name for file in mapped if folder in file.parents):
+            raise PermissionError(f"{path} is mapped")
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", unlink_unmapped)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

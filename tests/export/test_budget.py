@@ -10,9 +10,9 @@ import torch
 from finetuned import as_classifier, with_adapter
 from gguf_surgery import make_checkpoint
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.cli.main import main
-from llmkit.errors import ConfigError
+from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.budget import Budget, _floor, budget_of, parse_bytes
 from llmkit.export.chosen import Method
 from llmkit.export.convert import Export, export
@@ -98,6 +98,17 @@ def test_a_classifiers_costs_are_all_of_the_whole_vocabulary(
         log_p = classifier.load_model()(torch.tensor([ids[:32]]))[0].double().log_softmax(-1)
     kl = (log_p.exp() * (log_p - logits.log_softmax(-1))).sum(-1).mean()
     assert _floor(classifier, torch.tensor([ids[:33]])) == pytest.approx(float(kl), rel=1e-6)
+
+
+def test_what_failed_is_said_and_not_that_its_file_could_not_be_removed(
+    random_checkpoint: Checkpoint, temporary_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_source: object, _files: object, *_arguments: object, **_options: object) -> None:
+        raise GGUFError("cannot measure")
+
+    monkeypatch.setattr("llmkit.export.budget.divergences", fail)
+    with pytest.raises(GGUFError, match="cannot measure"):
+        _floor(random_checkpoint, torch.arange(20)[None])
 
 
 def test_a_files_bytes_are_kept_to(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -188,6 +188,28 @@ def test_another_context_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> No
         compare(tiny_checkpoint, [path])
 
 
+def test_llama_cpps_files_are_removed_in_the_end(
+    files: dict[str, Path], tiny_checkpoint: Path, temporary_files: Path
+) -> None:
+    found = compare(tiny_checkpoint, [files["q4_0"]], max_tokens=64, against="llama.cpp")
+    assert found.rows[0].against == found.rows[1].file
+    assert list(temporary_files.glob("llmkit-*")) == []
+
+
+def test_what_failed_is_said_and_not_that_a_file_could_not_be_removed(
+    files: dict[str, Path],
+    tiny_checkpoint: Path,
+    temporary_files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise GGUFError("cannot measure")
+
+    monkeypatch.setattr("llmkit.export.measure.measure_speed", fail)
+    with pytest.raises(GGUFError, match="cannot measure"):
+        compare(tiny_checkpoint, [files["q4_0"]], max_tokens=64, against="llama.cpp")
+
+
 def test_a_file_that_cannot_run_has_no_speed(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
