@@ -201,7 +201,9 @@ def divergences(
     answers = torch.tensor(sorted(among or range(source.config.vocab_size)))
     found: list[list[Divergence]] = [[] for _ in files]
     with ExitStack() as stack:
-        llamas = [stack.enter_context(_opened(file, source)) for file in files]
+        llamas = [stack.enter_context(LlamaCpp(file.path)) for file in files]
+        for file, llama in zip(files, llamas, strict=True):
+            _check_is_of(source, file, llama)
         with progress("compare", len(sequences), "texts") as bar:
             for number, sequence in enumerate(sequences, start=1):
                 inputs, counts = sequence.inputs, torch.from_numpy(sequence.counts)
@@ -215,8 +217,7 @@ def divergences(
     return found
 
 
-def _opened(file: GGUFFile, source: Checkpoint) -> LlamaCpp:
-    llama = LlamaCpp(file.path)
+def _check_is_of(source: Checkpoint, file: GGUFFile, llama: LlamaCpp) -> None:
     config = source.config
     if (llama.vocab_size, llama.context_length) != (config.vocab_size, config.context_length):
         raise GGUFError(
@@ -225,7 +226,6 @@ def _opened(file: GGUFFile, source: Checkpoint) -> LlamaCpp:
         )
     if file.metadata[gguf.Keys.Tokenizer.LIST] != source.tokenizer.tokens:
         raise GGUFError(f"{file.path} has other tokens than {source.folder}: another model")
-    return llama
 
 
 def _row(measured: _Measured, peer: _Measured | None, speed: Speed) -> ComparisonRow:

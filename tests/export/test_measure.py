@@ -16,6 +16,7 @@ from llmkit.export import speed
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import dequantized_weights, read_gguf
 from llmkit.export.held_out import held_out_sequences
+from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.measure import Comparison, compare
 from llmkit.export.recipe import Recipe
 from llmkit.export.speed import measure_speed
@@ -186,6 +187,20 @@ def test_another_context_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> No
     path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
     with pytest.raises(GGUFError, match="context of 32"):
         compare(tiny_checkpoint, [path])
+
+
+def test_a_model_that_is_refused_is_freed(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed, free = [], LlamaCpp._free
+    monkeypatch.setattr(LlamaCpp, "_free", lambda self: (freed.append(self), free(self)))
+    keys = keys_of(files["f32"])
+    tokens, *types = keys["tokenizer.ggml.tokens"]
+    keys["tokenizer.ggml.tokens"] = ([tokens[1], tokens[0], *tokens[2:]], *types)
+    other = write_file(tmp_path / "m.gguf", keys, tensors_of(files["f32"]))
+    with pytest.raises(GGUFError, match="other tokens"):
+        compare(tiny_checkpoint, [files["f32"], other])
+    assert len(freed) == 2
 
 
 def test_llama_cpps_files_are_removed_in_the_end(
