@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -72,7 +73,8 @@ class Budget:
             if _is_matrix(entry)
         )
         if self.limit * unit < smallest:
-            least = replace(self, limit=smallest / unit)
+            step = 0.001 if self.of == "weights" else 1e4  # as it is shown: rounded up it is enough
+            least = replace(self, limit=math.ceil(smallest / unit / step) * step)
             raise ConfigError(f"{self} is too little: the smallest types take {least}")
         return int(self.limit * unit) - beside
 

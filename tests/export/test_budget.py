@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -172,6 +174,20 @@ def test_too_little_is_said_before_anything_is_measured(tiny_checkpoint: Path) -
         Budget(50_000, "file").for_matrices(source, 0, merged=True)
     with pytest.raises(ConfigError, match="MB of memory is too little"):
         Budget(50_000, "memory", 64).for_matrices(source, 0, merged=True)
+
+
+@pytest.mark.parametrize("n_layer", [1, 2, 3])
+@pytest.mark.parametrize("of", ["file", "weights", "memory"])
+def test_the_least_that_is_stated_is_enough(
+    of: Literal["file", "weights", "memory"], n_layer: int, tmp_path: Path
+) -> None:
+    source = make_checkpoint(tmp_path / "c", n_layer=n_layer)
+    with pytest.raises(ConfigError) as refused:
+        Budget(1, of).for_matrices(source, 0, merged=True)
+    found = re.search(r"take ([\d.]+)( MB)?", str(refused.value))
+    assert found is not None
+    limit = parse_bytes(f"{found[1]}MB") if found[2] else float(found[1])
+    assert Budget(limit, of).for_matrices(source, 0, merged=True) > 0
 
 
 @pytest.mark.parametrize(
