@@ -194,7 +194,7 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
-        return self.wte.weight.device
+        return self.wpe.weight.device  # never packed, as wte may be
 
     def n_parameters(self) -> int:
         """Number of trained numbers."""

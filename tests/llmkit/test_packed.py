@@ -231,6 +231,13 @@ def test_building_holds_one_float_matrix_at_a_time() -> None:
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
 
 
+def test_asking_for_the_device_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    pack_model(model, types_of(model, "q8_0"))
+    monkeypatch.setattr("llmkit.model.packed.dequantize", None)
+    assert model.device == torch.device("cpu")
+
+
 def test_layers_that_are_not_named_stay_floats() -> None:
     model = random_model()
     pack_model(model, {"h.1.mlp.c_fc.weight": quant_type("q8_0")})
