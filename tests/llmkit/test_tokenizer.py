@@ -13,7 +13,7 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -216,27 +216,56 @@ def test_openai_vocabulary_can_be_saved_as_tokenizer_json(
 # --- pieces -----------------------------------------------------------------------------------
 
 
-@BOTH
-@settings(max_examples=300)
-@given(text=st.one_of(BREAKS_AND_WORDS, HARD_TEXT), size=st.integers(0, 8))
-def test_ids_of_pieces_join_to_the_ids_of_the_text(
-    tokenizer: Tokenizer, text: str, size: int
-) -> None:
+def split_of(text: str) -> list[str]:
+    """GPT-2's split, as the tokenizers library makes it."""
+    return [word for word, _ in BPE.hf.pre_tokenizer.pre_tokenize_str(text)]
+
+
+@settings(max_examples=1000)
+@given(text=st.one_of(BREAKS_AND_WORDS, HARD_TEXT, st.text()), size=st.integers(1, 8))
+def test_split_of_pieces_is_the_split_of_the_text(text: str, size: int) -> None:
     pieces = list(safe_pieces(text, size))
     assert "".join(pieces) == text
-    assert [i for piece in pieces for i in tokenizer.encode(piece)] == tokenizer.encode(text)
+    assert [word for piece in pieces for word in split_of(piece)] == split_of(text)
 
 
-def test_long_text_is_cut_into_pieces_of_about_the_size_asked_for() -> None:
-    lines = [f"line {number}" for number in range(1000)]
-    pieces = list(safe_pieces("\n".join(lines), 500))
+@pytest.mark.parametrize("space", ["\n", " ", "\r\n", "\n\n", " \n", "\n ", "\u3000 "])
+def test_text_can_be_cut_before_white_space_whatever_follows(space: str) -> None:
+    text = "".join(f"a{space}{chr(c)}" for c in range(0x3100))  # all white space is among them
+    pieces = list(safe_pieces(text, 1))
+    assert len(pieces) > 0x3000
+    assert [word for piece in pieces for word in split_of(piece)] == split_of(text)
+
+
+@pytest.mark.parametrize("between", ["\n", "\n\n", "\r\n\r\n", "\n    ", " "])
+def test_long_text_is_cut_into_pieces_of_about_the_size_asked_for(between: str) -> None:
+    text = between.join(f"paragraph_{number}" for number in range(1000))
+    pieces = list(safe_pieces(text, 500))
     assert len(pieces) > 15
-    assert all(len(piece) <= 500 + len("line 999\n") for piece in pieces)
+    assert all(500 <= len(piece) <= 500 + len(f"paragraph_999{between}") for piece in pieces[:-1])
 
 
 def test_text_without_a_safe_place_stays_whole() -> None:
-    text = "word " * 1000 + "\n\n" * 1000
+    text = "日本" * 1000 + "\n\n" * 1000
     assert list(safe_pieces(text, 10)) == [text]
+
+
+def test_bpe_of_a_long_text_is_that_of_the_uncut_text() -> None:
+    random.seed(0)
+    words = ["the", "fox", "don't", "12", "é", "日本", "...", "\n", "\n\n", "\r\n", "\t", "  "]
+    text = "".join(random.choice(words) + random.choice(["", " "]) for _ in range(100_000))
+    assert len(list(safe_pieces(text))) > 3
+    uncut = HFTokenizer(models.BPE())
+    uncut.pre_tokenizer = BPE.hf.pre_tokenizer
+    uncut.train_from_iterator(
+        [text],
+        trainers.BpeTrainer(
+            vocab_size=399, initial_alphabet=byte_alphabet(), show_progress=False, special_tokens=[]
+        ),
+    )
+    both = train_bpe([text], 400).hf, uncut
+    found, expected = (json.loads(hf.to_str())["model"] for hf in both)
+    assert (found["vocab"], found["merges"]) == (expected["vocab"], expected["merges"])
 
 
 # --- files ------------------------------------------------------------------------------------
