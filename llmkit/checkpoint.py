@@ -19,7 +19,7 @@ from torch import Tensor
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import write_text, written_beside
 from llmkit.model.config import GPTConfig, validated
-from llmkit.model.gpt import GPT
+from llmkit.model.gpt import GPT, gpt_without_weights
 from llmkit.model.grid import Grid, matrix_types, rounded
 from llmkit.model.lora import (
     LoRAConfig,
@@ -285,8 +285,7 @@ def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -
     Raises CheckpointError naming `source` and the first tensor that is missing, left over or of
     another shape.
     """
-    with torch.device("meta"):
-        model = GPT(config)
+    model = gpt_without_weights(config)
     wanted = model.state_dict()
     for name in (*wanted, *weights):
         if name not in weights:

@@ -8,11 +8,14 @@ weights are stored (out, in) as torch.nn.Linear has them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from llmkit.errors import ConfigError
 from llmkit.model.config import GPTConfig
@@ -146,8 +149,6 @@ class GPT(nn.Module):
 
     def _initialise(self, module: nn.Module) -> None:
         """GPT-2's start: N(0, 0.02), smaller where 2 n_layer outputs add up in the stream."""
-        if any(p.is_meta for p in module.parameters()):
-            return  # no numbers yet: a checkpoint's will be assigned
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -199,3 +200,29 @@ class GPT(nn.Module):
     def n_parameters(self) -> int:
         """Number of trained numbers."""
         return sum(p.numel() for p in self.parameters())
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Makes the functions of torch.nn.init leave tensors as they are."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def gpt_without_weights(config: GPTConfig) -> GPT:
+    """A GPT of names and shapes alone, on the meta device: weights are to be assigned.
+
+    It initialises nothing: random numbers on the meta device make PyTorch import its compiler,
+    which takes a second or more.
+    """
+    with torch.device("meta"), _NoInitialisation():
+        return GPT(config)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
+from llmkit.model.gpt import GPT, gpt_without_weights
 from llmkit.model.storage import Quantization, is_matrix
 from llmkit.quant.rounding import Repacked, Rounding
 from llmkit.quant.types import QuantType
@@ -26,8 +26,7 @@ Grid = Mapping[str, Rounding]  # of each matrix, by checkpoint name
 
 def matrix_types(config: GPTConfig, quantization: Quantization) -> dict[str, QuantType]:
     """The types of a model's matrices in a file, by checkpoint name."""
-    with torch.device("meta"):
-        tensors = GPT(config).state_dict()
+    tensors = gpt_without_weights(config).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return {
         name: quantization.type_of(name, shape, config)

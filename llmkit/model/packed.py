@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
+from llmkit.model.gpt import GPT, gpt_without_weights
 from llmkit.quant import QuantType, dequantize, quantize
 
 
@@ -117,8 +117,7 @@ def build_packed(
     that of the packed model and one float tensor. Raises CheckpointError for a tensor of another
     shape, and what `pack_model` raises.
     """
-    with torch.device("meta"):
-        model = GPT(config)
+    model = gpt_without_weights(config)
     _check_names(model, types)
 
     def read_checked(name: str, shape: torch.Size) -> Tensor:

@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmkit.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.data.sources import source_files
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.model.config import GPTConfig, gpt_config
 from llmkit.model.device import choose_device
-from llmkit.model.gpt import GPT
+from llmkit.model.gpt import gpt_without_weights
 from llmkit.quant import quant_names, quant_type
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
@@ -112,8 +110,7 @@ def open_run(
 
 def _result(folder: RunFolder) -> TrainingResult:
     checkpoint = load_checkpoint(folder.folder)
-    with torch.device("meta"):
-        n_parameters = GPT(checkpoint.config).n_parameters()
+    n_parameters = gpt_without_weights(checkpoint.config).n_parameters()
     metrics = folder.read_metrics()
     if not metrics:
         raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")

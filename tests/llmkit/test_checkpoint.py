@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +43,21 @@ def test_model_has_the_weights_in_the_file(tiny_checkpoint: Path) -> None:
     there = load_file(tiny_checkpoint / "model.safetensors")
     assert model.state_dict().keys() == there.keys()
     assert all(torch.equal(tensor, there[name]) for name, tensor in model.state_dict().items())
+
+
+def test_loading_a_model_leaves_the_compiler_of_torch_out(tiny_checkpoint: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from llmkit.checkpoint import load_checkpoint; "
+        "load_checkpoint(Path()).load_model(); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tiny_checkpoint,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_saved_model_and_config_come_back(tiny_checkpoint: Path, folder: Path) -> None:
