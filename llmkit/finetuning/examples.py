@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmkit.console import say
@@ -120,8 +122,9 @@ def padded(
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Which of n records a step trains on: every pass over them in a new order of the seed's."""
     places = range(step * batch_size, (step + 1) * batch_size)
-    orders = {
-        epoch: np.random.default_rng((seed, epoch)).permutation(n)
-        for epoch in {place // n for place in places}
-    }
-    return [int(orders[place // n][place % n]) for place in places]
+    return [int(_order(n, place // n, seed)[place % n]) for place in places]
+
+
+@lru_cache(maxsize=1)  # one for all steps of an epoch
+def _order(n: int, epoch: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(n)

@@ -11,6 +11,7 @@ from llmkit.console import say
 from llmkit.data.tokens import open_token_file
 
 NOTED_SHARE = 0.001
+TOKENS_AT_ONCE = 1 << 20
 
 
 def note_unseen_tokens(base: Checkpoint, ids: Iterable[list[int]]) -> None:
@@ -18,9 +19,13 @@ def note_unseen_tokens(base: Checkpoint, ids: Iterable[list[int]]) -> None:
     trained_on = base.folder / TRAINING_FOLDER / "train.tokens"
     if not trained_on.exists():
         return
-    seen = np.unique(open_token_file(trained_on, base.config.vocab_size))
+    seen = np.zeros(base.config.vocab_size, bool)
+    text = open_token_file(trained_on, len(seen))
+    for begin in range(0, len(text), TOKENS_AT_ONCE):
+        seen[text[begin : begin + TOKENS_AT_ONCE]] = True
     tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in ids])
-    unseen = tokens[~np.isin(tokens, seen) & (tokens < base.config.vocab_size)]
+    known = tokens[tokens < len(seen)]
+    unseen = known[~seen[known]]
     share = len(unseen) / len(tokens)
     if share >= NOTED_SHARE:
         first = [base.tokenizer.decode([int(i)]) for i in dict.fromkeys(unseen.tolist())][:8]

@@ -44,6 +44,7 @@ class TrainingLoop:
     ) -> None:
         self.folder, self.state, self.config, self.task = folder, state, config, task
         self.device = device
+        self.tokens_per_step = task.tokens_per_step
         self.grid = grid or {}
         self.bfloat16 = has_fast_bfloat16(device)
         self.model = task.load_model(state.step, device).train()
@@ -63,7 +64,7 @@ class TrainingLoop:
             for step in range(self.state.step, last):
                 losses.append(self._step(step))
                 done = step + 1
-                rate = interval.rate(done) * self.task.tokens_per_step
+                rate = interval.rate(done) * self.tokens_per_step
                 bar.update(done, f"loss {losses[-1]:.3f}, {rate:,.0f} tokens/s")
                 if done % self.config.eval_interval == 0 or done == last:
                     elapsed = time.monotonic() - started
@@ -104,7 +105,7 @@ class TrainingLoop:
         self.model.train()
         metrics = Metrics(
             step=step,
-            tokens=round(step * self.task.tokens_per_step),
+            tokens=round(step * self.tokens_per_step),
             train_loss=train_loss,
             **asdict(evaluation),
             lr=self.config.learning_rate_at(step - 1),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,6 +238,19 @@ def test_every_epoch_is_a_permutation_that_seed_and_step_determine(
     assert len(set(order[len(order) // n * n :])) == len(order) % n
     backwards = [batch_indices(n, batch_size, step, seed) for step in reversed(range(n_steps))]
     assert backwards[::-1] == steps
+
+
+def test_records_are_shuffled_once_in_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def counted(seed: tuple[int, int]) -> np.random.Generator:
+        seeds.append(seed)
+        return np.random.Generator(np.random.PCG64(seed))
+
+    monkeypatch.setattr(np.random, "default_rng", counted)
+    for step in range(12):
+        batch_indices(40, 10, step, seed=123)
+    assert seeds == [(123, 0), (123, 1), (123, 2)]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from finetune_runs import KINDS, instruct, records, write_questions
@@ -21,6 +22,7 @@ from llmkit.finetuning.examples import Example, encode_conversation, encode_prom
 from llmkit.finetuning.held_out import held_out_examples
 from llmkit.finetuning.instruct import InstructResult, answer, answer_loss, finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
+from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.model.gpt import GPT
 from llmkit.model.grid import on_grid
 from llmkit.model.lora import LoRAConfig
@@ -404,6 +406,19 @@ def test_tokens_that_the_base_never_saw_are_noted(
     content = [{"prompt": f"¿{n}?", "completion": "ž"} for n in range(5)]
     instruct(small_base, write_questions(tmp_path / "q.jsonl", content), tmp_path / "out")
     assert "of the tokens never occurred in the text that" in capsys.readouterr().err
+
+
+def test_every_token_of_the_base_s_text_counts_as_seen(
+    small_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.finetuning.vocabulary.TOKENS_AT_ONCE", 16)
+    base = load_checkpoint(small_base)
+    text = np.fromfile(small_base / "training" / "train.tokens", "<u2")
+    note_unseen_tokens(base, [[int(token)] for token in text])
+    assert capsys.readouterr().err == ""
+    size = base.config.vocab_size
+    note_unseen_tokens(base, [[*range(size)]])
+    assert f"{1 - len(np.unique(text)) / size:.1%} of the tokens" in capsys.readouterr().err
 
 
 # --- records that do not fit --------------------------------------------------------------------

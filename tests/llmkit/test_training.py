@@ -20,6 +20,7 @@ from llmkit.model.gpt import GPT
 from llmkit.training import TrainingConfig, load_run_config, train
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop, _optimizer
+from llmkit.training.pretraining import Pretraining
 from llmkit.training.prepare import refuse_other_run
 from llmkit.training.state import RunFolder, RunState
 
@@ -139,6 +140,15 @@ def test_notes_go_to_stderr(
     assert printed.out == ""
     assert "step 12: train loss" in printed.err
     assert "sample: " in printed.err
+
+
+def test_task_is_asked_once_for_the_tokens_of_a_step(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(Pretraining, "tokens_per_step", property(lambda _: asked.append(1) or 64.0))
+    run(short_text, tmp_path / "out")
+    assert len(asked) == 1  # fine-tuning adds up all its records
 
 
 def test_tokenizer_can_be_of_characters_or_of_another_run(
