@@ -14,7 +14,8 @@ from llmkit.errors import CheckpointError, ConfigError
 from llmkit.model.config import GPTConfig, gpt_config
 from llmkit.model.device import choose_device
 from llmkit.model.gpt import gpt_without_weights
-from llmkit.quant import quant_names, quant_type
+from llmkit.model.storage import quantization
+from llmkit.quant import quant_names
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import prepare, refuse_foreign, refuse_other_run, sha256_of
@@ -118,14 +119,15 @@ def _result(folder: RunFolder) -> TrainingResult:
 
 
 def _quantization_note(sizes: GPTConfig) -> str:
-    """Which GGUF types the widths allow: a width cannot be changed after training."""
-    refused: dict[int, list[str]] = {}
-    for qtype in map(quant_type, quant_names()):
-        if not qtype.fits(sizes.n_embd):
-            refused.setdefault(qtype.block_size, []).append(qtype.name)
-    if not refused:
+    """What GGUF files of a type store instead in rows of n_embd: no training changes the width."""
+    instead: dict[str, list[str]] = {}
+    for name in quant_names():
+        shape = (sizes.n_embd, sizes.n_embd)
+        stored = quantization(name).type_of("h.0.attn.c_proj.weight", shape, sizes).name
+        if stored != name:
+            instead.setdefault(stored, []).append(name)
+    if not instead:
         return f"rows of {sizes.n_embd}: every quantization fits"
-    blocks = " and ".join(f"blocks of {size} ({', '.join(refused[size])})" for size in refused)
-    return (
-        f"rows of {sizes.n_embd} are not whole {blocks}: these matrices will stay f16 in such files"
-    )
+    pairs = [f"{stored} instead of {', '.join(names)}" for stored, names in instead.items()]
+    blocks = f"rows of {sizes.n_embd} are not whole blocks of every type"
+    return f"{blocks}: files have {'; '.join(pairs)}"

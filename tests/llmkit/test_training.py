@@ -23,6 +23,7 @@ from llmkit.training.loop import TrainingLoop, _optimizer
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.prepare import refuse_other_run
 from llmkit.training.state import RunFolder, RunState
+from llmkit.training.run import _quantization_note
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,19 @@ def test_notes_go_to_stderr(
     assert printed.out == ""
     assert "step 12: train loss" in printed.err
     assert "sample: " in printed.err
+
+
+@pytest.mark.parametrize(
+    ("n_embd", "words"),
+    [
+        (256, ["rows of 256: every quantization fits"]),
+        (64, ["q8_0 instead of q6_k;", "q5_1 instead of q5_k;", "q5_0 instead of q4_k;"]),
+        (48, ["f16 instead of q8_0, ", " q6_k, ", " q5_k, ", " q4_k, "]),
+    ],
+)
+def test_note_says_what_types_that_do_not_fit_are_stored_as(n_embd: int, words: list[str]) -> None:
+    note = _quantization_note(gpt_config("nano", vocab_size=300, n_embd=n_embd))
+    assert all(word in note for word in words), note
 
 
 def test_task_is_asked_once_for_the_tokens_of_a_step(
