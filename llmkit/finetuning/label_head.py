@@ -26,8 +26,9 @@ def new_head(n_labels: int, n_embd: int, generator: torch.Generator) -> Tensor:
 def expanded_head(head: Tensor, label_ids: Sequence[int], vocab_size: int) -> Tensor:
     """Rows (V, C) for every token: the label tokens have the head's (n_labels, C) rows.
 
-    All others have the mean of those, so their logit is the mean of the labels' and never the
-    largest: greedy decoding says a label.
+    All others have the mean of those, so their logit is the mean of the labels' and not above the
+    largest: greedy decoding says a label. Blocks round each row by itself, so in a quantized file
+    the mean can win where the labels are nearly equal.
     """
     rows = head.mean(dim=0).repeat(vocab_size, 1)
     rows[list(label_ids)] = head
