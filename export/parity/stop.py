@@ -57,7 +57,8 @@ def _ending_fault(in_torch: int, in_llama: int) -> str | None:
         cause = "it ends in PyTorch" if in_torch else "it has not learned to end"
         return f"the model never stops, and {cause}"
     if in_llama < ENDING_SHARE * in_torch:
-        return "the model seldom stops: a cost of quantization, unless `logits` or `generation` fails too"
+        cause = "a cost of quantization, unless `logits` or `generation` fails too"
+        return f"the model seldom stops: {cause}"
     return None
 
 

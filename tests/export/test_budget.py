@@ -140,14 +140,13 @@ def test_an_adapter_apart_is_counted_in_memory(merge: bool, tmp_path: Path) -> N
     tuned = with_adapter(base, tmp_path / "c", rank=8)
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words " * 100, encoding="utf-8")
-    q8_0 = export(base.folder, tmp_path / "q8_0", quants=["q8_0"], prove=False).files[0].path
+    q8_0 = export(base.folder, tmp_path / "q8_0", Recipe(["q8_0"]), prove=False).files[0].path
     limit = memory_needed(read_gguf(q8_0), 200).total
     done = export(
         tuned.folder,
         tmp_path / "out",
+        Recipe(calibration=text, budget=Budget(limit, "memory", 200)),
         merge=merge,
-        budget=Budget(limit, "memory", 200),
-        calibration=text,
         prove=False,
     )
     needed = memory_needed(read_gguf(done.files[0].path), 200).total

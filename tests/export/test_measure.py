@@ -129,7 +129,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_a_classifier_is_compared_where_a_label_follows(
     classifier: Checkpoint, tmp_path: Path
 ) -> None:
-    path = export(classifier.folder, tmp_path / "out", quants=["q4_0"], prove=False).files[0].path
+    path = export(classifier.folder, tmp_path / "out", Recipe(["q4_0"]), prove=False).files[0].path
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words to say " * 40 + "mill " * 60)
     found = compare(classifier.folder, [path], data=text)
@@ -153,7 +153,7 @@ def test_a_classifier_is_compared_where_a_label_follows(
 def test_text_without_a_label_says_nothing_of_a_classifier(
     classifier: Checkpoint, tmp_path: Path
 ) -> None:
-    path = export(classifier.folder, tmp_path / "out", quants=["f32"], prove=False).files[0].path
+    path = export(classifier.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
     text = tmp_path / "text.txt"
     text.write_text("mill " * 60)
     with pytest.raises(DataError, match=r"text\.txt: no label .* follows anywhere; leave --data"):

@@ -701,7 +701,7 @@ def test_a_modelfile_that_does_not_use_the_adapter_is_caught(
     adapter: str | None, words: str, tmp_path: Path
 ) -> None:
     tuned = lora_checkpoint(tmp_path / "c")
-    done = export(tuned.folder, tmp_path / "out", quants=["f32"], prove=False)
+    done = export(tuned.folder, tmp_path / "out", Recipe(["f32"]), prove=False)
     assert done.adapter is not None
     name = "blk.0.attn_qkv.weight.lora_b"
     tensor(name, lambda d: d * 2)(done.adapter.path, tmp_path / "out" / "other.gguf")

@@ -20,10 +20,10 @@ from llmkit.model.gpt import GPT
 from llmkit.training import TrainingConfig, load_run_config, train
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop, _optimizer
-from llmkit.training.pretraining import Pretraining
 from llmkit.training.prepare import refuse_other_run
-from llmkit.training.state import RunFolder, RunState
+from llmkit.training.pretraining import Pretraining
 from llmkit.training.run import _quantization_note
+from llmkit.training.state import RunFolder, RunState
 
 
 @pytest.fixture(scope="module")
