@@ -12,7 +12,7 @@ from llmkit.data.tokens import token_dtype
 from llmkit.errors import CheckpointError, DataError
 from llmkit.files import written_beside
 from llmkit.finetuning.held_out import held_out_examples, trained_examples
-from llmkit.training.prepare import PARTS
+from llmkit.training.prepare import PARTS, refuse_too_short
 from llmkit.training.state import RunFolder
 
 
@@ -31,11 +31,13 @@ def write_own_text(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
     """Write the token files of both parts; return the bytes of text in each.
 
     Records follow one another as the model reads them; those held out stay so in the new folder.
+    Raises DataError, and leaves no file, where a part is too short for one example.
     """
     if base.trained_file in own_files(base):
+        n_bytes = _write_records(base, folder)
         for record_file in (base.trained_file, base.held_out_file):
             _copy(record_file, folder.training / record_file.name)
-        return _write_records(base, folder)
+        return n_bytes
     state = RunFolder(base.folder).read_state()
     if state is None:
         raise CheckpointError(f"{base.folder} has no state.json; give the text with --data")
@@ -49,6 +51,8 @@ def _write_records(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
     examples = {"train": trained_examples(base), "validation": held_out_examples(base)}
     for part in PARTS:
         ids = [token_id for example in examples[part] for token_id in example.ids]
+        source, length = f"the text of {base.folder}'s records", base.config.context_length
+        refuse_too_short(folder, part, len(ids), length, source, "give more with --data")
         n_bytes[part] = len(base.tokenizer.decode(ids).encode())
         with written_beside(folder.token_file(part)) as beside:
             beside.write_bytes(np.asarray(ids, token_dtype(base.config.vocab_size)).tobytes())

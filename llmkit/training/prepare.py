@@ -118,15 +118,24 @@ def write_token_files(
             data_bytes[name] = write_token_file(folder.token_file(name), texts, tokenizer)
         n_file_bytes = folder.token_file(name).stat().st_size
         n_tokens = n_file_bytes // token_dtype(tokenizer.vocab_size).itemsize
-        if n_tokens <= context_length:
-            for path in map(folder.token_file, PARTS):
-                path.unlink(missing_ok=True)
-            raise DataError(
-                f"{data} is too short: its {name} part has {n_tokens} tokens and one example "
-                f"needs {context_length + 1}; use more text or a smaller context_length"
-            )
+        advice = "use more text or a smaller context_length"
+        refuse_too_short(folder, name, n_tokens, context_length, str(data), advice)
         say(f"{name}: {n_tokens:,} tokens of {data_bytes[name]:,} bytes")
     return data_bytes
+
+
+def refuse_too_short(
+    folder: RunFolder, part: str, n_tokens: int, context_length: int, source: str, advice: str
+) -> None:
+    """Raise DataError, and leave no token file, where a part is too short for one example."""
+    if n_tokens > context_length:
+        return
+    for path in map(folder.token_file, PARTS):
+        path.unlink(missing_ok=True)
+    raise DataError(
+        f"{source} is too short: its {part} part has {n_tokens} tokens and one example "
+        f"needs {context_length + 1}; {advice}"
+    )
 
 
 def _watched(texts: Iterator[str], bar: Progress) -> Iterator[str]:

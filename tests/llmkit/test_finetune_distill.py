@@ -309,6 +309,20 @@ def test_type_that_fits_no_matrix_is_refused(small_base: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("n", "part"), [(10, "validation"), (3, "train")])
+def test_few_records_ask_for_text_and_leave_the_folder_free(
+    n: int, part: str, small_base: Path, short_text: Path, tmp_path: Path
+) -> None:
+    questions = write_questions(tmp_path / "questions.jsonl", records()[:n])
+    base = instruct(small_base, questions, tmp_path / "base").checkpoint
+    words = rf"records is too short: its {part} part has \d+ tokens and one .* 65; give .*--data"
+    with pytest.raises(DataError, match=words):
+        distill(base, tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    made = distill(base, tmp_path / "out", data=short_text).checkpoint
+    assert not load_checkpoint(made).held_out_file.exists()
+
+
 def test_base_without_its_text_asks_for_some(small_base: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(small_base, base)
