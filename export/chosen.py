@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
+
+import numpy as np
 
 from llmkit.checkpoint import Checkpoint, build_model
 from llmkit.errors import QuantizationError
@@ -19,9 +21,10 @@ from llmkit.model.layerwise import error_feedback
 from llmkit.model.storage import Quantization, is_matrix
 from llmkit.quant import quantize
 from llmkit.quant.grids import grid_of
-from llmkit.quant.types import QuantType
+from llmkit.quant.types import FloatRows, PackedRows, QuantType
 
 Method = Literal["rtn", "gptq"]
+_PROBED_ROWS = 8  # of which a costly rounding is tried before all are
 
 
 def by_error_feedback(
@@ -48,26 +51,32 @@ def by_error_feedback(
 
 
 def by_importance(
-    source: Checkpoint,
-    types: Mapping[str, QuantType],
+    matrices: Iterable[tuple[str, FloatRows, QuantType]],
+    config: GPTConfig,
     importances: ImportanceFile,
-    *,
-    merged: bool,
-) -> ChosenBlocks:
+) -> ChosenBlocks | None:
     """Ggml's rounding with the squared error of each column weighed, as llama-quantize does.
 
-    `merged`: with the checkpoint's adapter in the weights. Raises QuantizationError for importances
-    of another width, or of a matrix whose type needs them and that has none.
+    `matrices`: name in the checkpoint, weights and type. None where importances change no block.
+    Raises QuantizationError for importances of another width, or of a matrix whose type needs them
+    and that has none.
     """
-    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
+    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config)}
     blocks, hashes = {}, {}
-    with open_weights(source, merged=merged) as tensors:
-        for name, qtype in types.items():
-            weights = tensors.get_tensor(name).float().numpy()
-            importance = importances.matrix.importance(names[name])
-            blocks[name] = quantize(weights, qtype, name, importance)
-            hashes[name] = hash_of_choice(weights, blocks[name])
-    return ChosenBlocks("imatrix", importances.sha256, blocks, hashes)
+    for name, weights, qtype in matrices:
+        importance = importances.matrix.importance(names[name])
+        packed = quantize(weights, qtype, names[name], importance)
+        if qtype.needs_importance or not _is_rounded(packed, weights, qtype):
+            blocks[name], hashes[name] = packed, hash_of_choice(weights, packed)
+    return ChosenBlocks("imatrix", importances.sha256, blocks, hashes) if blocks else None
+
+
+def _is_rounded(packed: PackedRows, weights: FloatRows, qtype: QuantType) -> bool:
+    """Whether blocks are those of rounding without importances: f16 and q8_0 pass them over."""
+    return all(
+        np.array_equal(packed[:n], quantize(weights[:n], qtype, "rounded"))
+        for n in (_PROBED_ROWS, len(weights))
+    )
 
 
 def open_model(source: Checkpoint, *, merged: bool) -> GPT:

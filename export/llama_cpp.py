@@ -32,6 +32,20 @@ def _collect_errors(level: int, text: bytes, _user_data: Any) -> None:
         _errors.append(text.decode("utf-8", errors="replace"))
 
 
+def quantize_file(source: Path, target: Path, file_type: int) -> None:
+    """What llama-quantize does, with its own choice of types, of a quantized file too.
+
+    Raises GGUFError with llama.cpp's own reason where it refuses.
+    """
+    _errors.clear()
+    llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = file_type, True
+    paths = os.fsencode(source), os.fsencode(target)
+    if llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)) != 0:
+        raise GGUFError(f"llama.cpp cannot quantize {source}: {_reason()}")
+
+
 class LlamaCpp:
     """A GGUF file loaded on the CPU, with the adapter that it names. Use it in a `with` statement.
 

@@ -13,6 +13,7 @@ from llmkit.errors import ConfigError
 from llmkit.export.budget import Budget, Plan, plan
 from llmkit.export.calibration import Calibration, calibration_of
 from llmkit.export.chosen import Method, by_error_feedback, by_importance, open_model, stored_types
+from llmkit.export.gguf_write import open_weights
 from llmkit.export.imatrix import ImportanceFile, read_importance_file
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import tensor_table
@@ -74,7 +75,12 @@ class Preparation:
         if self.text is not None:
             return by_error_feedback(open_model(self.source, merged=self.merged), types, self.text)
         if self.importances is not None:
-            return by_importance(self.source, types, self.importances, merged=self.merged)
+            with open_weights(self.source, merged=self.merged) as tensors:
+                matrices = (
+                    (name, tensors.get_tensor(name).float().numpy(), qtype)
+                    for name, qtype in types.items()
+                )
+                return by_importance(matrices, self.source.config, self.importances)
         return None
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import gguf
-import llama_cpp
 import numpy as np
 import torch
 
@@ -20,17 +18,16 @@ from llmkit.data.sources import read_documents
 from llmkit.data.tokens import windows
 from llmkit.errors import ConfigError, DataError, GGUFError
 from llmkit.export.calibration import DEFAULT_TOKENS, Calibration
-from llmkit.export.chosen import by_error_feedback, stored_types
+from llmkit.export.chosen import by_error_feedback, by_importance, stored_types
 from llmkit.export.gguf_file import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
 from llmkit.export.gguf_write import add_metadata, write_header
 from llmkit.export.imatrix import read_importance_file
-from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.llama_cpp import LlamaCpp, quantize_file
 from llmkit.export.metadata import (
     ADAPTER_KEY,
     ARCHITECTURE,
     OF_QUANTIZATION,
     ChosenBlocks,
-    hash_of_choice,
     quantization_entries,
 )
 from llmkit.export.names import tensor_table
@@ -68,7 +65,7 @@ def requantize(
         raise ConfigError("importances are for --method rtn; leave --imatrix or the method out")
     wanted = quantization(quant)
     if method == "llama.cpp":
-        _by_llama_cpp(source, out, wanted)
+        _by_llama_cpp(file, out, wanted)
         return read_gguf(out)
     types = stored_types(config, wanted)
     chosen = None
@@ -78,7 +75,11 @@ def requantize(
             build_model(config, dequantized_weights(file), str(source)), types, text
         )
     elif imatrix is not None:
-        chosen = _by_importance(file, types, imatrix)
+        names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config)}
+        matrices = (
+            (name, file.tensors[names[name]].dequantized(), qtype) for name, qtype in types.items()
+        )
+        chosen = by_importance(matrices, config, read_importance_file(imatrix))
     _write(file, out, wanted, types, chosen)
     return read_gguf(out)
 
@@ -89,6 +90,8 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
     if foreign:
         raise GGUFError(f"{file.path}: tensor {foreign[0]} is missing or unknown; export it again")
     quantized = [tensor for tensor in file.tensors.values() if tensor.ggml_type not in _FLOATS]
+    if out.exists() and out.samefile(file.path):
+        raise ConfigError(f"{out} is the file that is read; choose another --out")
     if quantized and not again:
         raise ConfigError(
             f"{file.path} is quantized already ({quantized[0].name} is "
@@ -105,25 +108,15 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
 def _calibration(file: GGUFFile, data: Path) -> Calibration:
     """Pieces of a text as long as the context, cut by the file's own tokenizer."""
     with LlamaCpp(file.path) as llama:
-        end = int(file.metadata[gguf.Keys.Tokenizer.EOS_ID])
-        ids = [token for text in read_documents(data) for token in (*llama.tokenize(text), end)]
+        # A chat's texts end with another token than answers do: with the one that texts begin with.
+        keys = (gguf.Keys.Tokenizer.BOS_ID, gguf.Keys.Tokenizer.EOS_ID)
+        end = [int(file.metadata[key]) for key in keys if key in file.metadata][:1]
+        ids = [token for text in read_documents(data) for token in (*llama.tokenize(text), *end)]
     length = min(config_of(file).context_length, len(ids) - 1)
     if length < 1:
         raise DataError(f"{data} holds no text to calibrate with")
     rows = windows(np.asarray(ids), length, DEFAULT_TOKENS)[:, :-1]
     return Calibration(str(data), torch.from_numpy(rows))
-
-
-def _by_importance(file: GGUFFile, types: Mapping[str, QuantType], imatrix: Path) -> ChosenBlocks:
-    importances = read_importance_file(imatrix)
-    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config_of(file))}
-    blocks, hashes = {}, {}
-    for name, qtype in types.items():
-        tensor = file.tensors[names[name]]
-        weights, importance = tensor.dequantized(), importances.matrix.importance(tensor.name)
-        blocks[name] = quantize(weights, qtype, tensor.name, importance)
-        hashes[name] = hash_of_choice(weights, blocks[name])
-    return ChosenBlocks("imatrix", importances.sha256, blocks, hashes)
 
 
 def _write(
@@ -159,11 +152,11 @@ def _write(
                 bar.update(number)
 
 
-def _by_llama_cpp(source: Path, out: Path, wanted: Quantization) -> None:
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = int(wanted.file_type)
-    params.allow_requantize = True  # whether to was asked before
-    with written_beside(out) as beside:
-        paths = os.fsencode(source), os.fsencode(beside)
-        if llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)) != 0:
-            raise GGUFError(f"llama.cpp does not write {wanted.name}; choose another method")
+def _by_llama_cpp(file: GGUFFile, out: Path, wanted: Quantization) -> None:
+    with written_beside(out) as beside, TemporaryDirectory(dir=out.parent) as folder:
+        source = file.path
+        if (OF_QUANTIZATION - {gguf.Keys.General.FILE_TYPE}) & file.metadata.keys():
+            # llama.cpp copies all keys, and these would tell how other blocks came about.
+            source = Path(folder) / file.path.name
+            _write(file, source, wanted, {}, None)
+        quantize_file(source, beside, int(wanted.file_type))

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from finetuned import with_adapter
 from gguf_surgery import keys_of, make_checkpoint, tensors_of
 
@@ -19,6 +20,7 @@ from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.imatrix import collect_importance, write_imatrix
 from llmkit.export.measure import compare
+from llmkit.export.metadata import OF_QUANTIZATION
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.tensors import tensors_check
@@ -51,6 +53,45 @@ def test_by_llama_cpp_the_bytes_are_llama_quantizes(tmp_path: Path) -> None:
     for name, (blocks, kind) in theirs.items():
         assert kind == ours[name][1]
         assert np.array_equal(blocks, ours[name][0])
+
+
+def test_llama_cpps_blocks_are_not_said_to_be_chosen(
+    tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe(["q4_0"], method="gptq")
+    (chosen,) = export(tiny_checkpoint, tmp_path / "out", recipe, prove=False).files
+    out = tmp_path / "m.gguf"
+    found = requantize(chosen.path, out, "q8_0", method="llama.cpp", again=True)
+    assert (found.quant, found.method) == ("q8_0", "rtn")
+    assert not OF_QUANTIZATION - {"general.file_type"} & keys_of(out).keys()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
+    assert "llama_model_quantize" not in capfd.readouterr().err
+
+
+def test_importances_that_change_nothing_choose_nothing(
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = load_checkpoint(tiny_checkpoint)
+    matrix = tmp_path / "imatrix.gguf"
+    write_imatrix(matrix, collect_importance(source.load_model(), torch.arange(32)[None], "text"))
+    for quant in ("f16", "q8_0"):
+        out = tmp_path / f"{quant}.gguf"
+        assert requantize(files["f32"], out, quant, imatrix=matrix).method == "rtn"
+        assert out.read_bytes() == files[quant].read_bytes()
+    assert (
+        requantize(files["f32"], tmp_path / "q4.gguf", "q4_0", imatrix=matrix).method == "imatrix"
+    )
+
+
+def test_the_file_that_is_read_is_not_written(files: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(files["f32"].read_bytes())
+    link = tmp_path / "link.gguf"
+    link.symlink_to(path)
+    for out in (path, link):
+        with pytest.raises(ConfigError, match="is the file that is read; choose another --out"):
+            requantize(path, out, "q8_0")
+    assert path.read_bytes() == files["f32"].read_bytes()
 
 
 def test_by_error_feedback_the_file_is_better_and_proved(
