@@ -75,7 +75,9 @@ class Budget:
         if self.limit * unit < smallest:
             step = 0.001 if self.of == "weights" else 1e4  # as it is shown: rounded up it is enough
             least = replace(self, limit=math.ceil(smallest / unit / step) * step)
-            raise ConfigError(f"{self} is too little: the smallest types take {least}")
+            raise ConfigError(
+                f"{self} is too little: the smallest types to choose from take {least}"
+            )
         return int(self.limit * unit) - beside
 
     def bytes_of(self, entry: TensorEntry, qtype: QuantType) -> int:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmkit.errors import ConfigError, PromptTooLongError
+from llmkit.export.metadata import LABELS_KEY
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.running import open_runner
 from llmkit.generation import Sampling
@@ -30,7 +31,9 @@ def open_reply(
         raise ConfigError("name one model: a checkpoint folder, a GGUF file, or --ollama NAME")
     if ollama is not None:
         with OllamaServer(host) as server:
-            server.show(ollama)  # a name that is not there is told before the first question
+            shown = server.show(ollama)  # a name that is not there is told before any question
+            if LABELS_KEY in shown.metadata:
+                sampling = sampling.for_label()
             yield lambda messages: server.chat(ollama, messages, sampling)
     elif model is not None:
         with open_runner(model) as runner:

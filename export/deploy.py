@@ -54,7 +54,7 @@ class Deployment:
             return f"{self.name} is in Ollama{before}. Run it: ollama run {self.name}"
         if self.taken:
             return f"{self.name} in Ollama is the model that it was before"
-        return f"there is no {self.name} in Ollama"
+        return f"nothing was deployed as {self.name}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint import CONFIG_FILE, load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, ModelfileError
 from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.gguf_file import config_of
@@ -42,6 +42,10 @@ def read_plan(folder: Path, checkpoint: Path | None) -> Plan:
     Raises LlmkitError: a Modelfile with errors, files that are not there, no checkpoint.
     """
     path = folder / MODELFILE
+    if (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"{folder} is a checkpoint; deploy the folder that llmkit export makes")
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; deploy the export folder that it lies in")
     modelfile = _sound_modelfile(path)
     gguf = local_file(modelfile.source, folder)
     if not gguf.is_file():

@@ -145,10 +145,7 @@ def read_gguf(path: Path) -> GGUFFile:
         }
         tensors = {tensor.name: _stored(tensor) for tensor in reader.tensors}
     except Exception as error:  # the reader fails in many ways on bytes that are not as announced
-        raise GGUFError(
-            f"{path} is truncated or damaged ({type(error).__name__} while reading it); "
-            "export or copy it again"
-        ) from error
+        raise GGUFError(f"{path} is truncated or damaged; export or copy it again") from error
     return GGUFFile(path, metadata, tensors)
 
 
@@ -156,7 +153,8 @@ def config_of(file: GGUFFile) -> GPTConfig:
     """The model's sizes as the file states them. Raises GGUFError for another architecture."""
     architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
     if architecture != ARCHITECTURE:
-        raise GGUFError(f"{file.path} is a {architecture} model; this needs {ARCHITECTURE}")
+        kind = f"is a {architecture} model" if architecture else "does not say what model it is"
+        raise GGUFError(f"{file.path} {kind}; this needs {ARCHITECTURE}")
 
     def value(key: str, kind: type) -> Any:
         name = key.format(arch=ARCHITECTURE)

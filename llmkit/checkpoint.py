@@ -441,7 +441,7 @@ def _not_a_folder(path: Path) -> str:
         return f"checkpoint {path} does not exist; `llmkit train --out {path}` makes one"
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
         return (
-            f"{path} is a pickle, which can run code when read; llmkit reads checkpoint folders "
-            f"with {MODEL_FILE} and {CONFIG_FILE}"
+            f"{path} is not read: files of this kind are pickles, which can run code; llmkit reads "
+            f"checkpoint folders with {MODEL_FILE} and {CONFIG_FILE}"
         )
     return f"{path} is a file; a checkpoint is the folder that `llmkit train` writes"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmkit.console import say
 from llmkit.export.parity.check import Proof
 from llmkit.export.parity.logits import LogitsComparison
 from llmkit.export.parity.page import write_page
@@ -16,9 +17,21 @@ PROOF_FILE = "parity.json"
 
 
 def keep(proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[str]) -> None:
-    """Write the proof beside its file, in place of an older one of the same file."""
+    """Write the proof beside its file, in place of an older one of the same file.
+
+    Failing to be another checkpoint's takes nothing away from what was proved of its own.
+    """
     gguf = Path(proof.gguf)
     path = gguf.parent / PROOF_FILE
+    own = kept_proof(gguf)
+    if (
+        not proof.passed
+        and own is not None
+        and (own.get("passed"), own.get("sha256")) == (True, proof.sha256)
+        and own.get("checkpoint_sha256") != proof.checkpoint_sha256
+    ):
+        say(f"{path} keeps the proof that {gguf.name} is of {own.get('checkpoint')}")
+        return
     kept = [old for old in _kept_proofs(path) if Path(old["gguf"]).name != gguf.name]
     write_text(path, json.dumps({"proofs": [*kept, proof.to_dict()]}, indent=2) + "\n")
     write_page(gguf.with_suffix(".html"), proof, comparison, prompts)

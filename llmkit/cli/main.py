@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> int:
     except LlmkitError as error:
         return _fail(str(error), debug)
     except TyperException as error:
+        if not error.format_message():  # without any argument the help is shown, which says enough
+            return BAD_INPUT
         return _fail(f"{error.format_message().rstrip('.')}; see llmkit COMMAND --help", debug)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either

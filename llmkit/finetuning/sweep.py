@@ -25,6 +25,7 @@ ARGUMENTS = {
     "mask-prompt": "mask_prompt",
     "unfreeze": "unfreeze",
 }
+_EXAMPLES = {"lora": "8,16", "qlora": "q8_0,q4_0", "unfreeze": "head,1,all"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def variants(texts: Sequence[str]) -> list[Variant]:
             if set(values.split(",")) - {"on", "off"}:
                 raise ConfigError(f"--sweep {text}: the values are on and off")
         if not values:
-            raise ConfigError(f"--sweep {text}: give the values, such as {changed}=8,16")
+            raise ConfigError(
+                f"--sweep {text}: give the values, such as {changed}={_EXAMPLES[changed]}"
+            )
         for value in dict.fromkeys(part.strip() for part in values.split(",")):
             found.append(Variant(f"{changed}-{value}", changed, value))
     return found

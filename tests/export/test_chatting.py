@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from deployable import answering_checkpoint, exported
+from finetuned import as_classifier
+from gguf_surgery import make_checkpoint
 from ollama_servers import real_ollama, stand_in
 from ollama_stand_in import StandIn, Trouble
 from ollama_stand_in_models import Stored
@@ -21,7 +23,9 @@ from llmkit.export.deploy import deploy
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import delete
 from llmkit.generation import Sampling
+from llmkit.modelfiles.prompt_format import Message
 from llmkit.modelfiles.reading import read_modelfile
+from llmkit.tokenizer import train_bpe
 
 NAME = "llmkit-test-chat"
 GREEDY = Sampling(temperature=0, max_tokens=20)
@@ -103,6 +107,18 @@ def test_one_question_that_is_too_long_is_an_error(url: str, checkpoint: Checkpo
     for model, host in ((checkpoint.folder, None), (None, url)):
         with pytest.raises(PromptTooLongError, match="shorten"):
             conversation(["many words " * 100], model, host)
+
+
+def test_a_classifier_says_its_most_probable_label(server: StandIn, tmp_path: Path) -> None:
+    labels = ("ham", "spam")
+    tokenizer = train_bpe(["some words to merge, some more words"], 280).with_tokens(words=labels)
+    base = make_checkpoint(tmp_path / "base", tokenizer=tokenizer, tie_embeddings=False)
+    made = exported(as_classifier(base, tmp_path / "c", labels), tmp_path / "out", "f32")
+    modelfile = read_modelfile(made / "Modelfile").modelfile
+    server.models["labels:latest"] = Stored(next(made.glob("*.gguf")), modelfile)
+    for seed in range(4):
+        with open_reply(None, "labels", server.url, Sampling(temperature=2, seed=seed)) as reply:
+            assert "".join(reply([Message("user", "some words")])) in labels
 
 
 def test_a_name_that_is_not_there_is_told_before_the_first_question(url: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+import torch
 from finetuned import as_classifier
 from gguf_surgery import Kind, make_checkpoint, with_key, without_key
 from parity_subjects import chatml_checkpoint, lora_checkpoint
@@ -14,6 +15,7 @@ from llmkit.checkpoint import Checkpoint, CheckpointConfig, save_config
 from llmkit.cli.main import app
 from llmkit.errors import ConfigError, GGUFError, ModelfileError
 from llmkit.export.convert import export
+from llmkit.export.imatrix import collect_importance, write_imatrix
 from llmkit.export.modelfile_lint import lint_modelfile
 from llmkit.export.modelfile_write import write_modelfile
 from llmkit.export.recipe import Recipe
@@ -132,6 +134,14 @@ def test_what_cannot_be_written_leaves_nothing(base: Path, tmp_path: Path) -> No
     with pytest.raises(GGUFError, match="cannot read"):
         write_modelfile(base.with_name("none.gguf"))
     assert not target.exists()
+
+
+def test_importances_have_no_modelfile(tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "c")
+    matrix = tmp_path / "imatrix.gguf"
+    write_imatrix(matrix, collect_importance(made.load_model(), torch.arange(32)[None], "text"))
+    with pytest.raises(GGUFError, match="does not say what model it is; this needs gpt2"):
+        write_modelfile(matrix)
 
 
 def test_an_adapter_has_no_modelfile_of_its_own(tmp_path: Path) -> None:

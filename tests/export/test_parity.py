@@ -436,6 +436,23 @@ def test_proofs_are_kept_side_by_side_and_replaced(
     assert sorted(names()) == [("tiny-f32.gguf", False), ("tiny-q4_0.gguf", True)]
 
 
+def test_the_proof_of_a_files_own_checkpoint_stays(
+    files: dict[str, Path],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gguf = _copy(files["f32"], tmp_path)
+    prove(tiny_checkpoint, gguf)
+    before = (tmp_path / "parity.json").read_bytes()
+    other = make_checkpoint(tmp_path / "other")
+    assert not prove(other.folder, gguf).passed
+    assert (tmp_path / "parity.json").read_bytes() == before
+    assert f"keeps the proof that {gguf.name} is of" in capsys.readouterr().err
+    prove(other.folder, gguf.rename(tmp_path / "unproved.gguf"))
+    assert (tmp_path / "parity.json").read_bytes() != before
+
+
 @pytest.mark.parametrize(
     "foreign",
     ["", "not JSON", "[]", "{}", '{"proofs": 3}', '{"proofs": [1, {}, {"gguf": 2}]}', "\xff"],

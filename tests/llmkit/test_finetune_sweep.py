@@ -47,7 +47,7 @@ def test_variants_are_read_in_order_and_each_once(texts: list[str], names: list[
         ("", "unknown setting ''"),
         ("lora", "--sweep lora: give the values, such as lora=8,16"),
         ("lora=", "give the values"),
-        ("qlora", "give the values"),
+        ("qlora", "give the values, such as qlora=q8_0,q4_0"),
         ("mask-prompt=yes", "the values are on and off"),
         ("mask-prompt=on,,off", "the values are on and off"),
     ],

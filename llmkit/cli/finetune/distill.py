@@ -76,3 +76,9 @@ def _show(result: DistillResult) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if result.kl >= result.rounding_kl:
+        results.print(
+            f"training has gained nothing over rounding to {result.qat}: export the base instead, "
+            "or train longer",
+            soft_wrap=True,
+        )
