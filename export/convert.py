@@ -68,7 +68,6 @@ def export(
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)
     prepared = prepare(source, recipe or Recipe(), merged=not apart)
-    forget_proofs(out)  # before the first file that they are not of
     adapter = write_adapter(source, adapter_file, name) if apart else None
     beside = adapter_file.name if apart else None
     files = [
@@ -82,6 +81,7 @@ def export(
         )
         for each in prepared.quantizations
     ]
+    forget_proofs(out)
     modelfile = out / "Modelfile"
     write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
     proofs = [verify(checkpoint, file.path) for file in files] if prove else []

@@ -44,9 +44,7 @@ def kept_proof(gguf: Path) -> dict[str, Any] | None:
 
 
 def forget_proofs(folder: Path) -> None:
-    """Remove what was proved of files that are written anew; there may be no folder yet."""
-    if not folder.is_dir():
-        return
+    """Remove what was proved of files that are written anew."""
     (folder / PROOF_FILE).unlink(missing_ok=True)
     for gguf in folder.glob("*.gguf"):
         gguf.with_suffix(".html").unlink(missing_ok=True)
