@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 import traceback
+from importlib.metadata import version
 from types import FrameType
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -48,6 +50,24 @@ for _module in (
     _module.register(app)
 
 _interrupted = threading.Event()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"llmkit {version('llmkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_llmkit(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of no command: what they do is their callbacks'."""
 
 
 def main(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,18 @@ def test_no_more_memory_is_told_as_such(
     assert main(["inspect", str(files["checkpoint"])]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"llmkit: {words}")
+
+
+def test_without_a_command_the_help_says_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert "Usage:" in printed.out
+    assert printed.err == ""
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"llmkit {version('llmkit')}\n"
 
 
 def test_debug_shows_the_traceback(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

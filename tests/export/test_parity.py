@@ -288,7 +288,9 @@ def test_logits_that_are_no_numbers_fail_and_stay_json(
     with_logits(monkeypatch, lambda logits: logits * np.nan)
     proof = prove(tiny_checkpoint, files["f32"])
     assert "logits" in failed(proof)
-    assert "llama.cpp computes something else" in detail(proof, "logits")
+    assert "llama.cpp's logits are infinite or NaN at 256 of 256 positions" in detail(
+        proof, "logits"
+    )
     json.dumps(proof.to_dict(), allow_nan=False)
 
 
