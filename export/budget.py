@@ -89,7 +89,7 @@ class Budget:
     def __str__(self) -> str:
         if self.of == "weights":
             return f"{self.limit:g} bits per weight"
-        return f"{self.limit / 1e6:,.2f} MB of {self.of}"
+        return f"{self.limit / 1e6:.2f} MB of {self.of}"
 
 
 @dataclass(frozen=True)

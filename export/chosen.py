@@ -36,8 +36,9 @@ def by_error_feedback(
     """
     choosable = {name: qtype for name, qtype in types.items() if grid_of(qtype) is not None}
     if not choosable:
+        names = ", ".join(dict.fromkeys(qtype.name for qtype in types.values()))
         raise QuantizationError(
-            f"method gptq has nothing to choose in {', '.join({q.name for q in types.values()})}: "
+            f"method gptq has nothing to choose in {names}: "
             "it is for q8_0 and for types of 4 to 6 bits; leave --method out"
         )
     model = model.eval().to(device_with_float64())

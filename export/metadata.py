@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import gguf
 import numpy as np
@@ -42,7 +42,7 @@ class ChosenBlocks:
     method: str
     calibration: str | None  # sha256 of the token ids; None: the checkpoint holds the blocks
     blocks: Mapping[str, PackedRows]
-    hashes: Mapping[str, str] = field(default_factory=dict)  # as `hash_of_choice` gives them
+    hashes: Mapping[str, str]  # as `hash_of_choice` gives them; none where training chose
 
 
 def hash_of_choice(weights: FloatRows, blocks: PackedRows) -> str:

@@ -12,7 +12,7 @@ import gguf
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError, ModelfileError, unknown_name
 from llmkit.export.adapter import adapter_of
-from llmkit.export.gguf_file import GGUFFile, config_of, read_gguf
+from llmkit.export.gguf_file import GGUFFile, read_gguf
 from llmkit.export.metadata import LABELS_KEY
 from llmkit.export.running import is_gguf
 from llmkit.files import write_text
@@ -68,7 +68,8 @@ def write_modelfile(
     file = read_gguf(gguf_file or model)
     if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
         raise GGUFError(f"{file.path} is an adapter; name its base, which brings it along")
-    config_of(file)  # refuses what is no model
+    if gguf.Keys.General.ARCHITECTURE not in file.metadata:
+        raise GGUFError(f"{file.path} does not say what model it is, and so is none for Ollama")
     if gguf_file is not None:
         checkpoint = load_checkpoint(model)
         form = form or checkpoint.prompt_format

@@ -70,7 +70,7 @@ class Preparation:
         Raises QuantizationError where a method has nothing to choose, or cannot.
         """
         if wanted.name == self.source.qat:
-            return ChosenBlocks("qat", None, self.source.trained_blocks())
+            return ChosenBlocks("qat", None, self.source.trained_blocks(), {})
         types = stored_types(self.source.config, wanted)
         if self.text is not None:
             return by_error_feedback(open_model(self.source, merged=self.merged), types, self.text)

@@ -32,7 +32,7 @@ from llmkit.export.metadata import (
 )
 from llmkit.export.names import tensor_table
 from llmkit.files import written_beside
-from llmkit.model.storage import Quantization, quantization
+from llmkit.model.storage import Quantization, quantization, quantization_of
 from llmkit.quant import quantize
 from llmkit.quant.types import QuantType
 
@@ -153,10 +153,12 @@ def _write(
 
 
 def _by_llama_cpp(file: GGUFFile, out: Path, wanted: Quantization) -> None:
-    with written_beside(out) as beside, TemporaryDirectory(dir=out.parent) as folder:
-        source = file.path
-        if (OF_QUANTIZATION - {gguf.Keys.General.FILE_TYPE}) & file.metadata.keys():
-            # llama.cpp copies all keys, and these would tell how other blocks came about.
+    with written_beside(out) as beside:
+        if not (OF_QUANTIZATION - {gguf.Keys.General.FILE_TYPE}) & file.metadata.keys():
+            quantize_file(file.path, beside, int(wanted.file_type))
+            return
+        # llama.cpp copies all keys, and these would tell how other blocks came about.
+        with TemporaryDirectory(prefix="llmkit-", dir=out.parent) as folder:
             source = Path(folder) / file.path.name
-            _write(file, source, wanted, {}, None)
-        quantize_file(source, beside, int(wanted.file_type))
+            _write(file, source, quantization_of(wanted.file_type), {}, None)
+            quantize_file(source, beside, int(wanted.file_type))

@@ -130,10 +130,18 @@ def _for_each_chunk(n_rows: int, row_length: int, work: Callable[[slice], None])
     n_shares = max(1, min(os.cpu_count() or 1, math.ceil(n_rows / step)))
     share = max(1, math.ceil(n_rows / n_shares))
 
+    failed: list[int] = []
+
     def work_from(first: int) -> None:
         end = min(first + share, n_rows)
-        for start in range(first, end, step):
-            work(slice(start, min(start + step, end)))
+        try:
+            for start in range(first, end, step):
+                if any(earlier < first for earlier in failed):
+                    return
+                work(slice(start, min(start + step, end)))
+        except BaseException:
+            failed.append(first)
+            raise
 
     firsts = range(0, n_rows, share)
     if len(firsts) <= 1:

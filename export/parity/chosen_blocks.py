@@ -64,11 +64,14 @@ def as_rounded(suspect: Suspect, others: Sequence[WantedTensor]) -> Suspect:
     if turned := _transposed(wanted, values):
         return Suspect(wanted, turned.blocks)
     for other in (wanted, *(other for other in others if _is_alike(other, wanted))):
-        rows = own if other is wanted else NearRows.of(other.weights(), other.stored)
-        probed = np.linspace(0, len(far) - 1, _PROBED_ROWS, dtype=np.int64)
-        if not rows.found(values[far[probed]])[1].any():
+        weights = other.weights()
+        probes = values[far[np.linspace(0, len(far) - 1, _PROBED_ROWS, dtype=np.int64)]]
+        nearest = NearRows.of(weights[_nearest(probes, weights)], other.stored)
+        if not nearest.are_near(probes).any():
             continue
-        places, known = rows.found(values[far])
+        rows = NearRows.of(weights, other.stored)
+        places = _nearest(values[far], weights)
+        known = rows.are_near(values[far], places)
         likely[far[known]] = rows.blocks[places[known]]
         far = far[~known]
         if not len(far):
@@ -107,16 +110,17 @@ class NearRows:
         near: NDArray[np.bool_] = self.distances(values, places) <= self.farthest[places]
         return near  # NaN is not
 
-    def found(self, values: FloatRows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The nearest row of weights to each row of values, and whether it is near."""
-        squares = np.square(self.weights).sum(axis=1)
-        places = [
-            # |v - w|^2 without |v|^2, which is the same for all w
-            (squares - 2 * (values[start : start + _ROWS_AT_ONCE] @ self.weights.T)).argmin(axis=1)
+
+def _nearest(values: FloatRows, weights: FloatRows) -> NDArray[np.int64]:
+    """The place of the row of weights that is nearest to each row of values."""
+    squares = np.square(weights).sum(axis=1)
+    # |v - w|^2 without |v|^2, which is the same for all w
+    return np.concatenate(
+        [
+            (squares - 2 * (values[start : start + _ROWS_AT_ONCE] @ weights.T)).argmin(axis=1)
             for start in range(0, len(values), _ROWS_AT_ONCE)
         ]
-        nearest = np.concatenate(places)
-        return nearest, self.are_near(values, nearest)
+    )
 
 
 def _transposed(wanted: WantedTensor, values: FloatRows) -> NearRows | None:

@@ -28,9 +28,9 @@ def keep(proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[st
         not proof.passed
         and own is not None
         and (own.get("passed"), own.get("sha256")) == (True, proof.sha256)
-        and own.get("checkpoint_sha256") != proof.checkpoint_sha256
+        and own.get("checkpoint_sha256") not in (None, proof.checkpoint_sha256)
     ):
-        say(f"{path} keeps the proof that {gguf.name} is of {own.get('checkpoint')}")
+        say(f"{path} keeps what was proved of {gguf.name} with {own.get('checkpoint')} as it was")
         return
     kept = [old for old in _kept_proofs(path) if Path(old["gguf"]).name != gguf.name]
     write_text(path, json.dumps({"proofs": [*kept, proof.to_dict()]}, indent=2) + "\n")

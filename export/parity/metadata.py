@@ -97,7 +97,8 @@ def metadata_check(subject: Subject, modelfile: Path | None = None) -> Check:
     shown = "; ".join(differences[:SHOWN])
     if len(differences) > SHOWN:
         shown += f"; and {len(differences) - SHOWN} more"
-    fine = f"{n_keys} keys equal" + (", and the Modelfile runs the file" if modelfile else "")
+    runs = ", and the Modelfile runs a file of this folder" if modelfile else ""
+    fine = f"{n_keys} keys equal{runs}"
     return counted("metadata", len(differences), fine, shown)
 
 

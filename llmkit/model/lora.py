@@ -10,8 +10,7 @@ Names, shapes and settings are those of Hugging Face's PEFT, which reads these a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
 import torch
@@ -76,7 +75,6 @@ class LoRALinear(nn.Module):
         device = base.blocks.device if isinstance(base, PackedLinear) else base.weight.device
         self.base = base.requires_grad_(False)
         self.config = config
-        self.enabled = True
         self.dropout = nn.Dropout(config.dropout)
         # Drawn on the CPU, so that a seed gives one start on every device.
         start = nn.init.kaiming_uniform_(
@@ -88,8 +86,6 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The base's output and the correction: (..., in) -> (..., out)."""
         y: Tensor = self.base(x)
-        if not self.enabled:
-            return y
         low = F.linear(self.dropout(x), self.lora_A)  # (..., rank)
         return y + F.linear(low, self.lora_B) * self.config.scale
 
@@ -139,20 +135,6 @@ def merge_lora(model: GPT) -> None:
         if lora.base.bias is not None:
             linear.bias = nn.Parameter(lora.base.bias.detach())
         model.set_submodule(path, linear.requires_grad_(False).train(model.training))
-
-
-@contextmanager
-def adapter_disabled(model: GPT) -> Iterator[None]:
-    """Let the model compute without its adapters: the reference of preference training."""
-    layers = lora_layers(model).values()
-    before = [lora.enabled for lora in layers]
-    for lora in layers:
-        lora.enabled = False
-    try:
-        yield
-    finally:
-        for lora, enabled in zip(layers, before, strict=True):
-            lora.enabled = enabled
 
 
 def n_trainable(model: nn.Module) -> int:

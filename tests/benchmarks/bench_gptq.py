@@ -8,13 +8,13 @@ others are given. The peak is of the whole process, with PyTorch and the model's
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 
 import torch
 
 from llmkit.export.calibration import DEFAULT_TOKENS
+from llmkit.memory import peak_rss_bytes
 from llmkit.model.config import gpt_config
 from llmkit.model.gpt import GPT
 from llmkit.model.layerwise import error_feedback
@@ -22,7 +22,6 @@ from llmkit.model.storage import is_matrix
 from llmkit.quant import quant_type
 
 VOCABULARY = 50_257
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
 def main(preset: str, quant: str, n_tokens: int) -> None:
@@ -45,8 +44,7 @@ def main(preset: str, quant: str, n_tokens: int) -> None:
     start, start_cpu = time.perf_counter(), time.process_time()
     error_feedback(model, types, tokens)
     wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-    print(f"{wall:.0f} s, {cpu:.0f} s of processors, {peak / 1e9:.2f} GB peak")
+    print(f"{wall:.0f} s, {cpu:.0f} s of processors, {peak_rss_bytes() / 1e9:.2f} GB peak")
 
 
 if __name__ == "__main__":

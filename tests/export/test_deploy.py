@@ -232,7 +232,7 @@ def test_a_check_that_fails_ends_it_and_nothing_changes(
 def test_no_server_is_a_cross(folder: Path) -> None:
     done = deploy(folder, NAME, host="127.0.0.1:9")
     assert crosses(done) == {"server": "not running: nothing listens at http://127.0.0.1:9"}
-    assert done.summary == f"there is no {NAME} in Ollama"
+    assert done.summary == f"nothing was deployed as {NAME}"
 
 
 def test_too_little_memory_is_a_cross_before_anything_is_sent(
@@ -307,6 +307,27 @@ def test_two_deployments_at_once_do_not_mix(folder: Path, other: Path, server: S
         thread.join()
     assert {name: crosses(one) for name, one in done.items()} == {NAME: {}, "b": {}}
     assert set(server.models) == {f"{NAME}:latest", "b:latest"}
+
+
+def test_of_two_deployments_under_one_name_one_model_is_left(
+    folder: Path, other: Path, server: StandIn
+) -> None:
+    ended: list[str] = []
+
+    def deploy_one(what: Path) -> None:
+        try:
+            ended.append(str(deploy(what, NAME, host=server.url).passed))
+        except OllamaError as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=deploy_one, args=[what]) for what in (folder, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "True" in ended
+    assert all(end == "True" or f"{NAME} is another model" in end for end in ended)
+    assert list(server.models) == [f"{NAME}:latest"]
 
 
 def test_a_name_that_another_deployment_takes_is_an_error(

@@ -56,7 +56,7 @@ def test_by_llama_cpp_the_bytes_are_llama_quantizes(tmp_path: Path) -> None:
 
 
 def test_llama_cpps_blocks_are_not_said_to_be_chosen(
-    tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = Recipe(["q4_0"], method="gptq")
     (chosen,) = export(tiny_checkpoint, tmp_path / "out", recipe, prove=False).files
@@ -66,6 +66,9 @@ def test_llama_cpps_blocks_are_not_said_to_be_chosen(
     assert not OF_QUANTIZATION - {"general.file_type"} & keys_of(out).keys()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
     assert "llama_model_quantize" not in capfd.readouterr().err
+    plain = requantize(files["f32"], tmp_path / "plain.gguf", "q4_k", method="llama.cpp")
+    found = requantize(chosen.path, out, "q4_k", method="llama.cpp", again=True)
+    assert found.quant == plain.quant == "q4_k_s"  # llama.cpp's name for what it writes
 
 
 def test_importances_that_change_nothing_choose_nothing(

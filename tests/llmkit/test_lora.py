@@ -22,7 +22,6 @@ from llmkit.model.lora import (
     TARGETS,
     LoRAConfig,
     LoRALinear,
-    adapter_disabled,
     adapter_tensors,
     add_lora,
     load_adapter,
@@ -294,26 +293,11 @@ def test_adapters_on_packed_blocks_save_load_and_merge() -> None:
     torch.testing.assert_close(other(tokens), adapted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_disabled_adapter_leaves_the_base_and_comes_back() -> None:
-    model, tokens = adapted_model(LoRAConfig(rank=4)), random_tokens()
-    adapted, base = model(tokens), base_model()(tokens)
-    with adapter_disabled(model):
-        assert torch.equal(model(tokens), base)
-        with adapter_disabled(model):
-            assert torch.equal(model(tokens), base)
-        assert torch.equal(model(tokens), base)
-    with pytest.raises(KeyboardInterrupt), adapter_disabled(model):
-        raise KeyboardInterrupt
-    assert torch.equal(model(tokens), adapted)
-
-
 def test_dropout_acts_on_the_adapter_in_training_only() -> None:
     model, tokens = adapted_model(LoRAConfig(rank=4, dropout=0.5)), random_tokens()
     assert torch.equal(model(tokens), model(tokens))
     model.train()
     assert not torch.equal(model(tokens), model(tokens))
-    with adapter_disabled(model):
-        assert torch.equal(model(tokens), base_model()(tokens))
 
 
 def test_tensors_go_round() -> None:
