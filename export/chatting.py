@@ -33,8 +33,10 @@ def open_reply(
         with OllamaServer(host) as server:
             shown = server.show(ollama)  # a name that is not there is told before any question
             if LABELS_KEY in shown.metadata:
-                sampling = sampling.for_label()
-            yield lambda messages: server.chat(ollama, messages, sampling)
+                label = sampling.for_label()
+                yield lambda messages: server.chat(ollama, messages[-1:], label)
+            else:
+                yield lambda messages: server.chat(ollama, messages, sampling)
     elif model is not None:
         with open_runner(model) as runner:
             yield lambda messages: runner.answer(runner.prompt(messages), sampling)

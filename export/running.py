@@ -92,6 +92,8 @@ class CheckpointRunner:
         return self.checkpoint.prompt_format == COMPLETION and not self.checkpoint.labels
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
+        if self.checkpoint.labels:
+            messages = messages[-1:]  # each text has its label, whatever came before it
         tokenizer = self.checkpoint.tokenizer
         ids = encode_prompt(messages, self.checkpoint.prompt_format, tokenizer)
         return prompt_ids(ids, tokenizer.end_of_text_id)
@@ -122,6 +124,8 @@ class GGUFRunner:
         return bare and not self.llama.is_classifier
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
+        if self.llama.is_classifier:
+            messages = messages[-1:]
         if self.llama.chat_template is None:
             if len(messages) > 1:
                 raise ConfigError("the GGUF file has no chat template; it can only go on from text")

@@ -23,7 +23,6 @@ from llmkit.export.deploy import deploy
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import delete
 from llmkit.generation import Sampling
-from llmkit.modelfiles.prompt_format import Message
 from llmkit.modelfiles.reading import read_modelfile
 from llmkit.tokenizer import train_bpe
 
@@ -109,16 +108,34 @@ def test_one_question_that_is_too_long_is_an_error(url: str, checkpoint: Checkpo
             conversation(["many words " * 100], model, host)
 
 
-def test_a_classifier_says_its_most_probable_label(server: StandIn, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     labels = ("ham", "spam")
     tokenizer = train_bpe(["some words to merge, some more words"], 280).with_tokens(words=labels)
-    base = make_checkpoint(tmp_path / "base", tokenizer=tokenizer, tie_embeddings=False)
-    made = exported(as_classifier(base, tmp_path / "c", labels), tmp_path / "out", "f32")
-    modelfile = read_modelfile(made / "Modelfile").modelfile
-    server.models["labels:latest"] = Stored(next(made.glob("*.gguf")), modelfile)
-    for seed in range(4):
-        with open_reply(None, "labels", server.url, Sampling(temperature=2, seed=seed)) as reply:
-            assert "".join(reply([Message("user", "some words")])) in labels
+    folder = tmp_path_factory.mktemp("classifier")
+    base = make_checkpoint(folder / "base", tokenizer=tokenizer, tie_embeddings=False)
+    return as_classifier(base, folder / "c", labels)
+
+
+@pytest.mark.parametrize("where", ["PyTorch", "llama.cpp", "Ollama"])
+def test_a_classifier_labels_each_text_by_itself(
+    where: str, classifier: Checkpoint, server: StandIn, tmp_path: Path
+) -> None:
+    made = exported(classifier, tmp_path / "out", "f32")
+    gguf = next(made.glob("*.gguf"))
+    server.models["labels:latest"] = Stored(gguf, read_modelfile(made / "Modelfile").modelfile)
+    model = {"PyTorch": classifier.folder, "llama.cpp": gguf, "Ollama": None}[where]
+    name = None if model else "labels"
+    texts = ["some words", "more merge", "to", "words words some", "merge, some", "e", "or", "m"]
+
+    def labels(texts: list[str]) -> list[str]:
+        sampling = Sampling(temperature=2)
+        with open_reply(model, name, server.url if name else None, sampling) as reply:
+            return "".join(chat(reply, texts, "", print)).splitlines()
+
+    alone = [label for text in texts for label in labels([text])]
+    assert set(alone) == {"ham", "spam"}
+    assert labels(texts) == alone
 
 
 def test_a_name_that_is_not_there_is_told_before_the_first_question(url: str) -> None:
