@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -27,6 +27,8 @@ class TrainingConfig:
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4  # a tenth, as in Chinchilla and nanoGPT
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     weight_decay: Annotated[float, Field(ge=0)] = 0.1  # GPT-3's; on matrices only
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95  # of muon, as Jordan et al. 2024 have it
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99  # below 0.999: short runs see few steps
     grad_clip: Positive = 1.0
@@ -51,10 +53,12 @@ class TrainingConfig:
         return self.min_learning_rate + cosine * (self.learning_rate - self.min_learning_rate)
 
 
+# Muon learns more per step (docs/training.md); its learning rate falls with the root of the width.
 # The large presets take GPT-2's and GPT-3's learning rates and batches that fit a single GPU.
+_MUON = {"optimizer": "muon", "warmup_steps": 10}
 PRESET_TRAINING: dict[str, dict[str, Any]] = {
-    "nano": {},
-    "micro": {"learning_rate": 6e-4, "min_learning_rate": 6e-5, "steps": 2000},
+    "nano": {**_MUON, "learning_rate": 6e-3, "min_learning_rate": 6e-4},
+    "micro": {**_MUON, "learning_rate": 4e-3, "min_learning_rate": 4e-4, "steps": 2000},
     **{
         preset: {
             "learning_rate": learning_rate,

@@ -21,11 +21,11 @@ from llmkit.checkpoint import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import progress, say
 from llmkit.errors import ConfigError
 from llmkit.model.device import has_fast_bfloat16
-from llmkit.model.gpt import GPT
 from llmkit.model.grid import Grid, on_grid, packed
 from llmkit.model.lora import n_trainable
 from llmkit.model.packed import n_weights
 from llmkit.training.config import TrainingConfig
+from llmkit.training.optimizer import make_optimizers
 from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.training.task import Task, TensorFiles
 
@@ -48,10 +48,10 @@ class TrainingLoop:
         self.grid = grid or {}
         self.bfloat16 = has_fast_bfloat16(device)
         self.model = task.load_model(state.step, device).train()
-        self.optimizer = _optimizer(self.model, config)
+        self.optimizers = make_optimizers(self.model, config)
         if state.step:
             files = self._trained_tensors()
-            folder.load_optimizer(self.model, self.optimizer, state.step, files)
+            folder.load_optimizers(self.model, self.optimizers, state.step, files)
 
     def train(self) -> None:
         """Train to the last step; on Ctrl-C finish the step, save and raise KeyboardInterrupt."""
@@ -79,8 +79,9 @@ class TrainingLoop:
 
     def _step(self, step: int) -> float:
         """One update; returns the loss of its batch."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate_at(step)
         torch.manual_seed(_mixed(self.config.seed, step))  # dropout
         with on_grid(self.model, self.grid):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -93,8 +94,9 @@ class TrainingLoop:
                 )
             loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
 
     def _evaluate_and_save(self, step: int, train_loss: float, rate: float, elapsed: float) -> None:
@@ -120,7 +122,7 @@ class TrainingLoop:
 
     def _save(self, step: int, elapsed: float, losses: list[float]) -> None:
         self.state = replace(self.state, step=step, elapsed_s=elapsed, losses=losses)
-        self.folder.save(self.state, self._trained_tensors(), self.model, self.optimizer)
+        self.folder.save(self.state, self._trained_tensors(), self.model, self.optimizers)
 
     def _trained_tensors(self) -> TensorFiles:
         """What the task saves, and the blocks of it where it is trained for blocks."""
@@ -137,18 +139,6 @@ class TrainingLoop:
 
     def _precision(self) -> str:
         return "bfloat16 products" if self.bfloat16 else "float32"
-
-
-def _optimizer(model: GPT, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices and embeddings, not on biases and norms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
-    )
 
 
 class _Interval:

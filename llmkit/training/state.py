@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,12 +112,13 @@ class RunFolder:
         state: RunState,
         trained: TensorFiles,
         model: GPT,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
-        """Write trained tensors and optimizer of `state.step` and commit them together."""
+        """Write trained tensors and optimizers of `state.step` and commit them together."""
         for name, tensors in trained.items():
             save_tensors(self._next / name, tensors, state.step)
-        save_tensors(self._next / OPTIMIZER_FILE, _optimizer_tensors(model, optimizer), state.step)
+        tensors = _optimizer_tensors(model, optimizers)
+        save_tensors(self._next / OPTIMIZER_FILE, tensors, state.step)
         self.write_state(state)
         self._move_next()
 
@@ -144,10 +145,14 @@ class RunFolder:
             for half_written in folder.glob(".*.tmp"):
                 half_written.unlink()
 
-    def load_optimizer(
-        self, model: GPT, optimizer: torch.optim.Optimizer, step: int, trained_files: Iterable[str]
+    def load_optimizers(
+        self,
+        model: GPT,
+        optimizers: Sequence[torch.optim.Optimizer],
+        step: int,
+        trained_files: Iterable[str],
     ) -> None:
-        """Put back the optimizer's state. Raises CheckpointError where it is of another step."""
+        """Put back the optimizers' state. Raises CheckpointError where it is of another step."""
         path = self.training / OPTIMIZER_FILE
         for file in (path, *(self.folder / name for name in trained_files)):
             if _step_of(file) != step:
@@ -155,12 +160,17 @@ class RunFolder:
                     f"{file} is not of step {step}, as {self.state_file.name} says; "
                     "train into another folder"
                 )
+        names = {parameter: name for name, parameter in model.named_parameters()}
         with open_tensors(path) as tensors:
-            for name, parameter in _trained(model):
+            saved: dict[str, dict[str, torch.Tensor]] = {}
+            for key in tensors.keys():  # noqa: SIM118
+                name, _, entry = key.rpartition(".")
+                saved.setdefault(name, {})[entry] = tensors.get_tensor(key)
+        for optimizer in optimizers:
+            for parameter in _parameters_of(optimizer):
+                entries = saved.get(names[parameter], {})
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step), device=parameter.device),
-                    "exp_avg": tensors.get_tensor(f"{name}.exp_avg").to(parameter.device),
-                    "exp_avg_sq": tensors.get_tensor(f"{name}.exp_avg_sq").to(parameter.device),
+                    entry: tensor.to(parameter.device) for entry, tensor in entries.items()
                 }
 
     def append_metrics(self, metrics: Metrics) -> None:
@@ -190,16 +200,20 @@ class RunFolder:
         self._next.rmdir()
 
 
-def _optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(
+    model: GPT, optimizers: Iterable[torch.optim.Optimizer]
+) -> dict[str, torch.Tensor]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{name}.{moment}": optimizer.state[parameter][moment]
-        for name, parameter in _trained(model)
-        for moment in ("exp_avg", "exp_avg_sq")
+        f"{names[parameter]}.{entry}": tensor
+        for optimizer in optimizers
+        for parameter in _parameters_of(optimizer)
+        for entry, tensor in optimizer.state[parameter].items()
     }
 
 
-def _trained(model: GPT) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    return (item for item in model.named_parameters() if item[1].requires_grad)
+def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _step_of(path: Path) -> int | None:
