@@ -23,13 +23,22 @@ _MARKERS = "osD^vP*X"
 _GAP = 7  # points between the markers of files of the same size
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows; one that was made without pyplot is only named there."""
+
+    def _repr_png_(self) -> bytes:
+        drawn = io.BytesIO()
+        self.savefig(drawn, format="png")
+        return drawn.getvalue()
+
+
 def size_quality_figure(comparison: Comparison) -> Figure:
     """Mean KL (log axis, with its confidence interval) over file size, a point per file.
 
     Files of the same types, ours by each method and llama.cpp's, stand side by side and have one
     label. A file whose KL is 0 has no place on the axis.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = ShownFigure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     series = list(dict.fromkeys(_series(row) for row in _sorted(comparison.rows)))
     _label_axes(axes, comparison)

@@ -24,7 +24,16 @@ results = Console(
     highlight=False,
     width=None if sys.stdout.isatty() else WIDTH_OF_FILES,
 )
-notes = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+# Plain lines in a notebook: its stderr calls itself a terminal, and shows a bar as many lines.
+notes = Console(
+    stderr=True,
+    markup=False,
+    emoji=False,
+    highlight=False,
+    soft_wrap=True,
+    force_jupyter=False,
+    force_terminal=False if results.is_jupyter else None,
+)
 
 
 def say(text: str) -> None:

@@ -7,52 +7,36 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from llmkit.export.parity.check import Proof
 from llmkit.export.parity.logits import LogitsComparison
-from llmkit.export.report import STYLE
-from llmkit.export.tables import PROOF_COLUMNS, proof_cells
+from llmkit.export.report import page
 from llmkit.files import write_text
 
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>{{ style }}</style>
-<h1>{{ title }}</h1>
+_TEMPLATE = """
 <p><span class="{{ 'passed' if proof.passed else 'failed' }}">
 {{ 'llama.cpp computes what PyTorch computes.' if proof.passed
 else 'The proof failed.' }}</span></p>
-<div class="wide"><table>
-<tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
-{% for cells in rows %}<tr class="{{ 'passed' if loop.index0 in passed else 'failed' }}">
-{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
-{% if distances %}<div class="wide"><table>
-<tr>{% for name in ("", "mean KL", "99.9 % KL", "largest KL", "largest logit difference",
-"RMS logit difference", "top-1") %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for name, d in distances.items() %}<tr><td>{{ name }}</td>
-{% for value in (d.mean_kl, d.p999_kl, d.max_kl, d.max_difference, d.rms_difference) %}
-<td>{{ "%.2e" % value }}</td>{% endfor %}<td>{{ "%.2f %%" % (100 * d.top1) }}</td></tr>
-{% endfor %}</table></div>
-{% endif %}
+{{ checks_table(proof) }}
+{% if distances %}{{ numbers_table(distance_columns, distances) }}{% endif %}
 {% if plot %}<img alt="KL per position and logits of both" src="data:image/png;base64,{{ plot }}">
 <p>Left: how far llama.cpp's predictions are from PyTorch's at each position. Conversion is what
 should be equal and differs by rounding only; quantization is what the smaller file costs.
 Right: logits of both, drawn at random; on the line they are equal.</p>{% endif %}
 <h2>What was compared</h2>
-<div class="wide"><table>
+<table>
 {% for name, value in facts %}<tr><td>{{ name }}</td><td><code>{{ value }}</code></td></tr>
-{% endfor %}</table></div>
+{% endfor %}</table>
 {% if prompts %}<h2>Prompts</h2>
 <p>Beginnings that were gone on from, token by token, the first ones of {{ n_prompts }}:</p>
 <ol>{% for prompt in prompts %}<li><code>{{ prompt }}</code></li>{% endfor %}</ol>{% endif %}
-</html>
 """
+_DISTANCE_COLUMNS = (
+    "", "mean KL", "99.9 % KL", "largest KL", "largest logit difference", "RMS logit difference",
+    "top-1",
+)  # fmt: skip
 N_SHOWN = 20
 
 
@@ -60,7 +44,6 @@ def write_page(
     path: Path, proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[str]
 ) -> None:
     """Write the proof as a page that needs no other file."""
-    page = jinja2.Environment(autoescape=True).from_string(_TEMPLATE)
     facts = [
         ("checkpoint", proof.checkpoint),
         ("checkpoint SHA-256", proof.checkpoint_sha256),
@@ -70,20 +53,27 @@ def write_page(
         ("GGUF SHA-256", proof.sha256),
         *((f"{name} version", value) for name, value in proof.versions.items()),
     ]
-    html = page.render(
+    html = page(
+        _TEMPLATE,
         title=f"Proof of {Path(proof.gguf).name}",
-        style=STYLE,
         proof=proof,
-        columns=PROOF_COLUMNS,
-        rows=[proof_cells(check) for check in proof.checks],
-        passed=[number for number, check in enumerate(proof.checks) if check.passed],
-        distances={} if comparison is None else comparison.distances,
+        distance_columns=_DISTANCE_COLUMNS,
+        distances=[] if comparison is None else _distance_rows(comparison),
         plot=None if comparison is None else _png(logits_figure(comparison)),
         facts=facts,
         prompts=prompts[:N_SHOWN],
         n_prompts=len(prompts),
     )
     write_text(path, html)
+
+
+def _distance_rows(comparison: LogitsComparison) -> list[tuple[str, ...]]:
+    """What is compared, then a cell for each of _DISTANCE_COLUMNS."""
+    rows = []
+    for name, d in comparison.distances.items():
+        numbers = (d.mean_kl, d.p999_kl, d.max_kl, d.max_difference, d.rms_difference)
+        rows.append((name, *(f"{number:.2e}" for number in numbers), f"{100 * d.top1:.2f} %"))
+    return rows
 
 
 def logits_figure(comparison: LogitsComparison) -> Figure:

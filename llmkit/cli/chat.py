@@ -41,7 +41,7 @@ def _chat(
         int | None, typer.Option(help="Stop after this many.", show_default="the context")
     ] = None,
 ) -> None:
-    """Talk with a model, in the prompt format that it was trained with. /bye or Ctrl-D ends."""
+    """Talk with a model in the prompt format it was trained with. /bye or Ctrl-D ends."""
     from llmkit.console import say
     from llmkit.export.chatting import chat, open_reply
     from llmkit.generation import Sampling

@@ -38,7 +38,7 @@ def _compare(
     plot: Annotated[Path | None, typer.Option(help="Draw size against KL: PNG or SVG.")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Measure what each GGUF file costs in bytes and in quality, speed and memory."""
+    """Measure size, quality, speed and memory of GGUF files."""
     from llmkit.console import results
     from llmkit.export.measure import compare
     from llmkit.export.plot import check_plot_path, save_figure, size_quality_figure

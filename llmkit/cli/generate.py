@@ -30,7 +30,7 @@ def _generate(
         int | None, typer.Option(help="Stop after this many.", show_default="the context")
     ] = None,
 ) -> None:
-    """Let a base model go on from a prompt, or a fine-tuned one answer it."""
+    """Continue a prompt, or answer it with a fine-tuned model."""
     from llmkit.export.running import open_runner
     from llmkit.generation import Sampling
     from llmkit.modelfiles.prompt_format import Message

@@ -26,7 +26,7 @@ def _imatrix(
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write how much each column of each matrix is used, as llama-imatrix does."""
+    """Write an importance matrix in llama.cpp's format."""
     from llmkit.console import results
     from llmkit.export.imatrix import make_imatrix
 

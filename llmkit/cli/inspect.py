@@ -19,7 +19,7 @@ def _inspect(
     path: Annotated[Path, typer.Argument(help="Checkpoint folder or GGUF file.")],
     json_output: JsonOption = False,
 ) -> None:
-    """Show architecture, tensors by type, sizes and metadata of a model."""
+    """Show the sizes, tensors by type and metadata of a model."""
     from llmkit.console import results
     from llmkit.export.inspection import inspect
     from llmkit.export.tables import inspection_tables

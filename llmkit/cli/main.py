@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import traceback
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated
 
@@ -41,6 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help; drawing it with rich doubles the time it takes
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
 for _module in (
@@ -54,6 +54,8 @@ _interrupted = threading.Event()
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         print(f"llmkit {version('llmkit')}")
         raise typer.Exit
 
@@ -85,9 +87,11 @@ def main(arguments: list[str]) -> int:
     except LlmkitError as error:
         return _fail(str(error), debug)
     except TyperException as error:
-        if not error.format_message():  # without any argument the help is shown, which says enough
+        message = error.format_message()
+        if message.startswith("Usage:"):  # the help, where a command is missing
+            print(message)
             return BAD_INPUT
-        return _fail(f"{error.format_message().rstrip('.')}; see llmkit COMMAND --help", debug)
+        return _fail(f"{message.rstrip('.')}; see llmkit COMMAND --help", debug)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either
         return BAD_INPUT

@@ -37,7 +37,7 @@ def _quantize(
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Write a GGUF file in another quantization, without its checkpoint."""
+    """Quantize a GGUF file without its checkpoint."""
     from llmkit.console import results
     from llmkit.export.requantize import requantize
     from llmkit.export.tables import megabytes

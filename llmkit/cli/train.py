@@ -11,6 +11,8 @@ import typer
 
 from llmkit.cli.options import JsonOption, print_json
 
+PRESETS = "the preset's"
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -25,7 +27,7 @@ def _train(
     ] = "nano",
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file; tables model and training change the preset."),
+        typer.Option(help="TOML file whose tables model and training change the preset."),
     ] = None,
     tokenizer: Annotated[
         str, typer.Option(help="bpe or char (trained on the data), gpt2, or a folder with one.")
@@ -33,27 +35,61 @@ def _train(
     vocab_size: Annotated[
         int | None, typer.Option(help="Tokens of a bpe tokenizer.", show_default="2048")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default="500")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default=PRESETS)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows of text per step.", show_default=PRESETS)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate.", show_default=PRESETS)
+    ] = None,
+    eval_interval: Annotated[
+        int | None,
+        typer.Option(help="Steps from one evaluation to the next.", show_default=PRESETS),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same weights.", show_default="1337")
+    ] = None,
+    n_layer: Annotated[int | None, typer.Option(help="Blocks.", show_default=PRESETS)] = None,
+    n_head: Annotated[
+        int | None, typer.Option(help="Attention heads of a block.", show_default=PRESETS)
+    ] = None,
+    n_embd: Annotated[
+        int | None, typer.Option(help="Width of the model.", show_default=PRESETS)
+    ] = None,
+    context_length: Annotated[
+        int | None, typer.Option(help="Tokens the model sees.", show_default=PRESETS)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     device: Annotated[
         str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best there is")
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Train a GPT on text; the checkpoint folder also holds the tokenizer and the metrics."""
+    """Train a GPT and its tokenizer on text.
+
+    Options win over --config, and --config over the preset. The checkpoint folder also holds
+    the tokenizer and the metrics.
+    """
     from llmkit.console import results
     from llmkit.training import load_run_config, train
 
     changes = load_run_config(config) if config is not None else {}
-    training = changes.get("training", {})
+    sizes = _given(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context_length=context_length)
+    settings = _given(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        eval_interval=eval_interval,
+        seed=seed,
+    )
     result = train(
         data,
         out,
         preset=preset,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
-        model=changes.get("model"),
-        training=training if steps is None else {**training, "steps": steps},
+        model={**changes.get("model", {}), **sizes},
+        training={**changes.get("training", {}), **settings},
         resume=resume,
         device=device,
     )
@@ -70,3 +106,8 @@ def _train(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _given(**options: float | None) -> dict[str, float]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}

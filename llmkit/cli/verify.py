@@ -28,7 +28,7 @@ def _verify(
     data: HeldOutOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Prove that llama.cpp computes from a GGUF file what PyTorch computes. Exit code 1: it fails.
+    """Prove that llama.cpp computes what PyTorch computes. Exit code 1: a check fails.
 
     The proof is kept in parity.json beside the file.
     """

@@ -80,8 +80,14 @@ PRESET_TRAINING: dict[str, dict[str, Any]] = {
 
 
 def training_config(preset: str, /, **changes: Any) -> TrainingConfig:
-    """Training settings of a preset with single fields changed by name; None leaves a field."""
+    """Training settings of a preset with single fields changed by name; None leaves a field.
+
+    A learning rate given alone brings its own minimum, a tenth of it.
+    """
     given = {name: value for name, value in changes.items() if value is not None}
+    rate = given.get("learning_rate")
+    if isinstance(rate, int | float):  # anything else is refused below
+        given.setdefault("min_learning_rate", rate / 10)
     return validated(TrainingConfig, {**PRESET_TRAINING.get(preset, {}), **given}, "training")
 
 

@@ -32,7 +32,7 @@ def test_commands_and_their_options_exist(command: str, capsys: pytest.CaptureFi
 
 def test_the_table_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    there = set(re.findall(r"^│ ([a-z]+) ", capsys.readouterr().out, flags=re.MULTILINE))
+    there = set(re.findall(r"^  ([a-z]+)  ", capsys.readouterr().out, flags=re.MULTILINE))
     assert there
     assert there == set(re.findall(r"^\| `llmkit ([a-z]+)`", README, flags=re.MULTILINE))
 

@@ -18,6 +18,7 @@ from llmkit.export.parity.check import Check, Proof
 from llmkit.export.plot import check_plot_path, save_figure, size_quality_figure
 from llmkit.export.report import write_report
 from llmkit.export.tables import (
+    comparison_measures,
     comparison_table,
     export_table,
     inspection_tables,
@@ -159,6 +160,15 @@ def test_the_page_names_each_file_and_each_check(tmp_path: Path) -> None:
         assert expected in texts
     assert "93.21%" in texts
     assert any("ab" * 32 in text for text in texts)
+
+
+def test_on_a_phone_each_number_names_its_file_and_details_stand_below(tmp_path: Path) -> None:
+    write_report(tmp_path / "r.html", COMPARISON, [PROOF])
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    files = re.findall(r'<td data-column="(.*?)">', html)
+    measures = len(comparison_measures(COMPARISON)) - 1  # the first row has the files' names
+    assert files == [Path(row.file).name for row in COMPARISON.rows] * measures
+    assert html.count('<td class="detail">') == len(PROOF.checks)
 
 
 def test_names_from_outside_are_text_in_the_page(tmp_path: Path) -> None:

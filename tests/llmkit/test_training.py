@@ -354,7 +354,10 @@ def test_refused_text_does_not_spoil_the_folder(short_text: Path, tmp_path: Path
         ({"training": {"steps": "5"}}, "training: steps: .*integer"),
         ({"training": {"learning_rate": "fast"}}, "training: learning_rate: .*number"),
         ({"training": {"learning_rate": 0}}, "training: learning_rate"),
-        ({"training": {"learning_rate": 1e-5}}, "min_learning_rate 0.0001 is above learning_rate"),
+        (
+            {"training": {"learning_rate": 1e-5, "min_learning_rate": 1e-4}},
+            "min_learning_rate 0.0001 is above learning_rate",
+        ),
         ({"training": {"beta1": 1.0}}, "training: beta1: .*less than 1"),
         ({"training": {"seed": -1}}, "training: seed"),
         ({"training": {"seed": 1 << 63}}, "training: seed"),
@@ -431,6 +434,13 @@ def test_every_preset_has_valid_settings(preset: str) -> None:
     assert config.steps >= 500
     assert config.min_learning_rate == pytest.approx(config.learning_rate / 10)
     assert training_config(preset, steps=7).steps == 7
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_learning_rate_brings_its_minimum(preset: str) -> None:
+    assert training_config(preset, learning_rate=1e-5).min_learning_rate == pytest.approx(1e-6)
+    given = training_config(preset, learning_rate=1e-5, min_learning_rate=0.0)
+    assert given.min_learning_rate == 0.0
 
 
 def test_run_config_changes_the_preset(short_text: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def _classify(
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Teach a model to label texts; in Ollama it answers with the label."""
+    """Teach a model to label texts. In Ollama it answers with the label."""
     from llmkit.finetuning.classify import DEFAULT_SPLIT, finetune_classify
 
     config = options.finetune_config(

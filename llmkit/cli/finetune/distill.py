@@ -43,7 +43,7 @@ def _distill(
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Train a model's weights for a quantized file, to predict what it predicts now."""
+    """Train a model's weights for a quantized file. It keeps predicting what it predicts now."""
     from llmkit.finetuning.distill import finetune_distill
 
     result = finetune_distill(

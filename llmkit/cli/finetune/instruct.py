@@ -56,7 +56,7 @@ def _instruct(
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Teach a model to answer: instruction records, in a prompt format that stays with it."""
+    """Teach a model to answer. The prompt format of the records stays with it."""
     from llmkit.finetuning.instruct import finetune_instruct
     from llmkit.modelfiles.prompt_format import prompt_format as named_format
 
