@@ -31,20 +31,18 @@ QUESTION = "Where does Paul the shoemaker live?"
 REQUEST = "Tell a story about Anton."
 QUANTS = ("f16", "q8_0", "q4_0")
 VOCAB_SIZE = 1536
-# A tale is up to 170 tokens of this vocabulary. A million tokens, two minutes on two cores,
-# are enough for tales that hold together.
+# A tale is up to 170 tokens of this vocabulary. 370,000 tokens are enough for tales that hold
+# together.
 MODEL: dict[str, Any] = {"context_length": 192}
-TRAINING: dict[str, Any] = {
-    "steps": 330,
-    "warmup_steps": 30,
-    "learning_rate": 3e-3,
-    "eval_interval": 110,
-    "eval_tokens": 12288,
-}
+TRAINING: dict[str, Any] = {"steps": 120, "eval_interval": 60, "eval_tokens": 12288}
 # The shortest format: most questions are shorter than Alpaca's system text.
 PROMPT_FORMAT = USER_ASSISTANT
-FINETUNING = FinetuneConfig(epochs=5)
-INSTRUCT_TRAINING: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 16}
+FINETUNING = FinetuneConfig(epochs=6)
+INSTRUCT_TRAINING: dict[str, Any] = {
+    "optimizer": "muon",
+    "learning_rate": 3e-3,
+    "eval_interval": 50,
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ def demo(out: Path) -> Demo:
         records,
         answering,
         prompt_format=PROMPT_FORMAT,
+        packing=True,
         config=FINETUNING,
         training=INSTRUCT_TRAINING,
         resume=True,

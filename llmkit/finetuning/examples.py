@@ -86,20 +86,31 @@ def without_too_long(
 
 
 def packed(examples: Sequence[Example], context_length: int) -> list[Example]:
-    """Examples one after the other in rows of up to `context_length`, as they come.
+    """Examples joined to rows of up to `context_length` tokens, with little space left over.
 
-    Attention reaches from one to those before it in its row, as between documents in pretraining.
+    The longest come first, each into the row that it fills best (best-fit decreasing). In a row
+    they stand as they came, so that examples of any length are seen at any position. Attention
+    reaches from one to those before it in its row, as between documents in pretraining.
     """
-    rows: list[Example] = []
-    for example in examples:
-        if rows and len(rows[-1].ids) + len(example.ids) <= context_length:
-            last = rows[-1]
-            rows[-1] = Example(
-                last.ids + example.ids, last.is_answer + example.is_answer, last.where
-            )
-        else:
-            rows.append(example)
-    return rows
+    lengths = [len(example.ids) for example in examples]
+    rows_by_space: list[list[list[int]]] = [[] for _ in range(context_length + 1)]
+    for index in sorted(range(len(examples)), key=lambda i: -lengths[i]):
+        spaces = range(lengths[index], context_length + 1)
+        space = next((space for space in spaces if rows_by_space[space]), None)
+        row = [] if space is None else rows_by_space[space].pop()
+        row.append(index)
+        left = (context_length if space is None else space) - lengths[index]
+        rows_by_space[left].append(row)
+    rows = sorted(sorted(row) for rows in rows_by_space for row in rows)
+    return [_joined([examples[index] for index in row]) for row in rows]
+
+
+def _joined(examples: Sequence[Example]) -> Example:
+    return Example(
+        tuple(token for example in examples for token in example.ids),
+        tuple(is_answer for example in examples for is_answer in example.is_answer),
+        examples[0].where,
+    )
 
 
 def padded(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -130,13 +130,28 @@ def example_lists(draw: st.DrawFn) -> list[Example]:
 def test_packing_splits_no_record_and_loses_none(examples: list[Example]) -> None:
     rows = packed(examples, LENGTH)
     assert all(len(row.ids) == len(row.is_answer) <= LENGTH for row in rows)
-    assert [i for row in rows for i in row.ids] == [i for e in examples for i in e.ids]
-    assert [a for row in rows for a in row.is_answer] == [a for e in examples for a in e.is_answer]
-    for example in examples:
-        assert sum(set(example.ids) <= set(row.ids) for row in rows) == 1
-    for row, following in pairwise(rows):  # a row is as full as it can be
-        first = next(e for e in examples if e.ids[0] == following.ids[0])
-        assert len(row.ids) + len(first.ids) > LENGTH
+    by_first_id = {example.ids[0]: example for example in examples}
+    seen = []
+    for row in rows:
+        place = 0
+        while place < len(row.ids):
+            example = by_first_id[row.ids[place]]
+            end = place + len(example.ids)
+            assert (row.ids[place:end], row.is_answer[place:end]) == (
+                example.ids,
+                example.is_answer,
+            )
+            seen.append(example.where)
+            place = end
+    assert sorted(seen) == sorted(example.where for example in examples)
+    for one, other in combinations(rows, 2):  # neither could have taken the other in
+        assert len(one.ids) + len(other.ids) > LENGTH
+
+
+def test_packing_fills_rows_that_can_be_filled() -> None:
+    lengths = [5, 7, 3, 9, 6, 6, 2, 10, 11, 1]  # five rows of 12, in no order
+    examples = [Example((n,) * n, (True,) * n, f"line {n}") for n in lengths]
+    assert [len(row.ids) for row in packed(examples, 12)] == [12] * 5
 
 
 @given(examples=example_lists(), answers_only=st.booleans())
