@@ -48,12 +48,19 @@ class _Reader(gguf.GGUFReader):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of the file: blocks as they lie there, shape (out, in)."""
+    """A tensor of the file, shape (out, in)."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     ggml_type: gguf.GGMLQuantizationType
-    blocks: NDArray[np.uint8]
+    offset: int  # of its bytes in the file
+    blocks_shape: tuple[int, ...]
+
+    @property
+    def blocks(self) -> NDArray[np.uint8]:
+        """The blocks as they lie there, mapped anew: what was read of a map stays in memory."""
+        return np.asarray(np.memmap(self.path, np.uint8, "r", self.offset, self.blocks_shape))
 
     @property
     def n_weights(self) -> int:
@@ -67,7 +74,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """An open GGUF file; tensors are mapped, not read."""
+    """What a GGUF file says of itself; tensors are mapped when they are asked for."""
 
     path: Path
     metadata: dict[str, Any]
@@ -143,7 +150,7 @@ def read_gguf(path: Path) -> GGUFFile:
             for name, field in reader.fields.items()
             if not name.startswith("GGUF.")
         }
-        tensors = {tensor.name: _stored(tensor) for tensor in reader.tensors}
+        tensors = {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
     except Exception as error:  # the reader fails in many ways on bytes that are not as announced
         raise GGUFError(f"{path} is truncated or damaged; export or copy it again") from error
     return GGUFFile(path, metadata, tensors)
@@ -200,7 +207,10 @@ def dequantized_weights(file: GGUFFile) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _stored(tensor: gguf.ReaderTensor) -> StoredTensor:
+def _stored(path: Path, tensor: gguf.ReaderTensor) -> StoredTensor:
     shape = tuple(int(size) for size in reversed(tensor.shape))  # ggml counts from the row inwards
-    blocks = np.ascontiguousarray(tensor.data).view(np.uint8)
-    return StoredTensor(tensor.name, shape, tensor.tensor_type, blocks)
+    *rows, row_length = tensor.data.shape
+    blocks_shape = (*map(int, rows), int(row_length) * tensor.data.itemsize)
+    return StoredTensor(
+        path, tensor.name, shape, tensor.tensor_type, int(tensor.data_offset), blocks_shape
+    )

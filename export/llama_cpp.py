@@ -21,6 +21,7 @@ from llmkit.export.metadata import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.threads import n_cores
 
 SMALL_MODEL = 32 << 20  # bytes of weights
+_BATCH = 256  # tokens at once: llama.cpp keeps logits of all of them several times
 _GGML_TYPE_F32 = 0
 _GGML_LOG_LEVEL_ERROR = 4
 _errors: list[str] = []
@@ -111,7 +112,8 @@ class LlamaCpp:
 
     def _new_context(self, exact: bool) -> Any:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = self.n_ctx
+        params.n_ctx = self.n_ctx
+        params.n_batch = params.n_ubatch = min(self.n_ctx, _BATCH)
         # For one token of a small model threads wait for each other longer than they compute.
         is_small = llama_cpp.llama_model_size(self._model) < SMALL_MODEL
         params.n_threads = 1 if is_small else n_cores()
@@ -193,13 +195,18 @@ class LlamaCpp:
         n = len(ids)
         if self._n_past + n > self.n_ctx:
             raise GGUFError(f"{self._n_past + n} tokens do not fit a context of {self.n_ctx}")
+        parts = [ids[start : start + _BATCH] for start in range(0, n, _BATCH)]
+        logits = [self._evaluate(part, all_positions) for part in parts]
+        return np.concatenate(logits) if all_positions else logits[-1]
+
+    def _evaluate(self, ids: Sequence[int], all_positions: bool) -> NDArray[np.float32]:
         _errors.clear()
         with _batch(ids, self._n_past, all_positions) as batch:
             status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise GGUFError(f"llama.cpp failed with status {status}: {_reason()}")
-        self._n_past += n
-        n_rows = n if all_positions else 1
+        self._n_past += len(ids)
+        n_rows = len(ids) if all_positions else 1
         logits = llama_cpp.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, shape=(n_rows, self.vocab_size)).copy()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +42,14 @@ def generation_check(
     n_tokens = 0
     near_ties: list[Step] = []
     real: list[Step] = []
+    continuations: list[list[int]] = []
     with progress("generate", len(prompts), "prompts") as bar:
-        for number, prompt in enumerate(prompts):
-            chosen = greedy_ids(llama, prompt, n_new)
-            n_tokens += len(chosen)
-            for step in _other_choices(reference, prompt, chosen, number):
-                (near_ties if step.gap <= 2 * noise else real).append(step)
-            bar.update(number + 1)
+        for number, prompt in enumerate(prompts, start=1):
+            continuations.append(greedy_ids(llama, prompt, n_new))
+            n_tokens += len(continuations[-1])
+            bar.update(number)
+    for step in _other_choices(reference, prompts, continuations):
+        (near_ties if step.gap <= 2 * noise else real).append(step)
     detail = (
         f"{n_tokens - len(near_ties) - len(real):,} of {n_tokens:,} tokens after "
         f"{len(prompts)} prompts equal, {len(near_ties)} near-ties (gap up to {2 * noise:.1e})"
@@ -63,18 +64,20 @@ def generation_check(
 
 
 def _other_choices(
-    reference: Reference, prompt: Sequence[int], chosen: Sequence[int], number: int
-) -> list[Step]:
+    reference: Reference, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> Iterator[Step]:
     """Steps at which PyTorch would have chosen another token after the same ones."""
-    if not chosen:
-        return []
-    ids = torch.tensor([*prompt, *chosen[:-1]])
-    logits = reference.logits(ids)[len(prompt) - 1 :]  # (n, V)
-    return [
-        Step(number, position, token_id, int(row.argmax()), float(row.max() - row[token_id]))
-        for position, (token_id, row) in enumerate(zip(chosen, logits, strict=True))
-        if not row[token_id] >= row.max()  # of NaN neither is true
-    ]
+    pairs = zip(prompts, continuations, strict=True)
+    paths = [(number, *pair) for number, pair in enumerate(pairs) if pair[1]]
+    if not paths:
+        return
+    texts = [torch.tensor([*prompt, *chosen[:-1]]) for _, prompt, chosen in paths]
+    all_logits = reference.last_logits(texts, [len(chosen) for _, _, chosen in paths])
+    for (number, _, chosen), logits in zip(paths, all_logits, strict=True):  # (n, V)
+        for position, (token_id, row) in enumerate(zip(chosen, logits, strict=True)):
+            if not row[token_id] >= row.max():  # of NaN neither is true
+                gap = float(row.max() - row[token_id])
+                yield Step(number, position, token_id, int(row.argmax()), gap)
 
 
 def greedy_ids(llama: LlamaCpp, prompt: Sequence[int], n_new: int) -> list[int]:

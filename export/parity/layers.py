@@ -65,7 +65,7 @@ def layers_check(subject: Subject, ids: Tensor) -> Check:
     walk = _Walk(_operations(subject, ids))
     with LlamaCpp(
         subject.file.path,
-        n_ctx=subject.checkpoint.config.context_length,
+        n_ctx=len(ids),
         eval_callback=walk.callback,
     ) as llama:
         llama.evaluate(ids.tolist())
@@ -134,7 +134,7 @@ def _operations(subject: Subject, ids: Tensor) -> Iterator[_Operation]:
     """llama.cpp's graph of `gpt2` (llm_build_gpt2), in its order."""
     config, lora = subject.checkpoint.config, subject.checkpoint.lora
     adapter, alpha = (None, 0.0) if lora is None else (subject.adapter, lora.scale * lora.rank)
-    tensors = FileTensors(subject.file, adapter, alpha, torch.float32)
+    tensors = FileTensors(subject.file, adapter, alpha)
     eps = float(np.float32(config.layer_norm_epsilon))
 
     def norm(inputs: str, output: str, title: str, name: str) -> _Operation:

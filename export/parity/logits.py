@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from llmkit.console import progress
@@ -26,13 +27,16 @@ from llmkit.export.divergence import Distance, Divergence, divergence, joined, l
 from llmkit.export.held_out import TextSequence
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.parity.check import Check
-from llmkit.export.parity.reference import Reference, other_of_near_ties
+from llmkit.export.parity.original import original_head as read_original_head
+from llmkit.export.parity.original import original_hidden_states
+from llmkit.export.parity.reference import Reference, hidden_states, other_of_near_ties
 from llmkit.export.parity.subject import Subject
 
 # llama.cpp's distance was between 0.2 and 1.0 of the reference's own over all types, kinds of
 # models and lengths of text (docs/parity.md): what it rounds otherwise is among the near-ties.
 NOISE_MULTIPLE = 2.0
 PAIRS_PER_TEXT = 100  # for the plot
+_POSITIONS_AT_ONCE = 256  # whose logits are held, in float64 100 MB of 50k tokens
 
 
 @dataclass(frozen=True)
@@ -65,26 +69,45 @@ def compare_logits(
     subject: Subject,
     texts: Sequence[TextSequence],
 ) -> LogitsComparison:
-    """Evaluate every text in llama.cpp and four times in PyTorch."""
+    """Evaluate every text in llama.cpp and four times in PyTorch.
+
+    PyTorch takes all texts through one layer after the other. Logits are made and compared some
+    positions at a time, because those of all texts take more memory than the model.
+    """
     exact = Reference(subject, torch.float64)
     other_ties = Reference(subject, torch.float64, other_of_near_ties)
-    reference = Reference(subject, torch.float32)
-    original = subject.checkpoint.load_model()
-    conversion, noise, cost, pairs = [], [], [], []
-    generator = torch.Generator().manual_seed(0)
-    with progress("compare logits", len(texts), "texts") as bar:
-        for number, text in enumerate(texts, start=1):
-            inputs, targets = text.inputs, text.targets
+    single = Reference(subject, torch.float32)
+    references = exact, single, other_ties
+    inputs, n_positions = [text.inputs for text in texts], [len(text.inputs) for text in texts]
+    with progress("compare logits", sum(n_positions), "positions") as bar:
+        states = hidden_states(references, inputs)
+        original = original_hidden_states(subject.checkpoint, inputs)
+        head, original_head = exact.head(), read_original_head(subject.checkpoint)
+        conversion, noise, cost, pairs = [], [], [], []
+        generator = torch.Generator().manual_seed(0)
+        done = 0
+        for text in texts:
             llama.reset()
-            logits = torch.from_numpy(llama.evaluate(inputs.tolist()))  # (T, V)
-            wanted = exact.logits(inputs)
-            conversion.append(divergence(wanted, logits, targets))
-            own = (divergence(wanted, r.logits(inputs), targets) for r in (reference, other_ties))
-            noise.append(larger(*own))
-            cost.append(divergence(original(inputs[None])[0], logits, targets))
-            drawn = torch.randint(logits.numel(), (PAIRS_PER_TEXT,), generator=generator)
-            pairs.append(torch.stack((wanted.flatten()[drawn], logits.flatten()[drawn]), dim=1))
-            bar.update(number)
+            n = len(text.inputs)
+            drawn = torch.randint(n * llama.vocab_size, (PAIRS_PER_TEXT,), generator=generator)
+            for start in range(0, n, _POSITIONS_AT_ONCE):
+                here = slice(start, min(start + _POSITIONS_AT_ONCE, n))
+                rows = slice(done, done + here.stop - here.start)
+                logits = torch.from_numpy(llama.evaluate(text.inputs[here].tolist()))  # (T, V)
+                targets = text.targets[here]
+                wanted = exact.head_logits(states[0][rows], head)
+                conversion.append(divergence(wanted, logits, targets))
+                own = (
+                    divergence(wanted, reference.head_logits(hidden[rows], head), targets)
+                    for reference, hidden in zip(references[1:], states[1:], strict=True)
+                )
+                noise.append(larger(*own))
+                cost.append(divergence(F.linear(original[rows], original_head), logits, targets))
+                at = drawn - start * llama.vocab_size
+                at = at[(at >= 0) & (at < logits.numel())]
+                pairs.append(torch.stack((wanted.flatten()[at], logits.flatten()[at]), dim=1))
+                done = rows.stop
+                bar.update(done)
     drawn_pairs = torch.cat(pairs).double().numpy()
     return LogitsComparison(joined(conversion), joined(noise), joined(cost), drawn_pairs)
 

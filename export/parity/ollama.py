@@ -183,9 +183,9 @@ def _compare_tokens(
         path.append(ids_of[token.token])
     if not path:
         return
-    ids = torch.tensor([*prompt, *path[:-1]])
-    wanted = exact.logits(ids)[len(prompt) - 1 :].log_softmax(-1)  # (n, V)
-    noise = (rounded.logits(ids)[len(prompt) - 1 :].log_softmax(-1) - wanted).abs()
+    ids, n = torch.tensor([*prompt, *path[:-1]]), len(path)
+    wanted = next(exact.last_logits([ids], [n])).log_softmax(-1)  # (n, V)
+    noise = (next(rounded.last_logits([ids], [n])).log_softmax(-1) - wanted).abs()
     for row, noise_row, token, token_id in zip(wanted, noise, said.tokens, path, strict=False):
         for content, logprob in token.logprobs.items():
             if content in ids_of:

@@ -17,7 +17,7 @@ is what float32 may be off; two programs then round to neighbours, and both are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -59,6 +59,8 @@ _CODE_MAX = 127
 # in float32 is off by about the root of their number times 2**-24 (Higham and Mary 2019, "A New
 # Approach to Probabilistic Rounding Error Analysis"), and layers add up.
 NEAR_TIE = 32 * 2.0**-24
+_ROWS_AT_ONCE = 8192  # of a matrix in float64: a head of 50k rows would be 300 MB or more
+_SCORES_AT_ONCE = 1 << 20  # of attention: those of all heads would be as much
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,11 @@ class Matrix:
     def product(self, x: Tensor, ties: Ties = nearest) -> Tensor:
         """(T, in) -> (T, out), in the precision of x."""
         read = Activations(x) if self.dot_type == Type.F32 else rounded(x, self.dot_type, ties)
-        y = read.values.to(x.dtype) @ self.weight.to(x.dtype).T
+        values = read.values.to(x.dtype)
+        y = x.new_empty(len(x), len(self.weight))
+        for start in range(0, len(self.weight), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            y[:, rows] = values @ self.weight[rows].to(x.dtype).T
         if self.offsets is not None and read.sum_error is not None:
             y += read.sum_error.to(x.dtype) @ self.offsets.to(x.dtype).T
         if self.lora is not None:  # in f32, and reads x as it was
@@ -187,7 +193,10 @@ def _gelu_table(dtype: torch.dtype) -> Tensor:
 def attention(qkv: Tensor, n_head: int) -> Tensor:
     """Causal attention with queries, keys and values side by side: (T, 3C) -> (T, C)."""
     q, k, v = (part.reshape(len(qkv), n_head, -1).transpose(0, 1) for part in qkv.chunk(3, dim=-1))
-    return attention_by_hand(q, k, v).transpose(0, 1).flatten(1)  # of (H, T, D)
+    heads = max(1, _SCORES_AT_ONCE // len(qkv) ** 2)
+    parts = zip(*(torch.split(x, heads) for x in (q, k, v)), strict=True)
+    attended = torch.cat([attention_by_hand(*part) for part in parts])  # (H, T, D)
+    return attended.transpose(0, 1).flatten(1)
 
 
 def with_f16_cache(qkv: Tensor, n_head: int) -> Tensor:
@@ -198,12 +207,11 @@ def with_f16_cache(qkv: Tensor, n_head: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FileTensors:
-    """The tensors of a file and its adapter, unpacked when they are asked for."""
+    """The tensors of a file and its adapter, unpacked to float32 when they are asked for."""
 
     file: GGUFFile
     adapter: GGUFFile | None
     lora_alpha: float
-    dtype: torch.dtype
 
     def has(self, name: str) -> bool:
         """Whether the file has a tensor of this name."""
@@ -211,7 +219,7 @@ class FileTensors:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor's weights. Raises GGUFError where it is missing."""
-        return torch.from_numpy(self._stored(name).dequantized()).to(self.dtype)
+        return torch.from_numpy(self._stored(name).dequantized())
 
     def matrix(self, name: str) -> Matrix:
         """A matrix and how it is multiplied. Raises GGUFError where it is missing."""
@@ -241,16 +249,24 @@ class FileTensors:
         block_bytes = gguf.GGML_QUANT_SIZES[stored.ggml_type][1]
         blocks = stored.blocks.reshape(stored.shape[0], -1, block_bytes)
         halves = np.ascontiguousarray(blocks[..., start : start + 2]).view("<f2")[..., 0]
-        return torch.from_numpy(halves.astype(np.float32) * largest).to(self.dtype)
+        return torch.from_numpy(halves.astype(np.float32) * largest)
 
     def _lora(self, name: str) -> LoRA | None:
         if self.adapter is None or f"{name}.lora_a" not in self.adapter.tensors:
             return None
         a, b = (
-            torch.from_numpy(self.adapter.tensors[f"{name}.{half}"].dequantized()).to(self.dtype)
+            torch.from_numpy(self.adapter.tensors[f"{name}.{half}"].dequantized())
             for half in ("lora_a", "lora_b")
         )
         return LoRA(a, b, self.lora_alpha / len(a))
+
+
+class _Unpacked:
+    """Tensors of a file, each unpacked once and kept as long as this is."""
+
+    def __init__(self, tensors: FileTensors) -> None:
+        self.tensor: Callable[[str], Tensor] = cache(tensors.tensor)
+        self.matrix: Callable[[str], Matrix] = cache(tensors.matrix)
 
 
 class Reference:
@@ -263,34 +279,79 @@ class Reference:
         ties: Ties = nearest,
         attention: Callable[[Tensor, int], Tensor] = attention,
     ) -> None:
-        """Unpack the weights. Raises GGUFError where the file or its adapter lacks something."""
-        self._ties, self._attention = ties, attention
+        """Unpack nothing yet. Raises GGUFError where the file or its adapter lacks something."""
+        self._ties, self._attention, self._dtype = ties, attention, dtype
         self.config: GPTConfig = config_of(subject.file)
-        tensors = FileTensors(subject.file, subject.adapter, _lora_alpha(subject.adapter), dtype)
-        self._tensor: Callable[[str], Tensor] = cache(tensors.tensor)
-        self._matrix: Callable[[str], Matrix] = cache(tensors.matrix)
-        self._head = "token_embd.weight" if self.config.tie_embeddings else "output.weight"
+        self.tensors = FileTensors(subject.file, subject.adapter, _lora_alpha(subject.adapter))
 
-    @torch.inference_mode()
     def logits(self, ids: Tensor) -> Tensor:
         """Logits (T, V) of one sequence of token ids (T,)."""
-        x = self._tensor("token_embd.weight")[ids]  # (T, C)
-        x = x + self._tensor("position_embd.weight")[: len(ids)]
-        for layer in range(self.config.n_layer):
-            block = f"blk.{layer}"
-            qkv = self._linear(f"{block}.attn_qkv", self._norm(f"{block}.attn_norm", x))  # (T, 3C)
-            attended = self._attention(qkv, self.config.n_head)
-            x = x + self._linear(f"{block}.attn_output", attended)
-            inner = self._linear(f"{block}.ffn_up", self._norm(f"{block}.ffn_norm", x))  # (T, 4C)
-            x = x + self._linear(f"{block}.ffn_down", gelu(inner, self._ties))
-        return self._matrix(self._head).product(self._norm("output_norm", x), self._ties)
+        return next(self.last_logits([ids], [len(ids)]))
 
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return self._matrix(f"{name}.weight").product(x, self._ties) + self._tensor(f"{name}.bias")
+    def last_logits(self, texts: Sequence[Tensor], counts: Sequence[int]) -> Iterator[Tensor]:
+        """Logits (n, V) of the last n positions of each text, n its count."""
+        (hidden,) = hidden_states([self], texts)
+        head, parts = self.head(), torch.split(hidden, [len(text) for text in texts])
+        for states, n in zip(parts, counts, strict=True):
+            yield self.head_logits(states[len(states) - n :], head)
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")
+    def head(self) -> Matrix:
+        """The matrix that makes the logits, unpacked."""
+        return self.tensors.matrix(
+            "token_embd.weight" if self.config.tie_embeddings else "output.weight"
+        )
+
+    @torch.inference_mode()
+    def head_logits(self, hidden: Tensor, head: Matrix) -> Tensor:
+        """What the head says of hidden states: (T, C) -> (T, V)."""
+        return head.product(hidden, self._ties)
+
+    def embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Rows of tokens and of positions added, (T, C) each."""
+        return tokens.to(self._dtype) + positions.to(self._dtype)
+
+    def block(self, weights: _Unpacked, layer: int, x: Tensor, lengths: list[int]) -> Tensor:
+        """What a layer makes of sequences of these lengths, one after the other: (T, C)."""
+        name = f"blk.{layer}"
+        qkv = self._linear(weights, f"{name}.attn_qkv", self.norm(weights, f"{name}.attn_norm", x))
+        attended = [self._attention(part, self.config.n_head) for part in torch.split(qkv, lengths)]
+        x = x + self._linear(weights, f"{name}.attn_output", torch.cat(attended))
+        inner = self._linear(weights, f"{name}.ffn_up", self.norm(weights, f"{name}.ffn_norm", x))
+        return x + self._linear(weights, f"{name}.ffn_down", gelu(inner, self._ties))
+
+    def norm(self, weights: _Unpacked, name: str, x: Tensor) -> Tensor:
+        """The LayerNorm of this name: (T, C) -> (T, C)."""
+        weight = weights.tensor(f"{name}.weight").to(x.dtype)
+        bias = weights.tensor(f"{name}.bias").to(x.dtype)
         return F.layer_norm(x, weight.shape, weight, bias, self.config.layer_norm_epsilon)
+
+    def _linear(self, weights: _Unpacked, name: str, x: Tensor) -> Tensor:
+        product = weights.matrix(f"{name}.weight").product(x, self._ties)
+        return product.add_(weights.tensor(f"{name}.bias").to(x.dtype))
+
+
+@torch.inference_mode()
+def hidden_states(references: Sequence[Reference], texts: Sequence[Tensor]) -> list[Tensor]:
+    """Normalised outputs (T, C) of the last layer, of each reference: T tokens of all texts.
+
+    The references are of one file. All texts go through a layer before the next is unpacked, so
+    that memory holds the weights of one layer.
+    """
+    tensors, config = references[0].tensors, references[0].config
+    lengths = [len(text) for text in texts]
+    tokens = tensors.tensor("token_embd.weight")[torch.cat(list(texts))]
+    positions = tensors.tensor("position_embd.weight")
+    positions = torch.cat([positions[:length] for length in lengths])
+    streams = [reference.embedded(tokens, positions) for reference in references]
+    for layer in range(config.n_layer):
+        weights = _Unpacked(tensors)
+        for number, reference in enumerate(references):
+            streams[number] = reference.block(weights, layer, streams[number], lengths)
+    weights = _Unpacked(tensors)
+    return [
+        reference.norm(weights, "output_norm", x)
+        for reference, x in zip(references, streams, strict=True)
+    ]
 
 
 def _lora_alpha(adapter: GGUFFile | None) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
 import numpy as np
 
-from llmkit.checkpoint import Checkpoint, TensorReader
+from llmkit.checkpoint import Checkpoint
 from llmkit.export.adapter import adapter_arrays
 from llmkit.export.gguf_file import GGUFFile, StoredTensor
 from llmkit.export.gguf_write import entry_type, open_weights, pack_tensor
@@ -31,9 +30,9 @@ def tensors_check(subject: Subject) -> Check:
     GPTQ, they are those that were, and near the checkpoint's weights.
     """
     source, hashes = subject.checkpoint, hashes_of(subject.file)
-    with wanted_tensors(subject) as wanted:
-        faults = _faults(subject.file, wanted, hashes)
-        n_wrong, texts = faults.count, fault_texts(faults, wanted)
+    wanted = wanted_tensors(subject)
+    faults = _faults(subject.file, wanted, hashes)
+    n_wrong, texts = faults.count, fault_texts(faults, wanted)
     if foreign := sorted(hashes.keys() - {tensor.source for tensor in wanted}):
         n_wrong += len(foreign)
         texts.append(f"{BLOCKS_KEY} names {foreign[0]}, which the checkpoint has not")
@@ -52,13 +51,11 @@ def tensors_check(subject: Subject) -> Check:
     return counted("tensors", n_wrong, said, "; ".join(texts))
 
 
-@contextmanager
-def wanted_tensors(subject: Subject) -> Iterator[list[WantedTensor]]:
-    """What the file has to hold, read from the checkpoint as long as it is open."""
+def wanted_tensors(subject: Subject) -> list[WantedTensor]:
+    """What the file has to hold, read from the checkpoint when it is asked for."""
     source, merged = subject.checkpoint, subject.adapter is None
     trained = source.trained_blocks() if subject.quantization.name == source.qat else {}
-    with open_weights(source, merged=merged) as tensors:
-        yield [_wanted(tensors, entry, subject, trained) for entry in tensor_table(source.config)]
+    return [_wanted(entry, subject, merged, trained) for entry in tensor_table(source.config)]
 
 
 def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
@@ -67,20 +64,25 @@ def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
 
 
 def _wanted(
-    tensors: TensorReader,
     entry: TensorEntry,
     subject: Subject,
+    merged: bool,
     trained: Mapping[str, PackedRows] = MappingProxyType({}),
 ) -> WantedTensor:
     wanted = entry_type(entry, subject.quantization, subject.checkpoint.config)
     f32 = quant_type("f32")
 
+    def read(stored: QuantType) -> PackedRows:
+        # Opened anew for each tensor: of an open file all that was read stays in memory.
+        with open_weights(subject.checkpoint, merged=merged) as tensors:
+            return pack_tensor(tensors, entry, stored)
+
     def pack(stored: QuantType) -> PackedRows:
         if stored == wanted and entry.checkpoint_name in trained:
             return trained[entry.checkpoint_name]
         if stored.needs_importance:
-            return rounded(dequantize(pack_tensor(tensors, entry, f32), f32), stored)
-        return pack_tensor(tensors, entry, stored)
+            return rounded(dequantize(read(f32), f32), stored)
+        return read(stored)
 
     return WantedTensor(
         name=entry.gguf_name,
@@ -134,14 +136,13 @@ def _adapter_text(subject: Subject, faults: Faults) -> list[str]:
     """Says so where the differing tensors are those with, or without, the adapter merged in."""
     entries = {entry.gguf_name: entry for entry in tensor_table(subject.checkpoint.config)}
     merged = subject.adapter is None
-    with open_weights(subject.checkpoint, merged=not merged) as tensors:
-        is_other = all(
-            is_equal(
-                faults.file.tensors[suspect.wanted.name],
-                _wanted(tensors, entries[suspect.wanted.name], subject),
-            )
-            for suspect in faults.differing
+    is_other = all(
+        is_equal(
+            faults.file.tensors[suspect.wanted.name],
+            _wanted(entries[suspect.wanted.name], subject, not merged),
         )
+        for suspect in faults.differing
+    )
     if not is_other:
         return []
     return [

@@ -123,12 +123,14 @@ class _Run:
         if tensor_table(config_of(file)) != wanted:
             raise GGUFError("the file's sizes are not the checkpoint's")
         reference = Reference(subject, torch.float32)
+        # It loads the file by itself, so that memory holds it once.
+        layers = layers_check(subject, self.texts[0].inputs[:LAYER_TOKENS])
         with LlamaCpp(file.path, n_ctx=source.config.context_length) as llama:
             own_texts = [source.tokenizer.decode(text.ids.tolist()) for text in self.texts]
             checks = [tokenizer_check(subject, llama, own_texts[:N_TEXTS])]
             checks.append(prompt_check(subject, llama, self.modelfile))
             checks.append(stop_check(subject, llama, self.modelfile))
-            checks.append(layers_check(subject, self.texts[0].inputs[:LAYER_TOKENS]))
+            checks.append(layers)
             self.comparison = compare_logits(llama, subject, self.texts)
             checks.append(logits_check(self.comparison))
             noise = self.comparison.logit_noise

@@ -24,19 +24,16 @@ from llmkit.quant import dequantize
 def ratios(subject: Subject) -> NDArray[np.float64]:
     """(rows of all chosen tensors, 3)."""
     found = []
-    with wanted_tensors(subject) as wanted:
-        for tensor in wanted:
-            if tensor.source not in hashes_of(subject.file):
-                continue
-            near = NearRows.of(tensor.weights(), tensor.stored)
-            blocks = rows_of(subject.file.tensors[tensor.name])
-            distance = near.distances(dequantize(blocks, tensor.stored))
-            rounding = near.distances(dequantize(near.blocks, tensor.stored))
-            rounding = np.maximum(rounding, np.median(rounding))
-            length = np.square(near.weights).mean(axis=1)
-            found.append(
-                np.sqrt(distance[:, None] / np.stack((near.farthest, rounding, length), 1))
-            )
+    for tensor in wanted_tensors(subject):
+        if tensor.source not in hashes_of(subject.file):
+            continue
+        near = NearRows.of(tensor.weights(), tensor.stored)
+        blocks = rows_of(subject.file.tensors[tensor.name])
+        distance = near.distances(dequantize(blocks, tensor.stored))
+        rounding = near.distances(dequantize(near.blocks, tensor.stored))
+        rounding = np.maximum(rounding, np.median(rounding))
+        length = np.square(near.weights).mean(axis=1)
+        found.append(np.sqrt(distance[:, None] / np.stack((near.farthest, rounding, length), 1)))
     return np.concatenate(found)
 
 

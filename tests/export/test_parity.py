@@ -331,10 +331,10 @@ class Choosing:
 @pytest.mark.parametrize(("gap", "passes"), [(0.5, False), (0.021, False), (0.019, True)])
 def test_a_wrong_choice_passes_only_as_a_near_tie(gap: float, passes: bool) -> None:
     class Preferring:
-        def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        def last_logits(self, texts: Any, counts: list[int]) -> list[torch.Tensor]:
             row = torch.zeros(8)
             row[3], row[5] = 4.0, 4.0 - gap
-            return row.expand(len(ids), 8)
+            return [row.expand(n, 8) for n in counts]
 
     llama: Any = Choosing()
     reference: Any = Preferring()

@@ -1,0 +1,50 @@
+"""The proof's memory: a layer's weights and the file, and never all weights unpacked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from gguf_surgery import make_checkpoint
+from parity_subjects import written
+
+# A process of its own, because its peak counts. The first model brings in what every proof needs.
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from llmkit.checkpoint import load_checkpoint
+from llmkit.export.held_out import proof_sequences
+from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.parity.generation import generation_check
+from llmkit.export.parity.layers import layers_check
+from llmkit.export.parity.logits import compare_logits
+from llmkit.export.parity.reference import Reference
+from llmkit.export.parity.subject import open_subject
+from llmkit.export.parity.tensors import tensors_check
+from llmkit.memory import peak_rss_bytes
+
+for folder in map(Path, sys.argv[1:]):
+    before = peak_rss_bytes()
+    subject = open_subject(load_checkpoint(folder), folder / "m.gguf")
+    _, texts = proof_sequences(subject.checkpoint, None, 16)
+    assert tensors_check(subject).passed
+    assert layers_check(subject, texts[0].inputs).passed
+    with LlamaCpp(subject.file.path) as llama:
+        noise = compare_logits(llama, subject, texts).logit_noise
+        reference = Reference(subject, torch.float32)
+        assert generation_check(llama, reference, [[1, 2]], noise).passed
+print(peak_rss_bytes() - before)
+"""
+
+
+def test_peak_memory_is_less_than_the_weights_in_float32(tmp_path: Path) -> None:
+    small, wide = tmp_path / "small", tmp_path / "wide"
+    for folder, width, n_layer in ((small, 64, 1), (wide, 320, 24)):
+        made = make_checkpoint(folder, n_embd=width, n_layer=n_layer, n_head=8, context_length=16)
+        written(made, folder / "m.gguf", "q8_0")
+    command = [sys.executable, "-P", "-c", PROGRAM, str(small), str(wide)]
+    grown = int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    n_weights = 24 * 12 * 320**2
+    assert grown < 4 * n_weights, f"{grown / 1e6:.0f} MB for {n_weights / 1e6:.0f}M weights"
