@@ -240,7 +240,7 @@ def test_export_offers_merging_on_the_command_line(
     arguments = ["export", str(tuned.folder), "--out", str(out), "--quant", "q8_0", "--merge"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     made = {path.name for path in out.iterdir()}
-    assert made == {"Modelfile", "tuned-q8_0.gguf", "tuned-q8_0.html", "parity.json"}
+    assert made == {"Modelfile", "tuned-q8_0.gguf", "parity.json"}
     assert "stands in parity.json" in (out / "Modelfile").read_text(encoding="utf-8")
 
 

@@ -414,10 +414,17 @@ def test_json_goes_to_stdout_and_the_exit_code_tells(
     from llmkit.cli.main import app
 
     bad = with_flipped_bit(files["f32"], tmp_path / "m.gguf", "output_norm.bias")
+    page = tmp_path / "page.html"
     for path, code in ((_copy(files["f32"], tmp_path), 0), (bad, 1)):
-        result = CliRunner().invoke(app, ["verify", str(tiny_checkpoint), str(path), "--json"])
+        command = ["verify", str(tiny_checkpoint), str(path), "--json"]
+        assert not list(tmp_path.glob("*.html"))
+        result = CliRunner().invoke(app, [*command, "--html", str(page)] if code else command)
         assert result.exit_code == code
         assert json.loads(result.stdout)["passed"] == (code == 0)
+    html = page.read_text(encoding="utf-8")
+    assert "Proof of m.gguf" in html
+    assert html.count('<tr class="failed">') == 1
+    assert html.count("data:image/png;base64,") == 1
 
 
 def test_proofs_are_kept_side_by_side_and_replaced(
