@@ -50,8 +50,11 @@ def write(checkpoint: Checkpoint, path: Path, qtype: str = "f32") -> Path:
     return path
 
 
-def written(checkpoint: Checkpoint, path: Path, qtype: str = "f32") -> Subject:
-    return open_subject(checkpoint, write(checkpoint, path, qtype))
+def written(
+    checkpoint: Checkpoint, path: Path, qtype: str = "f32", *, of: Checkpoint | None = None
+) -> Subject:
+    """The file, to be held against its checkpoint or another one."""
+    return open_subject(of or checkpoint, write(checkpoint, path, qtype))
 
 
 def chatml_checkpoint(folder: Path) -> Checkpoint:
