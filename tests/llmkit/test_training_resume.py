@@ -263,7 +263,7 @@ def test_run_killed_many_times_resumes_exactly(
         child.kill()
         child.join()
         n_killed += child.exitcode == -signal.SIGKILL
-    assert n_killed > 3
+    assert n_killed  # how often is a matter of the machine's speed
     run_in_process(short_text, out, steps)
     assert outcome(out) == outcome(tmp_path / "whole")
 
@@ -280,7 +280,7 @@ def test_ctrl_c_of_a_process_saves_and_resumes_exactly(
     while child.is_alive() and step_reached(out) < 1:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGINT)
-    child.join(60)
+    child.join()
     assert child.exitcode == 130
     assert 0 < step_reached(out) < steps
     run_in_process(short_text, out, steps)
