@@ -29,14 +29,9 @@ from llmkit.export.calibration import calibration_of
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.imatrix import collect_importance, write_imatrix
+from llmkit.export.keys import ADAPTER_KEY
 from llmkit.export.measure import compare
-from llmkit.export.metadata import (
-    ADAPTER_KEY,
-    BLOCKS_KEY,
-    CALIBRATION_KEY,
-    METHOD_KEY,
-    hash_of_choice,
-)
+from llmkit.export.metadata import BLOCKS_KEY, CALIBRATION_KEY, METHOD_KEY, hash_of_choice
 from llmkit.export.names import tensor_table
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
