@@ -141,7 +141,7 @@ def test_files_of_the_same_types_share_their_peers(
 def test_a_type_that_needs_importances_has_one_peer(
     wide: Checkpoint, wide_f32: Path, imatrix: ImportanceMatrix, tmp_path: Path
 ) -> None:
-    path = llama_quantize(wide_f32, tmp_path / "t.gguf", FileType.MOSTLY_IQ2_XS, imatrix=imatrix)
+    path = llama_quantize(wide_f32, tmp_path / "t.gguf", FileType.MOSTLY_IQ2_XXS, imatrix=imatrix)
     peers = write_peers(wide, [read_gguf(path)], imatrix, tmp_path / "peers")
     assert [peer.method for peer in peers] == [WITH_IMATRIX]
 

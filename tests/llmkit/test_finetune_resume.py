@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -251,19 +249,6 @@ def step_reached(out: Path) -> int:
     """The step that is committed; -1 where none is."""
     state = out / "training" / "state.json"
     return int(json.loads(state.read_text(encoding="utf-8"))["step"]) if state.exists() else -1
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Starts children that have everything imported."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system cannot fork")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llmkit.finetuning.instruct", "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONSAFEPATH", "1")  # import the installed package, not the folder here
-        forkserver.ensure_running()
-    return context
 
 
 @pytest.mark.slow

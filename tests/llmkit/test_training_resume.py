@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -9,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -198,19 +196,6 @@ def test_run_killed_at_any_file_operation_resumes_exactly(short_text: Path, tmp_
             killed_at(number * 7 % 50 + 1, begin_or_resume)  # and while it recovers
         begin_or_resume()
         assert outcome(out) == expected, f"killed in state {number}"
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Starts children that have everything imported."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system cannot fork")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llmkit.training", "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONSAFEPATH", "1")  # import the installed package, not the folder here
-        forkserver.ensure_running()
-    return context
 
 
 @pytest.mark.slow
