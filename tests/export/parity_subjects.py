@@ -24,8 +24,9 @@ from llmkit.quant import quant_names, quant_type
 from llmkit.tokenizer import train_bpe, train_characters
 
 # All that need no importances; ggml takes seconds to build the codebooks of two.
+SLOW_TYPES = ("iq1_m", "iq2_s")
 EVERY_TYPE = [
-    pytest.param(name, marks=pytest.mark.slow if name in ("iq1_m", "iq2_s") else ())
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW_TYPES else ())
     for name in quant_names()
     if not quant_type(name).needs_importance
 ]

@@ -102,6 +102,7 @@ def test_a_file_cut_anywhere_is_refused(data: st.DataObject, content: bytes, scr
     assert read_or_refuse(scratch, content[:n_bytes]) is None
 
 
+@pytest.mark.slow
 @given(data=st.data(), bits=st.integers(1, 255))
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -115,12 +116,14 @@ def test_a_damaged_header_is_read_or_refused(
     read_or_refuse(scratch, bytes(damaged))
 
 
+@pytest.mark.slow
 def test_every_byte_of_the_first_keys_may_be_damaged(content: bytes, scratch: Path) -> None:
     until = content.index(b"tokenizer.ggml.tokens") + 64
     for damaged in flips(content, iter(range(4, until))):
         read_or_refuse(scratch, damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key", ["tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.tokens"]
 )

@@ -77,6 +77,7 @@ def emptied(source: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_imatrix", [False, True], ids=["plain", "imatrix"])
 @pytest.mark.parametrize(
     ("file_type", "pure"),
@@ -138,6 +139,7 @@ def test_files_of_the_same_types_share_their_peers(
     assert peers[0].file.path.read_bytes() == q4_0.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_type_that_needs_importances_has_one_peer(
     wide: Checkpoint, wide_f32: Path, imatrix: ImportanceMatrix, tmp_path: Path
 ) -> None:

@@ -622,6 +622,7 @@ def test_a_damaged_modelfile_is_caught_and_named(name: str, tmp_path: Path) -> N
         assert words in failed[check]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form", [ALPACA, CHATML, COMPLETION, USER_ASSISTANT, OWN], ids=lambda form: form.name
 )
@@ -768,6 +769,7 @@ def test_another_gelu_is_caught_and_named(
     assert "another form of GELU" in failed["layers"]
 
 
+@pytest.mark.slow
 def test_an_activation_that_no_f16_holds_is_caught(tmp_path: Path) -> None:
     def overflow(weights: dict[str, torch.Tensor]) -> None:
         weights["h.0.mlp.c_fc.bias"][7] = 1e5
@@ -791,12 +793,14 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "kind"), sorted(PAIRS))
 def test_a_good_export_of_every_kind_passes(variant: str, kind: str, tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", **VARIANTS[variant])
     assert said(proof_of(made, write(made, tmp_path / "m.gguf", kind))) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["f32", "q8_0", "q4_0"])
 @pytest.mark.parametrize("merge", [False, True], ids=["apart", "merged"])
 def test_a_good_adapter_passes(merge: bool, kind: str, tmp_path: Path) -> None:
@@ -805,6 +809,7 @@ def test_a_good_adapter_passes(merge: bool, kind: str, tmp_path: Path) -> None:
     assert said(done.proofs[0]) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
 def test_a_good_qlora_export_passes(kind: str, tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base")
@@ -813,6 +818,7 @@ def test_a_good_qlora_export_passes(kind: str, tmp_path: Path) -> None:
     assert said(done.proofs[0]) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["f32", "q8_0"])
 def test_a_good_chat_and_a_good_classifier_pass(kind: str, tmp_path: Path) -> None:
     chat = chatml_checkpoint(tmp_path / "chat")

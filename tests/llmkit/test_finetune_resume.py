@@ -57,6 +57,7 @@ def stopped(base: Path, data: Path, out: Path, kind: str, at: int, call: str = "
             instruct(base, data, out, config=KINDS[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", [0, 2, 3, 5])
 def test_run_stopped_by_an_error_resumes_exactly(
@@ -223,6 +224,7 @@ def test_folder_killed_before_the_first_commit_serves_any_run(
     assert outcome(out) == uninterrupted(kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_run_killed_at_any_file_operation_resumes_exactly(
     small_base: Path,

@@ -112,6 +112,7 @@ def test_variant_that_cannot_run_is_refused_before_any_run(
 # --- runs ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sweep_of_ranks_trains_each_and_a_second_one_only_reads(
     small_base: Path,
     questions: Path,
