@@ -1,6 +1,7 @@
 """The demo as a user runs it: green, readable, in little memory, and not repeated."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -29,8 +30,9 @@ def report(demo_folder: Path) -> dict[str, object]:
 
 
 def run_demo(folder: Path) -> dict[str, object]:
-    # OMP_NUM_THREADS as a user has it: not set.
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    # OMP_NUM_THREADS as a user has it: not set. Go's and matplotlib's caches are the user's too.
+    caches = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "XDG_CACHE_HOME": caches}
     run = subprocess.run(
         [*LLMKIT, "demo", "--out", str(folder), "--json"],
         capture_output=True,
