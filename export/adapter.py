@@ -17,7 +17,8 @@ from llmkit.checkpoint import Checkpoint, open_tensors
 from llmkit.errors import GGUFError
 from llmkit.export.gguf_file import GGUFFile, Writer, read_gguf
 from llmkit.export.gguf_write import ExportedFile, add_metadata
-from llmkit.export.metadata import ADAPTER_KEY, ARCHITECTURE, adapter_metadata_of
+from llmkit.export.keys import ADAPTER_KEY
+from llmkit.export.metadata import ARCHITECTURE, adapter_metadata_of
 from llmkit.export.names import tensor_table
 from llmkit.files import written_beside
 from llmkit.model.lora import peft_name

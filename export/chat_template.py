@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -28,13 +29,16 @@ class ChatTemplate:
 
         Rendered with the settings that Hugging Face and llama.cpp use.
         """
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         fields = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            template = environment.from_string(self.source)
-            return template.render(messages=fields, add_generation_prompt=True)
+            return self._compiled.render(messages=fields, add_generation_prompt=True)
         except jinja2.TemplateError as error:
             raise GGUFError(f"the file's chat template fails: {error}") from error
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        return environment.from_string(self.source)
 
     def prompt_ids(self, messages: Sequence[Message], llama: LlamaCpp) -> list[int]:
         """The prompt's ids. Special tokens are the template's; in a message they are text."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmkit.errors import ConfigError, PromptTooLongError
-from llmkit.export.metadata import LABELS_KEY
+from llmkit.export.keys import LABELS_KEY
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.running import open_runner
 from llmkit.generation import Sampling

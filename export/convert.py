@@ -13,7 +13,7 @@ from llmkit.export.budget import Plan, measured_kl
 from llmkit.export.gguf_write import ExportedFile, write_gguf
 from llmkit.export.modelfile_write import modelfile_for
 from llmkit.export.parity.check import Proof
-from llmkit.export.parity.keeping import PROOF_FILE, forget_proofs
+from llmkit.export.parity.keeping import PROOF_FILE
 from llmkit.export.parity.verify import verify
 from llmkit.export.recipe import Recipe, prepare
 from llmkit.files import write_text
@@ -81,7 +81,7 @@ def export(
         )
         for each in prepared.quantizations
     ]
-    forget_proofs(out)
+    (out / PROOF_FILE).unlink(missing_ok=True)  # it is of the files that were replaced
     modelfile = out / "Modelfile"
     write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
     proofs = [verify(checkpoint, file.path) for file in files] if prove else []

@@ -112,7 +112,7 @@ def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
         return DoctorCheck("proof", False, found, again)
     if not proof.get("passed"):
         found = f"the proof of {gguf.name} failed"
-        return DoctorCheck("proof", False, found, f"see {gguf.with_suffix('.html')}")
+        return DoctorCheck("proof", False, found, f"see {gguf.parent / PROOF_FILE}")
     return DoctorCheck("proof", True, f"{gguf.name} is the file that was proved")
 
 

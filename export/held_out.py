@@ -24,7 +24,7 @@ N_PROMPTS, PROMPT_TOKENS = 100, 16
 MAX_PROMPT_TEXT = 50_000  # tokens that the prompts are taken from
 # Of a long text with a short label one token counts: without a bound it would take minutes.
 READ_PER_COUNTED = 4
-TALES_SEED, N_TALES = 2, 400
+TALES_SEED, N_TALES = 2, 60
 Item = TypeVar("Item")
 
 

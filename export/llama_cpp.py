@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llmkit.errors import GGUFError
 from llmkit.export.eval_callback import EvalCallback
-from llmkit.export.metadata import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
+from llmkit.export.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.threads import n_cores
 
 SMALL_MODEL = 32 << 20  # bytes of weights

@@ -11,15 +11,13 @@ import gguf
 import numpy as np
 
 from llmkit.checkpoint import Checkpoint
+from llmkit.export.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.model.storage import Quantization, quantization_of
 from llmkit.quant.types import FloatRows, PackedRows
 from llmkit.tokenizer import Tokenizer
 
 ARCHITECTURE = "gpt2"
-CHAT_TEMPLATE_KEY = gguf.Keys.Tokenizer.CHAT_TEMPLATE
-# Keys of llmkit's own, which llama.cpp and Ollama pass over.
-ADAPTER_KEY = "llmkit.adapter"  # file name of the LoRA adapter that lies beside the base
-LABELS_KEY = "llmkit.labels"  # a classifier's, as JSON
+# Keys of llmkit's own, which llama.cpp and Ollama pass over; more of them in keys.py.
 QUANTIZATION_KEY = "llmkit.quantization"  # its name, where `general.file_type` means another
 # Of blocks that no rounding of the weights gives: how they were chosen, the hash of the text they
 # were chosen with, and for each tensor the hash of its weights and blocks, as JSON.

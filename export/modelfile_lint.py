@@ -12,7 +12,7 @@ import gguf
 from llmkit.errors import GGUFError, ModelfileError
 from llmkit.export.adapter_lint import lint_adapter
 from llmkit.export.gguf_file import GGUFFile, read_gguf
-from llmkit.export.metadata import ADAPTER_KEY
+from llmkit.export.keys import ADAPTER_KEY
 from llmkit.export.modelfile_write import context_length, end_token, prompt_format_of
 from llmkit.export.template_fit import difference, misfit
 from llmkit.modelfiles.go_engine import GoEngine, any_go_engine

@@ -13,7 +13,7 @@ from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError, ModelfileError, unknown_name
 from llmkit.export.adapter import adapter_of
 from llmkit.export.gguf_file import GGUFFile, read_gguf
-from llmkit.export.metadata import LABELS_KEY
+from llmkit.export.keys import LABELS_KEY
 from llmkit.export.running import is_gguf
 from llmkit.files import write_text
 from llmkit.modelfiles.modelfile import Modelfile, render

@@ -22,14 +22,9 @@ from llmkit.export.chosen import by_error_feedback, by_importance, stored_types
 from llmkit.export.gguf_file import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
 from llmkit.export.gguf_write import add_metadata, write_header
 from llmkit.export.imatrix import read_importance_file
+from llmkit.export.keys import ADAPTER_KEY
 from llmkit.export.llama_cpp import LlamaCpp, quantize_file
-from llmkit.export.metadata import (
-    ADAPTER_KEY,
-    ARCHITECTURE,
-    OF_QUANTIZATION,
-    ChosenBlocks,
-    quantization_entries,
-)
+from llmkit.export.metadata import ARCHITECTURE, OF_QUANTIZATION, ChosenBlocks, quantization_entries
 from llmkit.export.names import tensor_table
 from llmkit.files import written_beside
 from llmkit.model.storage import Quantization, quantization, quantization_of

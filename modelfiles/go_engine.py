@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 from llmkit.console import say
@@ -77,30 +79,35 @@ def any_go_engine() -> Iterator[GoEngine | None]:
 
 @contextmanager
 def go_engine(compiler: str) -> Iterator[GoEngine]:
-    """Build the program, which takes seconds the first time, and run it.
+    """Run the program, built by the first that needs it.
 
     Raises ModelfileError for a compiler that cannot build it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "go_template.exe"  # a name that every system runs
-        environment = os.environ | {
-            "GO111MODULE": "off",
-            "GOTOOLCHAIN": "local",
-            "GOFLAGS": "",
-            "CGO_ENABLED": "0",
-            "GOTELEMETRY": "off",
-        }
-        environment.setdefault("HOME", folder)  # Go keeps what it built below it
-        command = [compiler, "build", "-o", str(program), str(SOURCE)]
-        try:
-            subprocess.run(
-                command, env=environment, cwd=folder, check=True, capture_output=True, text=True
-            )
-            process = subprocess.Popen(
-                [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
-            )
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
-            raise ModelfileError(f"{compiler} cannot build {SOURCE.name}: {reason}") from error
-        with process:
-            yield GoEngine(process)
+    try:
+        process = subprocess.Popen(
+            [_built(compiler)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
+        raise ModelfileError(f"{compiler} cannot build {SOURCE.name}: {reason}") from error
+    with process:
+        yield GoEngine(process)
+
+
+@cache
+def _built(compiler: str) -> Path:
+    """Build the program, which takes seconds the first time. It stays there for this process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program = Path(folder) / "go_template.exe"  # a name that every system runs
+    environment = os.environ | {
+        "GO111MODULE": "off",
+        "GOTOOLCHAIN": "local",
+        "GOFLAGS": "",
+        "CGO_ENABLED": "0",
+        "GOTELEMETRY": "off",
+    }
+    environment.setdefault("HOME", folder)  # Go keeps what it built below it
+    command = [compiler, "build", "-o", str(program), str(SOURCE)]
+    subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True, text=True)
+    return program

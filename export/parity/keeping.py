@@ -1,22 +1,20 @@
-"""A proof on disk: parity.json for programs, a page for people."""
+"""Proofs on disk: parity.json, one for all files of a folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from llmkit.console import say
 from llmkit.export.parity.check import Proof
-from llmkit.export.parity.logits import LogitsComparison
-from llmkit.export.parity.page import write_page
 from llmkit.files import write_text
 
 PROOF_FILE = "parity.json"
 
 
-def keep(proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[str]) -> None:
+def keep(proof: Proof) -> None:
     """Write the proof beside its file, in place of an older one of the same file.
 
     Failing to be another checkpoint's takes nothing away from what was proved of its own.
@@ -34,20 +32,12 @@ def keep(proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[st
         return
     kept = [old for old in _kept_proofs(path) if Path(old["gguf"]).name != gguf.name]
     write_text(path, json.dumps({"proofs": [*kept, proof.to_dict()]}, indent=2) + "\n")
-    write_page(gguf.with_suffix(".html"), proof, comparison, prompts)
 
 
 def kept_proof(gguf: Path) -> dict[str, Any] | None:
     """What `parity.json` says of a file beside it; None where nothing was proved."""
     kept = _kept_proofs(gguf.parent / PROOF_FILE)
     return next((proof for proof in kept if Path(proof["gguf"]).name == gguf.name), None)
-
-
-def forget_proofs(folder: Path) -> None:
-    """Remove what was proved of files that are written anew."""
-    (folder / PROOF_FILE).unlink(missing_ok=True)
-    for gguf in folder.glob("*.gguf"):
-        gguf.with_suffix(".html").unlink(missing_ok=True)
 
 
 def _kept_proofs(path: Path) -> Iterable[dict[str, Any]]:

@@ -11,13 +11,11 @@ import gguf
 import numpy as np
 
 from llmkit.export.gguf_write import entry_type
+from llmkit.export.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.export.metadata import (
-    ADAPTER_KEY,
     ARCHITECTURE,
     BLOCKS_KEY,
     CALIBRATION_KEY,
-    CHAT_TEMPLATE_KEY,
-    LABELS_KEY,
     METHOD_KEY,
     MetadataEntry,
     adapter_metadata_of,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,6 +22,9 @@ N_FUZZED = 2000
 _SHOWN_IDS, _SHOWN_TEXT = 4, 40
 _KEYS = gguf.Keys.Tokenizer
 _PRE = "gpt-2"
+# Of these keys llama.cpp makes its tokenizer; it also knows some models by their name.
+_READ = ("tokenizer.", "general.architecture", "general.name", "gpt2.vocab_size")
+_equal: dict[str, int] = {}  # tokenizers without a difference: in how many texts
 
 
 @dataclass(frozen=True)
@@ -36,38 +40,67 @@ class _TextFault:
 def tokenizer_check(subject: Subject, llama: LlamaCpp, texts: Sequence[str]) -> Check:
     """Same ids for texts, same bytes and ends for tokens. Value: texts and tokens that differ.
 
-    `texts`: the user's own, beside hard, fuzzed and long ones and every token's own text.
+    `texts`: the user's own, beside hard, fuzzed and long ones and every token's own text. A
+    process compares the latter once for all files with the same tokenizer, as an export's are.
     """
     source = subject.checkpoint
     tokenizer = source.tokenizer
-    all_texts = [
-        *HARD_TEXTS,
-        *_texts_with_special_tokens(tokenizer),
-        *(tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size)),
-        *fuzzed_texts(N_FUZZED),
-    ]
-    faults = [*_text_faults(llama, tokenizer, all_texts), *_special_faults(llama, tokenizer)]
-    # llama.cpp's other splits are recursive, and a long run of letters overflows their stack:
-    # the process would end instead of the check.
-    if not faults and subject.file.metadata.get(_KEYS.PRE) == _PRE:
-        long_texts = [*texts, *long_runs()]
-        faults = list(_text_faults(llama, tokenizer, long_texts))
-        all_texts += long_texts
-    token_texts = list(_token_texts(llama, source))
+    key = _tokenizers(subject)
+    n_texts = _equal.get(key, 0)
+    faults: list[_TextFault] = []
+    token_faults: list[str] = []
+    if not n_texts:
+        n_texts, faults = _built_in_faults(subject, llama)
+        token_faults = list(_token_faults(llama, source))
+        if not faults and not token_faults:
+            _equal[key] = n_texts
+    if not faults and _can_split_long_texts(subject):
+        n_texts += len(texts)
+        faults = list(_text_faults(llama, tokenizer, texts))
     parts = []
     if faults:
         parts.append(_text_of(faults[0], tokenizer, subject.file))
         if len(faults) > 1:
             parts.append(f"{len(faults) - 1} more texts differ")
-    if token_texts:
-        parts.append(token_texts[0])
-        if len(token_texts) > 1:
-            parts.append(f"{len(token_texts) - 1} more tokens differ")
+    if token_faults:
+        parts.append(token_faults[0])
+        if len(token_faults) > 1:
+            parts.append(f"{len(token_faults) - 1} more tokens differ")
     fine = (
-        f"{len(all_texts)} texts give the same ids and bytes, {tokenizer.vocab_size} tokens are "
-        "the same"
+        f"{n_texts} texts give the same ids and bytes, {tokenizer.vocab_size} tokens are the same"
     )
-    return counted("tokenizer", len(faults) + len(token_texts), fine, "; ".join(parts))
+    return counted("tokenizer", len(faults) + len(token_faults), fine, "; ".join(parts))
+
+
+def _tokenizers(subject: Subject) -> str:
+    """A hash of all that the two tokenizers are made of."""
+    source, metadata = subject.checkpoint, subject.file.metadata
+    read = {key: metadata[key] for key in sorted(metadata) if key.startswith(_READ)}
+    parts = (source.tokenizer.hf.to_str(), sorted(source.stop_ids), read)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _built_in_faults(subject: Subject, llama: LlamaCpp) -> tuple[int, list[_TextFault]]:
+    """How many texts were compared, and those that differ."""
+    tokenizer = subject.checkpoint.tokenizer
+    texts = [
+        *HARD_TEXTS,
+        *_texts_with_special_tokens(tokenizer),
+        *(tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size)),
+        *fuzzed_texts(N_FUZZED),
+    ]
+    faults = [*_text_faults(llama, tokenizer, texts), *_special_faults(llama, tokenizer)]
+    if not faults and _can_split_long_texts(subject):
+        long_texts = long_runs()
+        texts += long_texts
+        faults = list(_text_faults(llama, tokenizer, long_texts))
+    return len(texts), faults
+
+
+def _can_split_long_texts(subject: Subject) -> bool:
+    # llama.cpp's other splits are recursive, and a long run of letters overflows their stack:
+    # the process would end instead of the check.
+    return subject.file.metadata.get(_KEYS.PRE) == _PRE
 
 
 def _texts_with_special_tokens(tokenizer: Tokenizer) -> Iterator[str]:
@@ -84,8 +117,8 @@ def _text_faults(
     pieces = [llama.token_bytes(token_id) for token_id in range(n_tokens)]
     for text, wanted in zip(texts, tokenizer.encode_batch(texts), strict=True):
         found = llama.tokenize(text)
-        is_back = all(token_id < n_tokens for token_id in found) and (
-            b"".join(pieces[token_id] for token_id in found) == text.encode()
+        is_back = max(found, default=0) < n_tokens and (
+            b"".join(map(pieces.__getitem__, found)) == text.encode()
         )
         if found != wanted or not is_back:
             yield _TextFault(text, found, wanted)
@@ -103,7 +136,7 @@ def _special_faults(llama: LlamaCpp, tokenizer: Tokenizer) -> Iterator[_TextFaul
                 yield _TextFault(text, found, wanted, parse_special=True)
 
 
-def _token_texts(llama: LlamaCpp, source: Checkpoint) -> Iterator[str]:
+def _token_faults(llama: LlamaCpp, source: Checkpoint) -> Iterator[str]:
     """Tokens that stand for other bytes in llama.cpp, or end a generation in one of both only."""
     tokenizer = source.tokenizer
     if llama.vocab_size != tokenizer.vocab_size:

@@ -53,14 +53,16 @@ def verify(
     modelfile: Path | None = None,
     ollama: str | None = None,
     data: Path | None = None,
+    html: Path | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
 ) -> Proof:
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
 
     `modelfile`: the one beside the file unless given. `ollama`: a model of a running Ollama, made
     of this file, which is asked too (OLLAMA_HOST says where). `data`: text; what training held out
-    unless given, and tales where it held out nothing. The proof is also written beside the file,
-    into parity.json and as a page. Raises LlmkitError where the two cannot be compared at all.
+    unless given, and tales where it held out nothing. The proof is also written into parity.json
+    beside the file, and with `html` as a page with plots. Raises LlmkitError where the two cannot
+    be compared at all, or the page cannot be written.
     """
     subject = open_subject(load_checkpoint(checkpoint), gguf)
     source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
@@ -93,9 +95,14 @@ def verify(
         },
     )
     try:
-        keep(proof, found.comparison, list(map(subject.checkpoint.tokenizer.decode, prompts)))
+        keep(proof)
     except LlmkitError as error:  # a folder that cannot be written does not undo what was found
         say(f"the proof was not kept: {error}")
+    if html is not None:
+        from llmkit.export.parity.page import write_page  # matplotlib takes a while to import
+
+        shown = [subject.checkpoint.tokenizer.decode(prompt) for prompt in prompts]
+        write_page(html, proof, found.comparison, shown)
     return proof
 
 

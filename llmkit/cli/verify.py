@@ -26,6 +26,7 @@ def _verify(
         typer.Option(help="Name of a model in a running Ollama to prove too.", show_default=False),
     ] = None,
     data: HeldOutOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Prove that llama.cpp computes what PyTorch computes. Exit code 1: a check fails.
@@ -36,7 +37,7 @@ def _verify(
     from llmkit.export.parity.verify import verify
     from llmkit.export.tables import proof_table
 
-    proof = verify(checkpoint, gguf, modelfile=modelfile, ollama=ollama, data=data)
+    proof = verify(checkpoint, gguf, modelfile=modelfile, ollama=ollama, data=data, html=html)
     if json_output:
         print_json(proof.to_dict())
     else:

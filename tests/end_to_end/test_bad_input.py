@@ -200,6 +200,7 @@ def test_debug_shows_the_traceback(files: Files, capsys: pytest.CaptureFixture[s
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_json_is_one_object_on_stdout(
     files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

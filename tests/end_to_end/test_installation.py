@@ -33,6 +33,7 @@ def test_every_folder_of_modules_is_installed() -> None:
     assert all((folder / "__init__.py").exists() for folder in modules)
 
 
+@pytest.mark.slow
 def test_a_clone_is_imported_from_its_root() -> None:
     code = f"{IMPORT_ALL}; import llmkit.api"
     run = subprocess.run(
@@ -55,6 +56,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_wheel_is_whole_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", symlinks=True)
     python = next((tmp_path / "venv").glob("[bS]*/python*"))
@@ -77,6 +79,7 @@ def test_the_wheel_is_whole_in_an_environment_of_its_own(wheel: Path, tmp_path: 
     assert there == {"llmkit", "bin"}  # nothing named export or quant; --target puts scripts in bin
 
 
+@pytest.mark.slow
 def test_the_wheel_can_be_published(wheel: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "twine", "check", "--strict", str(wheel)],

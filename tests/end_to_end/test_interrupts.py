@@ -9,9 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.export.convert import export
+from llmkit.export.recipe import Recipe
+
 pytestmark = pytest.mark.slow
 
-LLMKIT = [sys.executable, "-P", "-c", "from llmkit.cli import run; run()"]
+RUN = "from llmkit.cli import run; run()"
+LLMKIT = [sys.executable, "-P", "-c", RUN]
+# Ctrl-C at the moment when Python begins to look for a module.
+INTERRUPTED_AT = """
+import signal, sys
+class Interrupt:
+    def find_spec(name, path, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt)
+"""
 SMALL_RUN = """
 [model]
 n_layer = 1
@@ -27,15 +40,32 @@ eval_tokens = 256
 
 
 @pytest.fixture
-def train_command(tmp_path: Path, corpus: Path) -> list[str]:
+def train_arguments(tmp_path: Path, corpus: Path) -> list[str]:
     config = tmp_path / "small.toml"
     config.write_text(SMALL_RUN)
     words = f"train --data {corpus} --config {config} --vocab-size 400 --steps 60 --resume"
-    return [*LLMKIT, *words.split(), "--out"]
+    return [*words.split(), "--out"]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def start_training(command: list[str], out: Path) -> subprocess.Popen[str]:
+    """A process that has saved a step more than there was."""
+    before = step_saved(out)
+    process = subprocess.Popen(
+        [*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while step_saved(out) == before:
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+def step_saved(out: Path) -> int:
+    state = out / "training" / "state.json"
+    return int(json.loads(state.read_text())["step"]) if state.exists() else 0
 
 
 def losses(checkpoint: Path) -> list[tuple[int, float, float]]:
@@ -48,51 +78,49 @@ def half_written(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_killed_and_resumed_gives_the_same_losses_bit_for_bit(
-    tmp_path: Path, train_command: list[str]
+def test_killed_interrupted_and_resumed_gives_the_same_losses_bit_for_bit(
+    tmp_path: Path, train_arguments: list[str]
 ) -> None:
-    whole = run([*train_command, str(tmp_path / "whole")])
-    assert whole.returncode == 0, whole.stderr
-    killed = tmp_path / "killed"
-    for seconds in (3.0, 3.5, 4.0, 4.5, 5.0):
-        process = subprocess.Popen(
-            [*train_command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    last = run([*train_command, str(killed)])
+    command = [*LLMKIT, *train_arguments]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    done = run([*command, str(whole)])
+    assert done.returncode == 0, done.stderr
+    with start_training(command, stopped) as killed:
+        killed.kill()
+    assert 0 < step_saved(stopped) < 60
+    with start_training(command, stopped) as interrupted:
+        interrupted.send_signal(signal.SIGINT)
+        _, errors = interrupted.communicate()
+    assert interrupted.returncode == 130, errors
+    assert "Traceback" not in errors
+    step = step_saved(stopped)
+    assert f"stopped at step {step}, saved" in errors
+    assert step < 60
+    assert not half_written(tmp_path)
+    last = run([*command, str(stopped)])
     assert last.returncode == 0, last.stderr
-    validation = [(step, val) for step, _, val in losses(killed)]
-    assert validation == [(step, val) for step, _, val in losses(tmp_path / "whole")]
+    validation = [(step, val) for step, _, val in losses(stopped)]
+    assert validation == [(step, val) for step, _, val in losses(whole)]
     weights = "model.safetensors"
-    assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
-    assert not half_written(killed)
+    assert (stopped / weights).read_bytes() == (whole / weights).read_bytes()
+    assert not half_written(tmp_path)
 
 
-def test_ctrl_c_is_one_line_exit_code_130_and_nothing_half_written(
-    tmp_path: Path, train_command: list[str]
+@pytest.mark.parametrize(
+    "module", ["llmkit.cli.main", "typer", "llmkit.training", "torch", "llmkit.training.loop"]
+)
+def test_ctrl_c_while_it_loads_is_one_line_and_exit_code_130(
+    module: str, tmp_path: Path, train_arguments: list[str]
 ) -> None:
-    out = tmp_path / "out"
-    for seconds in (0.1, 0.4, 1.0, 2.0, 3.0, 4.0):
-        process = subprocess.Popen(
-            [*train_command, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        time.sleep(seconds)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        # Python itself, before any line of llmkit runs, ends by the signal.
-        assert process.returncode in (130, -signal.SIGINT), errors
-        assert "Traceback" not in errors or seconds == 0.1
-        assert not half_written(tmp_path)
-    last = run([*train_command, str(out)])
-    assert last.returncode == 0, last.stderr
+    program = INTERRUPTED_AT.format(module=module) + RUN
+    stopped = run([sys.executable, "-P", "-c", program, *train_arguments, str(tmp_path / "out")])
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr == "llmkit: interrupted\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_full_disk_is_one_line_and_keeps_what_was_there(
-    tmp_path: Path, tiny_checkpoint: Path, train_command: list[str]
+    tmp_path: Path, tiny_checkpoint: Path, train_arguments: list[str]
 ) -> None:
     limited = [
         sys.executable,
@@ -101,11 +129,11 @@ def test_full_disk_is_one_line_and_keeps_what_was_there(
         "os.execv(sys.argv[1], sys.argv[1:])",
     ]
     out = tmp_path / "export"
-    export = [*LLMKIT, "export", str(tiny_checkpoint), "--quant", "f16", "--out", str(out)]
-    assert run(export).returncode == 0
+    export(tiny_checkpoint, out, Recipe(["f16"]), prove=False)
     before = {path: path.read_bytes() for path in out.iterdir()}
-    for command in (export, [*train_command, str(tmp_path / "trained")]):
-        full = run([*limited, *command])
+    again = ["export", str(tiny_checkpoint), "--quant", "f16", "--out", str(out)]
+    for arguments in (again, [*train_arguments, str(tmp_path / "trained")]):
+        full = run([*limited, *LLMKIT, *arguments])
         assert full.returncode == 2
         error = full.stderr.splitlines()[-1]
         assert error.startswith("llmkit: cannot write"), full.stderr

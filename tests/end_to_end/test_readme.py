@@ -37,6 +37,7 @@ def test_the_table_names_every_command(capsys: pytest.CaptureFixture[str]) -> No
     assert there == set(re.findall(r"^\| `llmkit ([a-z]+)`", README, flags=re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_notebook_example_runs(
     corpus: Path,
     tmp_path: Path,

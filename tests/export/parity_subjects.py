@@ -24,8 +24,9 @@ from llmkit.quant import quant_names, quant_type
 from llmkit.tokenizer import train_bpe, train_characters
 
 # All that need no importances; ggml takes seconds to build the codebooks of two.
+SLOW_TYPES = ("iq1_m", "iq2_s")
 EVERY_TYPE = [
-    pytest.param(name, marks=pytest.mark.slow if name in ("iq1_m", "iq2_s") else ())
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW_TYPES else ())
     for name in quant_names()
     if not quant_type(name).needs_importance
 ]
@@ -50,8 +51,11 @@ def write(checkpoint: Checkpoint, path: Path, qtype: str = "f32") -> Path:
     return path
 
 
-def written(checkpoint: Checkpoint, path: Path, qtype: str = "f32") -> Subject:
-    return open_subject(checkpoint, write(checkpoint, path, qtype))
+def written(
+    checkpoint: Checkpoint, path: Path, qtype: str = "f32", *, of: Checkpoint | None = None
+) -> Subject:
+    """The file, to be held against its checkpoint or another one."""
+    return open_subject(of or checkpoint, write(checkpoint, path, qtype))
 
 
 def chatml_checkpoint(folder: Path) -> Checkpoint:

@@ -34,6 +34,7 @@ def planned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return export(tiny_checkpoint, out, Recipe(method="gptq", budget=Budget(7.0, "weights")))
 
 
+@pytest.mark.slow
 def test_the_file_keeps_to_its_bits_and_is_proved(planned: Export) -> None:
     (file,) = planned.files
     assert 6.8 < file.bits_per_weight <= 7.0
@@ -47,11 +48,13 @@ def test_the_file_keeps_to_its_bits_and_is_proved(planned: Export) -> None:
     assert len(set(types.values())) > 1
 
 
+@pytest.mark.slow
 def test_what_it_costs_is_measured_too(planned: Export, tiny_checkpoint: Path) -> None:
     (row,) = compare(tiny_checkpoint, [planned.files[0].path]).rows
     assert planned.measured_kl == row.mean_kl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_its_kl_is_predicted_and_below_that_of_one_type(method: Method, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "c", n_layer=2).folder
@@ -113,6 +116,7 @@ def test_what_failed_is_said_and_not_that_its_file_could_not_be_removed(
         _floor(random_checkpoint, torch.arange(20)[None])
 
 
+@pytest.mark.slow
 def test_a_files_bytes_are_kept_to(tiny_checkpoint: Path, tmp_path: Path) -> None:
     limit = 130_000
     done = export(tiny_checkpoint, tmp_path, Recipe(budget=Budget(limit, "file")), prove=False)
@@ -219,6 +223,7 @@ def test_one_budget_is_given_or_none() -> None:
         budget_of("60MB", None, None, 100)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_chose(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

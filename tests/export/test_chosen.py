@@ -29,14 +29,9 @@ from llmkit.export.calibration import calibration_of
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.imatrix import collect_importance, write_imatrix
+from llmkit.export.keys import ADAPTER_KEY
 from llmkit.export.measure import compare
-from llmkit.export.metadata import (
-    ADAPTER_KEY,
-    BLOCKS_KEY,
-    CALIBRATION_KEY,
-    METHOD_KEY,
-    hash_of_choice,
-)
+from llmkit.export.metadata import BLOCKS_KEY, CALIBRATION_KEY, METHOD_KEY, hash_of_choice
 from llmkit.export.names import tensor_table
 from llmkit.export.parity.metadata import metadata_check
 from llmkit.export.parity.subject import open_subject
@@ -65,6 +60,7 @@ def detail(source: Checkpoint, gguf: Path) -> str:
     return check.detail
 
 
+@pytest.mark.slow
 def test_the_same_bytes_are_better_by_gptq(
     chosen: Path, files: dict[str, Path], tiny_checkpoint: Path
 ) -> None:
@@ -76,6 +72,7 @@ def test_the_same_bytes_are_better_by_gptq(
     assert ours.mean_kl < rounded.mean_kl / 2
 
 
+@pytest.mark.slow
 def test_the_whole_proof_passes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = export(tiny_checkpoint, tmp_path / "out", Recipe(["q4_0"], method="gptq"))
     (proof,) = done.proofs
@@ -165,6 +162,7 @@ def test_few_bits_do_not_hide_zeros(wide: Path, tmp_path: Path) -> None:
     assert detail(source, path) == f"{name}: all zeros"
 
 
+@pytest.mark.slow
 def test_blocks_chosen_for_other_weights_are_found(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """As near as may be: the base's file, of a checkpoint whose adapter changes little."""
     base = load_checkpoint(tiny_checkpoint)
@@ -214,6 +212,7 @@ def wide(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "wide", n_embd=256, n_layer=1).folder
 
 
+@pytest.mark.slow
 def test_importances_choose_blocks_of_types_that_need_them_too(
     tiny_checkpoint: Path, wide: Path, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def trained(tiny_checkpoint: Path) -> Checkpoint:
     return load_checkpoint(tiny_checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "iq4_nl"])
 def test_a_trained_model_loses_less_than_half_of_what_rounding_takes(
     trained: Checkpoint, name: str

@@ -77,6 +77,7 @@ def emptied(source: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_imatrix", [False, True], ids=["plain", "imatrix"])
 @pytest.mark.parametrize(
     ("file_type", "pure"),
@@ -138,10 +139,11 @@ def test_files_of_the_same_types_share_their_peers(
     assert peers[0].file.path.read_bytes() == q4_0.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_type_that_needs_importances_has_one_peer(
     wide: Checkpoint, wide_f32: Path, imatrix: ImportanceMatrix, tmp_path: Path
 ) -> None:
-    path = llama_quantize(wide_f32, tmp_path / "t.gguf", FileType.MOSTLY_IQ2_XS, imatrix=imatrix)
+    path = llama_quantize(wide_f32, tmp_path / "t.gguf", FileType.MOSTLY_IQ2_XXS, imatrix=imatrix)
     peers = write_peers(wide, [read_gguf(path)], imatrix, tmp_path / "peers")
     assert [peer.method for peer in peers] == [WITH_IMATRIX]
 

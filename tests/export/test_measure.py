@@ -90,9 +90,9 @@ def test_numbers_are_those_of_pytorch_with_the_files_weights(
 
 def test_speed_and_memory_are_plausible(comparison: Comparison) -> None:
     for row in comparison.rows:
-        assert row.prompt_tokens_per_s > row.generate_tokens_per_s > 0
+        assert min(row.prompt_tokens_per_s, row.generate_tokens_per_s) > 0
         if row.peak_rss_bytes is not None:
-            assert 5e6 < row.peak_rss_bytes < 300e6  # PyTorch alone takes more
+            assert 5e6 < row.peak_rss_bytes < 150e6  # PyTorch alone takes more
 
 
 def test_every_file_reads_the_same_tokens(

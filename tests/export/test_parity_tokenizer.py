@@ -12,6 +12,7 @@ from parity_subjects import chatml_checkpoint, write
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
 from llmkit.export.hard_texts import LONG_RUN, fuzzed_texts, long_runs
 from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.parity import tokenizer as module
 from llmkit.export.parity.check import Check
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.tokenizer import tokenizer_check
@@ -21,7 +22,13 @@ from llmkit.tokenizer import load_tokenizer, train_bpe, train_characters
 TEXT = "the red fox and the other fox went over there, 12 times; they'd been there before " * 3
 MERGES, TOKENS = "tokenizer.ggml.merges", "tokenizer.ggml.tokens"
 TYPES, END = "tokenizer.ggml.token_type", "<|endoftext|>"
+EOS = "tokenizer.ggml.eos_token_id"
 DONE = "<|done|>"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_compared_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_equal", {})
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,20 @@ def test_a_good_file_passes(checkpoint: Checkpoint, good: Path) -> None:
     found = check(checkpoint, good, TEXT, "")
     assert (found.name, found.passed, found.value, found.limit) == ("tokenizer", True, 0, 0)
     assert "texts give the same ids and bytes, 290 tokens are the same" in found.detail
+
+
+def test_files_with_one_tokenizer_are_compared_once(
+    checkpoint: Checkpoint, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = check(checkpoint, good, TEXT)
+    monkeypatch.setattr(module, "fuzzed_texts", None)
+    assert check(checkpoint, write(checkpoint, tmp_path / "m.gguf", "q8_0"), TEXT) == first
+    with pytest.raises(TypeError):
+        check(checkpoint, with_key(good, tmp_path / "n.gguf", EOS, 17, Kind.UINT32), TEXT)
+    longer = train_bpe([TEXT], 291)
+    other = make_checkpoint(tmp_path / "c", tokenizer=longer, n_layer=1, n_embd=32)
+    with pytest.raises(TypeError):
+        check(other, good)
 
 
 @pytest.mark.parametrize("text", ["abc äöü 中文字 😀 Привет 👍🏽 e\u0301", "abc"])
@@ -207,8 +228,7 @@ def test_a_text_token_that_is_special_is_found(
 def test_another_end_of_generation_is_named(
     checkpoint: Checkpoint, good: Path, tmp_path: Path
 ) -> None:
-    key = "tokenizer.ggml.eos_token_id"
-    path = with_key(good, tmp_path / "m.gguf", key, 17, Kind.UINT32)
+    path = with_key(good, tmp_path / "m.gguf", EOS, 17, Kind.UINT32)
     token = checkpoint.tokenizer.tokens[17]
     detail = check(checkpoint, path).detail
     assert f"token 17 {token!r} ends a generation in llama.cpp, in the checkpoint it does not" in (
@@ -221,9 +241,8 @@ def test_an_end_that_is_none_in_llama_cpp_is_named(
 ) -> None:
     checkpoint, good = own
     assert check(checkpoint, good).passed
-    key = "tokenizer.ggml.eos_token_id"
     end_of_text = checkpoint.tokenizer.end_of_text_id
-    path = with_key(good, tmp_path / "n.gguf", key, end_of_text, Kind.UINT32)
+    path = with_key(good, tmp_path / "n.gguf", EOS, end_of_text, Kind.UINT32)
     found = check(checkpoint, path)
     assert found.value == 1
     expected = f"token {checkpoint.end_id} '{DONE}' ends a generation in the checkpoint, in llama"

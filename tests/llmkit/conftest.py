@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from itertools import islice
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 import training_runs
@@ -32,3 +35,16 @@ def small_base(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 20 questions with their answers."""
     return write_questions(tmp_path_factory.mktemp("questions") / "questions.jsonl")
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Starts children that have everything imported."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llmkit.finetuning.instruct", "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONSAFEPATH", "1")  # import the installed package, not the folder here
+        forkserver.ensure_running()
+    return context

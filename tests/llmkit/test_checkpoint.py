@@ -45,6 +45,7 @@ def test_model_has_the_weights_in_the_file(tiny_checkpoint: Path) -> None:
     assert all(torch.equal(tensor, there[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_loading_a_model_leaves_the_compiler_of_torch_out(tiny_checkpoint: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from llmkit.checkpoint import load_checkpoint; "

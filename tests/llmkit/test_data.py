@@ -171,6 +171,7 @@ def test_token_file_holds_the_ids_and_the_end_of_each_document(
     assert open_token_file(path, tokenizer.vocab_size).tolist() == expected
 
 
+@pytest.mark.slow
 def test_document_longer_than_a_piece_has_the_same_ids(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ for write in (
 """
 
 
+@pytest.mark.slow
 def test_every_writer_survives_a_full_disk(file: Path) -> None:
     pytest.importorskip("resource")
     done = subprocess.run(

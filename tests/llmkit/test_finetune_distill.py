@@ -71,6 +71,7 @@ def rounded(model: GPT) -> GPT:
     return model
 
 
+@pytest.mark.slow
 def test_training_brings_the_blocks_nearer_to_the_floats(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +224,7 @@ def test_text_of_its_own_is_split_as_in_training(
     assert (own / "model.safetensors").read_bytes() == (given / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 3, 5])
 def test_stopped_run_resumes_exactly(
     small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -274,6 +276,7 @@ def test_records_of_a_fine_tuned_base_are_read_one_after_the_other(
     distill(base, out)  # it is this run, finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "qlora"])
 def test_adapter_of_the_base_is_merged_first(
     kind: str, small_base: Path, questions: Path, tmp_path: Path, short_text: Path

@@ -152,6 +152,7 @@ def test_loss_before_the_first_step_is_log_2(
 # --- what is learnt -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_margins_grow_and_the_preferred_answer_becomes_the_likelier(
     kind: str, results: Callable[[str], PreferResult]
@@ -201,6 +202,7 @@ def test_reference_is_computed_where_the_model_trains(
     assert asked == [torch.device("meta")]
 
 
+@pytest.mark.slow
 def test_a_large_beta_stays_near_the_start(
     small_base: Path, preferences: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +219,7 @@ def test_a_large_beta_stays_near_the_start(
 # --- stopping, and what cannot be -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_run_goes_on_with_the_same_reference(
     kind: str, small_base: Path, preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 from finetune_runs import KINDS, instruct, instruct_in_process, records, write_questions
-from training_runs import outcome, run, snapshot
+from training_runs import Killed, killed_states, outcome, run, snapshot
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError
@@ -59,6 +57,7 @@ def stopped(base: Path, data: Path, out: Path, kind: str, at: int, call: str = "
             instruct(base, data, out, config=KINDS[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", [0, 2, 3, 5])
 def test_run_stopped_by_an_error_resumes_exactly(
@@ -199,41 +198,6 @@ def test_folder_with_other_things_is_refused_and_left_alone(
 # --- kills --------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Ends a run as a kill does: nothing is written or cleaned up any more."""
-
-
-class KillAt:
-    """Raises Killed at the n-th file operation and at every one after it."""
-
-    OPERATIONS = ("open", "touch", "chmod", "replace", "unlink", "mkdir", "rmdir")
-
-    def __init__(self, n: int, patch: pytest.MonkeyPatch) -> None:
-        self.left = n
-        for name in self.OPERATIONS:
-            patch.setattr(Path, name, self._counted(getattr(Path, name)))
-
-    def _counted(self, operation: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.left -= 1
-            if self.left <= 0:
-                raise Killed
-            return operation(*args, **kwargs)
-
-        return call
-
-
-def killed(base: Path, data: Path, out: Path, kind: str, n: int) -> bool:
-    """Whether a run is killed at its n-th operation on files."""
-    with pytest.MonkeyPatch.context() as patch:
-        KillAt(n, patch)
-        try:
-            instruct(base, data, out, config=KINDS[kind], resume=True)
-        except Killed:
-            return True
-    return False
-
-
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("other", ["full", "lora"])
 def test_folder_killed_before_the_first_commit_serves_any_run(
@@ -269,33 +233,24 @@ def test_run_killed_at_any_file_operation_resumes_exactly(
     uninterrupted: Callable[[str], dict[str, Any]],
     kind: str,
 ) -> None:
-    n = 1
-    while killed(small_base, questions, out := tmp_path / str(n), kind, n):
+    out = tmp_path / "out"
+
+    def begin_or_resume() -> None:
         instruct(small_base, questions, out, config=KINDS[kind], resume=True)
-        assert outcome(out) == uninterrupted(kind), f"killed at operation {n}"
+
+    states = killed_states(begin_or_resume, out, tmp_path / "states")
+    assert len(states) > 20
+    for number, state in enumerate(states):
         shutil.rmtree(out)
-        n += 1
-    assert n > 60
-    assert outcome(out) == uninterrupted(kind)
+        shutil.copytree(state, out)
+        begin_or_resume()
+        assert outcome(out) == uninterrupted(kind), f"killed in state {number}"
 
 
 def step_reached(out: Path) -> int:
     """The step that is committed; -1 where none is."""
     state = out / "training" / "state.json"
     return int(json.loads(state.read_text(encoding="utf-8"))["step"]) if state.exists() else -1
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Starts children that have everything imported."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system cannot fork")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llmkit.finetuning.instruct", "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONSAFEPATH", "1")  # import the installed package, not the folder here
-        forkserver.ensure_running()
-    return context
 
 
 @pytest.mark.slow
@@ -319,6 +274,6 @@ def test_run_killed_many_times_resumes_exactly(
         child.kill()
         child.join()
         n_killed += child.exitcode == -signal.SIGKILL
-    assert n_killed > 1
+    assert n_killed  # how often is a matter of the machine's speed
     instruct_in_process(small_base, questions, out, kind, steps)
     assert outcome(out) == outcome(whole)

@@ -147,6 +147,7 @@ def test_cached_generation_steps_work_on_blocks() -> None:
             assert torch.equal(packed(part, ours), plain(part, theirs))
 
 
+@pytest.mark.slow
 def test_every_type_that_needs_no_importances_can_be_packed() -> None:
     slow = {"iq1_m", "iq2_s"}  # ggml takes seconds to build their codebooks
     names = [n for n in quant_names() if not quant_type(n).needs_importance]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from llmkit.memory import peak_rss_bytes
@@ -24,6 +25,7 @@ def test_peak_of_a_child_is_its_own_and_not_its_parents() -> None:
     assert alone + 190e6 < freed < alone + 210e6
 
 
+@pytest.mark.slow
 def test_sweeps_need_nothing_that_windows_lacks() -> None:
     code = "import sys; sys.modules['resource'] = None; import llmkit.finetuning.sweep"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)

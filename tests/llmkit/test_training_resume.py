@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -9,25 +8,27 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import metrics, outcome, run, run_in_process, snapshot
+from training_runs import (
+    killed_at,
+    killed_states,
+    metrics,
+    outcome,
+    run,
+    run_in_process,
+    snapshot,
+)
 
-import llmkit.checkpoint
 from llmkit.errors import CheckpointError
 from llmkit.training.loop import TrainingLoop
 
 
 class StopError(Exception):
     """Ends a run in the middle."""
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does: nothing is written or cleaned up any more."""
 
 
 @pytest.fixture(scope="module")
@@ -178,70 +179,23 @@ def test_run_works_outside_the_main_thread(
     assert outcome(tmp_path / "out") == uninterrupted(0.0)
 
 
-class KillAt:
-    """Raises Killed at the n-th file operation and at every one after it."""
-
-    OPERATIONS = (
-        *((Path, name) for name in ("open", "touch", "chmod", "replace", "unlink")),
-        *((Path, name) for name in ("mkdir", "rmdir")),
-        (os, "fsync"),
-        (shutil, "rmtree"),
-        (llmkit.checkpoint, "save_file"),
-    )
-
-    def __init__(self, n: int, patch: pytest.MonkeyPatch) -> None:
-        self.left = n
-        for owner, name in self.OPERATIONS:
-            patch.setattr(owner, name, self._counted(getattr(owner, name)))
-
-    def _counted(self, operation: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.left -= 1
-            if self.left <= 0:
-                raise Killed
-            return operation(*args, **kwargs)
-
-        return call
-
-
-@pytest.mark.slow
 def test_run_killed_at_any_file_operation_resumes_exactly(short_text: Path, tmp_path: Path) -> None:
     training = {"steps": 2, "eval_interval": 1}
-    run(short_text, tmp_path / "whole", training=training)
-    expected = outcome(tmp_path / "whole")
+    out = tmp_path / "out"
 
-    def killed(out: Path, n: int) -> bool:
-        with pytest.MonkeyPatch.context() as patch:
-            KillAt(n, patch)
-            try:
-                run(short_text, out, training=training, resume=True)
-            except Killed:
-                return True
-        return False
-
-    n = 1
-    while killed(out := tmp_path / str(n), n):
-        if n % 3 == 0:
-            killed(out, n * 7 % 50 + 1)  # and while it recovers
+    def begin_or_resume() -> None:
         run(short_text, out, training=training, resume=True)
-        assert outcome(out) == expected, f"killed at operation {n}"
+
+    states = killed_states(begin_or_resume, out, tmp_path / "states")
+    assert len(states) > 30
+    expected = outcome(out)
+    for number, state in enumerate(states):
         shutil.rmtree(out)
-        n += 1
-    assert n > 100
-    assert outcome(out) == expected
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Starts children that have everything imported."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system cannot fork")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llmkit.training", "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONSAFEPATH", "1")  # import the installed package, not the folder here
-        forkserver.ensure_running()
-    return context
+        shutil.copytree(state, out)
+        if number % 3 == 0:
+            killed_at(number * 7 % 50 + 1, begin_or_resume)  # and while it recovers
+        begin_or_resume()
+        assert outcome(out) == expected, f"killed in state {number}"
 
 
 @pytest.mark.slow
@@ -263,7 +217,7 @@ def test_run_killed_many_times_resumes_exactly(
         child.kill()
         child.join()
         n_killed += child.exitcode == -signal.SIGKILL
-    assert n_killed > 3
+    assert n_killed  # how often is a matter of the machine's speed
     run_in_process(short_text, out, steps)
     assert outcome(out) == outcome(tmp_path / "whole")
 
@@ -280,7 +234,7 @@ def test_ctrl_c_of_a_process_saves_and_resumes_exactly(
     while child.is_alive() and step_reached(out) < 1:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGINT)
-    child.join(60)
+    child.join()
     assert child.exitcode == 130
     assert 0 < step_reached(out) < steps
     run_in_process(short_text, out, steps)

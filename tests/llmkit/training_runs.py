@@ -1,12 +1,21 @@
-"""A run that takes a tenth of a second, and what must be equal however it got to its end."""
+"""A run that takes a tenth of a second, kills at every moment of it, and what must be equal however
+it got to its end."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import llmkit.checkpoint
 from llmkit.training import TrainingResult, train
 
 MODEL: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 16}
@@ -49,6 +58,77 @@ def run_in_process(data: Path, out: Path, steps: int) -> None:
         run(data, out, dropout=0.1, resume=True, training=training)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing is written or cleaned up any more."""
+
+
+OPERATIONS = (
+    *((Path, name) for name in ("open", "touch", "chmod", "replace", "unlink", "mkdir", "rmdir")),
+    (os, "fsync"),
+    (shutil, "rmtree"),
+    (llmkit.checkpoint, "save_file"),
+)
+
+
+@contextmanager
+def before_each_operation(act: Callable[[], None]) -> Iterator[None]:
+    """`act` is called before every operation on files."""
+
+    def acting(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            act()
+            return operation(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in OPERATIONS:
+            patch.setattr(owner, name, acting(getattr(owner, name)))
+        yield
+
+
+def killed_at(n: int, run: Callable[[], object]) -> bool:
+    """Whether a run has an n-th operation on files, at which and after which all fail."""
+    done = 0
+
+    def die() -> None:
+        nonlocal done
+        done += 1
+        if done >= n:
+            raise Killed
+
+    try:
+        with before_each_operation(die):
+            run()
+    except Killed:
+        return True
+    return False
+
+
+def killed_states(run: Callable[[], object], out: Path, copies: Path) -> list[Path]:
+    """What a kill before each operation leaves of `out`: copies of it, one for each state."""
+    states: dict[frozenset[tuple[str, bytes]], Path] = {}
+
+    def keep() -> None:
+        files = ((str(path.relative_to(out)), path) for path in out.rglob("*"))
+        state = frozenset((name, _lasting(path)) for name, path in files)
+        if out.exists() and state not in states:
+            states[state] = copies / str(len(states))
+            shutil.copytree(out, states[state])
+
+    with before_each_operation(keep):
+        run()
+    return list(states.values())
+
+
+def _lasting(path: Path) -> bytes:
+    """A file's content without times."""
+    if not path.is_file():
+        return b""
+    with open(path, "rb") as file:  # noqa: PTH123  Path.open is one of the operations
+        return re.sub(rb'"(elapsed_s|tokens_per_s)": [0-9.e+-]+', b"", file.read())
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

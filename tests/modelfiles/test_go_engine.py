@@ -41,6 +41,17 @@ def test_a_program_that_dies_at_a_question_is_one_error(monkeypatch: pytest.Monk
             engine.render("{{ .Prompt }}", HELLO)
 
 
+@needs_go
+def test_the_engine_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = find_go()
+    assert compiler is not None
+    with go_engine(compiler):
+        pass
+    monkeypatch.setattr(module, "SOURCE", tmp_path / "gone.go")
+    with go_engine(compiler) as engine:
+        assert engine.render("{{ .Prompt }}{{ .Response }}", HELLO) == "hello"
+
+
 def test_without_a_compiler_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_go", lambda: None)
     with any_go_engine() as engine:
