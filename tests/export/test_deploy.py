@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from deployable import answering_checkpoint, exported, write_proof
+from deployable import answering_checkpoint, exported, records_of, write_proof
 from finetuned import with_adapter
 from gguf_surgery import Kind, with_key
 from ollama_servers import real_ollama, stand_in
@@ -24,11 +24,15 @@ from llmkit.cli.main import main
 from llmkit.errors import ConfigError, LlmkitError, ModelfileError, OllamaError
 from llmkit.export.deploy import Deployment, deploy
 from llmkit.export.doctor import machine
+from llmkit.export.held_out import proof_prompts
 from llmkit.export.ollama.address import full_name, unverified_name
-from llmkit.export.ollama.server import OllamaServer
+from llmkit.export.ollama.server import OllamaServer, Said
 from llmkit.export.ollama.store import Blob, copy, create, delete, upload
 from llmkit.export.ollama.transport import Patience, Transport
+from llmkit.export.parity.ollama import ollama_check
+from llmkit.export.parity.subject import open_subject
 from llmkit.modelfiles.modelfile import Modelfile, render
+from llmkit.modelfiles.prompt_format import ALPACA, CHATML, Message, PromptFormat
 from llmkit.modelfiles.reading import read_modelfile
 
 NAME = "llmkit-test-tales"
@@ -159,6 +163,31 @@ def test_an_adapter_goes_with_its_base(checkpoint: Checkpoint, tmp_path: Path, u
     assert done.passed, crosses(done)
 
 
+TURNS = (
+    Message("system", "Be brief."),
+    Message("user", "Some words?"),
+    Message("assistant", "words"),
+)
+
+
+@pytest.mark.parametrize("form", [CHATML, ALPACA], ids=lambda form: form.name)
+def test_a_format_with_special_tokens_in_its_prompts_is_compared(
+    form: PromptFormat, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = answering_checkpoint(tmp_path / "c", form, records_of(TURNS))
+    folder = exported(made, tmp_path / "out")
+    done = deploy(folder, NAME, host=url)
+    assert done.passed, crosses(done)
+    found = {check.name: check.found for check in done.checks}
+    assert int(found["logprobs"].split()[0]) >= 25  # several for each of the five prompts
+    monkeypatch.setenv("OLLAMA_HOST", url)
+    subject = open_subject(made, next(folder.glob("*.gguf")))
+    modelfile = read_modelfile(folder / "Modelfile").modelfile
+    check = ollama_check(subject, modelfile, proof_prompts(made, None), NAME)
+    assert check.passed, check.detail
+    assert 0 < check.value <= check.limit
+
+
 # Against the stand-in in every trouble: the model that had the name stays, and nothing else is left
 
 
@@ -227,6 +256,16 @@ def test_a_check_that_fails_ends_it_and_nothing_changes(
     assert re.search(message, found)
     server.trouble = Trouble()
     assert names(server.url) == before
+
+
+def test_where_nothing_was_compared_no_cause_is_guessed(
+    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OllamaServer, "continued", lambda *_: Said("", (), "stop"))
+    (check,) = (c for c in deploy(folder, NAME, host=server.url).checks if not c.passed)
+    assert (check.name, check.advice) == ("logprobs", "")
+    assert check.found.startswith("no log-probability was compared")
+    assert not server.models
 
 
 def test_no_server_is_a_cross(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf_surgery import Kind, make_checkpoint, with_key, with_tensors
 from ollama_stand_in import StandIn
 from ollama_stand_in_http import running
@@ -18,16 +19,16 @@ from llmkit.errors import OllamaError
 from llmkit.export.convert import export
 from llmkit.export.held_out import proof_prompts
 from llmkit.export.ollama.address import address, is_this_machine
-from llmkit.export.ollama.server import OllamaServer
+from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
 from llmkit.export.parity.check import Check
-from llmkit.export.parity.ollama import ollama_check
+from llmkit.export.parity.ollama import as_ollama_reads, ollama_check, path_of
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.verify import verify
 from llmkit.export.recipe import Recipe
 from llmkit.modelfiles.go_engine import find_go, go_engine
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
 from llmkit.modelfiles.reading import read_modelfile
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer import Tokenizer, byte_alphabet, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,57 @@ def test_a_model_of_this_file_passes(server: StandIn, exported: tuple[Checkpoint
     assert found.passed, found.detail
     assert 0 < found.value <= found.limit
     assert "log-probabilities equal" in found.detail
+
+
+START, END = "<|im_start|>", "<|im_end|>"
+
+
+def bytes_and_specials(tokenizer: Tokenizer, *parts: bytes | str) -> list[int]:
+    """A token for each byte, and special ones by name."""
+    symbols = byte_alphabet()
+    found: list[int] = []
+    for part in parts:
+        if isinstance(part, str):
+            found.append(tokenizer.special_id(part))
+        else:
+            found += [tokenizer.tokens.index(symbols[byte]) for byte in part]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "read"),
+    [
+        ((START, b"a", END), f"{START}a{END}", (START, b"a", END)),
+        ((END.encode(), b"b"), f"{END}b", (END, b"b")),  # spelled in a message it is parsed too
+        ((START, b"a\xe9"), f"{START}a", (START, b"a")),  # the prompt cuts a character
+        ((b"\xa9b",), "b", (b"b",)),
+        ((b"\xc3\xa9",), "é", (b"\xc3\xa9",)),
+        ((b"\xc3",), "", ()),
+    ],
+)
+def test_ollama_is_given_special_tokens_as_text(
+    prompt: tuple[bytes | str, ...], text: str, read: tuple[bytes | str, ...]
+) -> None:
+    tokenizer = train_bpe([""], 257).with_tokens(special=[START, END])
+    ids, wanted = (bytes_and_specials(tokenizer, *parts) for parts in (prompt, read))
+    assert as_ollama_reads(ids, tokenizer) == (text, wanted)
+
+
+@pytest.mark.parametrize(("told", "n_followed"), [("é", 3), ("è", 0)])
+def test_tokens_within_a_character_are_followed(told: str, n_followed: int) -> None:
+    """They come as one entry, which stands at the last of them."""
+    tokenizer = train_bpe([""], 257)
+    prompt, answer = [65], bytes_and_specials(tokenizer, "éb".encode())
+
+    class Greedy:
+        def logits(self, ids: torch.Tensor) -> torch.Tensor:
+            return torch.eye(257)[[answer[len(ids) - len(prompt)]]]
+
+    said = Said("", (SaidToken(told.encode(), {}), SaidToken(b"b", {})), "stop")
+    whole = {b"b": answer[-1]}
+    path, places = path_of(said, prompt, whole, tokenizer, Greedy())  # type: ignore[arg-type]
+    assert path == answer[:n_followed]
+    assert places == [1, 2][: len(path)]
 
 
 def test_verify_asks_the_server_that_the_environment_names(
