@@ -126,8 +126,10 @@ def _unverified(server: OllamaServer, name: str) -> Iterator[str]:
     finally:
         try:
             delete(server.http, temporary)
-        except OllamaError:  # a server that is gone keeps what it has
+        except (OllamaError, KeyboardInterrupt) as error:  # no server, or no time to remove it
             say(f"{temporary} may still be in Ollama: remove it with `ollama rm {temporary}`")
+            if isinstance(error, KeyboardInterrupt):
+                raise
 
 
 def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[DoctorCheck]:

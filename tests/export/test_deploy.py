@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -317,17 +319,50 @@ def test_create_is_never_asked_twice(folder: Path, server: StandIn) -> None:
     assert server.asked.count(("POST", "/api/create")) == 1
 
 
-def test_an_interrupt_leaves_nothing(
-    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Handlers as they were before a command set its own."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="not on Windows")
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_nothing(
+    name: str,
+    folder: Path,
+    server: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*_: object) -> str:
+    number = getattr(signal, name)
+    monkeypatch.setattr(OllamaServer, "show", lambda *_: os.kill(os.getpid(), number))
+    words = ["deploy", str(folder), "--name", NAME, "--host", server.url]
+    assert main(words) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == "llmkit: interrupted"
+    assert ("POST", "/api/create") in server.asked
+    assert not server.models
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_second_interrupt_says_what_is_left(
+    folder: Path,
+    server: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OllamaServer, "show", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        deploy(folder, NAME, host=server.url)
-    assert ("POST", "/api/create") in server.asked
-    assert not server.models
+    monkeypatch.setattr("llmkit.export.deploy.delete", interrupted)
+    assert main(["deploy", str(folder), "--name", NAME, "--host", server.url]) == 130
+    (left,) = server.models
+    assert f"`ollama rm {left}`" in capsys.readouterr().err
 
 
 def test_two_deployments_at_once_do_not_mix(folder: Path, other: Path, server: StandIn) -> None:
@@ -397,6 +432,9 @@ def test_a_file_that_was_changed_after_its_proof_is_a_cross(
     write_proof(checkpoint, gguf, passed=False)
     assert "failed" in crosses(deploy(made, NAME, host=server.url))["proof"]
     assert not server.models
+    checks = [{"name": "tensors", "passed": True}, {"name": "ollama", "passed": False}]
+    write_proof(checkpoint, gguf, passed=False, checks=checks)  # `verify --ollama` without a server
+    assert not crosses(deploy(made, NAME, host=server.url))
 
 
 def test_an_adapter_that_was_replaced_after_its_proof_is_a_cross(

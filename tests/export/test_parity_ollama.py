@@ -18,7 +18,6 @@ from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, sav
 from llmkit.errors import OllamaError
 from llmkit.export.convert import export
 from llmkit.export.held_out import proof_prompts
-from llmkit.export.ollama.address import address, is_this_machine
 from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
 from llmkit.export.parity.check import Check
 from llmkit.export.parity.ollama import as_ollama_reads, ollama_check, path_of
@@ -130,6 +129,34 @@ def test_verify_asks_the_server_that_the_environment_names(
     assert [check.passed for check in proof.checks if check.name == "ollama"] == [True]
 
 
+@pytest.mark.parametrize("trouble", ["no server", "no such model", "no address"])
+def test_verify_asks_first_and_proves_the_rest_all_the_same(
+    trouble: str,
+    server: StandIn,
+    exported: tuple[Checkpoint, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hosts = {"no server": "127.0.0.1:9", "no such model": server.url, "no address": "ftp://a"}
+    monkeypatch.setenv("OLLAMA_HOST", hosts[trouble])
+    told: list[str] = []
+
+    def tensors_check(_subject: object) -> Check:
+        told.append(capsys.readouterr().err)  # what was said before any proof
+        return Check("tensors", True, 0, 0, "fine")
+
+    monkeypatch.setattr("llmkit.export.parity.verify.tensors_check", tensors_check)
+    monkeypatch.setattr("llmkit.export.parity.verify._Run.checks", lambda *_: [])
+    monkeypatch.setattr("llmkit.export.parity.verify.keep", lambda *_: None)
+    checkpoint, gguf = exported
+    proof = verify(checkpoint.folder, gguf, ollama="nope")
+    assert {check.name: check.passed for check in proof.checks} == {
+        "metadata": True, "tensors": True, "ollama": False,
+    }  # fmt: skip
+    assert proof.checks[-1].detail.startswith("not run: ")
+    assert proof.checks[-1].detail.removeprefix("not run: ") in told[0]
+
+
 def test_a_model_of_another_file_is_found(
     server: StandIn, exported: tuple[Checkpoint, Path], tmp_path: Path
 ) -> None:
@@ -195,46 +222,3 @@ def test_what_does_not_answer_is_one_line(
     with pytest.raises(OllamaError, match="out of memory"):
         check(server, exported)
     server.trouble.broken.clear()
-
-
-@pytest.mark.parametrize(
-    ("host", "url"),
-    [
-        (None, "http://127.0.0.1:11434"),
-        ("", "http://127.0.0.1:11434"),
-        ("example.com", "http://example.com:11434"),
-        ("example.com:99", "http://example.com:99"),
-        ("http://example.com", "http://example.com:80"),
-        ("https://example.com", "https://example.com:443"),
-        ("https://example.com:99/ollama/", "https://example.com:99/ollama"),
-        (":99", "http://127.0.0.1:99"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        ("[::1]:99", "http://[::1]:99"),
-        ("[::]", "http://[::1]:11434"),
-        ("[::]:99", "http://[::1]:99"),
-        ("https://[0:0::0]:99", "https://[::1]:99"),
-        (' "example.com" ', "http://example.com:11434"),
-    ],
-)
-def test_the_address_is_read_as_ollama_reads_it(
-    host: str | None, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OLLAMA_HOST", raising=False)
-    assert address(host) == url
-    if host:
-        monkeypatch.setenv("OLLAMA_HOST", host)
-        assert address() == url
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [("0.0.0.0", True), ("[::]:99", True), ("localhost", True), ("example.com", False)],
-)
-def test_a_server_on_all_addresses_is_on_this_machine(host: str, here: bool) -> None:
-    assert is_this_machine(address(host)) == here
-
-
-@pytest.mark.parametrize("host", ["ftp://example.com", "example.com:port", "example.com:99999"])
-def test_what_is_no_address_is_refused(host: str) -> None:
-    with pytest.raises(OllamaError, match="is no address"):
-        address(host)
