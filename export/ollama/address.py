@@ -15,9 +15,10 @@ IPV6_LOOPBACK = "::1"
 _LAST_PORT = 65535
 _PORTS = {"http": 80, "https": 443}  # of an address that names its scheme and no port
 _HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([^:\[\]]*)")
-# [host/][namespace/]model[:tag], as Ollama's types/model/name.go takes it.
+# [[host/]namespace/]model[:tag], as Ollama's types/model/name.go takes it.
+_HOST, _SPACE = r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}", r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
-_NAME = re.compile(rf"([A-Za-z0-9_][A-Za-z0-9_.:-]*/)?([A-Za-z0-9_][\w-]*/)?{_PART}(:{_PART})?")
+_NAME = re.compile(rf"(({_HOST}/)?{_SPACE}/)?{_PART}(:{_PART})?")
 _UNVERIFIED = "llmkit-unverified"
 
 
@@ -124,6 +125,11 @@ def check_name(name: str) -> str:
             "such as tales or tales:v2"
         )
     return name
+
+
+def is_model_name(text: str) -> bool:
+    """Whether FROM can name a model so; its host may have a scheme."""
+    return _NAME.fullmatch(re.sub(r"^https?://", "", text)) is not None
 
 
 def full_name(name: str) -> str:
