@@ -19,6 +19,7 @@ from llmkit.export.ollama.address import (
     is_this_machine,
     read_address,
 )
+from llmkit.export.ollama.proxy import ProxyError, proxy_of, unused_proxy
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.transport import (
     NoServerError,
@@ -61,11 +62,16 @@ def server_checks(host: str | None = None, patience: Patience = _PATIENCE) -> Fo
         return Found((DoctorCheck("host", False, str(error), advice),), None, False)
     url = where.url
     checks = [_host_check(given_address(host), where)]
-    with OllamaServer(host, patience) as server:
-        try:
+    try:
+        with OllamaServer(host, patience) as server:
             version = server.version()
-        except OllamaError as error:
-            return Found((*checks, _no_answer(url, error)), url, False)
+    except ProxyError as error:
+        found = f"{error.proxy.variable} is {error.proxy.place}, {error.fault}"
+        checks.append(DoctorCheck("proxy", False, found, error.proxy.advice))
+        return Found(tuple(checks), url, False)
+    except OllamaError as error:
+        return Found((*checks, *_proxy_checks(url), _no_answer(url, error)), url, False)
+    checks += _proxy_checks(url)
     checks.append(DoctorCheck("server", True, f"Ollama answers at {url}", _already_there(url)))
     return Found((*checks, version_check(version)), url, True)
 
@@ -109,6 +115,17 @@ def _host_check(given: str, where: Address) -> DoctorCheck:
     if where.means_all:
         notes.append("a server with this setting is open to the whole network")
     return DoctorCheck("host", True, f"{given!r} means {where.url}", "; ".join(notes))
+
+
+def _proxy_checks(url: str) -> list[DoctorCheck]:
+    """A line where a proxy is set, used or not."""
+    if proxy := proxy_of(url):
+        found = f"{proxy.variable}: {url} is asked through {proxy.place}"
+        advice = "NO_PROXY names hosts to be asked directly"
+        return [DoctorCheck("proxy", True, found, advice)]
+    if proxy := unused_proxy(url):
+        return [DoctorCheck("proxy", True, f"{proxy.variable} is set; {url} is asked directly")]
+    return []
 
 
 def _already_there(url: str) -> str:
