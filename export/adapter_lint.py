@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,24 +13,36 @@ from llmkit.export.adapter import HALVES
 from llmkit.export.gguf_file import GGUFFile, read_gguf
 from llmkit.modelfiles.grammar import Finding, Place
 
+_EXPORT = "name the adapter's GGUF file, as llmkit export writes it"
 _OTHER = "name the adapter that was trained on this base, or the base that it was trained on"
 
 
-def lint_adapter(path: Path, base: GGUFFile, place: Place) -> Iterator[Finding]:
-    """Findings in an adapter's file, the first one that keeps it from its base."""
+def lint_adapter(value: str, path: Path, base: GGUFFile | None, place: Place) -> Iterator[Finding]:
+    """Findings in what ADAPTER names, the first one that keeps it from its base.
+
+    `base`: the file of FROM; None where that is a model's name.
+    """
     if not path.exists():
         yield Finding(
-            "error", place, f"ADAPTER names {path.name}, which is not there",
+            "error", place, f"no such file or directory: ADAPTER names {value}, which is not there",
             "write the path as it is seen from the Modelfile's folder",
         )  # fmt: skip
         return
+    fault = safetensors_fault("ADAPTER", path, "adapter_config.json")
+    if fault is None and path.is_dir() and base is not None:
+        fault = (
+            f"unsupported architecture: Ollama converts no folder to an adapter of {_kind(base)}"
+        )
+    if fault is not None:
+        yield Finding("error", place, fault, _EXPORT)
+        return
+    if path.is_dir():
+        return  # Ollama converts it, for a model of its own
     try:
         adapter = read_gguf(path)
     except GGUFError as error:
-        yield Finding(
-            "error", place, f"ADAPTER is no GGUF file that runs: {error}",
-            "export the adapter again, with llmkit export",
-        )  # fmt: skip
+        message = f"unknown type: ADAPTER is no GGUF file that runs: {error}"
+        yield Finding("error", place, message, _EXPORT)
         return
     if adapter.metadata.get(gguf.Keys.General.TYPE) != gguf.GGUFType.ADAPTER:
         message = f"{path.name} is a model, no adapter: Ollama takes it and changes nothing"
@@ -45,17 +58,49 @@ def lint_adapter(path: Path, base: GGUFFile, place: Place) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _fault(adapter: GGUFFile, base: GGUFFile) -> str | None:
-    """Why llama.cpp would not load this adapter for this base."""
-    key = gguf.Keys.General.ARCHITECTURE
-    theirs, ours = adapter.metadata.get(key), base.metadata.get(key)
-    if theirs != ours:
-        return f"it is for {theirs}, the base is {ours}"
+def safetensors_fault(instruction: str, path: Path, config: str) -> str | None:
+    """Why Ollama does not convert what FROM or ADAPTER names, in its own words first.
+
+    None for a folder that it may convert, and for a file that is not .safetensors.
+    """
+    if path.is_file():
+        if path.suffix.lower() != ".safetensors":
+            return None
+        return f"open {config}: file does not exist: {instruction} names a single .safetensors file"
+    if not any(path.glob("*.safetensors")):
+        return (
+            f"no Modelfile or safetensors files found: {instruction} names the folder {path.name}"
+        )
+    try:
+        content = json.loads((path / config).read_text(encoding="utf-8"))
+    except OSError:
+        return f"open {config}: file does not exist: in {path.name}, which {instruction} names"
+    except ValueError as error:
+        return f"{config} of {path.name}, which {instruction} names, is not JSON: {error}"
+    if instruction == "FROM":
+        architectures = content.get("architectures") if isinstance(content, dict) else None
+        if not architectures:
+            return f"unknown architecture: FROM names the folder {path.name}"
+        if architectures[0].startswith("GPT2"):
+            return f"unsupported architecture {architectures[0]}: FROM names {path.name}"
+    return None
+
+
+def _kind(file: GGUFFile) -> object:
+    return file.metadata.get(gguf.Keys.General.ARCHITECTURE)
+
+
+def _fault(adapter: GGUFFile, base: GGUFFile | None) -> str | None:
+    """Why llama.cpp would not load this adapter, for this base if one is given."""
+    if base is not None and _kind(adapter) != _kind(base):
+        return f"it is for {_kind(adapter)}, the base is {_kind(base)}"
     kind = adapter.metadata.get(gguf.Keys.Adapter.TYPE)
     if kind != "lora":
         return f"adapter.type is {kind}, not lora"
     if not adapter.tensors:
         return "it has no tensors"
+    if base is None:
+        return None
     faults = (_tensor_fault(name, adapter, base) for name in adapter.tensors)
     return next((fault for fault in faults if fault), None)
 

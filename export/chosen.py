@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmkit.checkpoint import Checkpoint, build_model
+from llmkit.console import say
 from llmkit.errors import QuantizationError
 from llmkit.export.calibration import Calibration
 from llmkit.export.gguf_write import entry_type, open_weights
-from llmkit.export.imatrix import ImportanceFile
+from llmkit.export.imatrix import ImportanceFile, InputStatistics
 from llmkit.export.metadata import ChosenBlocks, hash_of_choice
 from llmkit.export.names import tensor_table
 from llmkit.model.config import GPTConfig
@@ -59,17 +61,32 @@ def by_importance(
     """Ggml's rounding with the squared error of each column weighed, as llama-quantize does.
 
     `matrices`: name in the checkpoint, weights and type. None where importances change no block.
+    Columns without importance are rounded as if all were equal, which one line says.
     Raises QuantizationError for importances of another width, or of a matrix whose type needs them
     and that has none.
     """
     names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config)}
-    blocks, hashes = {}, {}
+    blocks, hashes, lacking = {}, {}, []
     for name, weights, qtype in matrices:
-        importance = importances.matrix.importance(names[name])
-        packed = quantize(weights, qtype, names[name], importance)
+        found = importances.matrix.statistics.get(names[name])
+        packed = quantize(weights, qtype, names[name], _usable(found, qtype))
         if qtype.needs_importance or not _is_rounded(packed, weights, qtype):
             blocks[name], hashes[name] = packed, hash_of_choice(weights, packed)
-    return ChosenBlocks("imatrix", importances.sha256, blocks, hashes) if blocks else None
+        n_without = weights.shape[-1] if found is None else found.n_without
+        if n_without:
+            lacking.append(f"{names[name]} ({n_without} of {weights.shape[-1]} columns)")
+    if not blocks:
+        return None
+    if lacking:
+        say(f"no importance, rounded as if all columns were equal: {', '.join(lacking)}")
+    return ChosenBlocks("imatrix", importances.sha256, blocks, hashes)
+
+
+def _usable(found: InputStatistics | None, qtype: QuantType) -> NDArray[np.float32] | None:
+    """None for a matrix to be rounded plainly: one without importances, if its type needs none."""
+    if found is None or (found.n_without == found.in_sum2.size and not qtype.needs_importance):
+        return None
+    return found.importance
 
 
 def _is_rounded(packed: PackedRows, weights: FloatRows, qtype: QuantType) -> bool:

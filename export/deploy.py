@@ -126,8 +126,10 @@ def _unverified(server: OllamaServer, name: str) -> Iterator[str]:
     finally:
         try:
             delete(server.http, temporary)
-        except OllamaError:  # a server that is gone keeps what it has
+        except (OllamaError, KeyboardInterrupt) as error:  # no server, or no time to remove it
             say(f"{temporary} may still be in Ollama: remove it with `ollama rm {temporary}`")
+            if isinstance(error, KeyboardInterrupt):
+                raise
 
 
 def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[DoctorCheck]:
@@ -143,7 +145,8 @@ def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[DoctorCh
     prompts = proof_prompts(subject.checkpoint, None)
     found = compared_logprobs(server, model, subject, prompts)
     fine = f"{found.n} log-probabilities are PyTorch's within {found.largest:.1e}"
-    yield _check("logprobs", found.faults, fine, "Ollama's llama.cpp computes something else")
+    advice = "Ollama computes something else: see its version and its log" if found.n else ""
+    yield _check("logprobs", found.faults, fine, advice)
     n, n_stopped = stopped(server, model, subject)
     faults = [never_stops(n)] if n and not n_stopped else []
     fine = f"{n_stopped} of {n} answers end by themselves" if n else "no held-out questions to ask"

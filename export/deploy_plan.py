@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmkit.checkpoint import CONFIG_FILE, load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, ModelfileError
@@ -13,6 +14,7 @@ from llmkit.export.modelfile_lint import lint_modelfile, local_file
 from llmkit.export.ollama.store import Blob
 from llmkit.export.parity.keeping import PROOF_FILE, kept_proof
 from llmkit.export.parity.modelfile import disagreements
+from llmkit.export.parity.ollama import NAME as OLLAMA
 from llmkit.export.parity.subject import Subject, open_subject
 from llmkit.export.parity.verify import MODELFILE
 from llmkit.modelfiles.modelfile import Modelfile
@@ -110,10 +112,16 @@ def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
     if proof.get("checkpoint_sha256") not in (None, subject.checkpoint.sha256):
         found = f"{subject.checkpoint.folder} has changed since {gguf.name} was proved"
         return DoctorCheck("proof", False, found, again)
-    if not proof.get("passed"):
+    if not proof.get("passed") and not _only_ollama_failed(proof):
         found = f"the proof of {gguf.name} failed"
         return DoctorCheck("proof", False, found, f"see {gguf.parent / PROOF_FILE}")
     return DoctorCheck("proof", True, f"{gguf.name} is the file that was proved")
+
+
+def _only_ollama_failed(proof: dict[str, Any]) -> bool:
+    """Whether all that failed is what an Ollama of then was asked: this deployment asks anew."""
+    checks = proof.get("checks") or []
+    return bool(checks) and all(check["passed"] or check["name"] == OLLAMA for check in checks)
 
 
 def _blob(path: Path, sha256: str) -> Blob:

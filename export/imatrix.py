@@ -29,6 +29,7 @@ from llmkit.export.names import tensor_table
 from llmkit.files import written_beside
 from llmkit.model.gpt import GPT
 from llmkit.model.storage import is_matrix
+from llmkit.quant import has_importance
 
 KIND = str(gguf.GGUFType.IMATRIX)
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -53,6 +54,12 @@ class InputStatistics:
         counts = self.counts[:, None]
         means = np.divide(self.in_sum2, counts, out=np.ones_like(self.in_sum2), where=counts > 0)
         return means.reshape(-1)
+
+    @property
+    def n_without(self) -> int:
+        """How many columns have no importance: nothing was measured, or too little for float32."""
+        means = np.where(self.counts[:, None] > 0, self.importance.reshape(self.in_sum2.shape), 0)
+        return int((~has_importance(means)).sum())
 
 
 @dataclass(frozen=True)
@@ -180,8 +187,16 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
 
 
 def read_importance_file(path: Path) -> ImportanceFile:
-    """Read an importance matrix with the hash of its file. Raises GGUFError as `read_imatrix`."""
-    return ImportanceFile(read_imatrix(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    """Read an importance matrix with the hash of its file.
+
+    Raises GGUFError as `read_imatrix`, and where no tensor has importances.
+    """
+    matrix = read_imatrix(path)
+    if all(found.n_without == found.in_sum2.size for found in matrix.statistics.values()):
+        raise GGUFError(
+            f"{path}: all importances are zero, or too small for float32; collect again"
+        )
+    return ImportanceFile(matrix, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _statistics(file: GGUFFile, name: str) -> InputStatistics:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import gguf
 
 from llmkit.errors import GGUFError, ModelfileError
-from llmkit.export.adapter_lint import lint_adapter
+from llmkit.export.adapter_lint import lint_adapter, safetensors_fault
 from llmkit.export.gguf_file import GGUFFile, read_gguf
 from llmkit.export.keys import ADAPTER_KEY
 from llmkit.export.modelfile_write import context_length, end_token, prompt_format_of
+from llmkit.export.ollama.address import is_model_name
 from llmkit.export.template_fit import difference, misfit
 from llmkit.modelfiles.go_engine import GoEngine, any_go_engine
 from llmkit.modelfiles.grammar import Finding, Place, RefusalError
@@ -72,8 +74,8 @@ def local_file(value: str, folder: Path) -> Path:
 
 
 def _is_path(source: str) -> bool:
-    """Whether it cannot be a model's name, such as llama3.2:1b or hf.co/someone/something."""
-    return source.startswith((".", "/", "~", "\\")) or source.lower().endswith(".gguf")
+    """Whether it is meant as a path, though Ollama would take it for a name: m.gguf, C:/models."""
+    return source.lower().endswith(".gguf") or re.match(r"[A-Za-z]:[/\\]", source) is not None
 
 
 @dataclass(frozen=True)
@@ -85,38 +87,53 @@ class _Files:
     engine: GoEngine | None
 
     def lint(self) -> Iterator[Finding]:
+        base = None
         for instruction in instructions_of(self.parsed, "from"):
             source, place = instruction.value, instruction.name_at
             path = local_file(source, self.folder)
             # Without such a file Ollama takes it for a model's name.
             if path.exists():
-                yield from self._source(path, place)
-            elif _is_path(source):
+                base = yield from self._source(path, place)
+            elif _is_path(source) or not is_model_name(source):
                 yield Finding(
                     "error", place, f"invalid model name: FROM names {source}, which is not there",
-                    "write the path as it is seen from the Modelfile's folder",
+                    "write the path as it is seen from the Modelfile's folder, or a model's name "
+                    "such as llama3.2:1b",
                 )  # fmt: skip
+        adapter = self.parsed.modelfile.adapter
+        if adapter is not None:
+            place = place_of(self.parsed, "adapter")
+            yield from lint_adapter(adapter, local_file(adapter, self.folder), base, place)
 
-    def _source(self, path: Path, place: Place) -> Iterator[Finding]:
+    def _source(self, path: Path, place: Place) -> Generator[Finding, None, GGUFFile | None]:
+        """Findings in what FROM names; returns the model."""
+        fault = safetensors_fault("FROM", path, "config.json")
+        if fault is not None:
+            yield Finding("error", place, fault, "name the GGUF file that llmkit export wrote")
+            return None
         if path.is_dir():
-            message = f"FROM names the folder {path.name}"
-            yield Finding("error", place, message, "name the GGUF file in it")
-            return
+            message = f"FROM names the folder {path.name}, which Ollama converts by itself"
+            yield Finding("warning", place, message, "name a GGUF file for it to be checked here")
+            return None
         try:
             file = read_gguf(path)
         except GGUFError as error:
             message = f"unknown type: FROM is no GGUF file that runs: {error}"
             yield Finding("error", place, message, "name one that llmkit export wrote")
-            return
+            return None
         if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
             message = f"FROM names the adapter {path.name}"
             advice = f"name its base here, and write ADAPTER ./{path.name}"
             yield Finding("error", place, message, advice)
-            return
+            return None
         yield from self._context(file)
         yield from self._stops(file)
         yield from self._template(file)
-        yield from self._adapter(file, place)
+        named = file.metadata.get(ADAPTER_KEY)
+        if named is not None and self.parsed.modelfile.adapter is None:
+            message = f"{file.path.name} is the base of an adapter that is not used"
+            yield Finding("warning", place, message, f"write ADAPTER ./{Path(str(named)).name}")
+        return file
 
     def _context(self, file: GGUFFile) -> Iterator[Finding]:
         asked, there = self.parsed.modelfile.parameters.num_ctx, context_length(file)
@@ -137,15 +154,6 @@ class _Files:
             advice = str(error)
         place = place_of(self.parsed, "parameter", "stop")
         yield Finding("warning", place, f"no stop is the model's end token {end}", advice)
-
-    def _adapter(self, file: GGUFFile, place: Place) -> Iterator[Finding]:
-        adapter, named = self.parsed.modelfile.adapter, file.metadata.get(ADAPTER_KEY)
-        if adapter is not None:
-            path = local_file(adapter, self.folder)
-            yield from lint_adapter(path, file, place_of(self.parsed, "adapter"))
-        elif named is not None:
-            message = f"{file.path.name} is the base of an adapter that is not used"
-            yield Finding("warning", place, message, f"write ADAPTER ./{Path(str(named)).name}")
 
     def _template(self, file: GGUFFile) -> Iterator[Finding]:
         modelfile, form = self.parsed.modelfile, prompt_format_of(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,10 +95,23 @@ def prompt_ids(ids: list[int], start_of_document: int) -> list[int]:
 
 
 def stream_text(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The text of a stream of tokens' bytes, in whole characters."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    """The text of a stream of tokens' bytes, in whole characters, as llama.cpp's server streams it.
+
+    A character that is cut off by the end is left out; other bytes that are not UTF-8 become
+    U+FFFD.
+    """
+    held = b""
     for piece in pieces:
-        if text := decoder.decode(piece):
-            yield text
-    if rest := decoder.decode(b"", final=True):
-        yield rest
+        held += piece
+        if held and not ends_inside_character(held):
+            yield held.decode("utf-8", errors="replace")
+            held = b""
+
+
+def ends_inside_character(text: bytes) -> bool:
+    """`validate_utf8` of llama.cpp's server: whether one of the last bytes begins a longer one."""
+    for n_there, byte in enumerate(reversed(text[-4:]), start=1):
+        length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+        if 0xC0 <= byte < 0xF8 and n_there < length:
+            return True
+    return False

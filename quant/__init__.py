@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from llmkit.quant.rows import dequantize, quantize
+from llmkit.quant.rows import dequantize, has_importance, quantize
 from llmkit.quant.types import (
     BlockFields,
     BlockLayout,
@@ -26,6 +26,7 @@ __all__ = [
     "BlockLayout",
     "QuantType",
     "dequantize",
+    "has_importance",
     "quant_names",
     "quant_type",
     "quant_type_of",

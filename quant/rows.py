@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,10 +13,14 @@ from numpy.typing import NDArray
 from llmkit.errors import QuantizationError
 from llmkit.quant.ggml import has_library, quantize_rows
 from llmkit.quant.types import FloatRows, PackedRows, QuantType
+from llmkit.threads import n_cores
 
 # Weights in one chunk, which bounds the copies. Of fewer, the calls take longer than what they read
 # from cache saves: unpacking q4_0 at 64 Ki runs at two thirds of the speed (bench_quant.py).
 _CHUNK_WEIGHTS = 384 * 1024
+# Importances that ggml computes with in float32: measured, its search degrades from 1e-16 of the
+# largest on, and where all are above 1e12 or below 1e-12.
+_LEAST_SHARE, _MOST_EXPONENT = 1e-15, 32
 
 
 def quantize(
@@ -28,7 +31,8 @@ def quantize(
 ) -> PackedRows:
     """Pack floats of shape (..., row_length) into (n_rows, row_bytes), rounded as ggml does.
 
-    `importance` (row_length,) weighs the squared error of each column. It is ggml's own function
+    `importance` (row_length,) weighs the squared error of each column; columns without any count as
+    much as the mean. It is ggml's own function
     that packs; where its library is missing, types whose rounding is to nearest get the same
     bytes from NumPy. Raises QuantizationError naming the tensor: for rows that are not whole
     blocks, and, with the row, for NaN, infinity and values that the format cannot hold.
@@ -91,7 +95,29 @@ def _checked_importance(
         raise QuantizationError(
             f"{tensor_name}: importances are negative or not finite; collect them again"
         )
-    return np.ascontiguousarray(importance, dtype=np.float32)
+    return _evened(np.ascontiguousarray(importance, dtype=np.float32))
+
+
+def has_importance(importance: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which columns count: not those of zero, nor what underflows, alone or beside the largest.
+
+    Ggml sums weighted squares in float32 and erases the weights of blocks where these vanish.
+    """
+    return importance >= max(np.finfo(np.float32).tiny, float(importance.max()) * _LEAST_SHARE)
+
+
+def _evened(importance: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Importances that ggml can compute with: columns without any count as much as the mean."""
+    counts = has_importance(importance)
+    if not counts.any():
+        return np.ones_like(importance)
+    if not counts.all():
+        importance = np.where(counts, importance, importance[counts].mean(dtype=np.float64))
+        importance = importance.astype(np.float32)
+    _, exponent = np.frexp(importance.max())
+    if abs(exponent) > _MOST_EXPONENT:  # squares of such sums overflow or vanish
+        importance = np.ldexp(importance, -exponent)  # exact, and changes no ratio
+    return importance
 
 
 def dequantize(
@@ -127,7 +153,7 @@ def _for_each_chunk(n_rows: int, row_length: int, work: Callable[[slice], None])
     Each core has a run of rows: a queue of chunks wakes a thread for each of them.
     """
     step = max(1, _CHUNK_WEIGHTS // row_length)
-    n_shares = max(1, min(os.cpu_count() or 1, math.ceil(n_rows / step)))
+    n_shares = max(1, min(n_cores(), math.ceil(n_rows / step)))
     share = max(1, math.ceil(n_rows / n_shares))
 
     failed: list[int] = []

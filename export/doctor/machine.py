@@ -27,6 +27,7 @@ from llmkit.tokenizer import train_bpe
 
 OLDEST_PYTHON = (3, 11)
 GB = 1e9
+MODELS_VARIABLE = "OLLAMA_MODELS"
 # Of a container, where it has a limit of its own (cgroup v2).
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -87,20 +88,30 @@ def free_gpu_memory() -> int:
 
 def disk_check(needed: int = 0) -> DoctorCheck:
     """Whether Ollama's folder has room for a model of so many bytes."""
-    folder = models_folder()
+    folder, source = models_folder()
     free = free_disk(folder)
-    found = f"{gigabytes(free)} free for {folder}"
+    found = f"{gigabytes(free)} free for {folder} ({source})"
     if needed:
         found += f"; storing the model takes up to {gigabytes(needed)}"
-    advice = "" if free >= needed else "free space, or let OLLAMA_MODELS name a folder elsewhere"
-    return DoctorCheck("disk", free >= needed, found, advice)
+    if free >= needed:
+        return DoctorCheck("disk", True, found)
+    advice = f"free space, or start the server with {MODELS_VARIABLE} naming a folder elsewhere"
+    return DoctorCheck("disk", False, found, advice)
 
 
-def models_folder() -> Path:
-    """Where Ollama keeps models on this machine."""
-    own = os.environ.get("OLLAMA_MODELS")
-    service = Path("/usr/share/ollama/.ollama/models")  # of Linux's installer
-    return Path(own) if own else service if service.exists() else Path.home() / ".ollama/models"
+def models_folder() -> tuple[Path, str]:
+    """Where Ollama on this machine should keep models, and what that is taken from.
+
+    The server's own OLLAMA_MODELS cannot be asked for; it may be another than this shell's.
+    """
+    own = os.environ.get(MODELS_VARIABLE)
+    if own:
+        return Path(own), f"{MODELS_VARIABLE} of this shell; the server may have another"
+    unless = f"unless the server has an {MODELS_VARIABLE} of its own"
+    service = Path("/usr/share/ollama/.ollama/models")
+    if service.exists():
+        return service, f"where Linux's installer puts it, {unless}"
+    return Path.home() / ".ollama/models", f"the default folder, {unless}"
 
 
 def free_disk(folder: Path) -> int:

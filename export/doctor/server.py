@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -14,10 +13,13 @@ from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.doctor.port import free_port, holder
 from llmkit.export.ollama.address import (
     DEFAULT_PORT,
-    address,
+    Address,
+    given_address,
     host_and_port,
     is_this_machine,
+    read_address,
 )
+from llmkit.export.ollama.proxy import ProxyError, proxy_of, unused_proxy
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.transport import (
     NoServerError,
@@ -54,16 +56,22 @@ class Found:
 def server_checks(host: str | None = None, patience: Patience = _PATIENCE) -> Found:
     """Address, server and version."""
     try:
-        url = address(host)
+        where = read_address(host)
     except OllamaError as error:
-        advice = "write [http://]HOST[:PORT], such as 127.0.0.1:11434, or leave it away"
+        advice = "write [http://]HOST[:PORT], such as 127.0.0.1:11434, or leave it out"
         return Found((DoctorCheck("host", False, str(error), advice),), None, False)
-    checks = [_host_check(host, url)]
-    with OllamaServer(host, patience) as server:
-        try:
+    url = where.url
+    checks = [_host_check(given_address(host), where)]
+    try:
+        with OllamaServer(host, patience) as server:
             version = server.version()
-        except OllamaError as error:
-            return Found((*checks, _no_answer(url, error)), url, False)
+    except ProxyError as error:
+        found = f"{error.proxy.variable} is {error.proxy.place}, {error.fault}"
+        checks.append(DoctorCheck("proxy", False, found, error.proxy.advice))
+        return Found(tuple(checks), url, False)
+    except OllamaError as error:
+        return Found((*checks, *_proxy_checks(url), _no_answer(url, error)), url, False)
+    checks += _proxy_checks(url)
     checks.append(DoctorCheck("server", True, f"Ollama answers at {url}", _already_there(url)))
     return Found((*checks, version_check(version)), url, True)
 
@@ -93,16 +101,31 @@ def version_check(version: str) -> DoctorCheck:
     return DoctorCheck("version", False, found, f"update it to {oldest} or newer, and restart it")
 
 
-def _host_check(host: str | None, url: str) -> DoctorCheck:
-    given = host or os.environ.get("OLLAMA_HOST")
+def _host_check(given: str, where: Address) -> DoctorCheck:
     if not given:
-        return DoctorCheck("host", True, f"OLLAMA_HOST is not set: {url}")
-    advice = ""
-    if "://" in given and not re.search(r":\d+", given.partition("://")[2]):
-        advice = "with http:// and no port this is port 80; Ollama's own is 11434"
-    elif "0.0.0.0" in given:
-        advice = "a server told so is open to the whole network"
-    return DoctorCheck("host", True, f"{given!r} means {url}", advice)
+        return DoctorCheck("host", True, f"OLLAMA_HOST is not set: {where.url}")
+    notes = []
+    if where.bad_port:
+        notes.append(f"{where.bad_port!r} is not a port, so Ollama takes {where.port}")
+    elif "://" in given and not where.port_is_given:
+        notes.append(
+            f"with {where.scheme}:// and no port this is port {where.port}; "
+            f"Ollama's own is {DEFAULT_PORT}"
+        )
+    if where.means_all:
+        notes.append("a server with this setting is open to the whole network")
+    return DoctorCheck("host", True, f"{given!r} means {where.url}", "; ".join(notes))
+
+
+def _proxy_checks(url: str) -> list[DoctorCheck]:
+    """A line where a proxy is set, used or not."""
+    if proxy := proxy_of(url):
+        found = f"{proxy.variable}: {url} is asked through {proxy.place}"
+        advice = "NO_PROXY names hosts to be asked directly"
+        return [DoctorCheck("proxy", True, found, advice)]
+    if proxy := unused_proxy(url):
+        return [DoctorCheck("proxy", True, f"{proxy.variable} is set; {url} is asked directly")]
+    return []
 
 
 def _already_there(url: str) -> str:

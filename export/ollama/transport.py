@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import httpx
 
 from llmkit.errors import OllamaError
-from llmkit.export.ollama.address import address, is_this_machine
+from llmkit.export.ollama.address import address
+from llmkit.export.ollama.proxy import ProxyError, proxy_of, transport_through
 
 TRIES = 3
 Answer = TypeVar("Answer")
@@ -59,10 +60,13 @@ class Transport:
     """Requests to one server. Each raises OllamaError: a subclass says what kind."""
 
     def __init__(self, host: str | None = None, patience: Patience | None = None) -> None:
+        """Raises OllamaError for an address or a proxy that is none."""
         self.url = address(host)
         self.patience = patience or Patience()
-        # As Go's programs do, reach this machine past any proxy.
-        self._client = httpx.Client(base_url=self.url, trust_env=not is_this_machine(self.url))
+        self.proxy = proxy_of(self.url)
+        self._client = httpx.Client(
+            base_url=self.url, transport=transport_through(self.proxy), trust_env=False
+        )
         self._heard = False
 
     def close(self) -> None:
@@ -150,8 +154,14 @@ class Transport:
         except httpx.ConnectError as error:
             if self._heard:
                 raise self._broken(path) from error
+            if self.proxy:
+                raise ProxyError(self.proxy, "which does not answer") from error
             advice = "start it, or set OLLAMA_HOST"
             raise NoServerError(f"no Ollama answers at {self.url}: {advice}") from error
+        except httpx.ProxyError as error:
+            if self.proxy is None:
+                raise
+            raise ProxyError(self.proxy, f"which refuses ({error})") from error
         except httpx.TransportError as error:
             if self._heard:
                 raise self._broken(path) from error
@@ -189,4 +199,5 @@ class Transport:
         )
 
     def _not_ollama(self, path: str) -> NotOllamaError:
-        return NotOllamaError(f"{self.url}{path} does not answer as Ollama does")
+        through = f", asked through the proxy of {self.proxy.variable}" if self.proxy else ""
+        return NotOllamaError(f"{self.url}{path} does not answer as Ollama does{through}")

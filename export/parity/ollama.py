@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,9 @@ from llmkit.export.parity.prompt import conversations, id_fault
 from llmkit.export.parity.reference import Reference, with_f16_cache
 from llmkit.export.parity.subject import Subject
 from llmkit.finetuning.held_out import held_out_questions
+from llmkit.generation import ends_inside_character
 from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.tokenizer import Tokenizer
 
 NAME = "ollama"
 N_PROMPTS, N_TOKENS = 10, 12
@@ -31,6 +34,7 @@ class Compared:
     """Log-probabilities of Ollama against PyTorch's."""
 
     faults: list[str] = field(default_factory=list)
+    n_prompts: int = 0
     n: int = 0
     largest: float = 0.0
     noise: float = 0.0
@@ -143,23 +147,23 @@ def compared_logprobs(
     source = subject.checkpoint
     exact = Reference(subject, torch.float64)
     rounded = Reference(subject, torch.float64, attention=with_f16_cache)
-    ids_of = {
-        source.tokenizer.decode_bytes([token_id]): token_id
-        for token_id in range(source.config.vocab_size)
-        if token_id not in source.tokenizer.special_ids
-    }
+    ids_of = _whole_tokens(source.tokenizer)
+    n_ctx = source.config.context_length
     compared = Compared()
     for prompt in prompts[:N_PROMPTS]:
-        text = source.tokenizer.decode(prompt)
-        if source.tokenizer.encode(text) != list(prompt):
-            continue  # cut inside of a character: Ollama is given text
-        said = server.continued(name, text, N_TOKENS, source.config.context_length)
+        text, ids = as_ollama_reads(prompt, source.tokenizer)
+        if not 0 < len(ids) < n_ctx:
+            continue
+        said = server.continued(name, text, N_TOKENS, n_ctx)
         if said.text and not said.tokens:
             compared.faults.append("Ollama tells no log-probabilities: update it")
             break
-        _compare_tokens(said, list(prompt), ids_of, exact, rounded, compared)
+        compared.n_prompts += 1
+        path, places = path_of(said, ids, ids_of, source.tokenizer, exact)
+        if path:
+            _compare_tokens(said, ids, path, places, ids_of, exact, rounded, compared)
     if not compared.n and not compared.faults:
-        compared.faults.append("Ollama tells no log-probability that could be compared")
+        compared.faults.append(nothing_compared(compared.n_prompts))
     if not compared.largest <= compared.limit:
         compared.faults.append(
             f"log-probabilities differ by {compared.largest:.1e}, more than {compared.limit:.1e}"
@@ -167,26 +171,97 @@ def compared_logprobs(
     return compared
 
 
+def nothing_compared(n_prompts: int) -> str:
+    """The fault of a comparison without a single number."""
+    if not n_prompts:
+        return "no log-probability was compared: there is no prompt that fits the context"
+    return (
+        f"no log-probability was compared: Ollama tells no token of its answers to {n_prompts} "
+        "prompts that PyTorch can follow"
+    )
+
+
+def as_ollama_reads(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """A prompt as the text that Ollama is given, special tokens written out, and its tokens there.
+
+    Ollama parses special tokens wherever they stand. Characters that the prompt cuts are left out.
+    """
+    names = {tokenizer.tokens[token_id]: token_id for token_id in tokenizer.special_ids}
+    content = b"".join(
+        tokenizer.tokens[token_id].encode()
+        if token_id in tokenizer.special_ids
+        else tokenizer.decode_bytes([token_id])
+        for token_id in ids
+    )
+    text = content.decode("utf-8", errors="ignore")
+    longest_first = sorted(names, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+    read: list[int] = []
+    for number, part in enumerate(parts):
+        read += [names[part]] if number % 2 else tokenizer.encode(part)
+    return text, read
+
+
+def _whole_tokens(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Ids by the bytes that Ollama tells of a token: those of whole characters."""
+    found = {}
+    for token_id in range(tokenizer.vocab_size):
+        content = tokenizer.decode_bytes([token_id])
+        text = content.decode("utf-8", errors="replace")
+        if content and "\ufffd" not in text:
+            found[content] = token_id
+    return found
+
+
+def path_of(
+    said: Said,
+    prompt: list[int],
+    ids_of: dict[bytes, int],
+    tokenizer: Tokenizer,
+    exact: Reference,
+) -> tuple[list[int], list[int]]:
+    """The ids that Ollama chose, and at which of them each of its entries stands.
+
+    Tokens within a character come as one entry, of the last of them: the way through is PyTorch's,
+    as far as it gives the same text.
+    """
+    path: list[int] = []
+    places: list[int] = []
+    for token in said.tokens:
+        through: list[int] = []
+        held = b""
+        if token.token in ids_of:
+            through = [ids_of[token.token]]
+        while not through or ends_inside_character(held):
+            logits = exact.logits(torch.tensor([*prompt, *path, *through]))
+            through.append(int(logits[-1].argmax()))
+            piece = tokenizer.decode_bytes(through[-1:])
+            held += piece
+            if not piece:
+                return path, places
+        if held and held.decode("utf-8", errors="replace").encode() != token.token:
+            break
+        path += through
+        places.append(len(path) - 1)
+    return path, places
+
+
 def _compare_tokens(
     said: Said,
     prompt: list[int],
+    path: list[int],
+    places: list[int],
     ids_of: dict[bytes, int],
     exact: Reference,
     rounded: Reference,
     compared: Compared,
 ) -> None:
-    """Follow Ollama's own path; its entries of tokens within a character are merged or missing."""
-    path: list[int] = []
-    for token in said.tokens:
-        if token.token not in ids_of:
-            break
-        path.append(ids_of[token.token])
-    if not path:
-        return
+    """Compare each entry's log-probabilities at its place on the path that Ollama took."""
     ids, n = torch.tensor([*prompt, *path[:-1]]), len(path)
-    wanted = next(exact.last_logits([ids], [n])).log_softmax(-1)  # (n, V)
-    noise = (next(rounded.last_logits([ids], [n])).log_softmax(-1) - wanted).abs()
-    for row, noise_row, token, token_id in zip(wanted, noise, said.tokens, path, strict=False):
+    wanted = next(exact.last_logits([ids], [n]))[places].log_softmax(-1)  # (entries, V)
+    noise = (next(rounded.last_logits([ids], [n]))[places].log_softmax(-1) - wanted).abs()
+    chosen = [path[place] for place in places]
+    for row, noise_row, token, token_id in zip(wanted, noise, said.tokens, chosen, strict=False):
         for content, logprob in token.logprobs.items():
             if content in ids_of:
                 difference = abs(float(row[ids_of[content]]) - logprob)

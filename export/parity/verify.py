@@ -17,17 +17,19 @@ import torch
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.console import say
-from llmkit.errors import GGUFError, LlmkitError
+from llmkit.errors import GGUFError, LlmkitError, OllamaError
 from llmkit.export.gguf_file import config_of
 from llmkit.export.held_out import TextSequence, proof_prompts, proof_sequences
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.names import tensor_table
+from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.parity.check import Check, Proof
 from llmkit.export.parity.generation import generation_check
 from llmkit.export.parity.keeping import keep
 from llmkit.export.parity.layers import layers_check
 from llmkit.export.parity.logits import LogitsComparison, compare_logits, logits_check
 from llmkit.export.parity.metadata import metadata_check
+from llmkit.export.parity.ollama import NAME as OLLAMA
 from llmkit.export.parity.ollama import ollama_check
 from llmkit.export.parity.prompt import prompt_check
 from llmkit.export.parity.reference import Reference
@@ -59,12 +61,15 @@ def verify(
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
 
     `modelfile`: the one beside the file unless given. `ollama`: a model of a running Ollama, made
-    of this file, which is asked too (OLLAMA_HOST says where). `data`: text; what training held out
-    unless given, and tales where it held out nothing. The proof is also written into parity.json
-    beside the file, and with `html` as a page with plots. Raises LlmkitError where the two cannot
-    be compared at all, or the page cannot be written.
+    of this file, which is asked too (OLLAMA_HOST says where); that check fails where it cannot be
+    asked. `data`: text; what training held out unless given, and tales where it held out nothing.
+    The proof is also written into parity.json beside the file, and with `html` as a page with
+    plots. Raises LlmkitError where the two cannot be compared at all, or the page not be written.
     """
     subject = open_subject(load_checkpoint(checkpoint), gguf)
+    unreachable = _unreachable(ollama) if ollama else None
+    if unreachable:
+        say(f"{unreachable}; the other checks run without it")
     source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
     prompts = proof_prompts(subject.checkpoint, data)
     beside = gguf.parent / MODELFILE
@@ -75,9 +80,14 @@ def verify(
     try:
         checks += found.checks(subject)
     except GGUFError as error:
-        checks += [Check(name, False, 1, 0, f"not run: {error}") for name in RUN_CHECKS]
+        checks += [_not_run(name, error) for name in RUN_CHECKS]
     if ollama is not None:
-        checks.append(ollama_check(subject, said, prompts, ollama))
+        try:
+            if unreachable:
+                raise unreachable
+            checks.append(ollama_check(subject, said, prompts, ollama))
+        except OllamaError as error:
+            checks.append(_not_run(OLLAMA, error))
     proof = Proof(
         passed=all(check.passed for check in checks),
         checkpoint=str(checkpoint),
@@ -104,6 +114,24 @@ def verify(
         shown = [subject.checkpoint.tokenizer.decode(prompt) for prompt in prompts]
         write_page(html, proof, found.comparison, shown)
     return proof
+
+
+def _unreachable(model: str) -> OllamaError | None:
+    """Why a model of a running Ollama cannot be asked: found out before the proofs take their time.
+
+    None where it can.
+    """
+    try:
+        with OllamaServer() as server:
+            server.version()
+            server.show(model)
+    except OllamaError as error:
+        return error
+    return None
+
+
+def _not_run(name: str, error: LlmkitError) -> Check:
+    return Check(name, False, 1, 0, f"not run: {error}")
 
 
 def _read(modelfile: Path) -> Modelfile | None:

@@ -31,7 +31,10 @@ from llmkit.cli import (
 )
 from llmkit.errors import LlmkitError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT = 2
+# Ctrl-C, kill or docker stop, a terminal that closes: all end a command in the same way.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_INTERRUPTED = 128  # and the signal's number, as in a shell
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")  # PyTorch's on the CPU; CUDA and MPS
 
 app = typer.Typer(
@@ -49,7 +52,7 @@ for _module in (
 ):  # fmt: skip
     _module.register(app)
 
-_interrupted = threading.Event()
+_signal = 0  # that interrupted the command
 
 
 def _print_version(asked: bool) -> None:
@@ -74,15 +77,21 @@ def _of_llmkit(
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns its exit code. Errors become one line on stderr."""
+    global _signal
+    _signal = 0
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    _interrupted.clear()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _on_interrupt)
+        for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, _on_interrupt)
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(arguments, standalone_mode=False) or 0)
+        if code == _INTERRUPTED + signal.SIGINT:  # what Typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        return code
     except (KeyboardInterrupt, typer.Abort):
-        _interrupted.set()
+        _signal = _signal or signal.SIGINT
         return _fail("interrupted", debug)
     except LlmkitError as error:
         return _fail(str(error), debug)
@@ -109,13 +118,14 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    _interrupted.set()
+    global _signal
+    _signal = number
     if _is_importing(frame):
         # Libraries swallow an interrupt while they load, and go on or fail later of what is
         # missing then. Nothing is being written yet, so there is nothing to clean up.
         print("llmkit: interrupted", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)
-    signal.default_int_handler(number, frame)
+        os._exit(_INTERRUPTED + number)
+    raise KeyboardInterrupt
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -129,6 +139,6 @@ def _is_importing(frame: FrameType | None) -> bool:
 def _fail(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    message, code = ("interrupted", INTERRUPTED) if _interrupted.is_set() else (message, BAD_INPUT)
+    message, code = ("interrupted", _INTERRUPTED + _signal) if _signal else (message, BAD_INPUT)
     print(f"llmkit: {' '.join(message.split())}", file=sys.stderr)
     return code

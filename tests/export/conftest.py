@@ -49,11 +49,9 @@ def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_and_few_texts() -> Iterator[None]:
+def _few_texts() -> Iterator[None]:
     """What makes a proof quick. The tests of whole programs, the demo above all, leave it out."""
     with pytest.MonkeyPatch.context() as patch:
-        # llama.cpp's threads wait for each other at every one of a tiny model's small products.
-        patch.setattr(os, "cpu_count", lambda: 1)
         patch.setattr(held_out, "N_PROMPTS", 8)
         patch.setattr(tokenizer, "N_FUZZED", 200)
         yield

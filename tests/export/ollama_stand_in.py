@@ -197,9 +197,9 @@ class StandIn:
 
             return lines()
         list(pieces)
-        told = {"logprobs": request.logprobs} if asked.get("logprobs") else {}
-        done = {"done": True, "done_reason": request.reason, **told}
-        return {**same, **content(request.text), **done}
+        told = {"logprobs": request.logprobs} if request.logprobs and asked.get("logprobs") else {}
+        done = {"done": True, "done_reason": request.reason, "prompt_eval_count": request.n_prompt}
+        return {**same, **content(request.text), **done, **told}
 
     def _rendered(self, stored: Stored, messages: Sequence[Message]) -> str:
         template = stored.modelfile.template or "{{ .Prompt }}{{ .Response }}"

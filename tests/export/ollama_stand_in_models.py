@@ -36,6 +36,7 @@ class Request:
     never_stops: bool = False
     text: str = ""
     reason: str = "length"
+    n_prompt: int = 0
     logprobs: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -126,16 +127,21 @@ def details(stored: Stored) -> dict[str, Any]:
 
 
 def generated(stored: Stored, request: Request) -> Iterator[str]:
-    """Yield the text of a generation; the request then knows the rest of the answer."""
+    """Yield the text of a generation; the request then knows the rest of the answer.
+
+    As llama.cpp's server (`process_token` of server-context.cpp), it holds text back while it ends
+    within a character. The end drops what is held back; later text brings it along.
+    """
     asked, options = request.asked, request.asked.get("options", {})
     stops = stored.modelfile.parameters.stop
-    pieces: list[bytes] = []
+    held = b""
     with LlamaCpp(stored.gguf, exact=False) as llama:  # with Ollama's f16 keys and values
         new = llama.tokenize(request.prompt, parse_special=True)
         if len(new) >= llama.n_ctx:
             if not asked.get("truncate", True):
                 _refuse_long(len(new), llama.n_ctx)
             new = new[-llama.n_ctx // 2 :]  # without a word
+        request.n_prompt = len(new)
         room = llama.n_ctx - len(new)
         for _ in range(min(options.get("num_predict", room), room)):
             logits = llama.evaluate(new, all_positions=False)[0].astype(np.float64)
@@ -145,15 +151,27 @@ def generated(stored: Stored, request: Request) -> Iterator[str]:
             if llama.is_end_of_generation(new[0]) and not request.never_stops:
                 request.reason = "stop"
                 break
-            pieces.append(llama.token_bytes(new[0]))
-            text = b"".join(pieces).decode(errors="replace")
-            if any(stop in text for stop in stops):
+            held += llama.token_bytes(new[0])
+            if whole(held) < len(held):
+                continue
+            text = held.decode(errors="replace")
+            if any(stop in request.text + text for stop in stops):
                 request.reason = "stop"
                 break
             told = [_entry(llama.token_bytes(int(i)), logprobs[i]) for i in top]
-            request.logprobs.append(_entry(pieces[-1], logprobs[new[0]]) | {"top_logprobs": told})
-            yield text[len(request.text) :]
-            request.text = text
+            request.logprobs.append(_entry(held, logprobs[new[0]]) | {"top_logprobs": told})
+            request.text += text
+            held = b""
+            yield text
+
+
+def whole(text: bytes) -> int:
+    """`validate_utf8` of server-common.cpp: the length without a character that is cut off."""
+    for i, byte in enumerate(reversed(text[-4:]), start=1):
+        for mask, begins, length in ((0xE0, 0xC0, 2), (0xF0, 0xE0, 3), (0xF8, 0xF0, 4)):
+            if byte & mask == begins and i < length:
+                return len(text) - i
+    return len(text)
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -176,6 +194,7 @@ def _refuse_long(n_prompt: int, n_ctx: int) -> None:
 
 
 def _entry(piece: bytes, logprob: float) -> dict[str, Any]:
-    """A token of no bytes of its own, such as a special one, is told without them."""
-    entry = {"token": piece.decode(errors="replace"), "logprob": float(logprob)}
-    return entry | ({"bytes": list(piece)} if piece else {})
+    """A token without text, such as a special one or the first byte of several, has no bytes."""
+    text = piece[: whole(piece)].decode(errors="replace")
+    entry = {"token": text, "logprob": float(logprob)}
+    return entry | ({"bytes": list(text.encode())} if text else {})

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from deployable import answering_checkpoint, exported
+from deployable import answering_checkpoint, exported, stammering_checkpoint
 from finetuned import as_classifier
 from gguf_surgery import make_checkpoint
 from ollama_servers import real_ollama, stand_in
@@ -106,6 +106,17 @@ def test_one_question_that_is_too_long_is_an_error(url: str, checkpoint: Checkpo
     for model, host in ((checkpoint.folder, None), (None, url)):
         with pytest.raises(PromptTooLongError, match="shorten"):
             conversation(["many words " * 100], model, host)
+
+
+def test_an_answer_that_is_part_of_a_character_is_empty(server: StandIn, tmp_path: Path) -> None:
+    made = stammering_checkpoint(tmp_path / "c")
+    folder = exported(made, tmp_path / "out", "f32")
+    gguf = next(folder.glob("*.gguf"))
+    server.models["stammer:latest"] = Stored(gguf, read_modelfile(folder / "Modelfile").modelfile)
+    for model, name in ((made.folder, None), (gguf, None), (None, "stammer")):
+        sampling = Sampling(temperature=0, max_tokens=3)
+        with open_reply(model, name, server.url if name else None, sampling) as reply:
+            assert "".join(chat(reply, ["a", "b"], "", print)) == "\n\n"
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from deployable import answering_checkpoint, exported, write_proof
+from deployable import answering_checkpoint, exported, records_of, write_proof
 from finetuned import with_adapter
 from gguf_surgery import Kind, with_key
 from ollama_servers import real_ollama, stand_in
@@ -24,11 +26,15 @@ from llmkit.cli.main import main
 from llmkit.errors import ConfigError, LlmkitError, ModelfileError, OllamaError
 from llmkit.export.deploy import Deployment, deploy
 from llmkit.export.doctor import machine
+from llmkit.export.held_out import proof_prompts
 from llmkit.export.ollama.address import full_name, unverified_name
-from llmkit.export.ollama.server import OllamaServer
+from llmkit.export.ollama.server import OllamaServer, Said
 from llmkit.export.ollama.store import Blob, copy, create, delete, upload
 from llmkit.export.ollama.transport import Patience, Transport
+from llmkit.export.parity.ollama import ollama_check
+from llmkit.export.parity.subject import open_subject
 from llmkit.modelfiles.modelfile import Modelfile, render
+from llmkit.modelfiles.prompt_format import ALPACA, CHATML, Message, PromptFormat
 from llmkit.modelfiles.reading import read_modelfile
 
 NAME = "llmkit-test-tales"
@@ -159,6 +165,31 @@ def test_an_adapter_goes_with_its_base(checkpoint: Checkpoint, tmp_path: Path, u
     assert done.passed, crosses(done)
 
 
+TURNS = (
+    Message("system", "Be brief."),
+    Message("user", "Some words?"),
+    Message("assistant", "words"),
+)
+
+
+@pytest.mark.parametrize("form", [CHATML, ALPACA], ids=lambda form: form.name)
+def test_a_format_with_special_tokens_in_its_prompts_is_compared(
+    form: PromptFormat, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = answering_checkpoint(tmp_path / "c", form, records_of(TURNS))
+    folder = exported(made, tmp_path / "out")
+    done = deploy(folder, NAME, host=url)
+    assert done.passed, crosses(done)
+    found = {check.name: check.found for check in done.checks}
+    assert int(found["logprobs"].split()[0]) >= 25  # several for each of the five prompts
+    monkeypatch.setenv("OLLAMA_HOST", url)
+    subject = open_subject(made, next(folder.glob("*.gguf")))
+    modelfile = read_modelfile(folder / "Modelfile").modelfile
+    check = ollama_check(subject, modelfile, proof_prompts(made, None), NAME)
+    assert check.passed, check.detail
+    assert 0 < check.value <= check.limit
+
+
 # Against the stand-in in every trouble: the model that had the name stays, and nothing else is left
 
 
@@ -229,6 +260,16 @@ def test_a_check_that_fails_ends_it_and_nothing_changes(
     assert names(server.url) == before
 
 
+def test_where_nothing_was_compared_no_cause_is_guessed(
+    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OllamaServer, "continued", lambda *_: Said("", (), "stop"))
+    (check,) = (c for c in deploy(folder, NAME, host=server.url).checks if not c.passed)
+    assert (check.name, check.advice) == ("logprobs", "")
+    assert check.found.startswith("no log-probability was compared")
+    assert not server.models
+
+
 def test_no_server_is_a_cross(folder: Path) -> None:
     done = deploy(folder, NAME, host="127.0.0.1:9")
     assert crosses(done) == {"server": "not running: nothing listens at http://127.0.0.1:9"}
@@ -278,17 +319,50 @@ def test_create_is_never_asked_twice(folder: Path, server: StandIn) -> None:
     assert server.asked.count(("POST", "/api/create")) == 1
 
 
-def test_an_interrupt_leaves_nothing(
-    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Handlers as they were before a command set its own."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="not on Windows")
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_nothing(
+    name: str,
+    folder: Path,
+    server: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*_: object) -> str:
+    number = getattr(signal, name)
+    monkeypatch.setattr(OllamaServer, "show", lambda *_: os.kill(os.getpid(), number))
+    words = ["deploy", str(folder), "--name", NAME, "--host", server.url]
+    assert main(words) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == "llmkit: interrupted"
+    assert ("POST", "/api/create") in server.asked
+    assert not server.models
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_second_interrupt_says_what_is_left(
+    folder: Path,
+    server: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OllamaServer, "show", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        deploy(folder, NAME, host=server.url)
-    assert ("POST", "/api/create") in server.asked
-    assert not server.models
+    monkeypatch.setattr("llmkit.export.deploy.delete", interrupted)
+    assert main(["deploy", str(folder), "--name", NAME, "--host", server.url]) == 130
+    (left,) = server.models
+    assert f"`ollama rm {left}`" in capsys.readouterr().err
 
 
 def test_two_deployments_at_once_do_not_mix(folder: Path, other: Path, server: StandIn) -> None:
@@ -358,6 +432,9 @@ def test_a_file_that_was_changed_after_its_proof_is_a_cross(
     write_proof(checkpoint, gguf, passed=False)
     assert "failed" in crosses(deploy(made, NAME, host=server.url))["proof"]
     assert not server.models
+    checks = [{"name": "tensors", "passed": True}, {"name": "ollama", "passed": False}]
+    write_proof(checkpoint, gguf, passed=False, checks=checks)  # `verify --ollama` without a server
+    assert not crosses(deploy(made, NAME, host=server.url))
 
 
 def test_an_adapter_that_was_replaced_after_its_proof_is_a_cross(

@@ -171,25 +171,6 @@ def test_an_old_server_is_found(running: StandIn) -> None:
     assert checks["server"].passed
 
 
-@pytest.mark.parametrize(
-    ("host", "note"),
-    [
-        ("http://127.0.0.1", "is port 80; Ollama's own is 11434"),
-        ("0.0.0.0:9", "open to the whole network"),
-        ("127.0.0.1:9", ""),
-    ],
-)
-def test_what_ollama_host_means_is_said(
-    host: str, note: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", host)
-    check = by_name(server_checks(None, QUICK).checks)["host"]
-    assert check.passed
-    assert check.found.startswith(f"{host!r} means http://127.0.0.1:")
-    assert note in check.advice
-    assert bool(note) == bool(check.advice)
-
-
 def test_an_address_that_is_none_is_a_cross(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", "ftp://example.com")
     (check,) = server_checks().checks
@@ -252,11 +233,17 @@ def test_a_disk_is_asked_where_ollama_keeps_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "not" / "there"))
-    assert machine.models_folder() == tmp_path / "not" / "there"
+    assert machine.models_folder()[0] == tmp_path / "not" / "there"
     assert machine.disk_check(1000).passed
+    assert "OLLAMA_MODELS of this shell" in machine.disk_check().found
     full = machine.disk_check(1 << 60)
     assert not full.passed
     assert "OLLAMA_MODELS" in full.advice
+    monkeypatch.delenv("OLLAMA_MODELS")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    folder, source = machine.models_folder()
+    assert folder in (tmp_path / ".ollama/models", Path("/usr/share/ollama/.ollama/models"))
+    assert "unless the server has" in source
 
 
 # A file

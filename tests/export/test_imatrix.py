@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -18,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import GGUFError
+from llmkit.export.convert import export
 from llmkit.export.imatrix import (
     ImportanceMatrix,
     InputStatistics,
@@ -25,7 +27,10 @@ from llmkit.export.imatrix import (
     read_imatrix,
     write_imatrix,
 )
+from llmkit.export.recipe import Recipe
+from llmkit.export.requantize import requantize
 from llmkit.model.gpt import GPT, attention_by_hand
+from llmkit.quant import dequantize, quant_type, quantize
 
 
 def tokens_for(checkpoint: Checkpoint, n: int = 3, length: int = 20) -> torch.Tensor:
@@ -287,3 +292,105 @@ def test_the_command_writes_what_the_training_text_uses(
     assert found.datasets == (str(source.train_tokens_file),)
     assert said["matrices"] == len(found.statistics) == 9
     assert said["tokens"] == found.chunk_count * found.chunk_size
+
+
+# --- importances that are none ---------------------------------------------------------------
+
+DOWN = "blk.1.ffn_down.weight"
+
+
+def zeros(found: InputStatistics) -> InputStatistics:
+    return InputStatistics(np.zeros_like(found.in_sum2), found.counts)
+
+
+def half_zeros(found: InputStatistics) -> InputStatistics:
+    sums = found.in_sum2.copy()
+    sums[:, : sums.shape[1] // 2] = 0
+    return InputStatistics(sums, found.counts)
+
+
+def underflowing(found: InputStatistics) -> InputStatistics:
+    return InputStatistics((found.in_sum2 * 1e-42).astype(np.float32), found.counts)
+
+
+def never_reached(found: InputStatistics) -> InputStatistics:
+    return InputStatistics(np.zeros_like(found.in_sum2), np.zeros_like(found.counts))
+
+
+CHANGES = {
+    "zeros": (zeros, "256 of 256"),
+    "half": (half_zeros, "128 of 256"),
+    "underflowing": (underflowing, "256 of 256"),
+    "never reached": (never_reached, "256 of 256"),
+    "missing": (None, "256 of 256"),
+}
+
+
+def changed(
+    imatrix: ImportanceMatrix,
+    change: Callable[[InputStatistics], InputStatistics] | None,
+    names: Sequence[str],
+) -> ImportanceMatrix:
+    statistics = dict(imatrix.statistics)
+    for name in names:
+        found = statistics.pop(name)
+        statistics |= {name: change(found)} if change else {}
+    return replace(imatrix, statistics=statistics)
+
+
+@pytest.fixture(scope="module")
+def own(random_checkpoint: Checkpoint) -> ImportanceMatrix:
+    tokens = tokens_for(random_checkpoint)
+    return collect_importance(random_checkpoint.load_model(), tokens, "text.txt")
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+@pytest.mark.parametrize("command", ["export", "quantize"])
+def test_matrices_without_importance_are_rounded_and_named(
+    command: str,
+    kind: str,
+    own: ImportanceMatrix,
+    random_checkpoint: Checkpoint,
+    random_f32: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change, columns = CHANGES[kind]
+    matrix, folder = tmp_path / "imatrix.gguf", random_checkpoint.folder
+    write_imatrix(matrix, changed(own, change, [DOWN]))
+    if command == "export":
+        recipe = Recipe(["q8_0", "q4_0"], imatrix=matrix)
+        found = export(folder, tmp_path / "out", recipe, prove=False).files[1].path
+    else:
+        found = tmp_path / "out.gguf"
+        requantize(random_f32, found, "q4_0", imatrix=matrix)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if DOWN in line]
+    assert f"{DOWN} ({columns} columns)" in line
+    assert "attn_qkv" not in line
+    weights = tensors_of(random_f32)[DOWN][0]
+    plain = quantize(weights, quant_type("q4_0"), DOWN)
+    there = tensors_of(found)[DOWN][0].view(np.uint8)
+    if kind == "half":
+        restored = dequantize(there, quant_type("q4_0"))
+        cost = np.square(dequantize(plain, quant_type("q4_0")) - weights).mean()
+        assert np.square(restored - weights).mean() < 1.1 * cost
+    else:
+        np.testing.assert_array_equal(there, plain)
+
+
+@pytest.mark.parametrize("kind", ["zeros", "underflowing", "never reached", "missing"])
+def test_without_any_importance_the_file_is_refused(
+    kind: str, own: ImportanceMatrix, random_f32: Path, tmp_path: Path
+) -> None:
+    change, _ = CHANGES[kind]
+    matrix, out = tmp_path / "imatrix.gguf", tmp_path / "out.gguf"
+    write_imatrix(matrix, changed(own, change, list(own.statistics)))
+    with pytest.raises(GGUFError, match="importances"):
+        requantize(random_f32, out, "q4_0", imatrix=matrix)
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def random_f32(random_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("f32")
+    return export(random_checkpoint.folder, out, Recipe(["f32"]), prove=False).files[0].path

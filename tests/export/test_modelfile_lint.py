@@ -120,7 +120,10 @@ def test_what_export_writes_has_no_findings(form: str, tmp_path: Path) -> None:
         ),
         (GOOD.replace("./m.gguf", "n.gguf"), "1:1: error: invalid model name: FROM names n.gguf"),
         (GOOD.replace("./m.gguf", "./text.gguf"), "1:1: error: unknown type: FROM is no GGUF"),
-        (GOOD.replace("./m.gguf", "c"), "1:1: error: FROM names the folder c; name the GGUF"),
+        (
+            GOOD.replace("./m.gguf", "c"),
+            "1:1: error: unknown architecture: FROM names the folder c",
+        ),
         (GOOD.replace("./m.gguf", "./adapter.gguf"), "1:1: error: FROM names the adapter"),
         (
             GOOD.replace("./m.gguf", "./adapter-base.gguf"),
@@ -147,9 +150,9 @@ def test_what_export_writes_has_no_findings(form: str, tmp_path: Path) -> None:
         (GOOD + "PARAMETER temprature 1\n", "4:11: error: unknown parameter 'temprature'; did you"),
         (GOOD + "SYTEM x\n", "4:1: error: command must be one of"),
         ("SYSTEM x\n", "1:1: error: no FROM line; name the model"),
-        (GOOD + "ADAPTER ./none.gguf\n", "4:1: error: ADAPTER names none.gguf, which is not there"),
+        (GOOD + "ADAPTER ./none.gguf\n", "4:1: error: no such file or directory: ADAPTER names"),
         (GOOD + "ADAPTER ./m.gguf\n", "4:1: error: m.gguf is a model, no adapter"),
-        (GOOD + "ADAPTER ./text.gguf\n", "4:1: error: ADAPTER is no GGUF file"),
+        (GOOD + "ADAPTER ./text.gguf\n", "4:1: error: unknown type: ADAPTER is no GGUF file"),
         (GOOD + "ADAPTER ./other.gguf\n", "4:1: error: other.gguf is no adapter of this base: bl"),
         (GOOD + "ADAPTER ./ia3.gguf\n", "adapter.type is ia3, not lora"),
         (GOOD + "ADAPTER ./llama.gguf\n", "it is for llama, the base is gpt2"),
@@ -236,9 +239,98 @@ def test_a_chat_template_of_the_files_own_is_compared(folder: Path) -> None:
     assert lint(folder, text) == []
 
 
-def test_models_of_ollamas_own_are_left_alone(folder: Path) -> None:
-    for name in ("llama3.2:1b", "hf.co/someone/something:Q4_K_M"):
-        assert lint(folder, GOOD.replace("./m.gguf", name)) == []
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama3.2:1b", "hf.co/someone/some.thing:Q4_K_M", "https://hf.co/a/b", "a/b", "_x", "LLaMA",
+        "localhost:5000/a/b:c", "a" * 80,
+    ],
+)  # fmt: skip
+def test_models_of_ollamas_own_are_left_alone(name: str, folder: Path) -> None:
+    assert lint(folder, GOOD.replace("./m.gguf", name)) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my model", "a/b/c/d", "hf.co/model", "a//b", "a:", ":tag", "a:b:c", "-x", "ä", "a@b",
+        "a" * 81, "C:\\models\\m.gguf", "C:/models/m.bin", "..\\m.gguf", "/nowhere/m", "~/m",
+        "https://example.com/m.gguf", "file.GGUF",
+    ],
+)  # fmt: skip
+def test_what_is_no_file_and_no_name_is_named(name: str, folder: Path) -> None:
+    (found,) = lint(folder, GOOD.replace("./m.gguf", name))
+    assert found.startswith(f"1:1: error: invalid model name: FROM names {name}, ")
+
+
+@pytest.fixture(scope="module")
+def foreign(folder: Path) -> Path:
+    """What is no GGUF file, in every form that FROM and ADAPTER may name."""
+    contents = {
+        "empty/readme.txt": "",
+        "bare/x.safetensors": "",
+        "peft/adapter_model.safetensors": "",
+        "peft/adapter_config.json": "{}",
+        "damaged/model.safetensors": "",
+        "damaged/config.json": "{",
+        "gpt2/model.safetensors": "",
+        "gpt2/config.json": '{"architectures": ["GPT2LMHeadModel"]}',
+        "llama/model.safetensors": "",
+        "llama/config.json": '{"architectures": ["LlamaForCausalLM"]}',
+    }
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("base", ["./m.gguf", "llama3.2:1b"])
+@pytest.mark.parametrize(
+    ("adapter", "says"),
+    [
+        ("./final_model/adapter.gguf", "no such file or directory: "),
+        ("C:\\Users\\me\\my-project\\final_model", "no such file or directory: "),
+        ("~/nothing-of-this-name", "no such file or directory: "),
+        ("./empty", "no Modelfile or safetensors files found: "),
+        ("./bare", "open adapter_config.json: file does not exist: "),
+        ("./peft/adapter_model.safetensors", "open adapter_config.json: file does not exist: "),
+        ("./text.gguf", "unknown type: "),
+        ("./empty/readme.txt", "unknown type: "),
+        ("./m.gguf", "m.gguf is a model, no adapter"),
+        ("./ia3.gguf", "ia3.gguf is no adapter"),
+    ],
+)
+def test_an_adapter_is_looked_at_whatever_from_is(
+    adapter: str, says: str, base: str, foreign: Path
+) -> None:
+    text = GOOD.replace("./m.gguf", base) + f"ADAPTER {adapter}\n"
+    (found,) = lint(foreign, text)
+    assert found.startswith(f"4:1: error: {says}")
+
+
+def test_an_adapter_that_may_be_right_for_a_model_of_ollamas_is_left_alone(foreign: Path) -> None:
+    named = GOOD.replace("./m.gguf", "llama3.2:1b")
+    for adapter in ("./peft", "./adapter.gguf", "./llama.gguf"):
+        assert lint(foreign, named + f"ADAPTER {adapter}\n") == []
+    (found,) = lint(foreign, GOOD + "ADAPTER ./peft\n")
+    assert found.startswith("4:1: error: unsupported architecture: ")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("./empty", "error: no Modelfile or safetensors files found: "),
+        ("./bare", "error: open config.json: file does not exist: "),
+        ("./bare/x.safetensors", "error: open config.json: file does not exist: "),
+        ("./damaged", "error: config.json of damaged"),
+        ("./gpt2", "error: unsupported architecture GPT2LMHeadModel: "),
+        ("./llama", "warning: FROM names the folder llama"),
+        ("empty/readme.txt", "error: unknown type: "),
+    ],
+)
+def test_a_source_that_is_no_gguf_file_is_named(source: str, says: str, foreign: Path) -> None:
+    (found,) = lint(foreign, GOOD.replace("./m.gguf", source))
+    assert found.startswith(f"1:1: {says}")
 
 
 def test_errors_come_first(folder: Path) -> None:

@@ -85,15 +85,6 @@ def test_what_is_not_there_is_deleted_already(server: StandIn) -> None:
     assert server.asked == [("DELETE", "/api/delete")]
 
 
-def test_this_machine_is_reached_past_a_proxy(
-    server: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    with OllamaServer(server.url) as found:
-        assert found.version() == "0.0.0"
-
-
 def test_an_error_in_the_middle_of_a_stream_is_the_servers(
     server: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from deployable import exported, stammering_checkpoint
 from gguf_surgery import make_checkpoint
 from ollama_servers import real_ollama, stand_in
 
@@ -81,6 +82,26 @@ def test_every_recorded_request_is_answered_alike(url: str, model: bytes) -> Non
             lines = [json.loads(line) for line in answer.text.splitlines()]
             expected = _replaced(wanted["body"] or [], {**digests, **_names()})
             _alike(recording["name"], lines, expected)
+
+
+# Seen on a real server of August 2026: of "<|endoftext|>a" it made two tokens, "raw" or not, and
+# of an answer that ended within a character it told nothing.
+def test_special_tokens_are_parsed_and_cut_characters_dropped(url: str, tmp_path: Path) -> None:
+    gguf = next(exported(stammering_checkpoint(tmp_path / "c"), tmp_path / "out").glob("*.gguf"))
+    content, name = gguf.read_bytes(), NAMES["x"]
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    with httpx.Client(base_url=url, timeout=60) as client:
+        client.post(f"/api/blobs/{digest}", content=content).raise_for_status()
+        asked: dict[str, Any] = {"model": name, "files": {"m.gguf": digest}, "stream": False}
+        client.post("/api/create", json=asked).raise_for_status()
+        try:
+            asked = {"model": name, "raw": True, "logprobs": True, "stream": False}
+            asked |= {"prompt": "<|endoftext|>a", "options": {"num_predict": 3, "temperature": 0}}
+            said = client.post("/api/generate", json=asked).json()
+        finally:
+            client.request("DELETE", "/api/delete", json={"model": name})
+    assert said["prompt_eval_count"] == 2
+    assert (said["response"], said.get("logprobs"), said["done_reason"]) == ("", None, "length")
 
 
 def _alike(name: str, lines: list[Any], expected: list[Any]) -> None:

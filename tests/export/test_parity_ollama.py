@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf_surgery import Kind, make_checkpoint, with_key, with_tensors
 from ollama_stand_in import StandIn
 from ollama_stand_in_http import running
@@ -17,17 +18,16 @@ from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, sav
 from llmkit.errors import OllamaError
 from llmkit.export.convert import export
 from llmkit.export.held_out import proof_prompts
-from llmkit.export.ollama.address import address, is_this_machine
-from llmkit.export.ollama.server import OllamaServer
+from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
 from llmkit.export.parity.check import Check
-from llmkit.export.parity.ollama import ollama_check
+from llmkit.export.parity.ollama import as_ollama_reads, ollama_check, path_of
 from llmkit.export.parity.subject import open_subject
 from llmkit.export.parity.verify import verify
 from llmkit.export.recipe import Recipe
 from llmkit.modelfiles.go_engine import find_go, go_engine
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
 from llmkit.modelfiles.reading import read_modelfile
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer import Tokenizer, byte_alphabet, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,57 @@ def test_a_model_of_this_file_passes(server: StandIn, exported: tuple[Checkpoint
     assert "log-probabilities equal" in found.detail
 
 
+START, END = "<|im_start|>", "<|im_end|>"
+
+
+def bytes_and_specials(tokenizer: Tokenizer, *parts: bytes | str) -> list[int]:
+    """A token for each byte, and special ones by name."""
+    symbols = byte_alphabet()
+    found: list[int] = []
+    for part in parts:
+        if isinstance(part, str):
+            found.append(tokenizer.special_id(part))
+        else:
+            found += [tokenizer.tokens.index(symbols[byte]) for byte in part]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "read"),
+    [
+        ((START, b"a", END), f"{START}a{END}", (START, b"a", END)),
+        ((END.encode(), b"b"), f"{END}b", (END, b"b")),  # spelled in a message it is parsed too
+        ((START, b"a\xe9"), f"{START}a", (START, b"a")),  # the prompt cuts a character
+        ((b"\xa9b",), "b", (b"b",)),
+        ((b"\xc3\xa9",), "é", (b"\xc3\xa9",)),
+        ((b"\xc3",), "", ()),
+    ],
+)
+def test_ollama_is_given_special_tokens_as_text(
+    prompt: tuple[bytes | str, ...], text: str, read: tuple[bytes | str, ...]
+) -> None:
+    tokenizer = train_bpe([""], 257).with_tokens(special=[START, END])
+    ids, wanted = (bytes_and_specials(tokenizer, *parts) for parts in (prompt, read))
+    assert as_ollama_reads(ids, tokenizer) == (text, wanted)
+
+
+@pytest.mark.parametrize(("told", "n_followed"), [("é", 3), ("è", 0)])
+def test_tokens_within_a_character_are_followed(told: str, n_followed: int) -> None:
+    """They come as one entry, which stands at the last of them."""
+    tokenizer = train_bpe([""], 257)
+    prompt, answer = [65], bytes_and_specials(tokenizer, "éb".encode())
+
+    class Greedy:
+        def logits(self, ids: torch.Tensor) -> torch.Tensor:
+            return torch.eye(257)[[answer[len(ids) - len(prompt)]]]
+
+    said = Said("", (SaidToken(told.encode(), {}), SaidToken(b"b", {})), "stop")
+    whole = {b"b": answer[-1]}
+    path, places = path_of(said, prompt, whole, tokenizer, Greedy())  # type: ignore[arg-type]
+    assert path == answer[:n_followed]
+    assert places == [1, 2][: len(path)]
+
+
 def test_verify_asks_the_server_that_the_environment_names(
     server: StandIn, exported: tuple[Checkpoint, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +127,34 @@ def test_verify_asks_the_server_that_the_environment_names(
     checkpoint, gguf = exported
     proof = verify(checkpoint.folder, gguf, ollama="tales", max_tokens=64)
     assert [check.passed for check in proof.checks if check.name == "ollama"] == [True]
+
+
+@pytest.mark.parametrize("trouble", ["no server", "no such model", "no address"])
+def test_verify_asks_first_and_proves_the_rest_all_the_same(
+    trouble: str,
+    server: StandIn,
+    exported: tuple[Checkpoint, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hosts = {"no server": "127.0.0.1:9", "no such model": server.url, "no address": "ftp://a"}
+    monkeypatch.setenv("OLLAMA_HOST", hosts[trouble])
+    told: list[str] = []
+
+    def tensors_check(_subject: object) -> Check:
+        told.append(capsys.readouterr().err)  # what was said before any proof
+        return Check("tensors", True, 0, 0, "fine")
+
+    monkeypatch.setattr("llmkit.export.parity.verify.tensors_check", tensors_check)
+    monkeypatch.setattr("llmkit.export.parity.verify._Run.checks", lambda *_: [])
+    monkeypatch.setattr("llmkit.export.parity.verify.keep", lambda *_: None)
+    checkpoint, gguf = exported
+    proof = verify(checkpoint.folder, gguf, ollama="nope")
+    assert {check.name: check.passed for check in proof.checks} == {
+        "metadata": True, "tensors": True, "ollama": False,
+    }  # fmt: skip
+    assert proof.checks[-1].detail.startswith("not run: ")
+    assert proof.checks[-1].detail.removeprefix("not run: ") in told[0]
 
 
 def test_a_model_of_another_file_is_found(
@@ -143,46 +222,3 @@ def test_what_does_not_answer_is_one_line(
     with pytest.raises(OllamaError, match="out of memory"):
         check(server, exported)
     server.trouble.broken.clear()
-
-
-@pytest.mark.parametrize(
-    ("host", "url"),
-    [
-        (None, "http://127.0.0.1:11434"),
-        ("", "http://127.0.0.1:11434"),
-        ("example.com", "http://example.com:11434"),
-        ("example.com:99", "http://example.com:99"),
-        ("http://example.com", "http://example.com:80"),
-        ("https://example.com", "https://example.com:443"),
-        ("https://example.com:99/ollama/", "https://example.com:99/ollama"),
-        (":99", "http://127.0.0.1:99"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        ("[::1]:99", "http://[::1]:99"),
-        ("[::]", "http://[::1]:11434"),
-        ("[::]:99", "http://[::1]:99"),
-        ("https://[0:0::0]:99", "https://[::1]:99"),
-        (' "example.com" ', "http://example.com:11434"),
-    ],
-)
-def test_the_address_is_read_as_ollama_reads_it(
-    host: str | None, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OLLAMA_HOST", raising=False)
-    assert address(host) == url
-    if host:
-        monkeypatch.setenv("OLLAMA_HOST", host)
-        assert address() == url
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [("0.0.0.0", True), ("[::]:99", True), ("localhost", True), ("example.com", False)],
-)
-def test_a_server_on_all_addresses_is_on_this_machine(host: str, here: bool) -> None:
-    assert is_this_machine(address(host)) == here
-
-
-@pytest.mark.parametrize("host", ["ftp://example.com", "example.com:port", "example.com:99999"])
-def test_what_is_no_address_is_refused(host: str) -> None:
-    with pytest.raises(OllamaError, match="is no address"):
-        address(host)
