@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.finetuning.json_records import Record, read_json_records, shown
+from llmkit.data.json_records import Record
+from llmkit.data.records import read_records
+from llmkit.data.text_files import shown
 from llmkit.modelfiles.prompt_format import COMPLETION, Message, PromptFormat, Role
 
 FORMATS = (
@@ -49,7 +51,7 @@ def read_conversations(path: Path, form: PromptFormat) -> list[Conversation]:
 
     Answers lose the white space around them. Raises DataError naming the record's line.
     """
-    records = read_json_records(path, FORMATS)
+    records = read_records(path, FORMATS)
     shape = _shape_of(records[0])
     return [Conversation(shape.read(record, form), record.where) for record in records]
 

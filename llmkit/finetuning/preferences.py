@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.console import say
+from llmkit.data.json_records import Record
+from llmkit.data.records import read_records
 from llmkit.errors import DataError
 from llmkit.finetuning.conversations import kept_or_stripped, read_message, read_messages
-from llmkit.finetuning.json_records import Record, read_json_records
 from llmkit.modelfiles.prompt_format import Message, PromptFormat
 
 FORMATS = "JSON or JSONL with chosen and rejected, and a prompt or an instruction"
@@ -38,7 +39,7 @@ def read_preferences(path: Path, form: PromptFormat) -> list[Preference]:
     Records whose two answers are the same teach nothing: they are left out, and their number
     is said. Raises DataError naming the record's line.
     """
-    records = read_json_records(path, FORMATS)
+    records = read_records(path, FORMATS)
     asked = next((name for name in QUESTION_FIELDS if name in records[0].fields), None)
     pairs = [_preference(record, asked, form) for record in records]
     different = [pair for pair in pairs if pair.chosen != pair.rejected]
