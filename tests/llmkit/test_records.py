@@ -385,6 +385,7 @@ CHAT_SAID = [
     ("user", "Bye"),
     ("assistant", "Farewell."),
 ]
+NO = {"role": "assistant", "content": " No"}
 SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 SHAREGPT = [{"from": SHAREGPT_NAMES[m["role"]], "value": m["content"]} for m in CHAT]
 
@@ -419,6 +420,10 @@ def test_every_instruction_of_the_shared_file_is_read_with_its_line(shared_data:
         ),
         ({"prompt": "Once", "completion": " upon"}, [("user", "Once"), ("assistant", "upon")]),
         ({"question": "Why?", "answer": "So."}, [("user", "Why?"), ("assistant", "So.")]),
+        ({"prompt": CHAT[:2], "completion": CHAT[2:3]}, CHAT_SAID[:3]),
+        ({"prompt": CHAT[1], "completion": CHAT[2]}, CHAT_SAID[1:3]),
+        ({"prompt": CHAT[:4], "completion": "Farewell."}, CHAT_SAID),
+        ({"messages": [*CHAT[:2], {**CHAT[2], "tool_calls": None}]}, CHAT_SAID[:3]),
         ({"messages": CHAT, "prompt": "Hello"}, CHAT_SAID),
         ({"messages": [{"role": "system", "content": ""}, *CHAT[1:]]}, CHAT_SAID[1:]),
         ({"conversations": SHAREGPT}, CHAT_SAID),
@@ -479,7 +484,7 @@ GOOD = {"instruction": "a", "output": "b"}
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a.txt", "Once upon a time.\n", "a.txt is neither JSON nor a table; give JSON"),
+        ("a.txt", "Once upon a time.\n", "a.txt is neither JSON nor a table; give records"),
         ("a.html", "<p>Once</p>\n", "a.html is an HTML page"),
         ("a.csv", "id,text\n1,b\n", "line 2: no field of a known format"),
         ("a.csv", "prompt,completion\n", "holds no row below the header"),
@@ -498,14 +503,16 @@ GOOD = {"instruction": "a", "output": "b"}
         ("a.jsonl", [GOOD, {"prompt": "a", "completion": "b"}], 'line 2: no field "instruction"'),
         ("a.jsonl", [{"prompt": "a", "text\n": "b"}],
          'line 1: no field "completion"; the fields are prompt, text\\n'),
-        ("a.jsonl", [{"text": "b"}], "line 1: no field of a known format; give JSON or JSONL with"),
+        ("a.jsonl", [{"text": "b"}], "line 1: no field of a known format; give records"),
         ("a.jsonl", [{"instruction": "a", "output": 3}], 'line 1: "output" is a number, not text'),
         ("a.jsonl", [GOOD | {"input": ["x"]}], 'line 1: "input" is a list, not text'),
         ("a.jsonl", [GOOD, GOOD | {"output": " \n"}], 'line 2: "output" is empty'),
         ("a.jsonl", [GOOD, GOOD | {"instruction": ""}], 'line 2: "instruction" is empty'),
         ("a.jsonl", [GOOD | {"output": "\ud83d"}], 'line 1: "output" holds half of a surrogate'),
         ("a.jsonl", turns("user", "tool"),
-         "line 1, message 2 of \"messages\": unknown role 'tool'; known are system, user,"),
+         'line 1: message 2 of "messages" is of the tool: tools are not supported'),
+        ("a.jsonl", turns("user", "bot"),
+         "line 1, message 2 of \"messages\": unknown role 'bot'; known are system, user,"),
         ("a.jsonl", [{"messages": [{"role": "user", "content": " "}]}],
          'message 1 of "messages": "content" is empty'),
         ("a.jsonl", [{"messages": [{"role": "user"}]}],
@@ -549,6 +556,13 @@ def test_preferences_of_the_shared_file_are_read_and_equal_answers_counted(
 @pytest.mark.parametrize(
     ("record", "messages"),
     [
+        ({"messages": CHAT[:2], "chosen": CHAT[2], "rejected": "No"}, CHAT[:2]),
+        ({"prompt": "Hello", "chosen": CHAT[2], "rejected": [NO]}, CHAT[1:2]),
+        ({"prompt": CHAT[1], "chosen": CHAT[2:3], "rejected": NO}, CHAT[1:2]),
+        ({"prompt": CHAT[:2], "chosen": CHAT[2], "rejected": NO}, CHAT[:2]),
+        ({"prompt": "Hello", "chosen": CHAT[:3], "rejected": [*CHAT[:2], NO]}, CHAT[:2]),
+        ({"prompt": CHAT[:2], "chosen": CHAT[1:3], "rejected": [CHAT[1], NO]}, CHAT[:2]),
+        ({"conversations": SHAREGPT[:2], "chosen": SHAREGPT[2], "rejected": NO}, CHAT[:2]),
         ({"prompt": "Hello", "chosen": " Hi ", "rejected": "No"}, CHAT[1:2]),
         ({"prompt": CHAT[:2], "chosen": "Hi", "rejected": "No\n"}, CHAT[:2]),
         ({"prompt": CHAT[:2], "chosen": CHAT[2:3], "rejected": "No"}, CHAT[:2]),
@@ -587,6 +601,7 @@ def test_answers_to_a_bare_prompt_keep_their_space_in_the_completion_format(writ
     assert (preference.chosen, preference.rejected) == (" upon", " a")
 
 
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "search"}}]}
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
@@ -595,7 +610,15 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
     [
         ([PAIR, {"prompt": "a", "chosen": "b"}], 'line 2: no field "rejected"; the fields are pro'),
         ([PAIR, {"chosen": "b", "rejected": "c"}], 'line 2: no field "prompt"'),
-        ([{"chosen": "b", "rejected": "c"}], 'line 1: "chosen" is no list of messages'),
+        ([{"chosen": "b", "rejected": "c"}], 'line 1: no field "prompt", and "chosen" is no whole'),
+        ([PAIR | {"chosen": CHAT[:3]}], "line 1: the answer follows other messages"),
+        ([PAIR, PAIR | {"chosen": {"role": "user", "content": "b"}}],
+         'line 2: "chosen" does not end with a message of the assistant'),
+        ([PAIR, {"prompt": [CHAT[1], CALL], "chosen": "b", "rejected": "c"}],
+         'line 2: message 2 of "prompt" has "tool_calls": tools are not supported'),
+        ([PAIR, PAIR | {"rejected": CALL}], 'line 2: message 1 of "rejected" has "tool_calls"'),
+        ([{"messages": turns("user", "tool")[0]["messages"], "chosen": "b", "rejected": "c"}],
+         'line 1: message 2 of "messages" is of the tool'),
         ([PAIR, PAIR | {"chosen": " "}], 'line 2: "chosen" is empty'),
         ([PAIR | {"prompt": " "}], 'line 1: "prompt" is empty'),
         ([PAIR | {"prompt": CHAT}], '"prompt" does not end with a message of the user'),
