@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
+from typer.main import get_command
 
 from llmkit.cli import (
     chat,
@@ -41,7 +43,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Every command takes --debug, which shows the traceback of an error.",
 )
 for _module in (
     demo, train, finetune, generate, chat, export, imatrix, quantize, verify, compare,
@@ -50,12 +51,18 @@ for _module in (
     _module.register(app)
 
 _interrupted = threading.Event()
+_debug = threading.Event()
 
 
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"llmkit {version('llmkit')}")
         raise typer.Exit
+
+
+def _note_debug(asked: bool) -> None:
+    if asked:
+        _debug.set()
 
 
 @app.callback()
@@ -66,35 +73,58 @@ def _of_llmkit(
             "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
         ),
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            expose_value=False,
+            callback=_note_debug,
+            help="Show the traceback of an error.",
+        ),
+    ] = False,
 ) -> None:
     """Options of no command: what they do is their callbacks'."""
 
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns its exit code. Errors become one line on stderr."""
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
     _interrupted.clear()
+    _debug.clear()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _on_interrupt)
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        code = int(_command()(arguments, prog_name=app.info.name, standalone_mode=False) or 0)
+        if code == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        return code
     except (KeyboardInterrupt, typer.Abort):
         _interrupted.set()
-        return _fail("interrupted", debug)
+        return _fail("interrupted")
     except LlmkitError as error:
-        return _fail(str(error), debug)
+        return _fail(str(error))
     except TyperException as error:
         if not error.format_message():  # without any argument the help is shown, which says enough
             return BAD_INPUT
-        return _fail(f"{error.format_message().rstrip('.')}; see llmkit COMMAND --help", debug)
+        of = getattr(getattr(error, "ctx", None), "command_path", "llmkit")
+        return _fail(f"{error.format_message().rstrip('.')}; see {of} --help")
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either
         return BAD_INPUT
     except Exception as error:
         if _is_out_of_memory(error):
-            return _fail("out of memory; use a smaller model, batch or context", debug)
-        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", debug)
+            return _fail("out of memory; use a smaller model, batch or context")
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where")
+
+
+def _command() -> Callable[..., Any]:
+    """All commands, each with llmkit's own --debug."""
+    whole = get_command(app)
+    debug = next(option for option in whole.params if option.name == "debug")
+    inner = [*getattr(whole, "commands", {}).values()]
+    for command in inner:  # grows by the commands of groups
+        command.params.append(debug)
+        inner += getattr(command, "commands", {}).values()
+    return whole
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -122,8 +152,8 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _fail(message: str, debug: bool) -> int:
-    if debug:
+def _fail(message: str) -> int:
+    if _debug.is_set():
         traceback.print_exc()
     message, code = ("interrupted", INTERRUPTED) if _interrupted.is_set() else (message, BAD_INPUT)
     print(f"llmkit: {' '.join(message.split())}", file=sys.stderr)
