@@ -1,4 +1,4 @@
-"""How threads that wait share the cores.
+"""How threads that wait share the cores, and how Ctrl-C reaches who waits for one.
 
 PyTorch and llama.cpp each have an OpenMP pool on the same cores. Threads that spin while they
 wait take the cores from the other pool and from other programs: several times slower on a busy
@@ -8,9 +8,14 @@ machine.
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 _POLICY = "OMP_WAIT_POLICY"
 _set_here = False
+
+T = TypeVar("T")
 
 
 def wait_without_spinning() -> None:
@@ -41,3 +46,28 @@ def _n_there() -> int:
 def users_environment() -> dict[str, str]:
     """The environment as the user has it, for a process that runs one of the libraries alone."""
     return {name: value for name, value in os.environ.items() if name != _POLICY or not _set_here}
+
+
+def interruptible(call: Callable[[], T]) -> T:
+    """Run a call that may be long in native code, so that Ctrl-C ends the wait for it at once.
+
+    Python handles signals in the main thread, and only between its own instructions. Raises what
+    the call raises, and KeyboardInterrupt; the call itself then goes on in a thread that ends
+    with the process.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)  # Windows does not wake a wait without a limit
+    if failed:
+        raise failed[0]
+    return done[0]

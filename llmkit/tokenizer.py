@@ -19,8 +19,10 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
+from llmkit.console import say
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError
 from llmkit.files import write_text
+from llmkit.threads import interruptible
 
 END_OF_TEXT = "<|endoftext|>"
 N_BYTES = 256
@@ -92,7 +94,9 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on all cores."""
-        encodings = self.hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = interruptible(
+            lambda: self.hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        )
         return [encoding.ids for encoding in encodings]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -144,10 +148,21 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(N_BYTES)]
 
 
+MAX_TRAINING_WORD = 128  # longer ones are DNA, rulers, or Chinese without punctuation
+# What GPT-2's split makes one word: letters, digits, signs or white space alone.
+_LONG_WORD = re.compile(
+    "|".join(
+        rf"{kind}{{{MAX_TRAINING_WORD}}}(?={kind})"
+        for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
+    )
+)
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE with GPT-2's split, trained on `texts`.
 
     `vocab_size` counts the 256 bytes and the end-of-text token; a short text may give fewer.
+    Very long words are cut, for the training alone, and that is said.
     Raises ConfigError where it has no room for them.
     """
     if vocab_size <= N_BYTES:
@@ -162,9 +177,42 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
         special_tokens=[],
     )
-    # In pieces: the library takes 100 bytes for each character of a text that it splits.
-    hf.train_from_iterator((piece for text in texts for piece in safe_pieces(text)), trainer)
+    words = _TrainingText(texts)
+    try:
+        interruptible(lambda: hf.train_from_iterator(words, trainer))
+    finally:
+        words.stopped = True  # after Ctrl-C the thread is still there
+    if words.n_cut:
+        say(
+            f"{words.n_cut} words of more than {MAX_TRAINING_WORD} characters are cut to train the "
+            "tokenizer, which takes time with the square of a word's length; it encodes them whole"
+        )
     return _with_end_of_text(hf)
+
+
+@dataclass
+class _TrainingText:
+    """Pieces of texts without very long words, for one pass."""
+
+    texts: Iterable[str]
+    stopped: bool = False
+    n_cut: int = 0  # words
+
+    def __iter__(self) -> Iterator[str]:
+        # In pieces: the library takes 100 bytes for each character of a text that it splits.
+        for text in self.texts:
+            for piece in safe_pieces(text):
+                if self.stopped:
+                    return
+                yield from self._short_words(piece)
+
+    def _short_words(self, piece: str) -> Iterator[str]:
+        begin = 0
+        for found in _LONG_WORD.finditer(piece):
+            self.n_cut += begin == 0 or found.start() > begin
+            yield piece[begin : found.end()]
+            begin = found.end()
+        yield piece[begin:]
 
 
 def train_characters(texts: Iterable[str]) -> Tokenizer:

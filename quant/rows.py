@@ -103,7 +103,8 @@ def has_importance(importance: NDArray[np.float32]) -> NDArray[np.bool_]:
 
     Ggml sums weighted squares in float32 and erases the weights of blocks where these vanish.
     """
-    return importance >= max(np.finfo(np.float32).tiny, float(importance.max()) * _LEAST_SHARE)
+    tiny = float(np.finfo(np.float32).tiny)
+    return importance >= max(tiny, float(importance.max()) * _LEAST_SHARE)
 
 
 def _evened(importance: NDArray[np.float32]) -> NDArray[np.float32]:

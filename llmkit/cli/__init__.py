@@ -1,5 +1,6 @@
 """The command line: one small file per command; it parses, calls and prints."""
 
+import os
 import sys
 
 from llmkit.threads import wait_without_spinning
@@ -16,4 +17,9 @@ def run() -> None:
     except KeyboardInterrupt:
         print("llmkit: interrupted", file=sys.stderr)
         code = 130
+    if code > 128:  # ended by a signal
+        # At once: Python's own end would wait for native code that still runs in a thread.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

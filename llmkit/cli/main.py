@@ -7,11 +7,13 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
+from typer.main import get_command
 
 from llmkit.cli import (
     chat,
@@ -44,7 +46,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help; drawing it with rich doubles the time it takes
-    epilog="Every command takes --debug, which shows the traceback of an error.",
 )
 for _module in (
     demo, train, finetune, generate, chat, export, imatrix, quantize, verify, compare,
@@ -53,6 +54,7 @@ for _module in (
     _module.register(app)
 
 _signal = 0  # that interrupted the command
+_debug = threading.Event()
 
 
 def _print_version(asked: bool) -> None:
@@ -63,12 +65,26 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _note_debug(asked: bool) -> None:
+    if asked:
+        _debug.set()
+
+
 @app.callback()
 def _of_llmkit(
     version: Annotated[
         bool,
         typer.Option(
             "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            expose_value=False,
+            callback=_note_debug,
+            help="Show the traceback of an error.",
         ),
     ] = False,
 ) -> None:
@@ -79,35 +95,46 @@ def main(arguments: list[str]) -> int:
     """Run a command; returns its exit code. Errors become one line on stderr."""
     global _signal
     _signal = 0
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    _debug.clear()
     if threading.current_thread() is threading.main_thread():
         for number in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
                 signal.signal(number, _on_interrupt)
     try:
-        code = int(app(arguments, standalone_mode=False) or 0)
+        code = int(_command()(arguments, prog_name=app.info.name, standalone_mode=False) or 0)
         if code == _INTERRUPTED + signal.SIGINT:  # what Typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         return code
     except (KeyboardInterrupt, typer.Abort):
         _signal = _signal or signal.SIGINT
-        return _fail("interrupted", debug)
+        return _fail("interrupted")
     except LlmkitError as error:
-        return _fail(str(error), debug)
+        return _fail(str(error))
     except TyperException as error:
         message = error.format_message()
         if message.startswith("Usage:"):  # the help, where a command is missing
             print(message)
             return BAD_INPUT
-        return _fail(f"{message.rstrip('.')}; see llmkit COMMAND --help", debug)
+        of = getattr(getattr(error, "ctx", None), "command_path", "llmkit")
+        return _fail(f"{message.rstrip('.')}; see {of} --help")
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either
         return BAD_INPUT
     except Exception as error:
         if _is_out_of_memory(error):
-            return _fail("out of memory; use a smaller model, batch or context", debug)
-        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", debug)
+            return _fail("out of memory; use a smaller model, batch or context")
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where")
+
+
+def _command() -> Callable[..., Any]:
+    """All commands, each with llmkit's own --debug."""
+    whole = get_command(app)
+    debug = next(option for option in whole.params if option.name == "debug")
+    inner = [*getattr(whole, "commands", {}).values()]
+    for command in inner:  # grows by the commands of groups
+        command.params.append(debug)
+        inner += getattr(command, "commands", {}).values()
+    return whole
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -136,8 +163,8 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _fail(message: str, debug: bool) -> int:
-    if debug:
+def _fail(message: str) -> int:
+    if _debug.is_set():
         traceback.print_exc()
     message, code = ("interrupted", _INTERRUPTED + _signal) if _signal else (message, BAD_INPUT)
     print(f"llmkit: {' '.join(message.split())}", file=sys.stderr)

@@ -17,6 +17,23 @@ CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder.", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+TextColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of a table or field of JSON that holds the text: a name, or a number from 1.",
+        show_default="text",
+    ),
+]
+DelimiterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What divides a table's columns: one character, or tab.",
+        show_default="comma, tab, semicolon or bar, whichever fits",
+    ),
+]
+EncodingOption = Annotated[
+    str, typer.Option(help="Encoding of text and tables, such as latin-1 or utf-16.")
+]
 HeldOutOption = Annotated[
     Path | None,
     typer.Option(

@@ -9,7 +9,13 @@ from typing import Annotated
 
 import typer
 
-from llmkit.cli.options import JsonOption, print_json
+from llmkit.cli.options import (
+    DelimiterOption,
+    EncodingOption,
+    JsonOption,
+    TextColumnOption,
+    print_json,
+)
 
 PRESETS = "the preset's"
 
@@ -20,7 +26,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _train(
-    data: Annotated[Path, typer.Option(help="Text file, folder of text, or JSONL file.")],
+    data: Annotated[
+        Path, typer.Option(help="Text file, folder of text, JSON, JSONL, or a CSV or TSV table.")
+    ],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     preset: Annotated[
         str, typer.Option(help="nano, micro, gpt2, gpt2-medium, gpt2-large or gpt2-xl.")
@@ -63,6 +71,9 @@ def _train(
     device: Annotated[
         str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best there is")
     ] = None,
+    text_column: TextColumnOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = "utf-8",
     json_output: JsonOption = False,
 ) -> None:
     """Train a GPT and its tokenizer on text.
@@ -92,6 +103,9 @@ def _train(
         training={**changes.get("training", {}), **settings},
         resume=resume,
         device=device,
+        text_column=text_column,
+        delimiter=delimiter,
+        encoding=encoding,
     )
     if json_output:
         print_json(asdict(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -61,7 +62,8 @@ def windows(tokens: NDArray[np.integer], length: int, max_tokens: int) -> NDArra
 def split_documents(documents: Iterable[str], part: str) -> Iterator[str]:
     """The `train` or the `validation` part of documents: about a tenth is held out.
 
-    Of many documents every tenth is held out whole; of fewer than 20, the last tenth of each.
+    Of many documents every tenth is held out whole; a copy of an earlier one goes where that
+    went. Of fewer than 20, the last tenth of each is held out.
     """
     stream = iter(documents)
     first = list(islice(stream, 20))
@@ -71,8 +73,10 @@ def split_documents(documents: Iterable[str], part: str) -> Iterator[str]:
             if piece := text[:cut] if part == "train" else text[cut:]:
                 yield piece
         return
+    held_out: dict[bytes, bool] = {}
     for index, text in enumerate(chain(first, stream)):
-        if (index % 10 == 9) == (part == "validation"):
+        digest = hashlib.blake2b(text.strip().encode(), digest_size=8).digest()
+        if held_out.setdefault(digest, index % 10 == 9) == (part == "validation"):
             yield text
 
 

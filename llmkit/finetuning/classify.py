@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.checkpoint import ADAPTER_FILE, HEAD, MODEL_FILE, load_checkpoint, open_tensors
+from llmkit.data.text_files import Reading
 from llmkit.errors import ConfigError
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.examples import batch_indices
@@ -155,6 +156,10 @@ def finetune_classify(
     out: Path,
     *,
     test_data: Path | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
     unfreeze: str = DEFAULT_UNFREEZE,
     balance: bool = False,
     config: FinetuneConfig | None = None,
@@ -164,8 +169,10 @@ def finetune_classify(
 ) -> ClassifyResult:
     """Teach the model of `checkpoint` the labels of the texts in `data`; write the folder `out`.
 
-    `data`: TSV, CSV, JSON or JSONL with a text and a label each. It is split by label; where
-    `test_data` are given, the test part is theirs and training has the rest. `unfreeze`: `head`,
+    `data`: TSV, CSV, JSON or JSONL with a text and a label each. Which columns these are and what
+    divides them is found, unless `text_column`, `label_column` and `delimiter` say it; `encoding`
+    is that of tables. The data are split by label; where `test_data` are given, the test part is
+    theirs and training has the rest. `unfreeze`: `head`,
     `all`, or how many of the last blocks train; with LoRA its adapters and the head do, whatever
     `unfreeze` says.
     With `balance` as many texts of each label are taken from `data` as the rarest has.
@@ -178,7 +185,8 @@ def finetune_classify(
     base = load_checkpoint(checkpoint)
     n_blocks = blocks_to_train(unfreeze, base.config.n_layer)
     seed = seed_of(training)
-    records = read_labelled(data)
+    reading = Reading(text_column, label_column, delimiter, encoding)
+    records = read_labelled(data, reading)
     labels = tuple(sorted({record.label for record in records}))
     tokenizer = grown_tokenizer(base, config, words=labels)
     start = Start(base, tokenizer, COMPLETION, labels, config, seed)
@@ -187,7 +195,7 @@ def finetune_classify(
     refuse_lost_labels(records, labels, data)
     parts = split_stratified(balanced(records, seed) if balance else records, config.split, seed)
     if test_data is not None:
-        test_records = read_labelled(test_data)
+        test_records = read_labelled(test_data, reading)
         refuse_unknown_labels(test_records, labels, data)
         parts = parts[0] + parts[2], parts[1], fitting(test_records, tokenizer, length, test_data)
     train, validation, test = (encoded(part, tokenizer, labels) for part in parts)
@@ -201,6 +209,7 @@ def finetune_classify(
         *([{"text": r.text, "label": r.label} for r in part] for part in (parts[0], parts[2])),
     )
     more = {
+        "reading": asdict(reading),
         "balance": balance,
         "unfreeze": None if config.lora else unfreeze,
         "test_data": sha256_of([test_data]) if test_data else None,

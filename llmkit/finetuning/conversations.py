@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.finetuning.json_records import Record, read_json_records, shown
+from llmkit.data.json_records import Record
+from llmkit.data.records import read_records
+from llmkit.data.text_files import shown
 from llmkit.modelfiles.prompt_format import COMPLETION, Message, PromptFormat, Role
 
 FORMATS = (
-    "JSON or JSONL with instruction and output (Alpaca), instruction and response (Dolly), "
-    "messages, conversations (ShareGPT), prompt and completion, or question and answer"
+    "records (JSON, JSONL or a table) with instruction and output (Alpaca), instruction and "
+    "response (Dolly), messages, conversations (ShareGPT), prompt and completion, or question "
+    "and answer"
 )
 
 ROLES: Mapping[str, Role] = {
@@ -21,6 +24,8 @@ ROLES: Mapping[str, Role] = {
     "human": "user",  # ShareGPT's names
     "gpt": "assistant",
 }
+TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
+TOOL_FIELDS = ("tool_calls", "function_call")
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def read_conversations(path: Path, form: PromptFormat) -> list[Conversation]:
 
     Answers lose the white space around them. Raises DataError naming the record's line.
     """
-    records = read_json_records(path, FORMATS)
+    records = read_records(path, FORMATS)
     shape = _shape_of(records[0])
     return [Conversation(shape.read(record, form), record.where) for record in records]
 
@@ -71,6 +76,8 @@ def read_messages(record: Record, name: str, value: object, last: Role) -> tuple
     Answers are stripped, and an empty system message is left out. Raises DataError for
     another order, or where the last message is not of the given role.
     """
+    if isinstance(value, dict):
+        value = [value]
     if not isinstance(value, list):
         raise record.fault(f'"{name}" is no list of messages')
     messages: list[Message] = []
@@ -98,6 +105,10 @@ def read_message(record: Record, name: str, item: object, number: int) -> Messag
         raise record.fault(f"{place} is no object with role and content")
     message = Record(item, f"{record.where}, {place}")
     role_name, content_name = ("from", "value") if "from" in item else ("role", "content")
+    asks = next((name for name in TOOL_FIELDS if item.get(name)), None)
+    if asks or item.get(role_name) in TOOL_ROLES:
+        what = f'has "{asks}"' if asks else f"is of the {item[role_name]}"
+        raise record.fault(f"{place} {what}: tools are not supported; leave such records out")
     given = message.text(role_name)
     if given not in ROLES:
         raise message.fault(f"unknown role {shown(given)!r}; known are {', '.join(ROLES)}")
@@ -106,6 +117,44 @@ def read_message(record: Record, name: str, item: object, number: int) -> Messag
         return Message(role, message.text_or_empty(content_name))
     content = message.text(content_name)
     return Message(role, content.strip() if role == "assistant" else content)
+
+
+def read_question(record: Record, name: str) -> tuple[Message, ...]:
+    """What is asked: text, a message, or a list of messages that ends with the user's."""
+    given = record.value(name)
+    if isinstance(given, list | dict):
+        return read_messages(record, name, given, last="user")
+    return (Message("user", record.text(name)),)
+
+
+def read_answer(record: Record, name: str, form: PromptFormat) -> tuple[tuple[Message, ...], str]:
+    """An answer, and the messages before it where the field has them too.
+
+    It may be text, a message of the assistant, or a list of messages that ends with one.
+    """
+    given = record.value(name)
+    if not isinstance(given, list | dict):
+        return (), kept_or_stripped(record.text(name), form)
+    items = given if isinstance(given, list) else [given]
+    if len(items) == 1:
+        message = read_message(record, name, items[0], 1)
+        if message.role == "assistant":
+            return (), message.content
+    *before, answer = read_messages(record, name, items, last="assistant")
+    return tuple(before), answer.content
+
+
+def asked_and_answered(
+    record: Record, asked: tuple[Message, ...], before: tuple[Message, ...]
+) -> tuple[Message, ...]:
+    """The messages of a question and those before its answer, where one ends with the other.
+
+    Raises DataError where they differ.
+    """
+    shorter, longer = sorted((asked, before), key=len)
+    if shorter and longer[-len(shorter) :] != shorter:
+        raise record.fault("the answer follows other messages than those that are asked")
+    return longer
 
 
 def kept_or_stripped(answer: str, form: PromptFormat) -> str:
@@ -123,8 +172,9 @@ def _instructions(context: str, answer: str) -> Shape:
 
 def _completions(prompt: str, answer: str) -> Shape:
     def read(record: Record, form: PromptFormat) -> tuple[Message, ...]:
-        given = kept_or_stripped(record.text(answer), form)
-        return Message("user", record.text(prompt)), Message("assistant", given)
+        before, given = read_answer(record, answer, form)
+        asked = asked_and_answered(record, read_question(record, prompt), before)
+        return *asked, Message("assistant", given)
 
     return Shape((prompt, answer), read)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmkit.console import say
+from llmkit.data.json_records import Record, is_json, json_records
+from llmkit.data.tables import Row, column_named, columns, read_rows
+from llmkit.data.text_files import AS_IT_COMES, Reading, read_text, shown
 from llmkit.errors import DataError
-from llmkit.finetuning.json_records import Record, read_json_records, read_text, shown
-from llmkit.finetuning.tables import Row, read_rows
 
 FORMATS = "a TSV, CSV, JSON or JSONL file of texts with labels"
-JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 # What columns and fields are called, in any case; the first one that is there counts.
 TEXT_NAMES = ("text", "sentence", "message", "review", "content")
@@ -35,16 +38,17 @@ class LabelledText:
         return self.text.strip()
 
 
-def read_labelled(path: Path) -> list[LabelledText]:
-    """Texts with labels: rows of a .tsv, .csv or other text file, or JSON records.
+def read_labelled(path: Path, reading: Reading = AS_IT_COMES) -> list[LabelledText]:
+    """Texts with labels: rows of a table, or JSON records; content tells which.
 
     Raises DataError naming the line of a record that lacks its text or label, or the column
     that does not look like labels.
     """
-    if path.suffix.lower() in JSON_SUFFIXES:
-        records = [_from_json(record) for record in read_json_records(path, FORMATS)]
+    text = read_text(path, FORMATS, reading.encoding)
+    if is_json(text, path):
+        records = [_from_json(record, reading) for record in json_records(text, path, FORMATS)]
     else:
-        records = _from_rows(read_rows(read_text(path, FORMATS), path), path)
+        records = _from_rows(read_rows(text, path, reading.delimiter), path, reading)
     for record in records:
         if not record.text.strip():
             raise DataError(f"{record.where}: the text is empty")
@@ -54,28 +58,29 @@ def read_labelled(path: Path) -> list[LabelledText]:
     return records
 
 
-def _from_json(record: Record) -> LabelledText:
-    text_name, text = _field(record, TEXT_NAMES)
-    label_name, label = _field(record, LABEL_NAMES)
-    if isinstance(label, int):
-        label = json.dumps(label)  # 0 and 1, true and false are labels too
-    return LabelledText(
-        record.checked(text, text_name), record.checked(label, label_name).strip(), record.where
-    )
+def _from_json(record: Record, reading: Reading) -> LabelledText:
+    text = _cell(record, reading.text_column, TEXT_NAMES)
+    label = _cell(record, reading.label_column, LABEL_NAMES)
+    return LabelledText(text, label.strip(), record.where)
 
 
-def _field(record: Record, names: Sequence[str]) -> tuple[str, object]:
+def _cell(record: Record, asked: str | None, known: Sequence[str]) -> str:
+    """A field as a table has it: numbers, true and false as text, null and NaN as nothing."""
     fields = {name.lower(): name for name in reversed(record.fields)}
-    for name in names:
-        if name in fields:
-            return f'"{fields[name]}"', record.fields[fields[name]]
-    raise record.lacks(f'field "{names[0]}" (or {", ".join(names[1:])})')
+    names = known if asked is None else (asked.strip().lower(),)
+    name = next((fields[name] for name in names if name in fields), None)
+    if name is None:
+        others = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
+        raise record.lacks(f'field "{names[0] if asked is None else shown(asked)}"{others}')
+    value = record.fields[name]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return record.checked(str(value) if isinstance(value, int | float) else value, f'"{name}"')
 
 
-def _from_rows(rows: Sequence[Row], path: Path) -> list[LabelledText]:
-    header = _header(rows)
-    text, label = _named_columns(header, path) if header else _guessed_columns(rows, path)
-    below = rows[1:] if header else rows
+def _from_rows(rows: Sequence[Row], path: Path, reading: Reading) -> list[LabelledText]:
+    text, label, has_header = _columns(rows, path, reading)
+    below = rows[1:] if has_header else rows
     if not below:
         raise DataError(f"{path} holds no row below the header line; give {FORMATS}")
     return [
@@ -84,60 +89,108 @@ def _from_rows(rows: Sequence[Row], path: Path) -> list[LabelledText]:
     ]
 
 
-def _header(rows: Sequence[Row]) -> Row | None:
-    """The first row, if a cell is a known name and no cell comes again below it.
+def _columns(rows: Sequence[Row], path: Path, reading: Reading) -> tuple[int, int, bool]:
+    """Places of the text's and the label's column, and whether the first row is a header."""
+    header = rows[0]
+    asked = [
+        None if name is None else column_named(name, header, path)
+        for name in (reading.text_column, reading.label_column)
+    ]
+    has_header = any(found[1] for found in asked if found) or _is_header(rows)
+    used = [place for place, cell in enumerate(header.cells) if cell.strip()]
+    if not all(asked) and len(used) < len(header.cells):
+        _note_unnamed(
+            [place for place in range(len(header.cells)) if place not in used], rows, path
+        )
+    places = [None if found is None else found[0] for found in asked]
+    if has_header:
+        names = _names(header)
+        for n, known in enumerate((TEXT_NAMES, LABEL_NAMES)):
+            if places[n] is None:
+                places[n] = next((names.index(name) for name in known if name in names), None)
+    one = next((place for place in places if place is not None), None)
+    if len(used) == 2 and one in used:  # one column tells what the other is
+        other = used[1 - used.index(one)]
+        places = [other if place is None else place for place in places]
+    if places == [None, None] and not has_header:
+        places = [*_guessed_columns(rows, used, path)]
+    kinds = (("text", TEXT_NAMES), ("label", LABEL_NAMES))
+    for place, (kind, known) in zip(places, kinds, strict=True):
+        if place is None:
+            raise DataError(
+                f"{path}, line {header.line}: no {kind} column among {columns(header)}; choose "
+                f"it with --{kind}-column, or call it {', '.join(known[:-1])} or {known[-1]}"
+            )
+    text, labels = (place for place in places if place is not None)
+    if text == labels:
+        raise DataError(f"{path}: text and label are the same column; choose two")
+    return text, labels, has_header or _looks_like_names(rows, text, labels, path)
 
-    A label may be called "review" too, but then it occurs again.
+
+def _is_header(rows: Sequence[Row]) -> bool:
+    """Whether the first row names the columns.
+
+    It does where it names both; where only one name is known, that must not come again below it:
+    a label may be called "review" too.
     """
     names = _names(rows[0])
-    if not any(name in TEXT_NAMES + LABEL_NAMES for name in names):
-        return None
-    again = any(
-        cell == name for row in rows[1:] for cell, name in zip(_names(row), names, strict=True)
+    known = [place for place, name in enumerate(names) if name in TEXT_NAMES or name in LABEL_NAMES]
+    if set(names) & set(TEXT_NAMES) and set(names) & set(LABEL_NAMES):
+        return True
+    return bool(known) and not any(
+        row.cells[place].strip().lower() == names[place] for row in rows[1:] for place in known
     )
-    return None if again else rows[0]
+
+
+def _note_unnamed(places: Sequence[int], rows: Sequence[Row], path: Path) -> None:
+    filled = next((row for row in rows if any(row.cells[place].strip() for place in places)), None)
+    what = "1 column without a name" if len(places) == 1 else f"{len(places)} columns without names"
+    there = f" (line {filled.line} has something in it)" if filled else ""
+    say(f"{path}: {what} left out{there}")
 
 
 def _names(row: Row) -> list[str]:
     return [cell.strip().lower() for cell in row.cells]
 
 
-def _named_columns(header: Row, path: Path) -> tuple[int, int]:
-    names = _names(header)
-    text = next((names.index(name) for name in TEXT_NAMES if name in names), None)
-    label = next((names.index(name) for name in LABEL_NAMES if name in names), None)
-    if len(names) == 2:  # one known name tells what the other column is
-        text = 1 - label if text is None and label is not None else text
-        label = 1 - text if label is None and text is not None else label
-    if text is None or label is None:
-        kind, known = ("text", TEXT_NAMES) if text is None else ("label", LABEL_NAMES)
-        raise DataError(
-            f"{path}, line {header.line}: no {kind} column among {shown(', '.join(names))}; "
-            f"call it {', '.join(known[:-1])} or {known[-1]}"
-        )
-    return text, label
-
-
-def _guessed_columns(rows: Sequence[Row], path: Path) -> tuple[int, int]:
-    """The columns of text and label in a file without a header.
+def _guessed_columns(rows: Sequence[Row], used: Sequence[int], path: Path) -> tuple[int, int]:
+    """The columns of text and label in a file without known names.
 
     Labels repeat and texts hardly do, so the label column is the one with fewer different
     values, wherever it stands.
     """
-    count = len(rows[0].cells)
+    count = len(used)
     if count != 2:
         raise DataError(
             f"{path}, line {rows[0].line}: {count} column{'s' * (count > 1)} and no header line; "
-            "give a text and a label, divided by a tab (.tsv) or a comma (.csv), "
-            "or name the columns text and label"
+            "give a text and a label, divided by a tab, comma, semicolon or bar (--delimiter), "
+            "or choose the columns with --text-column and --label-column, by name or number"
         )
-    first, second = (len({row.cells[column] for row in rows}) for column in range(2))
+    first, second = (len({row.cells[column] for row in rows}) for column in used)
     if first == second:
         raise DataError(
             f"{path}: both columns hold {first} different values in {len(rows)} rows, so neither "
-            "looks like labels; add a header line that names them text and label"
+            "looks like labels; choose them with --text-column and --label-column"
         )
-    return (1, 0) if first < second else (0, 1)
+    return (used[1], used[0]) if first < second else (used[0], used[1])
+
+
+def _looks_like_names(rows: Sequence[Row], text: int, label: int, path: Path) -> bool:
+    """Whether the first row is a header of unknown names, such as v1,v2.
+
+    As a record it would be of no use: a label that occurs once cannot be learned.
+    """
+    names = rows[0].cells[text].strip(), rows[0].cells[label].strip()
+    counts = Counter(row.cells[label].strip() for row in rows)
+    if counts[names[1]] > 1 or len(rows) < 10:
+        return False
+    if not all(re.fullmatch(r"[^\W\d]\w{0,30}", name) for name in names):
+        return False
+    say(
+        f"{path}, line {rows[0].line} is read as a header: {names[0]!r} is the text, {names[1]!r} "
+        "the label; --text-column and --label-column choose otherwise"
+    )
+    return True
 
 
 def _check_labels(records: Sequence[LabelledText], path: Path) -> None:

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.console import say
+from llmkit.data.json_records import Record
+from llmkit.data.records import read_records
 from llmkit.errors import DataError
-from llmkit.finetuning.conversations import kept_or_stripped, read_message, read_messages
-from llmkit.finetuning.json_records import Record, read_json_records
+from llmkit.finetuning.conversations import asked_and_answered, read_answer, read_question
 from llmkit.modelfiles.prompt_format import Message, PromptFormat
 
-FORMATS = "JSON or JSONL with chosen and rejected, and a prompt or an instruction"
+FORMATS = (
+    "records (JSON, JSONL or a table) with chosen, rejected, and prompt, messages or instruction"
+)
 
 # What a record is asked in; without any of them, chosen and rejected are whole chats.
-QUESTION_FIELDS = ("prompt", "instruction")
+QUESTION_FIELDS = ("prompt", "instruction", "messages", "conversations")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def read_preferences(path: Path, form: PromptFormat) -> list[Preference]:
     Records whose two answers are the same teach nothing: they are left out, and their number
     is said. Raises DataError naming the record's line.
     """
-    records = read_json_records(path, FORMATS)
+    records = read_records(path, FORMATS)
     asked = next((name for name in QUESTION_FIELDS if name in records[0].fields), None)
     pairs = [_preference(record, asked, form) for record in records]
     different = [pair for pair in pairs if pair.chosen != pair.rejected]
@@ -51,43 +54,23 @@ def read_preferences(path: Path, form: PromptFormat) -> list[Preference]:
 
 
 def _preference(record: Record, asked: str | None, form: PromptFormat) -> Preference:
-    if asked is None:
-        return _from_chats(record)
-    messages = _question(record, asked, form)
-    chosen, rejected = _answer(record, "chosen"), _answer(record, "rejected")
-    if asked == "prompt":
-        chosen, rejected = kept_or_stripped(chosen, form), kept_or_stripped(rejected, form)
-    else:
+    (before, chosen), (before_rejected, rejected) = (
+        read_answer(record, name, form) for name in ("chosen", "rejected")
+    )
+    if before and before_rejected and before != before_rejected:
+        raise record.fault('"chosen" and "rejected" answer different messages')
+    before = before or before_rejected
+    if asked is None and not before:
+        raise record.lacks('field "prompt", and "chosen" is no whole chat')
+    messages = _question(record, asked, form) if asked else ()
+    if asked == "instruction":  # its answer is never the end of a text
         chosen, rejected = chosen.strip(), rejected.strip()
+    messages = asked_and_answered(record, messages, before)
     return Preference(messages, chosen, rejected, record.where)
 
 
 def _question(record: Record, asked: str, form: PromptFormat) -> tuple[Message, ...]:
-    given = record.value(asked)
-    if asked == "prompt" and isinstance(given, list):
-        return read_messages(record, asked, given, last="user")
-    text = record.text(asked)
-    if asked == "instruction":
-        text = form.user_content(text, record.text_or_empty("input"))
+    if asked != "instruction":
+        return read_question(record, asked)
+    text = form.user_content(record.text(asked), record.text_or_empty("input"))
     return (Message("user", text),)
-
-
-def _answer(record: Record, name: str) -> str:
-    """An answer given as text, or as messages of which the last one is it."""
-    given = record.value(name)
-    if not isinstance(given, list):
-        return record.text(name)
-    message = read_message(record, name, given[-1], len(given)) if given else None
-    if message is None or message.role != "assistant":
-        raise record.fault(f'"{name}" does not end with a message of the assistant')
-    return message.content
-
-
-def _from_chats(record: Record) -> Preference:
-    chosen, rejected = (
-        read_messages(record, name, record.value(name), last="assistant")
-        for name in ("chosen", "rejected")
-    )
-    if chosen[:-1] != rejected[:-1]:
-        raise record.fault('"chosen" and "rejected" answer different messages')
-    return Preference(chosen[:-1], chosen[-1].content, rejected[-1].content, record.where)

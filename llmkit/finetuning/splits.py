@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from random import Random
 from typing import Protocol, TypeVar
 
+from llmkit.data.text_files import shown
 from llmkit.errors import ConfigError, DataError
-from llmkit.finetuning.json_records import shown
 from llmkit.finetuning.labelled import LabelledText
 
 Fractions = tuple[float, float, float]
@@ -55,25 +56,40 @@ def split_stratified(
     the label it has first. Raises DataError naming a label with too few different texts.
     """
     _check_fractions(fractions)
+    refuse_rare_labels(records)
     groups = _groups(records)
     random = Random(seed)
     parts: tuple[list[LabelledText], ...] = ([], [], [])
     for label in sorted({record.label for record in records}):
         labelled = [group for group in groups if group[0].label == label]
-        if len(labelled) < len(PARTS):
-            where = next(record.where for record in records if record.label == label)
-            raise DataError(
-                f"{where}: the label {shown(label)!r} has only "
-                f"{_counted(len(labelled), 'different text')}; at least {len(PARTS)} are needed "
-                "for training, validation and test"
-            )
         for part, more in zip(parts, _divided(labelled, fractions, random), strict=True):
             part.extend(more)
     return _shuffled(parts, random)
 
 
+def refuse_rare_labels(records: Sequence[LabelledText]) -> None:
+    """Raise DataError naming the rarest label, where it has too few different texts to divide."""
+    first: dict[str, LabelledText] = {}
+    counts: Counter[str] = Counter()
+    for group in _groups(records):
+        counts[group[0].label] += 1
+    for record in records:
+        first.setdefault(record.label, record)
+    rarest = min(first, key=lambda label: counts[label])
+    if counts[rarest] < len(PARTS):
+        raise DataError(
+            f"{first[rarest].where}: the label {shown(rarest)!r} has only "
+            f"{_counted(counts[rarest], 'different text')}; at least {len(PARTS)} are needed "
+            "for training, validation and test"
+        )
+
+
 def balance(records: Sequence[LabelledText], seed: int) -> list[LabelledText]:
-    """As many records of each label as the rarest has, chosen by the seed, in their old order."""
+    """As many records of each label as the rarest has, chosen by the seed, in their old order.
+
+    Raises DataError naming the rarest, where it has too few to be divided afterwards.
+    """
+    refuse_rare_labels(records)
     random = Random(seed)
     places: dict[str, list[int]] = {}
     for place, record in enumerate(records):

@@ -15,7 +15,8 @@ from llmkit.checkpoint import (
     save_config,
 )
 from llmkit.console import Progress, progress, say
-from llmkit.data.sources import read_documents, source_files
+from llmkit.data.sources import note_left_out, read_documents, source_files
+from llmkit.data.text_files import AS_IT_COMES, Reading
 from llmkit.data.tokens import split_documents, token_dtype, write_token_file
 from llmkit.errors import CheckpointError, DataError
 from llmkit.model.config import GPTConfig
@@ -84,18 +85,24 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def prepare(folder: RunFolder, data: Path, settings: dict[str, Any], sizes: GPTConfig) -> RunState:
+def prepare(
+    folder: RunFolder,
+    data: Path,
+    settings: dict[str, Any],
+    sizes: GPTConfig,
+    reading: Reading = AS_IT_COMES,
+) -> RunState:
     """Train the tokenizer, write the token files and commit step 0."""
 
     def part(name: str) -> Iterator[str]:
-        return split_documents(read_documents(data), name)
+        return split_documents(read_documents(data, reading), name)
 
     if next(part("train"), None) is None:
         raise DataError(f"{data} holds no text to train on")
     tokenizer = _tokenizer(settings["tokenizer"], lambda: part("train"), sizes.vocab_size)
     sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
     folder.remove_half_written()
-    data_bytes = write_token_files(folder, data, tokenizer, sizes.context_length)
+    data_bytes = write_token_files(folder, data, tokenizer, sizes.context_length, reading)
     tokenizer.save(folder.folder / TOKENIZER_FILE)
     save_config(folder.folder, CheckpointConfig(sizes, COMPLETION))
     state = RunState(settings, data_bytes)
@@ -104,17 +111,22 @@ def prepare(folder: RunFolder, data: Path, settings: dict[str, Any], sizes: GPTC
 
 
 def write_token_files(
-    folder: RunFolder, data: Path, tokenizer: Tokenizer, context_length: int
+    folder: RunFolder,
+    data: Path,
+    tokenizer: Tokenizer,
+    context_length: int,
+    reading: Reading = AS_IT_COMES,
 ) -> dict[str, int]:
     """Write both parts of the text in `data` as token files; return the bytes of text in each.
 
     Raises DataError, and leaves no file, where a part is too short for one example.
     """
+    note_left_out(data)
     data_bytes = {}
     total = sum(file.stat().st_size for file in source_files(data))
     for name in PARTS:
         with progress(f"tokenize {name}", total, "bytes") as bar:
-            texts = _watched(split_documents(read_documents(data), name), bar)
+            texts = _watched(split_documents(read_documents(data, reading), name), bar)
             data_bytes[name] = write_token_file(folder.token_file(name), texts, tokenizer)
         n_file_bytes = folder.token_file(name).stat().st_size
         n_tokens = n_file_bytes // token_dtype(tokenizer.vocab_size).itemsize

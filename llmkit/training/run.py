@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.data.sources import source_files
+from llmkit.data.text_files import Reading
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.model.config import GPTConfig, gpt_config
 from llmkit.model.device import choose_device
@@ -46,10 +47,15 @@ def train(
     training: dict[str, Any] | None = None,
     resume: bool = False,
     device: str | None = None,
+    text_column: str | None = None,
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
 ) -> TrainingResult:
     """Train a GPT on the text in `data` and write the checkpoint folder `out`.
 
-    `data`: a text file, a folder of text and JSONL files, or a JSONL file. `tokenizer`: `bpe`
+    `data`: a text file, JSON or JSONL with a `text` field, a table, or a folder of text and JSONL
+    files. `text_column` names another field, or the column of a table, which `delimiter` divides;
+    `encoding` is that of text and tables. `tokenizer`: `bpe`
     or `char` (trained on the data), `gpt2`, or a folder that holds one. `model` and `training`
     change single fields of the preset (GPTConfig, TrainingConfig). With `resume` an unfinished
     run goes on where it stopped; a finished one is reported and left alone.
@@ -64,6 +70,7 @@ def train(
             raise ConfigError(f"a {tokenizer} tokenizer has its own size; leave vocab_size out")
         changes["vocab_size"] = vocab_size
     sizes = gpt_config(preset, **changes)
+    reading = Reading(text_column, None, delimiter, encoding)
     where = choose_device(device)
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise ConfigError(
@@ -72,12 +79,15 @@ def train(
         )
     settings: dict[str, Any] = {
         "data": sha256_of(source_files(data)),
+        "reading": asdict(reading),
         "tokenizer": tokenizer,
         "model": asdict(sizes),
         "training": asdict(config),
     }
     folder = RunFolder(out)
-    state = open_run(folder, settings, resume, lambda: prepare(folder, data, settings, sizes))
+    state = open_run(
+        folder, settings, resume, lambda: prepare(folder, data, settings, sizes, reading)
+    )
     if state.finished:
         return _result(folder)
     say(_quantization_note(sizes))

@@ -200,6 +200,43 @@ def test_debug_shows_the_traceback(files: Files, capsys: pytest.CaptureFixture[s
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "traceback"),
+    [
+        ("--debug inspect none", True),
+        ("finetune --debug instruct none --data x --out y", True),
+        ("finetune instruct none --data x --out y --debug", True),
+        ("inspect none", False),
+        ("generate none --prompt --debug", False),  # the value of another option
+        ("generate none --prompt=--debug", False),
+        ("inspect -- --debug", False),
+    ],
+)
+def test_debug_is_an_option_of_every_command(
+    command: str, traceback: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == traceback
+    assert "does not exist" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "help_of"),
+    [
+        ("train --dta x", "llmkit train"),
+        ("finetune instruct --dta x", "llmkit finetune instruct"),
+        ("finetune none", "llmkit finetune"),
+        ("none", "llmkit"),
+    ],
+)
+def test_wrong_use_names_the_help_of_its_command(
+    command: str, help_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err.endswith(f"; see {help_of} --help\n")
+
+
 @pytest.mark.slow
 def test_json_is_one_object_on_stdout(
     files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path

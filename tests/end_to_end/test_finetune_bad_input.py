@@ -56,7 +56,7 @@ CASES = {
     "empty answer": (INSTRUCT + "empty.answer", 'empty.answer, line 2: "output" is empty'),
     "answer that is no text": (INSTRUCT + "no-text", 'no-text, line 2: "output" is a number'),
     "answer without a question": (INSTRUCT + "roles.jsonl", "roles.jsonl, line 1"),
-    "wrong format": (INSTRUCT + "table.tsv", "table.tsv is neither a JSON list nor JSONL"),
+    "wrong format": (INSTRUCT + "table.tsv", "table.tsv, line 2: no field of a known format"),
     "empty file": (INSTRUCT + "empty.jsonl", "empty.jsonl is empty"),
     "broken line": (INSTRUCT + "broken.jsonl", "broken.jsonl, line 2: not JSON"),
     "broken list": (INSTRUCT + "broken.json", "broken.json, line 3: not JSON"),

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.data.sources import read_documents, source_files
+from llmkit.data.sources import note_left_out, read_documents, source_files
+from llmkit.data.text_files import AS_IT_COMES, Reading
 from llmkit.data.tokens import open_token_file, split_documents, windows, write_token_file
 from llmkit.errors import DataError
 from llmkit.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 
-def refused(source: Path) -> str:
+def refused(source: Path, reading: Reading = AS_IT_COMES) -> str:
     with pytest.raises(DataError) as caught:
-        list(read_documents(source))
+        list(read_documents(source, reading))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -74,11 +79,11 @@ def test_jsonl_lines_are_documents(tmp_path: Path, suffix: str) -> None:
         (b"text", "not JSON"),
         (b"[" * 200_000, "not JSON"),
         (b'{"text": 1' + b"0" * 5000 + b"}", "not JSON"),
-        (b'{"txt": "x"}', 'no "text" string'),
-        (b'{"text": 5}', 'no "text" string'),
-        (b'{"text": null}', 'no "text" string'),
-        (b'["text"]', 'no "text" string'),
-        (b'"text"', 'no "text" string'),
+        (b'{"txt": "x"}', 'no field "text"; the fields are txt; choose another with --text-column'),
+        (b'{"text": 5}', '"text" is a number, not text'),
+        (b'{"text": null}', '"text" is null, not text'),
+        (b'["text"]', "no object"),
+        (b'"text"', "no object"),
         (b'{"text": "caf\xe9"}', "not UTF-8"),
         (b'{"text": "\\ud83d"}', "surrogate"),
     ],
@@ -89,6 +94,172 @@ def test_bad_jsonl_line_is_named(tmp_path: Path, line: bytes, words: str) -> Non
     message = refused(file)
     assert message.startswith(f"{file}, line 3: ")
     assert words in message
+
+
+TEXTS = ['One, "two"\nand {three}', "日本 🙂", f"with {END_OF_TEXT} inside"]
+ROWS = [{"id": n, "text": text, "body": text[::-1]} for n, text in enumerate(TEXTS)]
+
+
+def table(rows: Sequence[Sequence[object]], delimiter: str = ",") -> str:
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter).writerows(rows)
+    return file.getvalue()
+
+
+STRUCTURED = {
+    "list": json.dumps(ROWS, indent=1),
+    "list of texts": json.dumps(TEXTS),
+    "lines": "".join(json.dumps(row) + "\n" for row in ROWS),
+    "one line": json.dumps({"text": {str(n): text for n, text in enumerate(TEXTS)}}),
+    "columns": json.dumps({"text": {str(n): text for n, text in enumerate(TEXTS)}}, indent=2),
+    "lists": json.dumps({"id": [0, 1, 2], "text": TEXTS}, ensure_ascii=False),
+}
+
+
+@pytest.mark.parametrize("form", STRUCTURED)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "a"])
+def test_json_is_found_by_its_content(tmp_path: Path, form: str, name: str) -> None:
+    file = tmp_path / name
+    file.write_text(STRUCTURED[form], "utf-8")
+    assert list(read_documents(file)) == TEXTS
+
+
+def test_another_field_or_column_can_be_the_text(tmp_path: Path) -> None:
+    bodies = [text[::-1] for text in TEXTS]
+    cells = [[*ROWS[0]], *([*row.values()] for row in ROWS)]
+    for name, content in (
+        ("a.json", STRUCTURED["list"]),
+        ("a.jsonl", STRUCTURED["lines"]),
+        ("a.csv", table(cells)),
+        ("b.csv", table(cells, ";")),
+        ("a.tsv", table(cells, "\t")),
+    ):
+        file = tmp_path / name
+        file.write_text(content, "utf-8", newline="")
+        assert list(read_documents(file, Reading(text_column="body"))) == bodies
+        assert "no " in refused(file, Reading(text_column="none"))
+    assert list(read_documents(file, Reading(text_column="3"))) == ["body", *bodies]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "id,text\n1,Once\n", "a.csv is a table with the columns id, text"),
+        ("a.csv", "text\nOnce\nTwice\n", "a.csv is a table with the columns text"),
+        ("a.txt", "id\ttext\n1\tOnce\n2\tTwice\n", "a.txt is a table with the columns id, text"),
+        ("a.json", '{"title": "x", "chapters": [{"p": "y"}]}', "the fields are title, chapters"),
+        ("a.json", "[[1, 2]]", "record 1, line 1: the record is a list"),
+        ("a.json", "Once upon a time", "a.json is neither JSON nor JSONL"),
+        ("a.json", '{"text": "x"', "a.json, line 1: not JSON"),
+        ("a.html", "<p>Once</p>", "a.html is an HTML page"),
+        ("a.txt", "\n<!-- saved --> <!DOCTYPE HTML>\n<html>", "a.txt is an HTML page"),
+        ("a", "<?xml version='1.0'?><a/>", "a is XML"),
+        ("a.txt", "%PDF-1.7 ...", "a.txt is a PDF"),
+        ("a.docx", "PK\x03\x04...", "a.docx is a ZIP archive"),
+        ("a.txt", "{\\rtf1 ...}", "a.txt is an RTF document"),
+    ],
+)
+def test_file_that_is_not_text_is_named(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(content, "utf-8")
+    message = refused(file)
+    assert message.startswith(str(tmp_path / name))
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Enter HAMLET]\nTo be, or not to be\n",
+        "{ a brace\n}",
+        '{"a": 1}\nis JSON\n',
+        "<p> is a tag\n",
+        "One,\ntwo, three\n",
+        "A\ttab\nand none\n",
+    ],
+)
+def test_prose_stays_prose(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(text, "utf-8")
+    assert list(read_documents(file)) == [text]
+
+
+def test_another_encoding_is_read_where_it_is_given(tmp_path: Path) -> None:
+    for encoding in ("latin-1", "utf-16"):
+        file = tmp_path / f"{encoding}.txt"
+        file.write_text("Müßig\n", encoding)
+        assert encoding in refused(file)
+        assert list(read_documents(file, Reading(encoding=encoding))) == ["Müßig\n"]
+
+
+# --- folders ----------------------------------------------------------------------------------
+
+
+def written(folder: Path, *names: str) -> None:
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"text of {name}", "utf-8")
+
+
+def names_of(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in source_files(folder)]
+
+
+HIDDEN = [
+    "._story.txt",
+    ".hidden/a.txt",
+    "__MACOSX/a/._story.txt",
+    ".ipynb_checkpoints/story-checkpoint.txt",
+    "a/__pycache__/a.txt",
+    "node_modules/a/README.md",
+    ".venv/lib/LICENSE.txt",
+    "env/lib/LICENSE.txt",
+    "lib/site-packages/x/LICENSE.txt",
+    "my.egg-info/SOURCES.txt",
+]
+
+
+def test_hidden_and_generated_files_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / ".data" / "corpus"  # names above it do not count
+    written(source, "story.txt", "a/b.md", "env/pyvenv.cfg", ".DS_Store", *HIDDEN)
+    assert names_of(source) == ["a/b.md", "story.txt"]
+    assert capsys.readouterr().err == ""
+    note_left_out(source)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{len(HIDDEN)} text files left out" in line
+    note_left_out(source / "a" / "b.md")
+    (source / "sub").mkdir()
+    note_left_out(source / "sub")
+    assert capsys.readouterr().err == ""
+
+
+def test_links_to_folders_are_followed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    written(source, "b/own.txt")
+    written(tmp_path / "elsewhere", "far.txt", "deep/er.txt")
+    for link, target in (
+        ("a", tmp_path / "elsewhere"),
+        ("c", tmp_path / "elsewhere" / "deep"),  # read already
+        ("again", source / "b"),  # read already
+        ("loop", source),
+        ("up", tmp_path),
+        ("gone", tmp_path / "nowhere"),
+        ("gone.txt", tmp_path / "nowhere.txt"),
+        (".hidden", tmp_path / "elsewhere"),
+    ):
+        (source / link).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to(source)
+    assert names_of(source) == ["a/deep/er.txt", "a/far.txt", "b/own.txt"]
+    note_left_out(source)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "7 links left out" in line
 
 
 def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
@@ -150,6 +321,21 @@ def test_every_tenth_of_many_documents_is_held_out(n: int) -> None:
     assert sorted(train + validation) == sorted(texts)
     assert validation == texts[9::10]
     assert train == [text for text in texts if text not in set(validation)]
+
+
+@given(
+    distinct=st.integers(1, 40), copies=st.lists(st.integers(0, 39), max_size=60), seed=st.randoms()
+)
+def test_copies_of_a_document_stay_on_one_side(
+    distinct: int, copies: list[int], seed: random.Random
+) -> None:
+    texts = [f"document {n}" for n in range(distinct)]
+    texts += [f"document {n % distinct}\n" for n in copies]
+    texts += [f"more {n}" for n in range(20)]
+    seed.shuffle(texts)
+    train, validation = ([*split_documents(texts, part)] for part in ("train", "validation"))
+    assert sorted(train + validation) == sorted(texts)
+    assert not {text.strip() for text in train} & {text.strip() for text in validation}
 
 
 # --- token files ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmkit.data.text_files import Reading
 from llmkit.errors import ConfigError, DataError
 from llmkit.finetuning.conversations import Conversation, read_conversations
 from llmkit.finetuning.labelled import LabelledText, read_labelled
@@ -122,6 +124,149 @@ def test_json_records_are_read_with_numbers_as_labels(
     assert pairs(read_labelled(path)) == [("one", "0"), ("two", "1"), ("three", "0")]
 
 
+def table(
+    rows: Sequence[Sequence[str]], delimiter: str = ",", quoting: int = csv.QUOTE_MINIMAL
+) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+@pytest.mark.parametrize("header", [None, ("text", "label"), ("Label", "Text")])
+def test_delimiter_is_found_whatever_the_file_is_called(
+    write: Write, name: str, delimiter: str, header: tuple[str, str] | None
+) -> None:
+    rows = [(f"{text} {n}", label) for n in range(3) for text, label in FOUR]
+    swapped = header is not None and header[0] == "Label"
+    content = [header] * (header is not None) + [row[::-1] if swapped else row for row in rows]
+    path = write(name, table(content, delimiter))
+    assert pairs(read_labelled(path)) == rows
+    assert pairs(read_labelled(path, Reading(delimiter=delimiter))) == rows
+
+
+def test_delimiter_is_not_one_that_only_the_texts_have(write: Write) -> None:
+    rows = [(label, f"{text}, {n}") for n in range(3) for text, label in FOUR]
+    unquoted = "".join(f"{label};{text}\n" for label, text in [("label", "text"), *rows])
+    assert pairs(read_labelled(write("a.csv", unquoted))) == [row[::-1] for row in rows]
+    message = refused(
+        lambda: read_labelled(write("b.csv", unquoted.replace("; ", ";", 1) + "a;b;c\n"))
+    )
+    assert "line 14: 3 columns, but line 1 has 2" in message
+
+
+def test_excels_line_that_names_the_delimiter_is_believed(write: Write) -> None:
+    path = write("a.csv", "sep=;\r\n" + table([("text", "label"), *FOUR], ";"))
+    records = read_labelled(path)
+    assert pairs(records) == FOUR
+    assert records[0].where.endswith("line 3")
+
+
+@pytest.mark.parametrize("name", ["", "|||", "12", "?a", "\n"])
+def test_delimiter_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="delimiter"):
+        Reading(delimiter=name)
+
+
+def test_tab_has_a_name() -> None:
+    assert Reading(delimiter="tab").delimiter == Reading(delimiter="\\t").delimiter == "\t"
+
+
+MORE_CELLS = [
+    # header, cells behind each row's text and label
+    (("text", "label", ""), [""]),
+    (("text", "label", "source"), ["source"]),
+    (("text", "label", "", "", ""), ["", "", ""]),
+    (("text", "label"), [""]),
+    (("text", "label", ""), []),
+    (("text", "label", "title"), ["label"]),
+]
+
+
+@pytest.mark.parametrize(("header", "behind"), MORE_CELLS)
+def test_header_that_names_the_columns_is_one_whatever_the_rows_hold(
+    write: Write, header: tuple[str, ...], behind: list[str]
+) -> None:
+    path = write("a.csv", table([header, *((*row, *behind) for row in FOUR)]))
+    assert pairs(read_labelled(path)) == FOUR
+
+
+def test_index_column_without_a_name_is_left_out_and_said(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(str(n), *row) for n, row in enumerate(FOUR)]
+    path = write("a.csv", table([("", "comment", "label"), *rows]))
+    assert pairs(read_labelled(path)) == FOUR
+    assert (
+        "1 column without a name left out (line 2 has something in it)" in capsys.readouterr().err
+    )
+
+
+KAGGLE = [(["ham", "spam"][n % 3 == 0], f"Message {n}, say", "", "", "") for n in range(30)]
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_header_of_unknown_names_is_found_because_its_label_occurs_once(
+    write: Write, capsys: pytest.CaptureFixture[str], filled: bool
+) -> None:
+    rows = [list(row) for row in KAGGLE]
+    rows[7][3] = "the rest of it" * filled
+    path = write("spam.csv", table([["v1", "v2", "", "", ""], *rows]))
+    expected = [(text, label) for label, text, *_ in KAGGLE]
+    assert pairs(read_labelled(path)) == expected
+    said = capsys.readouterr().err
+    assert "3 columns without names left out" in said
+    assert ("line 9" in said) == filled
+    assert "line 1 is read as a header: 'v2' is the text, 'v1' the label" in said
+    assert pairs(read_labelled(path, Reading("v2", "v1"))) == expected
+    assert pairs(read_labelled(path, Reading("2", "1"))) == expected
+    assert pairs(read_labelled(path, Reading(label_column="V1"))) == expected
+
+
+def test_columns_without_a_header_are_chosen_by_number(write: Write) -> None:
+    rows = [(f"id {n}", label, text) for n, (text, label) in enumerate(FOUR)]
+    path = write("a.csv", table(rows))
+    assert pairs(read_labelled(path, Reading("3", "2"))) == FOUR
+    for wrong in (Reading("4", "2"), Reading("0", "2"), Reading("body", "2")):
+        assert "line 1: no column '" in refused(lambda wrong=wrong: read_labelled(path, wrong))
+    assert "same column" in refused(lambda: read_labelled(path, Reading("2", "2")))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl", "columns.json"])
+@pytest.mark.parametrize("labels", [(0.0, 1.0), (0, 1), (True, False), (1e30, -2.5)])
+def test_a_table_means_the_same_in_every_format(
+    write: Write, name: str, labels: tuple[object, object]
+) -> None:
+    rows = [(n, labels[n % 2]) for n in range(100, 112)]
+    records = [{"text": text, "label": label} for text, label in rows]
+    content: object = records
+    if name == "columns.json":
+        content = {
+            field: {str(n): record[field] for n, record in enumerate(records)}
+            for field in ("text", "label")
+        }
+    elif "json" not in name:
+        content = table([("text", "label"), *rows], "\t" if name == "a.tsv" else ",")  # type: ignore[list-item]
+    assert pairs(read_labelled(write(name, content))) == [(str(n), str(label)) for n, label in rows]
+
+
+def test_another_encoding_is_read_where_it_is_given(write: Write) -> None:
+    content = table([("text", "label"), ("Müßig £5", "a"), ("Café", "b"), ("Äpfel", "a")])
+    latin = write("a.csv", content.encode("latin-1"))
+    message = refused(lambda: read_labelled(latin))
+    assert "line 2: byte 0xfc is not UTF-8" in message
+    assert "--encoding" in message
+    expected = [("Müßig £5", "a"), ("Café", "b"), ("Äpfel", "a")]
+    assert pairs(read_labelled(latin, Reading(encoding="Latin-1"))) == expected
+    utf16 = write("b.csv", content.encode("utf-16"))
+    assert "such as utf-16" in refused(lambda: read_labelled(utf16))
+    assert pairs(read_labelled(utf16, Reading(encoding="utf-16"))) == expected
+    with pytest.raises(ConfigError, match="'klingon'"):
+        Reading(encoding="klingon")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
@@ -148,8 +293,10 @@ def test_json_records_are_read_with_numbers_as_labels(
         ),
         ("a.jsonl", [{"text": "a", "label": "b"}, {"text": "a"}], 'line 2: no field "label" (or'),
         ("a.jsonl", [{"a": "b"}], 'line 1: no field "text" (or sentence, message, review, co'),
-        ("a.jsonl", [{"text": "a", "label": 1.5}], 'line 1: "label" is a number, not text'),
-        ("a.jsonl", [{"text": None, "label": 1}], 'line 1: "text" is null, not text'),
+        ("a.jsonl", [{"text": "a", "label": [1]}], 'line 1: "label" is a list, not text'),
+        ("a.jsonl", [{"text": None, "label": 1}], "line 1: the text is empty"),
+        ("a.jsonl", [{"text": "a", "label": None}], "line 1: the label is empty"),
+        ("a.jsonl", [{"text": "a", "label": math.nan}], "line 1: the label is empty"),
         ("a.json", [{"text": "", "label": 1}], "record 1, line 1: the text is empty"),
     ],
 )  # fmt: skip
@@ -238,6 +385,7 @@ CHAT_SAID = [
     ("user", "Bye"),
     ("assistant", "Farewell."),
 ]
+NO = {"role": "assistant", "content": " No"}
 SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 SHAREGPT = [{"from": SHAREGPT_NAMES[m["role"]], "value": m["content"]} for m in CHAT]
 
@@ -272,6 +420,10 @@ def test_every_instruction_of_the_shared_file_is_read_with_its_line(shared_data:
         ),
         ({"prompt": "Once", "completion": " upon"}, [("user", "Once"), ("assistant", "upon")]),
         ({"question": "Why?", "answer": "So."}, [("user", "Why?"), ("assistant", "So.")]),
+        ({"prompt": CHAT[:2], "completion": CHAT[2:3]}, CHAT_SAID[:3]),
+        ({"prompt": CHAT[1], "completion": CHAT[2]}, CHAT_SAID[1:3]),
+        ({"prompt": CHAT[:4], "completion": "Farewell."}, CHAT_SAID),
+        ({"messages": [*CHAT[:2], {**CHAT[2], "tool_calls": None}]}, CHAT_SAID[:3]),
         ({"messages": CHAT, "prompt": "Hello"}, CHAT_SAID),
         ({"messages": [{"role": "system", "content": ""}, *CHAT[1:]]}, CHAT_SAID[1:]),
         ({"conversations": SHAREGPT}, CHAT_SAID),
@@ -285,6 +437,34 @@ def test_conversation_is_read_from_each_shape(
     assert said(first) == said(second) == expected
     place = "record 2, line 1" if name == "a.json" else "line 2"
     assert second.where == f"{path}, {place}"
+
+
+TABLE_FORMS: dict[str, Callable[[list[dict[str, str]]], object]] = {
+    "pandas' columns": lambda rows: {
+        name: {str(n): row[name] for n, row in enumerate(rows)} for name in rows[0]
+    },
+    "pandas' index": lambda rows: {str(n): row for n, row in enumerate(rows)},
+    "pandas' split": lambda rows: {
+        "columns": [*rows[0]], "index": [0, 1], "data": [[*row.values()] for row in rows],
+    },
+    "pandas' table": lambda rows: {"schema": {"fields": []}, "data": rows},
+    "Hugging Face's lists": lambda rows: {name: [row[name] for row in rows] for name in rows[0]},
+    "lines": lambda rows: "\n".join(map(json.dumps, rows)),
+    "csv": lambda rows: table([[*rows[0]], *([*row.values()] for row in rows)]),
+    "tsv": lambda rows: table([[*rows[0]], *([*row.values()] for row in rows)], "\t"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", TABLE_FORMS)
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.txt", "a"])
+def test_content_decides_how_a_table_is_read(write: Write, form: str, name: str) -> None:
+    if form in ("csv", "tsv") and name != "a.csv":
+        pytest.skip("JSON by its name, or prose with commas")
+    rows = [{"instruction": f"Do {n}, please", "output": f"Done {n}"} for n in range(2)]
+    found = read_conversations(write(name, TABLE_FORMS[form](rows)), ALPACA)
+    assert [said(conversation) for conversation in found] == [
+        [("user", row["instruction"]), ("assistant", row["output"])] for row in rows
+    ]
 
 
 def test_leading_space_belongs_to_a_completion_of_a_bare_prompt_only(write: Write) -> None:
@@ -304,14 +484,18 @@ GOOD = {"instruction": "a", "output": "b"}
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a.csv", "prompt,completion\na,b\n", "is neither a JSON list nor JSONL; give JSON or "),
+        ("a.txt", "Once upon a time.\n", "a.txt is neither JSON nor a table; give records"),
+        ("a.html", "<p>Once</p>\n", "a.html is an HTML page"),
+        ("a.csv", "id,text\n1,b\n", "line 2: no field of a known format"),
+        ("a.csv", "prompt,completion\n", "holds no row below the header"),
         ("a.json", "[]", "holds no record"),
         ("a.json", " \n", "is empty"),
         ("a.json", '[{"a": 1},\n{"b" 2}]', "line 2: not JSON: Expecting ':' delimiter"),
         ("a.json", '[{"a": "b"},\n', "line 2: not JSON"),
         ("a.json", "[" * 100_000, "not JSON"),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n\n{"inst', "line 3: not JSON"),
-        ("a.json", '{\n"messages": []\n}', "line 1: not JSON"),
+        ("a.json", '{\n"messages": []\n}', "line 1: \"messages\" does not end with a message of"),
+        ("a.json", '{\n"messages": [}\n', "line 1: not JSON"),
         ("a.json", [GOOD, "b"], "record 2, line 1: the record is text, not an object"),
         ("a.jsonl", [GOOD, {"instruction": "a", "x": ""}],
          'line 2: no field "output"; the fields are instruction, x'),
@@ -319,14 +503,16 @@ GOOD = {"instruction": "a", "output": "b"}
         ("a.jsonl", [GOOD, {"prompt": "a", "completion": "b"}], 'line 2: no field "instruction"'),
         ("a.jsonl", [{"prompt": "a", "text\n": "b"}],
          'line 1: no field "completion"; the fields are prompt, text\\n'),
-        ("a.jsonl", [{"text": "b"}], "line 1: no field of a known format; give JSON or JSONL with"),
+        ("a.jsonl", [{"text": "b"}], "line 1: no field of a known format; give records"),
         ("a.jsonl", [{"instruction": "a", "output": 3}], 'line 1: "output" is a number, not text'),
         ("a.jsonl", [GOOD | {"input": ["x"]}], 'line 1: "input" is a list, not text'),
         ("a.jsonl", [GOOD, GOOD | {"output": " \n"}], 'line 2: "output" is empty'),
         ("a.jsonl", [GOOD, GOOD | {"instruction": ""}], 'line 2: "instruction" is empty'),
         ("a.jsonl", [GOOD | {"output": "\ud83d"}], 'line 1: "output" holds half of a surrogate'),
         ("a.jsonl", turns("user", "tool"),
-         "line 1, message 2 of \"messages\": unknown role 'tool'; known are system, user,"),
+         'line 1: message 2 of "messages" is of the tool: tools are not supported'),
+        ("a.jsonl", turns("user", "bot"),
+         "line 1, message 2 of \"messages\": unknown role 'bot'; known are system, user,"),
         ("a.jsonl", [{"messages": [{"role": "user", "content": " "}]}],
          'message 1 of "messages": "content" is empty'),
         ("a.jsonl", [{"messages": [{"role": "user"}]}],
@@ -334,7 +520,7 @@ GOOD = {"instruction": "a", "output": "b"}
         ("a.jsonl", [{"conversations": [{"from": "human", "value": 3}]}],
          'message 1 of "conversations": "value" is a number, not text'),
         ("a.jsonl", [{"messages": "hello"}], 'line 1: "messages" is no list of messages'),
-        ("a.jsonl", [{"messages": ["hello"]}], 'message 1 of "messages" is no object'),
+        ("a.jsonl", [{"messages": ["hello"]}] * 2, 'message 1 of "messages" is no object'),
         ("a.jsonl", turns(), 'line 1: "messages" does not end with a message of the assistant'),
         ("a.jsonl", turns("system"), '"messages" does not end with a message of the assistant'),
         ("a.jsonl", turns("user"), '"messages" does not end with a message of the assistant'),
@@ -370,6 +556,13 @@ def test_preferences_of_the_shared_file_are_read_and_equal_answers_counted(
 @pytest.mark.parametrize(
     ("record", "messages"),
     [
+        ({"messages": CHAT[:2], "chosen": CHAT[2], "rejected": "No"}, CHAT[:2]),
+        ({"prompt": "Hello", "chosen": CHAT[2], "rejected": [NO]}, CHAT[1:2]),
+        ({"prompt": CHAT[1], "chosen": CHAT[2:3], "rejected": NO}, CHAT[1:2]),
+        ({"prompt": CHAT[:2], "chosen": CHAT[2], "rejected": NO}, CHAT[:2]),
+        ({"prompt": "Hello", "chosen": CHAT[:3], "rejected": [*CHAT[:2], NO]}, CHAT[:2]),
+        ({"prompt": CHAT[:2], "chosen": CHAT[1:3], "rejected": [CHAT[1], NO]}, CHAT[:2]),
+        ({"conversations": SHAREGPT[:2], "chosen": SHAREGPT[2], "rejected": NO}, CHAT[:2]),
         ({"prompt": "Hello", "chosen": " Hi ", "rejected": "No"}, CHAT[1:2]),
         ({"prompt": CHAT[:2], "chosen": "Hi", "rejected": "No\n"}, CHAT[:2]),
         ({"prompt": CHAT[:2], "chosen": CHAT[2:3], "rejected": "No"}, CHAT[:2]),
@@ -408,6 +601,7 @@ def test_answers_to_a_bare_prompt_keep_their_space_in_the_completion_format(writ
     assert (preference.chosen, preference.rejected) == (" upon", " a")
 
 
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "search"}}]}
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
@@ -416,7 +610,15 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
     [
         ([PAIR, {"prompt": "a", "chosen": "b"}], 'line 2: no field "rejected"; the fields are pro'),
         ([PAIR, {"chosen": "b", "rejected": "c"}], 'line 2: no field "prompt"'),
-        ([{"chosen": "b", "rejected": "c"}], 'line 1: "chosen" is no list of messages'),
+        ([{"chosen": "b", "rejected": "c"}], 'line 1: no field "prompt", and "chosen" is no whole'),
+        ([PAIR | {"chosen": CHAT[:3]}], "line 1: the answer follows other messages"),
+        ([PAIR, PAIR | {"chosen": {"role": "user", "content": "b"}}],
+         'line 2: "chosen" does not end with a message of the assistant'),
+        ([PAIR, {"prompt": [CHAT[1], CALL], "chosen": "b", "rejected": "c"}],
+         'line 2: message 2 of "prompt" has "tool_calls": tools are not supported'),
+        ([PAIR, PAIR | {"rejected": CALL}], 'line 2: message 1 of "rejected" has "tool_calls"'),
+        ([{"messages": turns("user", "tool")[0]["messages"], "chosen": "b", "rejected": "c"}],
+         'line 1: message 2 of "messages" is of the tool'),
         ([PAIR, PAIR | {"chosen": " "}], 'line 2: "chosen" is empty'),
         ([PAIR | {"prompt": " "}], 'line 1: "prompt" is empty'),
         ([PAIR | {"prompt": CHAT}], '"prompt" does not end with a message of the user'),
@@ -521,6 +723,14 @@ def test_label_with_too_few_texts_is_named_with_its_line() -> None:
     assert message.startswith(
         "file, line 1: the label 'head' has only 1 different text; at least 3"
     )
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_label_that_is_too_rare_to_balance_is_the_one_named(repeats: int) -> None:
+    rare = [(f"text {n}", "rare") for n in range(repeats)]
+    records = labelled([*[(str(n), ("bad", "good")[n % 2]) for n in range(38)], *rare])
+    message = refused(lambda: balance(records, 1))
+    assert message.startswith(f"file, line 39: the label 'rare' has only {repeats} different text")
 
 
 @pytest.mark.parametrize("fractions", [(0.8, 0.2, 0.0), (0.7, 0.2, 0.2), (1.2, -0.4, 0.2)])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -248,6 +249,42 @@ def test_long_text_is_cut_into_pieces_of_about_the_size_asked_for(between: str) 
 def test_text_without_a_safe_place_stays_whole() -> None:
     text = "日本" * 1000 + "\n\n" * 1000
     assert list(safe_pieces(text, 10)) == [text]
+
+
+LONG_WORDS = {
+    "DNA": "".join(random.Random(1).choices("ACGT", k=20_000)),
+    "Chinese": "".join(random.Random(1).choices("的一是不了人我在有他这中大来上个国", k=20_000)),
+    "digits": "".join(random.Random(1).choices("0123456789", k=20_000)),
+    "signs": "=-" * 10_000,
+    "spaces": " \n" * 10_000,
+}
+
+
+@pytest.mark.parametrize("name", LONG_WORDS)
+def test_very_long_words_are_cut_for_training_and_encoded_whole(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = LONG_WORDS[name]
+    tokenizer = train_bpe([f"some text. {word}", "more text"], 400)
+    said = capsys.readouterr().err
+    assert "1 words of more than 128 characters are cut" in said
+    # Only training differs: the file that llama.cpp is given has GPT-2's split and nothing else.
+    for part in ("pre_tokenizer", "normalizer"):
+        assert json.loads(tokenizer.hf.to_str())[part] == json.loads(BPE.hf.to_str())[part]
+    assert tokenizer.encode(word[:2000]) == reference_ids(tokenizer, word[:2000])
+    assert tokenizer.decode(tokenizer.encode(word)) == word
+
+
+def test_time_of_bpe_training_is_linear_in_the_length_of_a_word() -> None:
+    text = "".join(random.Random(2).choices("ACGT", k=200_000))
+    started = time.process_time()
+    train_bpe([text], 600)
+    assert time.process_time() - started < 5  # uncut it takes many times that
+
+
+def test_words_of_usual_text_are_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    train_bpe(TRAINING_TEXTS * 3 + ["a" * 128, "word " * 1000, "https://a.b/" * 100], 400)
+    assert capsys.readouterr().err == ""
 
 
 def test_bpe_of_a_long_text_is_that_of_the_uncut_text() -> None:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.finetune import options
-from llmkit.cli.options import CheckpointArgument, JsonOption
+from llmkit.cli.options import (
+    CheckpointArgument,
+    DelimiterOption,
+    EncodingOption,
+    JsonOption,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def _classify(
     checkpoint: CheckpointArgument,
-    data: Annotated[Path, typer.Option(help="Texts and labels: TSV, CSV or JSONL.")],
+    data: Annotated[Path, typer.Option(help="Texts and labels: TSV, CSV, JSON or JSONL.")],
     out: options.OutOption,
     test_data: Annotated[
         Path | None,
@@ -32,6 +37,21 @@ def _classify(
     balance: Annotated[
         bool, typer.Option("--balance", help="Use as many texts of each label as of the rarest.")
     ] = False,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column or field of the texts: a name, or a number from 1.",
+            show_default="found by name, or by content",
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column or field of the labels.", show_default="found by name, or by content"
+        ),
+    ] = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = "utf-8",
     unfreeze: Annotated[
         str, typer.Option(help="What is trained: head, a number of last blocks, or all.")
     ] = "all",
@@ -70,6 +90,10 @@ def _classify(
         checkpoint=checkpoint,
         data=data,
         test_data=test_data,
+        text_column=text_column,
+        label_column=label_column,
+        delimiter=delimiter,
+        encoding=encoding,
         balance=balance,
         unfreeze=unfreeze,
         config=config,

@@ -1,17 +1,17 @@
-"""Text and JSON records of a user's file, each record with the place it stands in."""
+"""JSON records of a user's file, each with the place it stands in."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmkit.data.text_files import JSON_SUFFIXES, shown
 from llmkit.errors import DataError
 
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
-SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -55,63 +55,100 @@ class Record:
             ) from error
         return value
 
-    def lacks(self, what: str) -> DataError:
+    def lacks(self, what: str, advice: str = "") -> DataError:
         """The error for a field that is not there."""
         there = shown(", ".join(self.fields)) if self.fields else "none"
-        return self.fault(f"no {what}; the fields are {there}")
+        return self.fault(f"no {what}; the fields are {there}{advice}")
 
     def fault(self, what: str) -> DataError:
         """An error at this record's place."""
         return DataError(f"{self.where}: {what}")
 
 
-def shown(text: str) -> str:
-    """Text of a user's file for an error: short, on one line, and fit for any terminal."""
-    short = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+def is_json(text: str, path: Path) -> bool:
+    """Whether a file is JSON or JSONL: by its content, or at least by its name."""
+    if path.suffix.lower() in JSON_SUFFIXES:
+        return True
+    if not text.lstrip().startswith(("[", "{")):
+        return False
+    lines = [line for line in text.split("\n", 64)[:64] if line.strip()][:2]
+    of_objects = all(line.lstrip().startswith("{") and _parses(line) for line in lines)
+    return (len(lines) == 2 and of_objects) or _parses(text)
 
 
-def read_text(path: Path, formats: str) -> str:
-    """The text of a UTF-8 file without a byte order mark.
+def json_records(text: str, path: Path, formats: str, bare: str | None = None) -> list[Record]:
+    """The objects of a JSON list, of JSONL, or of pandas' or Hugging Face's column form.
 
-    Raises DataError where it is missing, unreadable, empty or not UTF-8, saying which formats
-    would do.
+    Content decides which it is, whatever the file is called. With `bare` a list may also hold
+    texts, each the only field, so called, of a record. Raises DataError naming the line of what
+    is not JSON and the record that is no object.
     """
-    try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; give {formats}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
-            f"give {formats}, saved as UTF-8"
-        ) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give {formats}") from error
-    if not text.strip():
-        raise DataError(f"{path} is empty; give {formats}")
-    return text
-
-
-def read_json_records(path: Path, formats: str) -> list[Record]:
-    """The objects of a JSON list, or of JSONL with one object a line; blank lines are skipped.
-
-    Which of the two it is shows in the first character, whatever the file is called.
-    Raises DataError naming the line of what is not JSON and the record that is no object.
-    """
-    text = read_text(path, formats)
-    if text.lstrip()[0] not in "[{":
-        raise DataError(f"{path} is neither a JSON list nor JSONL; give {formats}")
-    values = _list_values if text.lstrip()[0] == "[" else _line_values
+    if text.lstrip()[:1] not in ("[", "{"):
+        raise DataError(f"{path} is neither JSON nor JSONL; give {formats}")
     records = []
-    for value, place in values(text, path):
+    for value, place in _values(text, path):
+        if bare is not None and isinstance(value, str):
+            value = {bare: value}
         if not isinstance(value, dict):
             raise DataError(f"{path}, {place}: the record is {_kind(value)}, not an object")
         records.append(Record(value, f"{path}, {place}"))
     if not records:
         raise DataError(f"{path} holds no record; give {formats}")
     return records
+
+
+def _parses(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _values(text: str, path: Path) -> Iterator[tuple[object, str]]:
+    """Each record with its place."""
+    if text.lstrip().startswith("["):
+        yield from _list_values(text, path)
+        return
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):  # several lines, or a fault, which has a line then
+        yield from _line_values(text, path)
+        return
+    records = rows_of_columns(whole)
+    if records is None:
+        yield whole, "line 1"
+    else:
+        for number, record in enumerate(records, start=1):
+            yield record, f"record {number}"
+
+
+def rows_of_columns(table: Mapping[str, object]) -> Sequence[object] | None:
+    """The rows of a table stored as one object; None where the object is itself a record.
+
+    pandas' to_json writes {"text": {"0": ..., "1": ...}} (columns), {"0": {"text": ...}} (index),
+    {"columns": [...], "data": [[...]]} (split) or {"schema": ..., "data": [...]} (table);
+    Hugging Face's to_dict gives {"text": [...]}.
+    """
+    data, columns = table.get("data"), table.get("columns")
+    if isinstance(data, list):
+        if isinstance(columns, list) and all(isinstance(row, list) for row in data):
+            return [dict(zip(columns, row, strict=False)) for row in data]
+        if all(isinstance(row, dict) for row in data):
+            return data
+    parts = list(table.values())
+    if parts and all(isinstance(part, dict) for part in parts):
+        if all(name.isdecimal() for name in table):
+            return parts
+        keys = {key: None for part in parts for key in part}  # type: ignore[attr-defined]
+        return [{name: column.get(key) for name, column in table.items()} for key in keys]  # type: ignore[attr-defined]
+    if parts and all(isinstance(part, list) for part in parts):
+        lists = [part for part in parts if isinstance(part, list)]
+        n_rows = {len(part) for part in lists}
+        is_chat = any(isinstance(item, dict) for part in lists for item in part)
+        if len(n_rows) == 1 and n_rows != {0} and not is_chat:
+            return [dict(zip(table, row, strict=True)) for row in zip(*lists, strict=True)]
+    return None
 
 
 def _line_values(text: str, path: Path) -> Iterator[tuple[object, str]]:

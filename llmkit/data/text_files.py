@@ -1,0 +1,116 @@
+"""Text of a user's file: decoding it, and naming what is no text."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.errors import ConfigError, DataError
+
+SHOWN_CHARACTERS = 80
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv")
+
+# What files of other kinds begin with.
+_OTHER_KINDS = {
+    b"%PDF": "a PDF file",
+    b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx and .epub files are",
+    b"\x1f\x8b": "gzip-compressed",
+    b"BZh": "bzip2-compressed",
+    b"\xfd7zXZ": "xz-compressed",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"\xd0\xcf\x11\xe0": "an old Office document",
+    b"{\\rtf": "an RTF document",
+    b"GGUF": "a GGUF file",
+}
+_COMMENTS = r"\s*(?:<!--.*?-->\s*)*"
+_HTML = re.compile(_COMMENTS + r"(?:<!doctype\s+html|<html|<head|<body)\b", re.I | re.S)
+_XML = re.compile(r"\s*<\?xml\b", re.I)
+_HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read, where the file itself does not tell. Raises ConfigError."""
+
+    text_column: str | None = None  # a name, or a number from 1
+    label_column: str | None = None
+    delimiter: str | None = None  # one character, or "tab"
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        if self.delimiter in ("tab", "\\t"):
+            object.__setattr__(self, "delimiter", "\t")
+        if self.delimiter is not None and (
+            len(self.delimiter) != 1 or self.delimiter.isalnum() or self.delimiter in '\r\n"'
+        ):
+            raise ConfigError(
+                f"delimiter {self.delimiter!r} is not one character such as , ; | or tab"
+            )
+        try:
+            "".encode(self.encoding)
+            object.__setattr__(self, "encoding", codecs.lookup(self.encoding).name)
+        except LookupError as error:
+            raise ConfigError(
+                f"unknown encoding {self.encoding!r}; well-known are utf-8, latin-1, cp1252, utf-16"
+            ) from error
+
+
+AS_IT_COMES = Reading()
+
+
+def shown(text: str) -> str:
+    """Text of a user's file for an error: short, on one line, and fit for any terminal."""
+    short = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+
+
+def decoded(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file without a byte order mark.
+
+    Raises DataError where it cannot be read, is a file of another kind (PDF, HTML, an archive),
+    or has a byte that the encoding has not, which is named with its line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    for magic, kind in _OTHER_KINDS.items():
+        if content.startswith(magic):
+            raise DataError(f"{path} is {kind}, not text; save its text as UTF-8")
+    try:
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        likely = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin-1"
+        raise DataError(
+            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not "
+            f"{encoding.upper()}; save the file as UTF-8, or give train or finetune classify its "
+            f"--encoding, such as {likely}"
+        ) from error
+    start = text[:4096]
+    is_page = path.suffix.lower() in _HTML_SUFFIXES and start.lstrip().startswith("<")
+    if is_page or _HTML.match(start):
+        raise DataError(f"{path} is an HTML page; save its text without the tags as .txt")
+    if _XML.match(start):
+        raise DataError(f"{path} is XML; save its text without the tags as .txt")
+    return text
+
+
+def read_text(path: Path, formats: str, encoding: str = "utf-8") -> str:
+    """The text of a file that must not be empty.
+
+    Raises DataError as `decoded` does, and where it is missing or empty, saying which formats
+    would do.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give {formats}")
+    text = decoded(path, encoding)
+    if not text.strip():
+        raise DataError(f"{path} is empty; give {formats}")
+    return text
