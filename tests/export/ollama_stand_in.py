@@ -37,7 +37,7 @@ class Trouble:
 
     version: str = "0.0.0"
     broken: dict[str, tuple[int, bytes]] = field(default_factory=dict)  # answers by path
-    slow: dict[str, float] = field(default_factory=dict)  # seconds before an answer, by path
+    silent_at: str | None = None  # the path that gets no answer while this trouble lasts
     cut_uploads: int = 0  # so many uploads end after their first bytes
     cut_create: int | None = None  # the stream ends after so many lines
     dies_at: str | None = None  # the path at which the server goes away

@@ -60,7 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.gone:
             self.close_connection = True
             return True
-        time.sleep(trouble.slow.get(self.path, 0))
+        while self.path == trouble.silent_at and self.state.trouble is trouble:
+            time.sleep(0.01)
         if self.path in trouble.broken:
             status, body = trouble.broken[self.path]
             self._reply(status, JSON, body)

@@ -34,7 +34,7 @@ from llmkit.export.ollama.transport import Patience
 from llmkit.export.recipe import Recipe
 from llmkit.model.storage import quantization
 
-QUICK = Patience(connect=1, answer=0.3, pause=0.01)
+QUICK = Patience(connect=5, answer=1, pause=0.01)
 DOCS = Path(__file__).parents[2] / "docs" / "ollama.md"
 
 

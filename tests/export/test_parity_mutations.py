@@ -603,6 +603,9 @@ IN_MODELFILES: dict[str, tuple[PromptFormat, Callable[[Modelfile], Modelfile], d
 }
 
 
+THROUGH_VERIFY = ("no TEMPLATE", "num_ctx past the context", "no stop")  # one of each check
+
+
 @pytest.mark.parametrize("name", IN_MODELFILES)
 def test_a_damaged_modelfile_is_caught_and_named(name: str, tmp_path: Path) -> None:
     form, change, expected = IN_MODELFILES[name]
@@ -620,6 +623,8 @@ def test_a_damaged_modelfile_is_caught_and_named(name: str, tmp_path: Path) -> N
     assert set(failed) == set(expected)
     for check, words in expected.items():
         assert words in failed[check]
+    if name in THROUGH_VERIFY:
+        assert said(proof_of(answering, gguf)) == failed
 
 
 @pytest.mark.slow
