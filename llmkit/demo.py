@@ -31,13 +31,13 @@ QUESTION = "Where does Paul the shoemaker live?"
 REQUEST = "Tell a story about Anton."
 QUANTS = ("f16", "q8_0", "q4_0")
 VOCAB_SIZE = 1536
-# A tale is up to 170 tokens of this vocabulary. 370,000 tokens are enough for tales that hold
+# A tale is up to 170 tokens of this vocabulary. 340,000 tokens are enough for tales that hold
 # together.
 MODEL: dict[str, Any] = {"context_length": 192}
-TRAINING: dict[str, Any] = {"steps": 120, "eval_interval": 60, "eval_tokens": 12288}
+TRAINING: dict[str, Any] = {"steps": 110, "eval_interval": 55, "eval_tokens": 12288}
 # The shortest format: most questions are shorter than Alpaca's system text.
 PROMPT_FORMAT = USER_ASSISTANT
-FINETUNING = FinetuneConfig(epochs=6)
+FINETUNING = FinetuneConfig(epochs=5)
 INSTRUCT_TRAINING: dict[str, Any] = {
     "optimizer": "muon",
     "learning_rate": 3e-3,

@@ -2,12 +2,14 @@
 
     python tests/benchmarks/bench_training.py [ROUNDS]
 
-Each round runs float32 and bfloat16 products, with OpenMP threads that sleep while they wait
-(llmkit's setting) and with OpenMP's default, every combination in a process of its own.
+Each round runs AdamW and Muon, with float32 and bfloat16 products, and with OpenMP threads that
+sleep while they wait (llmkit's setting) or OpenMP's default, every combination in a process of
+its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -17,7 +19,7 @@ import time
 STEPS = 6
 
 
-def step_milliseconds(bfloat16: bool) -> float:
+def step_milliseconds(products: str, optimizer: str) -> float:
     """Median over a few steps of the demo's size."""
     import torch
     import torch.nn.functional as F
@@ -25,41 +27,45 @@ def step_milliseconds(bfloat16: bool) -> float:
     from llmkit.demo import MODEL
     from llmkit.model.config import gpt_config
     from llmkit.model.gpt import GPT
+    from llmkit.training.config import TrainingConfig
+    from llmkit.training.optimizer import make_optimizers
 
     model = GPT(gpt_config("nano", 1512, **MODEL))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizers = make_optimizers(model, TrainingConfig(optimizer=optimizer))
     tokens = torch.randint(0, 1512, (16, model.config.context_length + 1))
     times = []
     for _ in range(STEPS + 1):
         started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=products == "bfloat16"):
             logits = model(tokens[:, :-1])
         F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for each in optimizers:
+            each.step()
+            each.zero_grad(set_to_none=True)
         times.append(1000 * (time.perf_counter() - started))
     return statistics.median(times[1:])
 
 
 def main(rounds: int) -> None:
     """Print the median of each combination."""
-    found: dict[tuple[str, str], list[float]] = {}
+    choices = (("float32", "bfloat16"), ("adamw", "muon"), ("sleeping", "default"))
+    found: dict[tuple[str, ...], list[float]] = {}
     for _ in range(rounds):
-        for products in ("float32", "bfloat16"):
-            for waiting in ("sleeping", "default"):
-                policy = {"OMP_WAIT_POLICY": "PASSIVE"} if waiting == "sleeping" else {}
-                command = [sys.executable, "-P", __file__, products]
-                run = subprocess.run(
-                    command, capture_output=True, text=True, check=True, env=os.environ | policy
-                )
-                found.setdefault((products, waiting), []).append(float(run.stdout))
-    for (products, waiting), times in found.items():
-        print(f"{products}, {waiting} threads: {statistics.median(times):.0f} ms a step")
+        for combination in itertools.product(*choices):
+            products, optimizer, waiting = combination
+            policy = {"OMP_WAIT_POLICY": "PASSIVE"} if waiting == "sleeping" else {}
+            command = [sys.executable, "-P", __file__, products, optimizer]
+            run = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=os.environ | policy
+            )
+            found.setdefault(combination, []).append(float(run.stdout))
+    for (products, optimizer, waiting), times in found.items():
+        median = statistics.median(times)
+        print(f"{products}, {optimizer}, {waiting} threads: {median:.0f} ms a step")
 
 
 if __name__ == "__main__":
-    argument = sys.argv[1] if len(sys.argv) > 1 else "3"
-    if argument.isdigit():
-        main(int(argument))
+    if len(sys.argv) == 3:
+        print(step_milliseconds(*sys.argv[1:]))
     else:
-        print(step_milliseconds(argument == "bfloat16"))
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
