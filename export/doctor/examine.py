@@ -20,6 +20,9 @@ from llmkit.export.gguf_file import GGUFFile, config_of, read_gguf
 
 # A file is uploaded, and Ollama writes it once more in its own order.
 COPIES = 2
+_ELSEWHERE = DoctorCheck(
+    "memory", True, "Ollama runs on another machine, whose memory and disk are not known here"
+)
 
 
 def doctor(
@@ -38,7 +41,7 @@ def doctor(
     checks = [python_check(), torch_check(), llama_cpp_check(), installed_check(found)]
     checks += found.checks
     if gguf is None:
-        checks += [memory_check(), disk_check()]
+        checks += [memory_check(), disk_check()] if found.is_here else [_ELSEWHERE]
     else:
         checks += _file_checks(gguf, context, is_here=found.is_here)
     return Diagnosis(tuple(checks))
@@ -47,8 +50,7 @@ def doctor(
 def room_checks(file: GGUFFile, context: int, *, is_here: bool) -> list[DoctorCheck]:
     """Memory and disk for a file, where its server is on this machine."""
     if not is_here:
-        note = "Ollama runs on another machine, whose memory and disk are not known here"
-        return [DoctorCheck("memory", True, note)]
+        return [_ELSEWHERE]
     return [fit_check(file, context), disk_check(COPIES * file.path.stat().st_size)]
 
 

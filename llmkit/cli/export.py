@@ -24,7 +24,8 @@ def _export(
         str | None,
         typer.Option(
             help="Joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4), q4_1, q5_0, q5_1, "
-            "iq4_nl; llama.cpp's q4_k_s, q4_k_m, q5_k_s, q5_k_m; single types such as q6_k.",
+            "iq4_nl, q6_k and other single types; llama.cpp's presets q2_k, q2_k_s, q3_k_s, "
+            "q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m.",
             show_default="f16,q8_0,q4_0; of a QLoRA model the type it was trained on",
         ),
     ] = None,
@@ -56,7 +57,8 @@ def _export(
         list[str] | None,
         typer.Option(
             metavar="PATTERN=TYPE",
-            help="Type of the matrices of a GGUF name, such as blk.0.*=q8_0; may be repeated.",
+            help="Type of the matrices of a GGUF name, such as blk.0.*=q8_0; may be repeated. "
+            "*=q2_k stores all matrices in one type.",
             show_default="none",
         ),
     ] = None,

@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 def _quantize(
     gguf: Annotated[Path, typer.Argument(metavar="GGUF", help="File to quantize.")],
     out: Annotated[Path, typer.Option(help="File to write.")],
-    quant: Annotated[str, typer.Option(help="Such as q8_0, q4_0, q4_k_m.")],
+    quant: Annotated[
+        str, typer.Option(help="A single type such as q8_0, or a preset such as q4_k_m.")
+    ],
     method: Annotated[
         Literal["rtn", "gptq", "llama.cpp"],
         typer.Option(

@@ -15,8 +15,8 @@ from llmkit.errors import CheckpointError, ConfigError
 from llmkit.model.config import GPTConfig, gpt_config
 from llmkit.model.device import choose_device
 from llmkit.model.gpt import gpt_without_weights
-from llmkit.model.storage import quantization
-from llmkit.quant import quant_names
+from llmkit.model.storage import fitting
+from llmkit.quant import quant_names, quant_type
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import prepare, refuse_foreign, refuse_other_run, sha256_of
@@ -132,8 +132,7 @@ def _quantization_note(sizes: GPTConfig) -> str:
     """What GGUF files of a type store instead in rows of n_embd: no training changes the width."""
     instead: dict[str, list[str]] = {}
     for name in quant_names():
-        shape = (sizes.n_embd, sizes.n_embd)
-        stored = quantization(name).type_of("h.0.attn.c_proj.weight", shape, sizes).name
+        stored = fitting(quant_type(name), sizes.n_embd).name
         if stored != name:
             instead.setdefault(stored, []).append(name)
     if not instead:

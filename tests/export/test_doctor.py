@@ -316,6 +316,15 @@ def test_another_machines_memory_is_not_known(gguf: Path) -> None:
     assert "another machine" in check.found
 
 
+def test_another_machines_disk_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = server.Found((), "http://ollama.example:11434", answers=True)
+    monkeypatch.setattr(examine, "server_checks", lambda _host: found)
+    monkeypatch.setattr(examine, "llama_cpp_check", lambda: DoctorCheck("llama.cpp", True, ""))
+    checks = by_name(doctor(host="ollama.example").checks)
+    assert "another machine" in checks["memory"].found
+    assert "disk" not in checks
+
+
 @pytest.mark.parametrize(("given", "context"), [(False, 10), (True, 0)])
 def test_a_context_needs_a_file_and_is_positive(given: bool, context: int, gguf: Path) -> None:
     with pytest.raises(ConfigError):

@@ -8,26 +8,36 @@ from typing import Any
 
 import gguf
 import llama_cpp
+import numpy as np
 import pytest
+import torch
 from gguf_surgery import make_checkpoint
 
 from llmkit.errors import QuantizationError
 from llmkit.export.convert import export
 from llmkit.export.gguf_file import read_gguf
+from llmkit.export.gguf_write import entry_type
+from llmkit.export.names import tensor_table
 from llmkit.export.recipe import Recipe
 from llmkit.model.storage import quantization, quantization_names, quantization_of
 
 PRESETS = {
+    "q2_k": gguf.LlamaFileType.MOSTLY_Q2_K,
+    "q2_k_s": gguf.LlamaFileType.MOSTLY_Q2_K_S,
+    "q3_k_s": gguf.LlamaFileType.MOSTLY_Q3_K_S,
+    "q3_k_m": gguf.LlamaFileType.MOSTLY_Q3_K_M,
+    "q3_k_l": gguf.LlamaFileType.MOSTLY_Q3_K_L,
     "q4_k_s": gguf.LlamaFileType.MOSTLY_Q4_K_S,
     "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
     "q5_k_s": gguf.LlamaFileType.MOSTLY_Q5_K_S,
     "q5_k_m": gguf.LlamaFileType.MOSTLY_Q5_K_M,
+    "q6_k": gguf.LlamaFileType.MOSTLY_Q6_K,
 }
 # Where a rule has a border: fewer layers than 8, thirds after the first eighth, a head of its own,
 # rows that 256 does not divide, in part (384: 4 x 384 is 1536) or all (96).
 MODELS: dict[str, dict[str, Any]] = {
     "4 layers": {"n_layer": 4, "n_embd": 256},
-    "12 layers": {"n_layer": 12, "n_embd": 256},
+    "17 layers": {"n_layer": 17, "n_embd": 256},
     "untied": {"n_layer": 9, "n_embd": 256, "tie_embeddings": False},
     "width 384": {"n_layer": 8, "n_embd": 384},
     "width 96": {"n_layer": 3, "n_embd": 96},
@@ -37,6 +47,14 @@ MODELS: dict[str, dict[str, Any]] = {
 def types_by_llama_quantize(f32: Path, out: Path, preset: str) -> dict[str, str]:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = int(PRESETS[preset])
+    if preset == "q2_k_s":  # llama-quantize makes none without importances
+        shapes = {tensor.name: tensor.shape[0] for tensor in gguf.GGUFReader(f32).tensors}
+        row = np.ones(max(shapes.values()), np.float32)
+        data = (llama_cpp.llama_model_imatrix_data * (len(shapes) + 1))()
+        for place, (name, size) in zip(data, shapes.items(), strict=False):
+            place.name, place.size = name.encode(), int(size)
+            place.data = row.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = data
     done = llama_cpp.llama_model_quantize(
         str(f32).encode(), str(out).encode(), ctypes.byref(params)
     )
@@ -44,23 +62,34 @@ def types_by_llama_quantize(f32: Path, out: Path, preset: str) -> dict[str, str]
     reader = gguf.GGUFReader(out)
     stated = reader.fields["general.file_type"].contents()
     assert quantization_of(gguf.LlamaFileType(stated)).name == preset
-    return types_of(reader)
-
-
-def types_of(reader: gguf.GGUFReader) -> dict[str, str]:
     return {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
 
 
-@pytest.mark.slow
+def set_to_zero(weights: dict[str, torch.Tensor]) -> None:
+    """What no type takes long to pack."""
+    for tensor in weights.values():
+        tensor.zero_()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_each_tensor_has_the_type_that_llama_quantize_takes(model: str, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c", **MODELS[model])
-    done = export(checkpoint.folder, tmp_path / "out", Recipe(["f32", *PRESETS]), prove=False)
-    f32, *files = done.files
-    for file in files:
-        ours = types_of(gguf.GGUFReader(file.path))
-        theirs = types_by_llama_quantize(f32.path, tmp_path / f"{file.quant}.gguf", file.quant)
-        assert ours == theirs
+    made = make_checkpoint(tmp_path / "c", change=set_to_zero, **MODELS[model])
+    f32 = export(made.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
+    for preset in PRESETS:
+        ours = {
+            entry.gguf_name: entry_type(entry, quantization(preset), made.config).ggml_type.name
+            for entry in tensor_table(made.config)
+        }
+        assert ours == types_by_llama_quantize(f32, tmp_path / "theirs.gguf", preset), preset
+
+
+def test_the_single_type_of_a_presets_name_is_asked_for_by_tensor_type(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", n_embd=256, n_layer=1)
+    for patterns, types in (({}, {"Q2_K", "Q3_K", "Q6_K"}), ({"*": "q2_k"}, {"Q2_K"})):
+        recipe = Recipe(["q2_k"], tensor_types=patterns)
+        (file,) = export(checkpoint.folder, tmp_path / "out", recipe, prove=False).files
+        tensors = read_gguf(file.path).tensors.values()
+        assert {tensor.ggml_type.name for tensor in tensors} - {"F32"} == types
 
 
 @pytest.mark.parametrize("name", quantization_names())
@@ -87,5 +116,5 @@ def test_a_wrong_name_is_answered_with_the_nearest() -> None:
         quantization("q4_km")
     assert quantization("INT4") == quantization("q4_0")
     assert quantization("Q4_K_M").name == "q4_k_m"
-    with pytest.raises(QuantizationError, match="MOSTLY_Q2_K_S is not one of those known here"):
-        quantization_of(gguf.LlamaFileType.MOSTLY_Q2_K_S)
+    with pytest.raises(QuantizationError, match="MOSTLY_IQ3_M is not one of those known here"):
+        quantization_of(gguf.LlamaFileType.MOSTLY_IQ3_M)
