@@ -60,7 +60,11 @@ def _inspect_gguf(path: Path) -> Inspection:
 
 def _inspect_checkpoint(folder: Path) -> Inspection:
     checkpoint = load_checkpoint(folder)
-    files = [checkpoint.model_file, *([checkpoint.adapter_file] if checkpoint.lora else [])]
+    files = [
+        checkpoint.model_file,
+        *([checkpoint.adapter_file] if checkpoint.lora else []),
+        *([checkpoint.blocks_file] if checkpoint.qat else []),
+    ]
     tensors = [tensor for file in files for tensor in _stored_tensors(file)]
     metadata = {
         **asdict(checkpoint.config),
