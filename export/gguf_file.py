@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmkit.checkpoint import fault_of
 from llmkit.errors import GGUFError, QuantizationError
 from llmkit.export.metadata import ARCHITECTURE, METHOD_KEY, QUANTIZATION_KEY
 from llmkit.export.names import tensor_table
@@ -205,6 +206,20 @@ def dequantized_weights(file: GGUFFile) -> dict[str, torch.Tensor]:
             )
         weights[entry.checkpoint_name] = torch.from_numpy(stored.dequantized())
     return weights
+
+
+def refuse_faulty_weights(file: GGUFFile) -> None:
+    """Raise GGUFError naming the first tensor whose weights are NaN, infinite or far too large."""
+    for tensor in file.tensors.values():
+        if fault := fault_of(torch.from_numpy(tensor.dequantized())):
+            raise GGUFError(f"{file.path}: tensor {tensor.name} {fault}; export it again")
+
+
+def refuse_not_finite(logits: NDArray[np.float32], path: Path) -> None:
+    """Raise GGUFError where llama.cpp computes no numbers, naming the tensor that is to blame."""
+    if not np.isfinite(logits).all():
+        refuse_faulty_weights(read_gguf(path))
+        raise GGUFError(f"{path}: llama.cpp computes logits that are infinite or NaN")
 
 
 def _stored(path: Path, tensor: gguf.ReaderTensor) -> StoredTensor:

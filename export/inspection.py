@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint import load_checkpoint, open_tensors
+from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, open_tensors
+from llmkit.errors import CheckpointError, ModelfileError
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.running import is_gguf
+from llmkit.model.grid import matrix_types
+from llmkit.model.storage import quantization
 
 SHOWN_ITEMS = 8
 
@@ -45,6 +48,10 @@ class Inspection:
 
 def inspect(path: Path) -> Inspection:
     """Read what a model file says of itself. Raises LlmkitError where it is none."""
+    if path.is_file() and path.name.lower().endswith("modelfile"):
+        raise ModelfileError(f"{path} is a Modelfile; `llmkit modelfile show {path}` explains it")
+    if ggufs := sorted(path.glob("*.gguf")) if not (path / CONFIG_FILE).exists() else []:
+        raise CheckpointError(f"{path} holds GGUF files; inspect one of them, such as {ggufs[0]}")
     return _inspect_gguf(path) if is_gguf(path) else _inspect_checkpoint(path)
 
 
@@ -72,7 +79,28 @@ def _inspect_checkpoint(folder: Path) -> Inspection:
         "tokens": _cut(checkpoint.tokenizer.tokens),
     }
     n_bytes = sum(file.stat().st_size for file in files)
-    return _inspection(folder, "checkpoint", n_bytes, metadata, tensors)
+    found = _inspection(folder, "checkpoint", n_bytes, metadata, tensors)
+    return _with_blocks(found, checkpoint) if checkpoint.qat else found
+
+
+def _with_blocks(weights: Inspection, checkpoint: Checkpoint) -> Inspection:
+    """Also what the weights were trained as: the same parameters once more, as blocks."""
+    types = matrix_types(checkpoint.config, quantization(str(checkpoint.qat)))
+    blocks = [
+        (f"{name} (blocks)", types[name].name, weights.tensors[name][1], rows.nbytes)
+        for name, rows in checkpoint.trained_blocks().items()
+    ]
+    n_bytes = checkpoint.blocks_file.stat().st_size
+    found = _inspection(checkpoint.folder, "checkpoint", n_bytes, {}, blocks)
+    return replace(
+        weights,
+        bytes=weights.bytes + n_bytes,
+        groups=[
+            *weights.groups,
+            *(replace(group, type=f"{group.type} (blocks)") for group in found.groups),
+        ],
+        tensors={**weights.tensors, **found.tensors},
+    )
 
 
 def _stored_tensors(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], int]]:

@@ -63,6 +63,7 @@ class LlamaCpp:
         eval_callback: EvalCallback | None = None,
     ) -> None:
         """Load the file. Raises GGUFError with llama.cpp's own reason where it refuses."""
+        self.path = path
         _errors.clear()
         llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()

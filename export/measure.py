@@ -26,7 +26,7 @@ from llmkit.export.divergence import (
     kl_ratio_interval,
     mean_interval,
 )
-from llmkit.export.gguf_file import GGUFFile, read_gguf
+from llmkit.export.gguf_file import GGUFFile, read_gguf, refuse_faulty_weights, refuse_not_finite
 from llmkit.export.held_out import TextSequence, compared_sequences
 from llmkit.export.imatrix import collect_importance
 from llmkit.export.llama_cpp import LlamaCpp
@@ -209,15 +209,18 @@ def divergences(
                 inputs, counts = sequence.inputs, torch.from_numpy(sequence.counts)
                 targets = torch.searchsorted(answers, sequence.targets[counts])
                 reference = model(inputs[None])[0, counts][:, answers]  # (n, V or n_labels)
-                for parts, llama in zip(found, llamas, strict=True):
+                for file, parts, llama in zip(files, found, llamas, strict=True):
                     llama.reset()
-                    logits = torch.from_numpy(llama.evaluate(inputs.tolist()))
+                    computed = llama.evaluate(inputs.tolist())
+                    refuse_not_finite(computed, file.path)
+                    logits = torch.from_numpy(computed)
                     parts.append(divergence(reference, logits[counts][:, answers], targets))
                 bar.update(number)
     return found
 
 
 def _check_is_of(source: Checkpoint, file: GGUFFile, llama: LlamaCpp) -> None:
+    refuse_faulty_weights(file)
     config = source.config
     if (llama.vocab_size, llama.context_length) != (config.vocab_size, config.context_length):
         raise GGUFError(

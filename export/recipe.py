@@ -31,14 +31,21 @@ class Recipe:
     in the text `calibration`. Raises ConfigError for what does not go together.
     """
 
-    quants: Sequence[str] | None = None  # None: DEFAULT_QUANTS, or what training made blocks of
+    # Names, or one text of them joined by commas; None: DEFAULT_QUANTS, or what training made.
+    quants: Sequence[str] | None = None
     method: Method = "rtn"
-    calibration: Path | None = None  # None: what the model was trained on
-    imatrix: Path | None = None  # importances for rtn
+    calibration: Path | None = None  # None: what the model was trained on; a string will do
+    imatrix: Path | None = None  # importances for rtn; a string will do
     budget: Budget | None = None
     tensor_types: Mapping[str, str] = field(default_factory=dict)  # by patterns of GGUF names
 
     def __post_init__(self) -> None:
+        if isinstance(self.quants, str):
+            names = [name.strip() for name in self.quants.split(",")]
+            object.__setattr__(self, "quants", [name for name in names if name])
+        for name in ("calibration", "imatrix"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
         if self.quants is not None and not self.quants:
             raise ConfigError("no quantization given; name at least one, such as q4_0")
         if self.budget is not None and (self.quants is not None or self.tensor_types):

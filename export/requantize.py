@@ -19,7 +19,14 @@ from llmkit.data.tokens import windows
 from llmkit.errors import ConfigError, DataError, GGUFError
 from llmkit.export.calibration import DEFAULT_TOKENS, Calibration
 from llmkit.export.chosen import by_error_feedback, by_importance, stored_types
-from llmkit.export.gguf_file import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
+from llmkit.export.gguf_file import (
+    GGUFFile,
+    Writer,
+    config_of,
+    dequantized_weights,
+    read_gguf,
+    refuse_faulty_weights,
+)
 from llmkit.export.gguf_write import add_metadata, write_header
 from llmkit.export.imatrix import read_importance_file
 from llmkit.export.keys import ADAPTER_KEY
@@ -58,6 +65,7 @@ def requantize(
         raise ConfigError("--method gptq needs a --calibration text, and no other takes one")
     if imatrix is not None and method != "rtn":
         raise ConfigError("importances are for --method rtn; leave --imatrix or the method out")
+    refuse_faulty_weights(file)
     wanted = quantization(quant)
     if method == "llama.cpp":
         _by_llama_cpp(file, out, wanted)

@@ -13,7 +13,7 @@ import torch
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.chat_template import ChatTemplate
-from llmkit.export.gguf_file import MAGIC
+from llmkit.export.gguf_file import MAGIC, refuse_not_finite
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.generation import Sampling, generate_ids, prompt_ids, stream_text
@@ -146,8 +146,9 @@ class GGUFRunner:
         generator = sampling.generator()
         new = list(prompt)
         for _ in range(sampling.limit(len(prompt), self.llama.n_ctx)):
-            logits = torch.from_numpy(self.llama.evaluate(new, all_positions=False)[0])
-            new = [sampling.choose(logits, generator)]
+            (logits,) = self.llama.evaluate(new, all_positions=False)
+            refuse_not_finite(logits, self.llama.path)
+            new = [sampling.choose(torch.from_numpy(logits), generator)]
             if self.llama.is_end_of_generation(new[0]):
                 return
             yield new[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -51,6 +52,7 @@ CHECKPOINT_FILES = (
     ADAPTER_CONFIG_FILE,
     TOKENIZER_FILE,
 )
+MAX_WEIGHT = 1e15  # the square of what it computes, in LayerNorm, would be beyond float32
 HEAD = "lm_head.weight"  # of a model whose head is not its token embedding
 TRAINING_FOLDER = "training"
 HELD_OUT_FILE = "held_out.jsonl"  # records that fine-tuning held out
@@ -162,7 +164,8 @@ class Checkpoint:
             if self.base_quant is not None:
                 yield _Rounded(file, matrix_types(self.config, quantization(self.base_quant)))
             elif self.qat is not None:
-                yield _Unpacked(file, self.trained_blocks(), self._trained_types())
+                unpacked = _Unpacked(file, self.trained_blocks(), self._trained_types())
+                yield _Checked(unpacked, self.blocks_file)
             else:
                 yield file
 
@@ -214,6 +217,28 @@ class Checkpoint:
             with path.open("rb") as file:
                 hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
         return "+".join(hashes)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Reads tensors of a file, and raises CheckpointError for weights that nothing can use."""
+
+    file: TensorReader
+    path: Path
+
+    def keys(self) -> list[str]:
+        return self.file.keys()
+
+    def metadata(self) -> dict[str, str] | None:
+        return self.file.metadata()
+
+    def get_tensor(self, name: str) -> Tensor:
+        tensor = self.file.get_tensor(name)
+        if fault := fault_of(tensor):
+            raise CheckpointError(
+                f"{self.path}: tensor {name} {fault}; train again, or take an earlier checkpoint"
+            )
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -277,6 +302,19 @@ class _Merged:
             return weights
         A, B = self.adapter.get_tensor(a), self.adapter.get_tensor(b)  # (rank, in), (out, rank)
         return weights.float() + merged_delta(A, B, self.lora.scale)
+
+
+def fault_of(weights: Tensor) -> str | None:
+    """What is wrong with weights that no model can compute with; None where nothing is."""
+    if not weights.is_floating_point() or not weights.numel():
+        return None
+    low, high = (float(end) for end in torch.aminmax(weights))  # a single pass; NaN is passed on
+    if math.isnan(low):
+        return f"has {int(weights.isnan().sum()):,} NaN"
+    if math.isinf(low) or math.isinf(high):
+        return f"has {int(weights.isinf().sum()):,} infinite weights"
+    largest = max(-low, high)
+    return f"has a weight of {largest:.3g}" if largest > MAX_WEIGHT else None
 
 
 def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -> GPT:
@@ -403,7 +441,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     with opened as file:
-        yield file
+        yield _Checked(file, path)
 
 
 def _read_config(path: Path) -> CheckpointConfig:

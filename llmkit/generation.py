@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmkit.errors import ConfigError, PromptTooLongError
+from llmkit.errors import CheckpointError, ConfigError, PromptTooLongError
 from llmkit.model.gpt import GPT, KVCache
 
 
@@ -50,6 +50,8 @@ class Sampling:
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> int:
         """Choose a token id by its logits (V,)."""
+        if logits.isnan().any():
+            raise CheckpointError("the model computes NaN: its weights are too large or damaged")
         if self.temperature == 0:
             return int(logits.argmax())
         ordered, ids = logits.cpu().double().sort(descending=True, stable=True)

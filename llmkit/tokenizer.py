@@ -184,8 +184,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         words.stopped = True  # after Ctrl-C the thread is still there
     if words.n_cut:
         say(
-            f"{words.n_cut} words of more than {MAX_TRAINING_WORD} characters are cut to train the "
-            "tokenizer, which takes time with the square of a word's length; it encodes them whole"
+            f"tokenizer: {words.n_cut} word{'s' * (words.n_cut > 1)} of more than "
+            f"{MAX_TRAINING_WORD} characters cut for its training, which takes time with the "
+            "square of a word's length; text is still encoded whole"
         )
     return _with_end_of_text(hf)
 

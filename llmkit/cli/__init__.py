@@ -1,14 +1,20 @@
 """The command line: one small file per command; it parses, calls and prints."""
 
+import codecs
+import io
 import os
 import sys
 
 from llmkit.threads import wait_without_spinning
 
+# What a console of another encoding than UTF-8 shows instead, such as Windows' cp1252 in a pipe.
+_IN_ASCII = {"✔": "+", "✘": "x", "→": "->", "…": "...", "–": "-", "—": "-", "×": "x", "≥": ">="}
+
 
 def run() -> None:
     """Run the command of this process's arguments and exit with its code."""
     wait_without_spinning()
+    replace_what_cannot_be_written()
     try:
         # Imported here, so that Ctrl-C while it loads ends as quietly as later.
         from llmkit.cli.main import main
@@ -23,3 +29,18 @@ def run() -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def replace_what_cannot_be_written() -> None:
+    """Let no character be an error that the encoding of stdout or stderr has not."""
+    codecs.register_error("llmkit", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="llmkit")
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(character, "?") for character in text), error.end

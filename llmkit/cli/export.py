@@ -95,10 +95,9 @@ def _export(
     from llmkit.export.recipe import Recipe, tensor_types
     from llmkit.export.tables import export_table, plan_table, proof_table
 
-    quants = None if quant is None else [part.strip() for part in quant.split(",") if part.strip()]
     budget = budget_of(target_size, target_bpw, fit_memory, context)
     types = tensor_types(tensor_type or [])
-    recipe = Recipe(quants, method, calibration, imatrix, budget, types)
+    recipe = Recipe(quant, method, calibration, imatrix, budget, types)
     done = export(checkpoint, out, recipe, name=name, merge=merge, prove=prove)
     if json_output:
         print_json(asdict(done))

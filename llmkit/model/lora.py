@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -32,6 +32,11 @@ _FOREIGN = (
     *("rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication"),
     *("exclude_modules", "modules_to_save", "target_parameters", "trainable_token_indices"),
 )
+
+
+def _several(names: object) -> object:
+    """A single name as one of several."""
+    return (names,) if isinstance(names, str) else names
 
 
 def _in_order(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,7 +60,9 @@ class LoRAConfig:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # on what A reads, in training only
     # All four: Hu et al. tried attention alone, adapters on every matrix learn more
     # (Dettmers et al., 2023, https://arxiv.org/abs/2305.14314, figure 2).
-    targets: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_in_order)] = TARGETS
+    targets: Annotated[
+        tuple[str, ...], Field(strict=False), BeforeValidator(_several), AfterValidator(_in_order)
+    ] = TARGETS
 
     def __post_init__(self) -> None:
         if self.alpha is None:

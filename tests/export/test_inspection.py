@@ -7,8 +7,9 @@ import pytest
 from safetensors.torch import load_file
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
-from llmkit.errors import CheckpointError, GGUFError, LlmkitError
+from llmkit.errors import CheckpointError, GGUFError, LlmkitError, ModelfileError
 from llmkit.export.inspection import inspect
+from llmkit.finetuning.distill import finetune_distill
 
 MATRIX_WEIGHTS = 512 * 64 + 2 * (3 + 1 + 4 + 4) * 64 * 64
 
@@ -54,6 +55,32 @@ def test_a_checkpoint_is_counted(tiny_checkpoint: Path) -> None:
     assert found.metadata["prompt_format"] == "completion"
 
 
+def test_trained_blocks_are_counted_beside_the_weights(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    training = {"steps": 1, "batch_size": 1, "eval_interval": 1, "eval_tokens": 64}
+    finetune_distill(tiny_checkpoint, tmp_path / "q", qat="q4_0", training=training, device="cpu")
+    found, base = inspect(tmp_path / "q"), inspect(tiny_checkpoint)
+    files = ("model.safetensors", "blocks.safetensors")
+    assert found.bytes == sum((tmp_path / "q" / name).stat().st_size for name in files)
+    assert found.parameters == base.parameters
+    weights, blocks = found.groups
+    assert [weights] == base.groups
+    assert (blocks.type, blocks.parameters) == ("q4_0 (blocks)", MATRIX_WEIGHTS)
+    assert blocks.bytes == MATRIX_WEIGHTS * 4.5 / 8
+    assert len(found.tensors) == weights.tensors + blocks.tensors
+
+
+def test_what_is_meant_instead_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "Modelfile"
+    file.write_text("FROM a.gguf\n")
+    with pytest.raises(ModelfileError, match="llmkit modelfile show"):
+        inspect(file)
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"holds GGUF files.*a\.gguf"):
+        inspect(tmp_path)
+
+
 def test_long_arrays_are_cut_and_say_so(files: dict[str, Path], tiny_checkpoint: Path) -> None:
     tokens = load_checkpoint(tiny_checkpoint).tokenizer.tokens
     shown = [*tokens[:8], "... 512 in all"]
@@ -75,7 +102,7 @@ def test_what_is_no_model_gives_one_line(random_checkpoint: Checkpoint, tmp_path
     fake.write_text("no model", encoding="utf-8")
     cases = {
         text: (CheckpointError, "is a file"),
-        tmp_path: (CheckpointError, r"has no config\.json"),
+        tmp_path: (CheckpointError, r"holds GGUF files"),
         tmp_path / "none": (CheckpointError, "does not exist"),
         fake: (GGUFError, "not a GGUF file"),
         tmp_path / "none.gguf": (GGUFError, "No such file"),

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from gguf_surgery import make_checkpoint
+from gguf_surgery import make_checkpoint, with_tensors
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
-from llmkit.export.convert import export
+from llmkit.export.convert import Export, export
+from llmkit.export.measure import compare
 from llmkit.export.recipe import Recipe
+from llmkit.export.requantize import requantize
 from llmkit.export.running import generate, is_gguf
 from llmkit.generation import Sampling
 from llmkit.tokenizer import train_characters
@@ -144,3 +147,26 @@ def test_a_gguf_is_known_by_name_or_first_bytes(files: dict[str, Path], tmp_path
     assert not is_gguf(tmp_path)
     assert not is_gguf(tmp_path / "not-there")
     assert text_of(renamed, "The fox", GREEDY) == text_of(files["q4_0"], "The fox", GREEDY)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_gguf_with_faulty_weights_is_refused_with_the_tensors_name(
+    tiny_checkpoint: Path, tiny_export: Export, tmp_path: Path, value: float
+) -> None:
+    source = next(file.path for file in tiny_export.files if file.quant == "f32")
+    name = "blk.1.ffn_up.weight"
+
+    def poison(tensors: dict[str, Any]) -> None:
+        tensors[name][0][3, 5] = value
+
+    path = with_tensors(source, tmp_path / "poisoned.gguf", poison)
+    uses: list[Callable[[], object]] = [
+        lambda: requantize(path, tmp_path / "out.gguf", "q8_0"),
+        lambda: compare(tiny_checkpoint, [path]),
+    ]
+    if np.isnan(value):  # looked for where llama.cpp's logits are no numbers
+        uses.append(lambda: text_of(path, "Hi", Sampling(temperature=0)))
+    for use in uses:
+        with pytest.raises(GGUFError, match=f"poisoned.gguf: tensor {name} has"):
+            use()
+    assert not (tmp_path / "out.gguf").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -12,11 +13,19 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import llmkit.checkpoint as checkpoint_module
-from llmkit.checkpoint import CheckpointConfig, load_checkpoint, save_config, save_tensors
+from llmkit.checkpoint import (
+    CheckpointConfig,
+    fault_of,
+    load_checkpoint,
+    save_config,
+    save_tensors,
+)
 from llmkit.errors import CheckpointError
+from llmkit.files import write_text
 from llmkit.model.gpt import GPT
 from llmkit.model.lora import LoRAConfig, adapter_tensors, add_lora, peft_config
 from llmkit.modelfiles.prompt_format import CHATML, COMPLETION, PromptFormat, Turn
@@ -316,3 +325,56 @@ def test_tokenizer_without_a_label_is_refused(folder: Path) -> None:
     config = load_checkpoint(folder).config
     save_config(folder, CheckpointConfig(config, COMPLETION, ("unheard-of label",)))
     refused(folder, str(folder), "no single token for the label 'unheard-of label'")
+
+
+# --- weights that nothing can compute with -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weights", "fault"),
+    [
+        ([1.0, math.nan, math.nan, -math.inf], "has 2 NaN"),
+        ([1.0, math.inf, -math.inf], "has 2 infinite weights"),
+        ([-1e30, 1.0], "has a weight of 1e+30"),
+        ([7e4, -7e4, 0.0], None),  # too large for f16 alone
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fault_of_weights(weights: list[float], fault: str | None, dtype: torch.dtype) -> None:
+    assert fault_of(torch.tensor(weights, dtype=dtype)) == fault
+
+
+def test_blocks_of_bytes_have_no_fault() -> None:
+    assert fault_of(torch.full((4,), 255, dtype=torch.uint8)) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("part", ["model", "adapter"])
+def test_every_way_to_read_weights_names_the_faulty_tensor(
+    tiny_checkpoint: Path, tmp_path: Path, value: float, part: str
+) -> None:
+    folder = tmp_path / "poisoned"
+    shutil.copytree(tiny_checkpoint, folder)
+    if part == "adapter":
+        lora = LoRAConfig(rank=2)
+        model = load_checkpoint(folder).load_model()
+        add_lora(model, lora)
+        save_tensors(folder / "adapter_model.safetensors", adapter_tensors(model), 1)
+        write_text(folder / "adapter_config.json", json.dumps(peft_config(lora, "base")))
+    path = folder / ("adapter_model.safetensors" if part == "adapter" else "model.safetensors")
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name in tensors if tensors[name].ndim == 2 and "h.1" in name)
+    tensors[name][1, 1] = value
+    save_tensors(path, tensors, 1)
+    checkpoint = load_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=f"{path.name}: tensor {name} has"):
+        checkpoint.load_model()
+    weight = (
+        name.replace("base_model.model.transformer.", "")
+        .replace("lora_A.", "")
+        .replace("lora_B.", "")
+    )
+    with checkpoint.open_merged() as merged, pytest.raises(CheckpointError, match=name):
+        merged.get_tensor(weight)

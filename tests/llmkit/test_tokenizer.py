@@ -267,7 +267,7 @@ def test_very_long_words_are_cut_for_training_and_encoded_whole(
     word = LONG_WORDS[name]
     tokenizer = train_bpe([f"some text. {word}", "more text"], 400)
     said = capsys.readouterr().err
-    assert "1 words of more than 128 characters are cut" in said
+    assert "1 word of more than 128 characters cut" in said
     # Only training differs: the file that llama.cpp is given has GPT-2's split and nothing else.
     for part in ("pre_tokenizer", "normalizer"):
         assert json.loads(tokenizer.hf.to_str())[part] == json.loads(BPE.hf.to_str())[part]
