@@ -63,6 +63,7 @@ def test_each_tensor_has_the_type_that_llama_quantize_takes(model: str, tmp_path
         assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quantization_names())
 def test_a_file_says_which_quantization_it_has(name: str, tmp_path: Path) -> None:
     if quantization(name).base.needs_importance:
