@@ -63,6 +63,7 @@ def allocated(path: Path, context: int) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_the_need_is_what_llama_cpp_allocates(sizes: dict[str, Any], tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", **sizes)

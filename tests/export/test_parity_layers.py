@@ -49,6 +49,7 @@ def larger(weights: dict[str, Tensor]) -> None:
 # --- nothing is wrong -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qtype", TYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_type_of_every_kind_of_model_is_within_rounding(

@@ -92,6 +92,7 @@ def test_the_single_type_of_a_presets_name_is_asked_for_by_tensor_type(tmp_path:
         assert {tensor.ggml_type.name for tensor in tensors} - {"F32"} == types
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quantization_names())
 def test_a_file_says_which_quantization_it_has(name: str, tmp_path: Path) -> None:
     if quantization(name).base.needs_importance:

@@ -93,6 +93,7 @@ def test_trained_blocks_are_not_chosen_again(trained: Checkpoint, tmp_path: Path
         export(trained.folder, tmp_path / "out", Recipe(method="gptq"))
 
 
+@pytest.mark.slow
 def test_a_preset_is_trained_type_by_type(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "base", n_embd=256, n_layer=2, context_length=32)
     text = tmp_path / "text.txt"

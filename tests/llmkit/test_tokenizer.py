@@ -222,6 +222,7 @@ def split_of(text: str) -> list[str]:
     return [word for word, _ in BPE.hf.pre_tokenizer.pre_tokenize_str(text)]
 
 
+@pytest.mark.slow
 @settings(max_examples=1000)
 @given(text=st.one_of(BREAKS_AND_WORDS, HARD_TEXT, st.text()), size=st.integers(1, 8))
 def test_split_of_pieces_is_the_split_of_the_text(text: str, size: int) -> None:

@@ -179,6 +179,7 @@ def test_run_works_outside_the_main_thread(
     assert outcome(tmp_path / "out") == uninterrupted(0.0)
 
 
+@pytest.mark.slow
 def test_run_killed_at_any_file_operation_resumes_exactly(short_text: Path, tmp_path: Path) -> None:
     training = {"steps": 2, "eval_interval": 1}
     out = tmp_path / "out"

@@ -316,6 +316,7 @@ def conversations(draw: st.DrawFn) -> list[Message]:
     return messages
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(form=FORMATS, messages=conversations(), question=TEXTS)
 def test_the_jinja_template_renders_the_text(

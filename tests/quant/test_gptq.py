@@ -182,6 +182,7 @@ def test_weights_on_the_grid_come_back_as_they_are(name: str) -> None:
     np.testing.assert_array_equal(again, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", TYPES)
 def test_any_weights_are_packed_about_as_well_as_by_rounding(name: str, case: str) -> None:

@@ -16,6 +16,7 @@ from llmkit.quant.q8_0 import _round_half_away
 
 # The types whose numbers we know the place of; what ggml's search makes of the others is its own.
 NAMES = [n for n in quant_names() if quant_type(n).layout or quant_type(n).block_size == 1]
+pytestmark = pytest.mark.slow
 F16_HALF_STEP = 2.0**-25  # half the distance of f16 numbers next to 0
 LARGEST = {
     "f32": 3e38,
