@@ -6,9 +6,12 @@ PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # llama-cpp-python compiles llama.cpp. Only its library is used here, not the tools around it:
 # half the work. pip's build takes ninja, which uses all cores, and ccache where it is there.
 export CMAKE_ARGS := $(CMAKE_ARGS) -DLLAVA_BUILD=OFF \
-	-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/llama-cpp.cmake
+	"-DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/llama-cpp.cmake"
 export SKBUILD_NINJA_MAKE_FALLBACK := false
 export SKBUILD_CMAKE_VERBOSE := false
+
+# A file's tests run in one of two processes, so that its models are trained once.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 # Due again when a dependency changes, or when a module comes or goes: the strict editable install,
 # which type checkers need to follow the mapped folders, links each module on its own.
@@ -30,10 +33,10 @@ demo: $(INSTALLED)
 	$(BIN)/llmkit demo --out runs/demo
 
 test: lint typecheck
-	$(BIN)/pytest
+	$(PYTEST) --durations=20
 
 test-fast: $(INSTALLED_DEV)
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -50,7 +53,7 @@ $(INSTALLED):
 	@printf '== 1/4 A virtual environment in .venv (10 seconds)\n'
 	@$(PYTHON) -m venv .venv
 	$(call shown,2/4 Build llama.cpp (2 to 5 minutes; kept by pip for the next time), \
-		$(PIP) -v llama-cpp-python)
+		$(PIP) -v --no-deps llama-cpp-python)
 	$(call shown,3/4 PyTorch and the other packages (1 to 2 minutes), $(PIP) -e .)
 	$(call shown,4/4 llmkit (10 seconds), $(PIP) --no-deps --config-settings editable_mode=strict -e .)
 	@rm -f .venv/installed-*
