@@ -38,11 +38,7 @@ TRAINING: dict[str, Any] = {"steps": 110, "eval_interval": 55, "eval_tokens": 12
 # The shortest format: most questions are shorter than Alpaca's system text.
 PROMPT_FORMAT = USER_ASSISTANT
 FINETUNING = FinetuneConfig(epochs=5)
-INSTRUCT_TRAINING: dict[str, Any] = {
-    "optimizer": "muon",
-    "learning_rate": 3e-3,
-    "eval_interval": 50,
-}
+INSTRUCT_TRAINING: dict[str, Any] = {"learning_rate": 1.5e-3, "eval_interval": 60}
 
 
 @dataclass(frozen=True)
