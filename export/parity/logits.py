@@ -36,7 +36,7 @@ from llmkit.export.parity.subject import Subject
 # models and lengths of text (docs/parity.md): what it rounds otherwise is among the near-ties.
 NOISE_MULTIPLE = 2.0
 PAIRS_PER_TEXT = 100  # for the plot
-_POSITIONS_AT_ONCE = 256  # whose logits are held, in float64 100 MB of 50k tokens
+_POSITIONS_AT_ONCE = 128  # whose logits are held, in float64 50 MB of 50k tokens
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ _CODE_MAX = 127
 # Approach to Probabilistic Rounding Error Analysis"), and layers add up.
 NEAR_TIE = 32 * 2.0**-24
 _ROWS_AT_ONCE = 8192  # of a matrix in float64: a head of 50k rows would be 300 MB or more
+_TOKENS_AT_ONCE = 512  # through a feed-forward, which rounds four times as many numbers
 _SCORES_AT_ONCE = 1 << 20  # of attention: those of all heads would be as much
 
 
@@ -316,8 +317,12 @@ class Reference:
         qkv = self._linear(weights, f"{name}.attn_qkv", self.norm(weights, f"{name}.attn_norm", x))
         attended = [self._attention(part, self.config.n_head) for part in torch.split(qkv, lengths)]
         x = x + self._linear(weights, f"{name}.attn_output", torch.cat(attended))
+        fed = [self._feed_forward(weights, name, part) for part in torch.split(x, _TOKENS_AT_ONCE)]
+        return x + torch.cat(fed)
+
+    def _feed_forward(self, weights: _Unpacked, name: str, x: Tensor) -> Tensor:
         inner = self._linear(weights, f"{name}.ffn_up", self.norm(weights, f"{name}.ffn_norm", x))
-        return x + self._linear(weights, f"{name}.ffn_down", gelu(inner, self._ties))
+        return self._linear(weights, f"{name}.ffn_down", gelu(inner, self._ties))
 
     def norm(self, weights: _Unpacked, name: str, x: Tensor) -> Tensor:
         """The LayerNorm of this name: (T, C) -> (T, C)."""
