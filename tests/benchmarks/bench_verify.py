@@ -23,7 +23,7 @@ from llmkit.model.storage import quantization
 VERIFY = """
 import json, sys, time
 from pathlib import Path
-from llmkit.export.parity.verify import verify
+from llmkit.api import verify
 from llmkit.memory import peak_rss_bytes
 started = time.perf_counter()
 proof = verify(Path(sys.argv[1]), Path(sys.argv[2]))
