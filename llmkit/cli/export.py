@@ -27,9 +27,9 @@ def _export(
         str | None,
         typer.Option(
             metavar="TYPE,...",
-            help="Types, separated by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4), "
-            "q4_1, q5_0, q5_1, iq4_nl, q6_k and other single types; llama.cpp's presets q2_k, q2_k_s, q3_k_s, "
-            "q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m.",
+            help="Types, separated by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4), q4_1, "
+            "q5_0, q5_1, iq4_nl, q6_k and other single types; llama.cpp's presets q2_k, q2_k_s, "
+            "q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m.",
             show_default="f16,q8_0,q4_0; for a QLoRA model the type it was trained on",
         ),
     ] = None,
