@@ -471,7 +471,7 @@ def test_seed_of_none_is_the_default(
     ("config", "training", "words"),
     [
         ({"qlora": "q4_0"}, {}, "qlora trains adapters only"),
-        ({"split": (0.5, 0.2, 0.2)}, {}, "sum up to 1"),
+        ({"split": (0.5, 0.2, 0.2)}, {}, "split"),
         ({"split": (1.0, 0.0, 0.0)}, {}, "must be positive"),
         ({}, {"batch_size": 0}, "batch_size 0 is not positive"),
         ({}, {"learning_rate": -1.0}, "learning_rate"),
