@@ -20,28 +20,52 @@ def register(app: typer.Typer) -> None:
 def _chat(
     model: Annotated[
         Path | None,
-        typer.Argument(help="Checkpoint folder or GGUF file.", show_default=False),
+        typer.Argument(metavar="MODEL", help="Checkpoint folder or GGUF file.", show_default=False),
     ] = None,
     ollama: Annotated[
         str | None,
-        typer.Option(help="Name of a model in a running Ollama instead.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Talk to this model in a running Ollama instead.",
+            show_default=False,
+        ),
     ] = None,
     host: HostOption = None,
-    system: Annotated[str, typer.Option(help="System text.", show_default="the format's")] = "",
-    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
+    system: Annotated[
+        str, typer.Option(metavar="TEXT", help="System prompt.", show_default="the prompt format's")
+    ] = "",
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Sampling temperature; 0 always picks the most probable token."
+        ),
+    ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among this many tokens.", show_default="all")
+        int | None,
+        typer.Option(
+            metavar="N", help="Sample from the N most probable tokens.", show_default="all"
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Choose among the tokens that make up this probability."),
+        typer.Option(
+            metavar="P",
+            help="Sample from the most probable tokens whose probabilities add up to P (0 to 1).",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same answers.")
+    ] = 0,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Stop after this many.", show_default="the context")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Stop each answer after N tokens.",
+            show_default="until the context is full",
+        ),
     ] = None,
 ) -> None:
-    """Talk with a model in the prompt format it was trained with. /bye or Ctrl-D ends."""
+    """Chat with a model. Type /bye or Ctrl-D to quit."""
     from llmkit.console import say
     from llmkit.export.chatting import chat, open_reply
     from llmkit.generation import Sampling

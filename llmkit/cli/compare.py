@@ -17,12 +17,14 @@ def register(app: typer.Typer) -> None:
 
 def _compare(
     checkpoint: CheckpointArgument,
-    ggufs: Annotated[list[Path], typer.Argument(metavar="GGUF...", help="GGUF files of it.")],
+    ggufs: Annotated[
+        list[Path], typer.Argument(metavar="GGUF...", help="GGUF files made from the checkpoint.")
+    ],
     data: HeldOutOption = None,
     against: Annotated[
         Literal["llama.cpp"] | None,
         typer.Option(
-            help="Also measure llama-quantize's files of the same types, without or with an "
+            help="Also measure what llama-quantize makes of the same types, with or without an "
             "importance matrix, whichever is better.",
             show_default="none",
         ),
@@ -30,12 +32,16 @@ def _compare(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Text of that importance matrix: a file, a folder or JSONL.",
-            show_default="what the model was trained on",
+            metavar="PATH",
+            help="Text for that importance matrix: a file, folder or JSONL file.",
+            show_default="the training data",
         ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report page.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw size against KL: PNG or SVG.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML report.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plot file size against KL divergence (.png or .svg)."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Measure size, quality, speed and memory of GGUF files."""

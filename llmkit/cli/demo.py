@@ -17,12 +17,13 @@ def register(app: typer.Typer) -> None:
 
 
 def _demo(
-    out: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("runs/demo"),
     json_output: JsonOption = False,
 ) -> None:
-    """Walk the whole way on a built-in corpus in five minutes. Exit code 1: a proof fails."""
+    """Train, fine-tune, export and verify a small model.
+
+    The corpus is built in. Exit code 1 if a check fails.
+    """
     from llmkit.console import results
     from llmkit.demo import NAME, QUESTION, demo
     from llmkit.export.tables import comparison_table, export_table, proof_table
@@ -38,7 +39,7 @@ def _demo(
             results.print(f"\n> {question}\n{answer}", markup=False)
         results.print(
             f"\nReport: {made.export.folder / 'report.html'}\n"
-            f"To run it in Ollama, type\n"
+            f"Run it in Ollama:\n"
             f"  ollama create {NAME} -f {made.export.modelfile}\n"
             f'  ollama run {NAME} "{QUESTION}"',
             markup=False,

@@ -18,19 +18,26 @@ def register(app: typer.Typer) -> None:
 def _deploy(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Folder that export wrote.", show_default=False),
+        typer.Argument(
+            metavar="DIR", help="Folder written by `llmkit export`.", show_default=False
+        ),
     ],
-    name: Annotated[str, typer.Option(help="The model's name in Ollama.", show_default=False)],
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the model in Ollama.", show_default=False)
+    ],
     host: HostOption = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint that the file is of.", show_default="the one in parity.json"),
+        typer.Option(
+            metavar="DIR", help="Checkpoint to compare with.", show_default="the one in parity.json"
+        ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Bring a model into a running Ollama and verify it there. Exit code 1: a check fails.
+    """Create a model in a running Ollama and verify it there.
 
-    A model that has the name already is replaced only by a verified one.
+    An existing model of this name is replaced only if the new one passes.
+    Exit code 1 if a check fails.
     """
     from llmkit.console import results
     from llmkit.export.deploy import deploy

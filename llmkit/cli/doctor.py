@@ -18,16 +18,23 @@ def register(app: typer.Typer) -> None:
 def _doctor(
     gguf: Annotated[
         Path | None,
-        typer.Argument(metavar="[GGUF]", help="A file that is to run.", show_default=False),
+        typer.Argument(metavar="GGUF", help="GGUF file that you want to run.", show_default=False),
     ] = None,
     host: HostOption = None,
     context: Annotated[
         int | None,
-        typer.Option(help="Tokens the file shall have room for.", show_default="the model's"),
+        typer.Option(
+            metavar="N",
+            help="Context length in tokens to reserve memory for.",
+            show_default="the model's",
+        ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Look at this machine, its Ollama, its port, its memory. Exit code 1: there is a cross."""
+    """Check this machine, its memory and its Ollama.
+
+    Exit code 1 if a check fails.
+    """
     from llmkit.export.doctor.examine import doctor
 
     diagnosis = doctor(gguf, host=host, context=context)

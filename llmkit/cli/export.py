@@ -19,76 +19,101 @@ def register(app: typer.Typer) -> None:
 
 def _export(
     checkpoint: CheckpointArgument,
-    out: Annotated[Path, typer.Option(help="Folder for the GGUF files and the Modelfile.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Output folder for the GGUF files and the Modelfile."),
+    ],
     quant: Annotated[
         str | None,
         typer.Option(
-            help="Joined by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4), q4_1, q5_0, q5_1, "
-            "iq4_nl, q6_k and other single types; llama.cpp's presets q2_k, q2_k_s, q3_k_s, "
-            "q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m.",
-            show_default="f16,q8_0,q4_0; of a QLoRA model the type it was trained on",
+            metavar="TYPE,...",
+            help="Types, separated by commas: f32, f16, bf16, q8_0 (int8), q4_0 (int4), q4_1, "
+            "q5_0, q5_1, iq4_nl, q6_k and other single types; llama.cpp's presets q2_k, q2_k_s, "
+            "q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m.",
+            show_default="f16,q8_0,q4_0; for a QLoRA model the type it was trained on",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the model.", show_default="the checkpoint's")
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the model.", show_default="the checkpoint's"),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Merge a LoRA adapter into the weights.")
+        bool, typer.Option("--merge", help="Merge the LoRA adapter into the weights.")
     ] = False,
     method: Annotated[
         Literal["rtn", "gptq"],
         typer.Option(
-            help="rtn rounds each weight; gptq chooses each number by what the model reads, for "
-            "better files of the same size."
+            help="rtn rounds each weight to the nearest value; gptq uses calibration text to "
+            "lower the error at the same file size."
         ),
     ] = "rtn",
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Text for gptq: a file, a folder or JSONL.",
-            show_default="what the model was trained on",
+            metavar="PATH",
+            help="Calibration text for gptq: a file, folder or JSONL file.",
+            show_default="the training data",
         ),
     ] = None,
     imatrix: Annotated[
         Path | None,
-        typer.Option(help="Importance matrix for rtn, as llama-imatrix or llmkit writes it."),
+        typer.Option(
+            metavar="FILE",
+            help="Importance matrix for rtn, from `llmkit imatrix` or llama-imatrix.",
+        ),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN=TYPE",
-            help="Type of the matrices of a GGUF name, such as blk.0.*=q8_0; may be repeated. "
-            "*=q2_k stores all matrices in one type.",
+            help="Type of the matrices whose GGUF name matches PATTERN, for example "
+            "blk.0.*=q8_0. May be repeated. *=q2_k stores all matrices as q2_k.",
             show_default="none",
         ),
     ] = None,
     target_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Types for the least KL in a file of at most 60MB, say."),
+        typer.Option(
+            metavar="SIZE",
+            help="Choose types that minimise KL for a file of at most SIZE (for example 60MB).",
+        ),
     ] = None,
     target_bpw: Annotated[
         float | None,
-        typer.Option(help="The same by bits per weight, 4.5 say, of all weights on the mean."),
+        typer.Option(
+            metavar="BITS",
+            help="Choose types that minimise KL at an average of at most BITS per weight "
+            "(for example 4.5).",
+        ),
     ] = None,
     fit_memory: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="The same by the memory it takes to run, 4GiB say; see --context."
+            metavar="SIZE",
+            help="Choose types that minimise KL for a model that runs in SIZE of memory "
+            "(for example 4GiB); see --context.",
         ),
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(help="Tokens to have room for in --fit-memory.", show_default="the model's"),
+        typer.Option(
+            metavar="N",
+            help="Context length in tokens for --fit-memory.",
+            show_default="the model's",
+        ),
     ] = None,
     prove: Annotated[
         bool,
         typer.Option(
-            " /--no-verify", help="Prove nothing; the Modelfile says so.", show_default=False
+            " /--no-verify", help="Skip verification; the Modelfile notes it.", show_default=False
         ),
     ] = True,
     json_output: JsonOption = False,
 ) -> None:
-    """Write GGUF files and an Ollama Modelfile, and prove them. Exit code 1: a proof fails."""
+    """Write verified GGUF files and an Ollama Modelfile.
+
+    Exit code 1 if a check fails.
+    """
     from llmkit.console import results
     from llmkit.export.budget import budget_of
     from llmkit.export.convert import export
@@ -107,7 +132,7 @@ def _export(
             results.print(plan_table(done.plan, done.measured_kl))
         if done.proofs:
             results.print(proof_table(done.proofs))
-        results.print(f"{done.modelfile}: how to create the model in Ollama stands at its top")
+        results.print(f"{done.modelfile}: its first lines show how to create the model in Ollama")
         files = [str(file.path) for file in done.files]
         words = shlex.join(["llmkit", "compare", str(checkpoint), *files])
         results.print(f"next: {words}", markup=False, soft_wrap=True)

@@ -15,22 +15,43 @@ def register(app: typer.Typer) -> None:
 
 
 def _generate(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder or GGUF file.")],
-    prompt: Annotated[str, typer.Option(help="Text to go on from, or question.")] = "",
-    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint folder or GGUF file.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="Text to continue, or a question for a fine-tuned model."
+        ),
+    ] = "",
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Sampling temperature; 0 always picks the most probable token."
+        ),
+    ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option(help="Choose among this many tokens.", show_default="all")
+        int | None,
+        typer.Option(
+            metavar="N", help="Sample from the N most probable tokens.", show_default="all"
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Choose among the tokens that make up this probability."),
+        typer.Option(
+            metavar="P",
+            help="Sample from the most probable tokens whose probabilities add up to P (0 to 1).",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same text.")
+    ] = 0,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Stop after this many.", show_default="the context")
+        int | None,
+        typer.Option(
+            metavar="N", help="Stop after N tokens.", show_default="until the context is full"
+        ),
     ] = None,
 ) -> None:
-    """Continue a prompt, or answer it with a fine-tuned model."""
+    """Continue a text, or answer a question."""
     from llmkit.export.running import open_runner
     from llmkit.generation import Sampling
     from llmkit.modelfiles.prompt_format import Message

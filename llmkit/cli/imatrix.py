@@ -21,7 +21,9 @@ def _imatrix(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Text: a file, a folder or JSONL.", show_default="what the model was trained on"
+            metavar="PATH",
+            help="Calibration text: a file, folder or JSONL file.",
+            show_default="the training data",
         ),
     ] = None,
     json_output: JsonOption = False,

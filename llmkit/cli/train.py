@@ -27,49 +27,80 @@ def register(app: typer.Typer) -> None:
 
 def _train(
     data: Annotated[
-        Path, typer.Option(help="Text file, folder of text, JSON, JSONL, or a CSV or TSV table.")
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="Training text: a text, JSON, JSONL, CSV or TSV file, or a folder of text.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder to write.")],
     preset: Annotated[
-        str, typer.Option(help="nano, micro, gpt2, gpt2-medium, gpt2-large or gpt2-xl.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Model size: nano, micro, gpt2, gpt2-medium, gpt2-large or gpt2-xl.",
+        ),
     ] = "nano",
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file whose tables model and training change the preset."),
+        typer.Option(
+            metavar="FILE", help="TOML file; its tables [model] and [training] override the preset."
+        ),
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(help="bpe or char (trained on the data), gpt2, or a folder with one.")
+        str,
+        typer.Option(
+            metavar="NAME", help="bpe or char (trained on the data), gpt2, or a tokenizer folder."
+        ),
     ] = "bpe",
     vocab_size: Annotated[
-        int | None, typer.Option(help="Tokens of a bpe tokenizer.", show_default="2048")
+        int | None,
+        typer.Option(metavar="N", help="Vocabulary size of a bpe tokenizer.", show_default="2048"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.", show_default=PRESETS)] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Number of training steps.", show_default=PRESETS),
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows of text per step.", show_default=PRESETS)
+        int | None,
+        typer.Option(metavar="N", help="Sequences per training step.", show_default=PRESETS),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate.", show_default=PRESETS)
+        float | None, typer.Option(metavar="X", help="Peak learning rate.", show_default=PRESETS)
     ] = None,
     eval_interval: Annotated[
         int | None,
-        typer.Option(help="Steps from one evaluation to the next.", show_default=PRESETS),
+        typer.Option(metavar="N", help="Evaluate every N steps.", show_default=PRESETS),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same weights.", show_default="1337")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Random seed; the same seed gives the same weights.",
+            show_default="1337",
+        ),
     ] = None,
-    n_layer: Annotated[int | None, typer.Option(help="Blocks.", show_default=PRESETS)] = None,
+    n_layer: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Number of transformer blocks.", show_default=PRESETS),
+    ] = None,
     n_head: Annotated[
-        int | None, typer.Option(help="Attention heads of a block.", show_default=PRESETS)
+        int | None,
+        typer.Option(metavar="N", help="Attention heads per block.", show_default=PRESETS),
     ] = None,
     n_embd: Annotated[
-        int | None, typer.Option(help="Width of the model.", show_default=PRESETS)
+        int | None, typer.Option(metavar="N", help="Embedding size.", show_default=PRESETS)
     ] = None,
     context_length: Annotated[
-        int | None, typer.Option(help="Tokens the model sees.", show_default=PRESETS)
+        int | None,
+        typer.Option(metavar="N", help="Context length in tokens.", show_default=PRESETS),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     device: Annotated[
-        str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best there is")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="cuda, mps or cpu.", show_default="the fastest available"
+        ),
     ] = None,
     text_column: TextColumnOption = None,
     delimiter: DelimiterOption = None,
@@ -78,8 +109,8 @@ def _train(
 ) -> None:
     """Train a GPT and its tokenizer on text.
 
-    Options win over --config, and --config over the preset. The checkpoint folder also holds
-    the tokenizer and the metrics.
+    Options override --config, which overrides the preset. The checkpoint folder also holds the
+    tokenizer and the metrics.
     """
     from llmkit.console import results
     from llmkit.training import load_run_config, train

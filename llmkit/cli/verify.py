@@ -17,21 +17,30 @@ def register(app: typer.Typer) -> None:
 
 def _verify(
     checkpoint: CheckpointArgument,
-    gguf: Annotated[Path, typer.Argument(metavar="GGUF", help="A GGUF file of it.")],
+    gguf: Annotated[
+        Path, typer.Argument(metavar="GGUF", help="GGUF file made from the checkpoint.")
+    ],
     modelfile: Annotated[
-        Path | None, typer.Option(help="Modelfile to prove too.", show_default="the one beside it")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Modelfile to verify too.", show_default="the one beside it"
+        ),
     ] = None,
     ollama: Annotated[
         str | None,
-        typer.Option(help="Name of a model in a running Ollama to prove too.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="Also verify this model in a running Ollama.", show_default=False
+        ),
     ] = None,
     data: HeldOutOption = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML report with plots.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Prove that llama.cpp computes what PyTorch computes. Exit code 1: a check fails.
+    """Check that llama.cpp computes what PyTorch computes.
 
-    The proof is kept in parity.json beside the file.
+    The result is saved in parity.json beside the file. Exit code 1 if a check fails.
     """
     from llmkit.console import results
     from llmkit.export.parity.verify import verify

@@ -239,7 +239,7 @@ def blocks_to_train(unfreeze: str, n_layer: int) -> int | None:
     n_blocks = int(unfreeze) if unfreeze.isdecimal() else 0
     if not 0 < n_blocks <= n_layer:
         raise ConfigError(
-            f"unfreeze {unfreeze!r} is none of head, all and the number of last blocks that "
-            f"train, 1 to {n_layer}"
+            f"unknown unfreeze {unfreeze!r}; choose head, all, or a number of last blocks, "
+            f"1 to {n_layer}"
         )
     return n_blocks

@@ -41,11 +41,11 @@ class FinetuneConfig:
             object.__setattr__(self, "qat", _trainable(self.qat))
             if self.lora is not None:
                 raise ConfigError(
-                    "qat trains the weights themselves, for their blocks; leave LoRA out, or train "
-                    "adapters on blocks with qlora"
+                    "qat trains all weights and cannot be combined with LoRA; omit LoRA, or use "
+                    "qlora to train adapters on a quantized base"
                 )
         if min(self.split) < 0 or not math.isclose(sum(self.split), 1):
-            raise ConfigError(f"split {self.split}: three parts that sum up to 1 are needed")
+            raise ConfigError(f"split {self.split}: give three parts that add up to 1")
 
     def training_config(self, n_records: int, changes: dict[str, Any]) -> TrainingConfig:
         """The steps' settings for this many training records, with single fields changed."""
@@ -81,5 +81,5 @@ def _trainable(name: str) -> str:
     """The quantization's own name. Raises ConfigError where it cannot be trained for."""
     chosen = quantization(name)
     if chosen.base.needs_importance:
-        raise ConfigError(f"{chosen.name} is not packed without importances; choose another type")
+        raise ConfigError(f"{chosen.name} needs an importance matrix; choose another type")
     return chosen.name

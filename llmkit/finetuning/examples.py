@@ -75,7 +75,7 @@ def without_too_long(
         more = "; ..." if len(too_long) > 5 else ""
         say(
             f"{len(too_long)} of {len(examples)} records of {source} are longer than the context "
-            f"of {context_length} tokens and left out ({places}{more}); the longest has "
+            f"of {context_length} tokens and were skipped ({places}{more}); the longest has "
             f"{max(len(example.ids) for example in too_long)}"
         )
     if not fitting:

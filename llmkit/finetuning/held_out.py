@@ -46,7 +46,7 @@ def _question(checkpoint: Checkpoint, line: str, where: str) -> tuple[Message, .
             return (Message("user", record["text"]),)
         return tuple(Message(**message) for message in record["messages"][:-1])
     except (ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{where} is no record of this checkpoint: {error}") from error
+        raise DataError(f"{where}: not a valid held-out record: {error}") from error
 
 
 def _example(checkpoint: Checkpoint, line: str, where: str) -> Example:
@@ -60,4 +60,4 @@ def _example(checkpoint: Checkpoint, line: str, where: str) -> Example:
         messages = [Message(**message) for message in record["messages"]]
         return encode_conversation(messages, checkpoint.prompt_format, tokenizer, where)
     except (ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{where} is no record of this checkpoint: {error}") from error
+        raise DataError(f"{where}: not a valid held-out record: {error}") from error

@@ -48,7 +48,7 @@ def label_head(model: GPT) -> Tensor:
     Raises ConfigError where the token embedding is the head too.
     """
     if model.lm_head is None:
-        raise ConfigError("the model's head is its token embedding, so it is no classifier")
+        raise ConfigError("the model is not a classifier: its head is tied to the token embedding")
     return model.lm_head.weight
 
 

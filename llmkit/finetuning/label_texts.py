@@ -66,6 +66,6 @@ def refuse_unknown_labels(
     for record in records:
         if record.label not in labels:
             raise DataError(
-                f"{record.where}: the label {shown(record.label)!r} occurs nowhere in {data}, "
-                f"whose labels are {shown(', '.join(labels))}"
+                f"{record.where}: the label {shown(record.label)!r} does not occur in {data}; "
+                f"its labels are {shown(', '.join(labels))}"
             )

@@ -163,7 +163,7 @@ def _guessed_columns(rows: Sequence[Row], used: Sequence[int], path: Path) -> tu
     if count != 2:
         raise DataError(
             f"{path}, line {rows[0].line}: {count} column{'s' * (count > 1)} and no header line; "
-            "give a text and a label, divided by a tab, comma, semicolon or bar (--delimiter), "
+            "give a text and a label, separated by a tab, comma, semicolon or bar (--delimiter), "
             "or choose the columns with --text-column and --label-column, by name or number"
         )
     first, second = (len({row.cells[column] for row in rows}) for column in used)
@@ -188,7 +188,7 @@ def _looks_like_names(rows: Sequence[Row], text: int, label: int, path: Path) ->
         return False
     say(
         f"{path}, line {rows[0].line} is read as a header: {names[0]!r} is the text, {names[1]!r} "
-        "the label; --text-column and --label-column choose otherwise"
+        "the label; change this with --text-column and --label-column"
     )
     return True
 

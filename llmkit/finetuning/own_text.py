@@ -22,9 +22,7 @@ def own_files(base: Checkpoint) -> list[Path]:
     for files in ((base.trained_file, base.held_out_file), tokens):
         if all(file.is_file() for file in files):
             return list(files)
-    raise DataError(
-        f"{base.folder} does not hold the text that it was trained on; give some with --data"
-    )
+    raise DataError(f"{base.folder} does not contain its training text; give some with --data")
 
 
 def write_own_text(base: Checkpoint, folder: RunFolder) -> dict[str, int]:

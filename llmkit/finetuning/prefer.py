@@ -136,7 +136,9 @@ class Prefer:
             log_probs: Tensor = file.get_tensor("log_probs")
         sizes = [len(part) for part in parts]
         if log_probs.shape != (sum(sizes), 2):
-            raise CheckpointError(f"{path} is of other pairs; train into another folder")
+            raise CheckpointError(
+                f"{path} belongs to other preference pairs; train into another folder"
+            )
         return torch.split(log_probs, sizes)
 
 
@@ -210,7 +212,7 @@ def finetune_prefer(
     Raises LlmkitError: records that cannot be read, named by line; a beta that is not positive.
     """
     if not beta > 0:
-        raise ConfigError(f"beta {beta} is not positive; the paper's is {DEFAULT_BETA}")
+        raise ConfigError(f"beta {beta} is not positive; the usual value is {DEFAULT_BETA}")
     config = config or FinetuneConfig()
     base = base_that_answers(checkpoint, "preferences need a model that answers")
     form = base.prompt_format

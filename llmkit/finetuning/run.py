@@ -95,7 +95,7 @@ def train_task(
     """Prepare or resume the run in `out`, train what is left of it, and say what came out."""
     where = choose_device(device)
     if out.resolve() == start.base.folder.resolve():
-        raise CheckpointError(f"{out} is the base itself; choose another --out")
+        raise CheckpointError(f"{out} is the base checkpoint; choose another --out")
     folder = RunFolder(out)
     state = open_run(folder, settings, resume, lambda: _prepare(folder, start, records, settings))
     task = make_task(folder)

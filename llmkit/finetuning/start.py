@@ -70,8 +70,8 @@ class Start:
         qtype = quantization(self.config.qat).base
         if qtype not in self.types.values():
             raise ConfigError(
-                f"no matrix of {self.base.folder} has rows of whole blocks of {qtype.block_size}, "
-                f"as {qtype.name} needs them; choose another type"
+                f"{qtype.name} needs rows that are a multiple of {qtype.block_size}; "
+                f"{self.base.folder} has none; choose another type"
             )
 
     @property
@@ -190,12 +190,12 @@ def grown_tokenizer(
         return tokenizer
     if not config.add_tokens:
         raise ConfigError(
-            f"the tokenizer of {base.folder} has no single token for {missing}; --add-tokens "
-            "adds them, with new rows in the embeddings"
+            f"the tokenizer of {base.folder} has no single token for {missing}; add "
+            "them with --add-tokens"
         )
     if config.lora is not None and new_special:
         raise ConfigError(
-            f"LoRA trains no embeddings, so new tokens ({missing}) would stay untrained; "
+            f"LoRA does not train embeddings, so new tokens ({missing}) would stay untrained; "
             "fine-tune without LoRA first, or choose a prompt format without new tokens"
         )
     say(f"tokens added: {missing}")

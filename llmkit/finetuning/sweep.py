@@ -52,7 +52,7 @@ class Variant:
         if self.value == FULL:
             return None
         if not self.value.isdecimal() or int(self.value) < 1:
-            raise ConfigError(f"--sweep lora={self.value}: a rank is a number, or {FULL}")
+            raise ConfigError(f"--sweep lora={self.value}: a rank is a number or {FULL}")
         # Alpha follows the rank, so that the ranks are compared and not the scales.
         return replace(config.lora or LoRAConfig(rank=1), rank=int(self.value), alpha=None)
 
@@ -89,7 +89,7 @@ def variants(texts: Sequence[str]) -> list[Variant]:
         if changed == "mask-prompt":
             values = values or "on,off"
             if set(values.split(",")) - {"on", "off"}:
-                raise ConfigError(f"--sweep {text}: the values are on and off")
+                raise ConfigError(f"--sweep {text}: use on or off")
         if not values:
             raise ConfigError(
                 f"--sweep {text}: give the values, such as {changed}={_EXAMPLES[changed]}"

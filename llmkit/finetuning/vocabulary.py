@@ -31,5 +31,5 @@ def note_unseen_tokens(base: Checkpoint, ids: Iterable[list[int]]) -> None:
         first = [base.tokenizer.decode([int(i)]) for i in dict.fromkeys(unseen.tolist())][:8]
         say(
             f"{share:.1%} of the tokens never occurred in the text that {base.folder} was "
-            f"trained on ({', '.join(map(repr, first))}): it has to learn them from these records"
+            f"trained on ({', '.join(map(repr, first))}): the model must learn them here"
         )

@@ -91,7 +91,7 @@ CASES = {
     "missing special tokens": (INSTRUCT + "good.jsonl --format chatml", "--add-tokens"),
     "new tokens with LoRA": (
         INSTRUCT + "good.jsonl --format chatml --add-tokens --lora 2",
-        "LoRA trains no embeddings",
+        "LoRA does not train embeddings",
     ),
     "missing base": (
         "finetune instruct {tmp}/none --out {tmp}/out --data {tmp}/good.jsonl",
@@ -112,7 +112,7 @@ NOTED_CASES = {
     "base as out": (
         INSTRUCT + "good.jsonl --out {base}",
         "never occurred in the text",
-        "is the base itself",
+        "choose another --out",
     ),
     "foreign folder": (
         INSTRUCT + "good.jsonl --out {tmp}",

@@ -181,7 +181,7 @@ def test_with_lora_only_adapter_and_head_move(
 def test_what_cannot_be_unfrozen_is_refused() -> None:
     assert [blocks_to_train(said, 4) for said in ("head", "1", "4", "all")] == [0, 1, 4, None]
     for wrong in ("0", "5", "-1", "none", "1.5", ""):
-        with pytest.raises(ConfigError, match="last blocks that train, 1 to 4"):
+        with pytest.raises(ConfigError, match=r"unfreeze .* 1 to 4"):
             blocks_to_train(wrong, 4)
 
 
@@ -222,7 +222,7 @@ def test_an_unknown_label_in_the_test_part_is_named_by_its_line(
     test = tmp_path / "test.tsv"
     lines = ("label\ttext", "asks\tWhere is it?", "sings\tLa la.", "asks\tWhere?")
     test.write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(DataError, match=r"test\.tsv, line 3: the label 'sings' occurs nowhere"):
+    with pytest.raises(DataError, match=r"test\.tsv, line 3: the label 'sings'"):
         classify(small_base, texts, tmp_path / "out", test_data=test)
     assert not (tmp_path / "out").exists()
 
@@ -230,7 +230,7 @@ def test_an_unknown_label_in_the_test_part_is_named_by_its_line(
 def test_labels_that_are_no_tokens_are_found_before_training(
     small_base: Path, texts: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="no single token for 'asks', 'says'; --add-tokens"):
+    with pytest.raises(ConfigError, match=r"'asks', 'says'.*--add-tokens"):
         classify(small_base, texts, tmp_path / "out", config=config(add_tokens=False))
     assert not (tmp_path / "out").exists()
 

@@ -302,12 +302,12 @@ def test_unknown_type_is_named(small_base: Path, tmp_path: Path) -> None:
 
 
 def test_type_that_needs_importances_is_refused(small_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="iq2_xxs is not packed without importances"):
+    with pytest.raises(ConfigError, match="iq2_xxs"):
         distill(small_base, tmp_path / "out", qat="iq2_xxs")
 
 
 def test_type_that_fits_no_matrix_is_refused(small_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="blocks of 256, as q4_k needs them"):
+    with pytest.raises(ConfigError, match=r"256.*q4_k|q4_k.*256"):
         distill(small_base, tmp_path / "out", qat="q4_k")
     assert not (tmp_path / "out").exists()
 

@@ -293,7 +293,7 @@ def test_tuning_an_adapted_checkpoint_merges_it_first(
 
 def test_base_itself_is_no_place_for_the_result(small_base: Path, questions: Path) -> None:
     before = snapshot(small_base)
-    with pytest.raises(CheckpointError, match="is the base itself"):
+    with pytest.raises(CheckpointError, match="--out"):
         instruct(small_base, questions, small_base)
     assert snapshot(small_base) == before
 
@@ -395,7 +395,7 @@ def test_adapters_alone_cannot_learn_new_tokens(
     small_base: Path, questions: Path, tmp_path: Path
 ) -> None:
     config = FinetuneConfig(lora=LoRAConfig(rank=2), add_tokens=True)
-    with pytest.raises(ConfigError, match="LoRA trains no embeddings"):
+    with pytest.raises(ConfigError, match="LoRA"):
         instruct(small_base, questions, tmp_path / "out", prompt_format=CHATML, config=config)
     assert not (tmp_path / "out").exists()
 
@@ -471,7 +471,7 @@ def test_seed_of_none_is_the_default(
     ("config", "training", "words"),
     [
         ({"qlora": "q4_0"}, {}, "qlora trains adapters only"),
-        ({"split": (0.5, 0.2, 0.2)}, {}, "sum up to 1"),
+        ({"split": (0.5, 0.2, 0.2)}, {}, "split"),
         ({"split": (1.0, 0.0, 0.0)}, {}, "must be positive"),
         ({}, {"batch_size": 0}, "batch_size 0 is not positive"),
         ({}, {"learning_rate": -1.0}, "learning_rate"),

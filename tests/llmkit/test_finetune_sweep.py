@@ -49,8 +49,8 @@ def test_variants_are_read_in_order_and_each_once(texts: list[str], names: list[
         ("lora", "--sweep lora: give the values, such as lora=8,16"),
         ("lora=", "give the values"),
         ("qlora", "give the values, such as qlora=q8_0,q4_0"),
-        ("mask-prompt=yes", "the values are on and off"),
-        ("mask-prompt=on,,off", "the values are on and off"),
+        ("mask-prompt=yes", "mask-prompt=.*on.*off"),
+        ("mask-prompt=on,,off", "mask-prompt=.*on.*off"),
     ],
 )
 def test_variants_that_cannot_be_read_are_refused(text: str, words: str) -> None:
@@ -88,7 +88,7 @@ def test_rank_that_is_none_is_refused_before_any_run(
     value: str, small_base: Path, questions: Path, tmp_path: Path
 ) -> None:
     chosen = variants([f"lora=2,{value},4"])
-    with pytest.raises(ConfigError, match=f"--sweep lora={value}: a rank is a number"):
+    with pytest.raises(ConfigError, match=f"--sweep lora={value}: a rank"):
         sweep(finetune_instruct, chosen, tmp_path / "out", checkpoint=small_base, data=questions)
     assert not (tmp_path / "out").exists()
 

@@ -28,32 +28,43 @@ def register(app: typer.Typer) -> None:
 
 def _classify(
     checkpoint: CheckpointArgument,
-    data: Annotated[Path, typer.Option(help="Texts and labels: TSV, CSV, JSON or JSONL.")],
+    data: Annotated[
+        Path, typer.Option(metavar="FILE", help="Texts and labels: a TSV, CSV, JSON or JSONL file.")
+    ],
     out: options.OutOption,
     test_data: Annotated[
         Path | None,
-        typer.Option(help="Texts and labels to test on.", show_default="a fifth of the data"),
+        typer.Option(
+            metavar="FILE", help="Test texts and labels.", show_default="a fifth of the data"
+        ),
     ] = None,
     balance: Annotated[
-        bool, typer.Option("--balance", help="Use as many texts of each label as of the rarest.")
+        bool, typer.Option("--balance", help="Use the same number of texts for every label.")
     ] = False,
     text_column: Annotated[
         str | None,
         typer.Option(
-            help="Column or field of the texts: a name, or a number from 1.",
-            show_default="found by name, or by content",
+            metavar="COLUMN",
+            help="Column (name, or number from 1) or JSON field of the texts.",
+            show_default="detected",
         ),
     ] = None,
     label_column: Annotated[
         str | None,
         typer.Option(
-            help="Column or field of the labels.", show_default="found by name, or by content"
+            metavar="COLUMN",
+            help="Column (name, or number from 1) or JSON field of the labels.",
+            show_default="detected",
         ),
     ] = None,
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = "utf-8",
     unfreeze: Annotated[
-        str, typer.Option(help="What is trained: head, a number of last blocks, or all.")
+        str,
+        typer.Option(
+            metavar="PART",
+            help="Part to train: head (classifier only), N (the last N blocks), or all.",
+        ),
     ] = "all",
     lora: options.LoraOption = None,
     lora_alpha: options.AlphaOption = None,
@@ -72,7 +83,7 @@ def _classify(
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Teach a model to label texts. In Ollama it answers with the label."""
+    """Train a text classifier. In Ollama it answers with the label."""
     from llmkit.finetuning.classify import DEFAULT_SPLIT, finetune_classify
 
     config = options.finetune_config(

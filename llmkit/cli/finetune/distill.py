@@ -23,27 +23,37 @@ def register(app: typer.Typer) -> None:
 def _distill(
     checkpoint: CheckpointArgument,
     out: options.OutOption,
-    qat: Annotated[str, typer.Option(help="GGUF type to train the weights for, such as q4_0.")],
+    qat: Annotated[
+        str, typer.Option(metavar="TYPE", help="GGUF type to train for, for example q4_0.")
+    ],
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Text file, folder of text, or JSONL.",
-            show_default="what the checkpoint was trained on",
+            metavar="PATH",
+            help="Training text: a file, folder or JSONL file.",
+            show_default="the data of the checkpoint",
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps.", show_default="300")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of training steps.", show_default="300")
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows of text per step.", show_default="8")
+        int | None, typer.Option(metavar="N", help="Sequences per training step.", show_default="8")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate.", show_default="1e-4")
+        float | None, typer.Option(metavar="X", help="Peak learning rate.", show_default="1e-4")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 1337,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same weights.")
+    ] = 1337,
     resume: options.ResumeOption = False,
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Train a model's weights for a quantized file. It keeps predicting what it predicts now."""
+    """Adapt weights to a quantized type (QAT by distillation).
+
+    The unquantized checkpoint is the teacher.
+    """
     from llmkit.finetuning.distill import finetune_distill
 
     result = finetune_distill(
@@ -78,7 +88,7 @@ def _show(result: DistillResult) -> None:
     )
     if result.kl >= result.rounding_kl:
         results.print(
-            f"training has gained nothing over rounding to {result.qat}: export the base instead, "
+            f"training did not improve on rounding to {result.qat}: export the base instead, "
             "or train longer",
             soft_wrap=True,
         )

@@ -24,20 +24,25 @@ def register(app: typer.Typer) -> None:
 def _instruct(
     checkpoint: CheckpointArgument,
     data: Annotated[
-        Path, typer.Option(help="JSON or JSONL: Alpaca, Dolly, chat or prompt/completion records.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="JSON or JSONL file of Alpaca, Dolly, chat or prompt/completion records.",
+        ),
     ],
     out: options.OutOption,
     prompt_format: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="completion, alpaca, chatml, user-assistant, or a TOML file with your own.",
+            metavar="FORMAT",
+            help="Prompt format: completion, alpaca, chatml, user-assistant, or a .toml file.",
             show_default="the base's, or alpaca",
         ),
     ] = None,
-    mask_prompt: Annotated[bool, typer.Option(help="Learn the answers, not the prompts.")] = True,
+    mask_prompt: Annotated[bool, typer.Option(help="Compute the loss on the answers only.")] = True,
     packing: Annotated[
-        bool, typer.Option("--packing", help="Put several records into one row of the batch.")
+        bool, typer.Option("--packing", help="Pack several records into one sequence.")
     ] = False,
     lora: options.LoraOption = None,
     lora_alpha: options.AlphaOption = None,
@@ -56,7 +61,7 @@ def _instruct(
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Teach a model to answer. The prompt format of the records stays with it."""
+    """Teach a model to answer instructions."""
     from llmkit.finetuning.instruct import finetune_instruct
     from llmkit.modelfiles.prompt_format import prompt_format as named_format
 

@@ -18,53 +18,75 @@ if TYPE_CHECKING:
     from llmkit.finetuning.config import FinetuneConfig
     from llmkit.finetuning.run import FinetuneResult
 
-OutOption = Annotated[Path, typer.Option(help="Checkpoint folder to write.")]
+OutOption = Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder to write.")]
 LoraOption = Annotated[
     int | None,
     typer.Option(
-        help="Train LoRA adapters of this rank (16 where only other LoRA options are given).",
-        show_default="train in full",
+        metavar="RANK",
+        help="Train LoRA adapters of this rank (16 if only other LoRA options are given).",
+        show_default="full fine-tuning",
     ),
 ]
 AlphaOption = Annotated[
-    float | None, typer.Option(help="LoRA's alpha.", show_default="twice the rank")
+    float | None,
+    typer.Option(metavar="X", help="LoRA scaling alpha.", show_default="twice the rank"),
 ]
-DropoutOption = Annotated[float, typer.Option(help="LoRA's dropout.")]
+DropoutOption = Annotated[
+    float, typer.Option(metavar="P", help="LoRA dropout, 0 or more and below 1.")
+]
 TargetsOption = Annotated[
     str | None,
-    typer.Option(help="Matrices that get LoRA, joined by commas.", show_default="all of a block"),
+    typer.Option(
+        metavar="NAME,...",
+        help="Matrices to adapt, for example attn.c_attn.",
+        show_default="all in every block",
+    ),
 ]
 QloraOption = Annotated[
     str | None,
-    typer.Option(help="Train adapters on the base as blocks of this GGUF type, such as q4_0."),
+    typer.Option(
+        metavar="TYPE",
+        help="Train LoRA adapters on a base quantized to this GGUF type (for example q4_0).",
+    ),
 ]
 QatOption = Annotated[
     str | None,
-    typer.Option(help="Train the weights for a file of this GGUF type, such as q4_0."),
+    typer.Option(
+        metavar="TYPE", help="Quantization-aware training for this GGUF type (for example q4_0)."
+    ),
 ]
-EpochsOption = Annotated[float, typer.Option(help="Passes over the records.")]
-BatchOption = Annotated[int | None, typer.Option(help="Records per step.", show_default="8")]
+EpochsOption = Annotated[float, typer.Option(metavar="X", help="Passes over the records.")]
+BatchOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Records per training step.", show_default="8")
+]
 RateOption = Annotated[
-    float | None, typer.Option(help="Highest learning rate.", show_default="by the kind")
+    float | None,
+    typer.Option(metavar="X", help="Peak learning rate.", show_default="depends on the command"),
 ]
-SeedOption = Annotated[int, typer.Option(help="The same seed gives the same split and weights.")]
+SeedOption = Annotated[
+    int,
+    typer.Option(metavar="N", help="Random seed; the same seed gives the same split and weights."),
+]
 AddTokensOption = Annotated[
-    bool, typer.Option("--add-tokens", help="Add the tokens that the format or labels need.")
+    bool, typer.Option("--add-tokens", help="Add tokens that the prompt format or the labels need.")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cuda, mps or cpu.", show_default="the best there is")
+    str | None,
+    typer.Option(metavar="NAME", help="cuda, mps or cpu.", show_default="the fastest available"),
 ]
 SweepOption = Annotated[
     list[str] | None,
     typer.Option(
+        metavar="NAME=VALUES",
         help="Train variants and compare them: lora=8,16,full, qlora=q8_0,q4_0, mask-prompt, "
-        "unfreeze=head,1,all. May be given several times.",
+        "unfreeze=head,1,all. May be repeated.",
         show_default=False,
     ),
 ]
 PlotOption = Annotated[
-    Path | None, typer.Option(help="Draw the sweep's table or the confusion matrix: PNG or SVG.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Plot the sweep or the confusion matrix (.png or .svg)."),
 ]
 
 
@@ -116,7 +138,7 @@ def run_or_sweep(
         from llmkit.export.plot import check_plot_path
 
         if figure is None and not sweep_options:
-            raise ConfigError("--plot draws what --sweep compares; give --sweep too, or no --plot")
+            raise ConfigError("--plot needs --sweep here; give --sweep too, or omit --plot")
         check_plot_path(plot)
     if sweep_options:
         _sweep(function, out, sweep_options, json_output, plot, arguments)

@@ -22,10 +22,19 @@ def register(app: typer.Typer) -> None:
 def _prefer(
     checkpoint: CheckpointArgument,
     data: Annotated[
-        Path, typer.Option(help="JSON or JSONL of prompt (or instruction), chosen, rejected.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="JSON or JSONL file with fields prompt (or instruction), chosen, rejected.",
+        ),
     ],
     out: options.OutOption,
-    beta: Annotated[float, typer.Option(help="How closely the model stays to its start.")] = 0.1,
+    beta: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="DPO beta: larger values keep the model closer to the base."
+        ),
+    ] = 0.1,
     lora: options.LoraOption = None,
     lora_alpha: options.AlphaOption = None,
     lora_dropout: options.DropoutOption = 0.0,
