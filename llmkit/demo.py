@@ -60,26 +60,8 @@ class Demo:
 
 def demo(out: Path) -> Demo:
     """Walk the whole way into the folder `out`; a training done there already is not repeated."""
-    corpus, records = out / "tales.txt", out / "questions.json"
-    if not corpus.exists():
-        write_text(corpus, _corpus())
-    if not records.exists():
-        asked = [asdict(question) for question in questions(QUESTIONS_SEED)]
-        write_text(records, json.dumps(asked, indent=1) + "\n")
-    base, answering, folder = out / "base", out / "checkpoint", out / "export"
-    training = train(
-        corpus, base, vocab_size=VOCAB_SIZE, model=MODEL, training=TRAINING, resume=True
-    )
-    instruct = finetune_instruct(
-        base,
-        records,
-        answering,
-        prompt_format=PROMPT_FORMAT,
-        packing=True,
-        config=FINETUNING,
-        training=INSTRUCT_TRAINING,
-        resume=True,
-    )
+    training, instruct = trained(out)
+    answering, folder = instruct.checkpoint, out / "export"
     exported = export(answering, folder, Recipe(QUANTS), name=NAME)
     files = [file.path for file in exported.files]
     comparison = compare(answering, files)
@@ -92,6 +74,31 @@ def demo(out: Path) -> Demo:
     sampling = Sampling(temperature=0)
     answers = [(text, "".join(generate(files[-1], text, sampling))) for text in (QUESTION, REQUEST)]
     return Demo(out, training, instruct, exported, comparison, answers)
+
+
+def trained(out: Path) -> tuple[TrainingResult, InstructResult]:
+    """The base and the model that answers, trained or found finished in the folder `out`."""
+    corpus, records = out / "tales.txt", out / "questions.json"
+    if not corpus.exists():
+        write_text(corpus, _corpus())
+    if not records.exists():
+        asked = [asdict(question) for question in questions(QUESTIONS_SEED)]
+        write_text(records, json.dumps(asked, indent=1) + "\n")
+    base = out / "base"
+    training = train(
+        corpus, base, vocab_size=VOCAB_SIZE, model=MODEL, training=TRAINING, resume=True
+    )
+    instruct = finetune_instruct(
+        base,
+        records,
+        out / "checkpoint",
+        prompt_format=PROMPT_FORMAT,
+        packing=True,
+        config=FINETUNING,
+        training=INSTRUCT_TRAINING,
+        resume=True,
+    )
+    return training, instruct
 
 
 def _corpus() -> str:

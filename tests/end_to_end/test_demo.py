@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from llmkit.demo import trained
 from llmkit.export.convert import export
 from llmkit.export.measure import compare
 from llmkit.export.recipe import Recipe
+from llmkit.finetuning import instruct
 
 pytestmark = pytest.mark.slow
 
@@ -91,11 +93,15 @@ def test_the_folder_holds_all_it_should(report: object, demo_folder: Path) -> No
     }
 
 
-def test_a_second_demo_trains_nothing(report: object, demo_folder: Path) -> None:
-    weights = demo_folder / "checkpoint" / "model.safetensors"
-    before = weights.stat().st_mtime_ns
-    run_demo(demo_folder)
-    assert weights.stat().st_mtime_ns == before
+def test_a_second_demo_trains_nothing(
+    report: object, demo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instruct, "MAX_ASKED", 1)
+    weights = [demo_folder / name / "model.safetensors" for name in ("base", "checkpoint")]
+    before = [path.stat().st_mtime_ns for path in weights]
+    training, answering = trained(demo_folder)
+    assert (training.checkpoint, answering.checkpoint) == tuple(p.parent for p in weights)
+    assert [path.stat().st_mtime_ns for path in weights] == before
 
 
 def test_error_feedback_beats_llama_quantize_at_the_same_bytes(

@@ -72,8 +72,8 @@ def test_every_type_is_within_rounding_at_a_width_of_whole_blocks(
 ) -> None:
     made = make_checkpoint(tmp_path / "c", change=larger, n_embd=256, n_layer=1)
     subject = written(made, tmp_path / "m.gguf", qtype)
-    qkv = subject.file.tensors["blk.0.attn_qkv.weight"]
-    assert qkv.ggml_type == subject.quantization.base.ggml_type
+    types = {tensor.ggml_type for tensor in subject.file.tensors.values()}
+    assert subject.quantization.base.ggml_type in types  # of a preset not every matrix has it
     for seed, n in enumerate((1, 5, None)):
         check = layers_check(subject, token_ids(subject, seed, n))
         assert check.passed, check.detail
