@@ -215,7 +215,7 @@ def test_the_matrix_that_is_not_finite_is_named(tmp_path: Path) -> None:
     model = checkpoint.load_model()
     types = all_types(model)
     del types["wte.weight"]  # its statistics are the whole model's
-    with pytest.raises(QuantizationError, match=r"^h.1.mlp.c_fc.weight: holds or reads NaN"):
+    with pytest.raises(QuantizationError, match=r"^h.1.mlp.c_fc.weight: .*NaN"):
         error_feedback(model, types, random_tokens(checkpoint))
 
 
