@@ -59,7 +59,7 @@ def test_nan_is_found_beside_infinity_and_beside_a_value_too_large() -> None:
     weights = np.ones((1, 256), dtype=np.float32)
     weights[0, :3] = [1e30, np.inf, np.nan]
     for name in quant_names():
-        with pytest.raises(QuantizationError, match="column 1 .*inf"):
+        with pytest.raises(QuantizationError, match=r"column 1 .*inf"):
             packed_of(weights, name)
 
 
@@ -100,7 +100,7 @@ def test_of_bad_rows_in_several_chunks_the_first_is_named() -> None:
     weights[1500, 7] = np.inf
     weights[2999, 8] = np.nan
     for name in ("f32", "q8_0", "q4_k"):
-        with pytest.raises(QuantizationError, match="row 1500, column 7 .*inf"):
+        with pytest.raises(QuantizationError, match=r"row 1500, column 7 .*inf"):
             packed_of(weights, name)
 
 
@@ -123,9 +123,9 @@ def test_what_is_not_rows_of_floats_is_refused(weights: np.ndarray) -> None:
 def test_bytes_that_are_not_the_rows_of_the_shape_are_refused() -> None:
     qtype = quant_type("q4_0")
     packed = np.zeros((2, 18), dtype=np.uint8)
-    with pytest.raises(QuantizationError, match="3 rows of 32 .*q4_0.* 54 bytes.* 36 "):
+    with pytest.raises(QuantizationError, match=r"3 rows of 32 .*q4_0.* 54 bytes.* 36 "):
         dequantize(packed, qtype, (3, 32))
-    with pytest.raises(QuantizationError, match="q4_0.* 32 .* 31"):
+    with pytest.raises(QuantizationError, match=r"q4_0.* 32 .* 31"):
         dequantize(packed, qtype, (2, 31))
     with pytest.raises(QuantizationError, match="36 of int8"):
         dequantize(packed.view(np.int8), qtype)
