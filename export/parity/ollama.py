@@ -270,8 +270,8 @@ def _compare_tokens(
         gap = float(row.max() - row[token_id])
         if gap > 2 * MULTIPLE * max(compared.noise, compared.largest):
             compared.faults.append(
-                f"Ollama chose token {token_id}, PyTorch {int(row.argmax())}: its log-probability is "
-                f"{gap:.1e} higher"
+                f"Ollama chose token {token_id}, PyTorch {int(row.argmax())}: "
+                f"its log-probability is {gap:.1e} higher"
             )
 
 
