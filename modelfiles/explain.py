@@ -26,7 +26,7 @@ MEANINGS = {
     "presence_penalty": "above 0 makes tokens that already occurred less likely",
     "frequency_penalty": "above 0 makes tokens less likely with each occurrence",
     "stop": "the answer ends before this text",
-    "num_ctx": "context size: tokens of prompt and answer together",
+    "num_ctx": "context size in tokens, prompt and answer together",
     "num_batch": "number of prompt tokens processed at a time",
     "num_gpu": "number of layers on the GPU",
     "main_gpu": "the GPU for data that is not split across GPUs",
@@ -38,7 +38,7 @@ MEANINGS = {
 DEFAULTS = {
     "temperature": "0.8", "top_k": "40", "top_p": "0.9", "repeat_penalty": "1.0", "num_keep": "4",
     "num_predict": "-1 (until the model stops, at most 10 times the context)",
-    "num_ctx": "chosen by memory, at most the model's context",
+    "num_ctx": "a size that fits memory, at most the model's context",
 }  # fmt: skip
 
 
