@@ -1,4 +1,4 @@
-"""Whether an ADAPTER is one for its base: Ollama takes any file and fails later, or never."""
+"""Check an ADAPTER against its base: Ollama accepts any file and fails later, or never."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from llmkit.export.adapter import HALVES
 from llmkit.export.gguf_file import GGUFFile, read_gguf
 from llmkit.modelfiles.grammar import Finding, Place
 
-_EXPORT = "name the adapter's GGUF file, as llmkit export writes it"
-_OTHER = "name the adapter that was trained on this base, or the base that it was trained on"
+RELATIVE_PATH = "write a path relative to the Modelfile's folder"
+_EXPORT = "use the adapter's GGUF file from llmkit export"
+_OTHER = "use an adapter trained on this base, or the base that it was trained on"
 
 
 def lint_adapter(value: str, path: Path, base: GGUFFile | None, place: Place) -> Iterator[Finding]:
@@ -24,15 +25,12 @@ def lint_adapter(value: str, path: Path, base: GGUFFile | None, place: Place) ->
     """
     if not path.exists():
         yield Finding(
-            "error", place, f"no such file or directory: ADAPTER names {value}, which is not there",
-            "write the path as it is seen from the Modelfile's folder",
+            "error", place, f"no such file or directory: ADAPTER {value}", RELATIVE_PATH,
         )  # fmt: skip
         return
     fault = safetensors_fault("ADAPTER", path, "adapter_config.json")
     if fault is None and path.is_dir() and base is not None:
-        fault = (
-            f"unsupported architecture: Ollama converts no folder to an adapter of {_kind(base)}"
-        )
+        fault = f"unsupported architecture: Ollama converts no {_kind(base)} adapter folders"
     if fault is not None:
         yield Finding("error", place, fault, _EXPORT)
         return
@@ -41,20 +39,20 @@ def lint_adapter(value: str, path: Path, base: GGUFFile | None, place: Place) ->
     try:
         adapter = read_gguf(path)
     except GGUFError as error:
-        message = f"unknown type: ADAPTER is no GGUF file that runs: {error}"
+        message = f"unknown type: cannot load the GGUF file in ADAPTER: {error}"
         yield Finding("error", place, message, _EXPORT)
         return
     if adapter.metadata.get(gguf.Keys.General.TYPE) != gguf.GGUFType.ADAPTER:
-        message = f"{path.name} is a model, no adapter: Ollama takes it and changes nothing"
-        yield Finding("error", place, message, f"name it with FROM, or remove ADAPTER {path.name}")
+        message = f"{path.name} is a model, not an adapter: Ollama accepts it and ignores it"
+        yield Finding("error", place, message, f"put it in FROM, or remove ADAPTER {path.name}")
         return
     fault = _fault(adapter, base)
     if fault is not None:
-        yield Finding("error", place, f"{path.name} is no adapter of this base: {fault}", _OTHER)
+        yield Finding("error", place, f"{path.name} does not fit this base: {fault}", _OTHER)
     elif gguf.Keys.Adapter.LORA_ALPHA not in adapter.metadata:
         yield Finding(
-            "warning", place, f"{path.name} has no adapter.lora.alpha: its scale is taken for 1",
-            "export the adapter again, with its alpha",
+            "warning", place, f"{path.name} has no adapter.lora.alpha: llama.cpp uses a scale of 1",
+            "export the adapter again with its alpha",
         )  # fmt: skip
 
 
@@ -93,12 +91,12 @@ def _kind(file: GGUFFile) -> object:
 def _fault(adapter: GGUFFile, base: GGUFFile | None) -> str | None:
     """Why llama.cpp would not load this adapter, for this base if one is given."""
     if base is not None and _kind(adapter) != _kind(base):
-        return f"it is for {_kind(adapter)}, the base is {_kind(base)}"
+        return f"the adapter is for {_kind(adapter)}, the base is {_kind(base)}"
     kind = adapter.metadata.get(gguf.Keys.Adapter.TYPE)
     if kind != "lora":
         return f"adapter.type is {kind}, not lora"
     if not adapter.tensors:
-        return "it has no tensors"
+        return "the adapter has no tensors"
     if base is None:
         return None
     faults = (_tensor_fault(name, adapter, base) for name in adapter.tensors)
@@ -112,9 +110,9 @@ def _tensor_fault(name: str, adapter: GGUFFile, base: GGUFFile) -> str | None:
         return f"the base has no tensor for {name}"
     halves = [adapter.tensors.get(f"{of}.{suffix}") for suffix in HALVES]
     if None in halves:
-        return f"{name} lacks its other half"
+        return f"{name} has no matching A or B tensor"
     a, b = (tensor.shape for tensor in halves if tensor is not None)
     # A is (rank, in), B (out, rank), the matrix (out, in).
     if len(a) != 2 or len(b) != 2 or (b[0], a[1]) != matrix.shape or a[0] != b[1]:
-        return f"{of} is {matrix.shape}, its halves are {a} and {b}"
+        return f"{of} has shape {matrix.shape}, its A and B have {a} and {b}"
     return None

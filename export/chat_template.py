@@ -33,7 +33,7 @@ class ChatTemplate:
         try:
             return self._compiled.render(messages=fields, add_generation_prompt=True)
         except jinja2.TemplateError as error:
-            raise GGUFError(f"the file's chat template fails: {error}") from error
+            raise GGUFError(f"cannot render the chat template of the GGUF file: {error}") from error
 
     @cached_property
     def _compiled(self) -> jinja2.Template:

@@ -15,7 +15,7 @@ from llmkit.modelfiles.prompt_format import Message
 
 Reply = Callable[[Sequence[Message]], Iterator[str]]
 
-FORGOTTEN = "the oldest question and answer no longer fit the context and are forgotten"
+FORGOTTEN = "the context is full; dropped the oldest question and answer"
 
 
 @contextmanager
@@ -28,7 +28,9 @@ def open_reply(
     training ended it. Raises LlmkitError: both or none given, what cannot be opened.
     """
     if (model is None) == (ollama is None):
-        raise ConfigError("name one model: a checkpoint folder, a GGUF file, or --ollama NAME")
+        raise ConfigError(
+            "give exactly one model: a checkpoint folder, a GGUF file, or --ollama NAME"
+        )
     if ollama is not None:
         with OllamaServer(host) as server:
             shown = server.show(ollama)  # a name that is not there is told before any question

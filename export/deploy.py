@@ -50,11 +50,11 @@ class Deployment:
     def summary(self) -> str:
         """One line: how to run the model, or that nothing has changed."""
         if self.passed:
-            before = ", in place of the model that had the name" if self.taken else ""
+            before = ", replacing the previous model" if self.taken else ""
             return f"{self.name} is in Ollama{before}. Run it: ollama run {self.name}"
         if self.taken:
-            return f"{self.name} in Ollama is the model that it was before"
-        return f"nothing was deployed as {self.name}"
+            return f"{self.name} in Ollama is unchanged"
+        return f"{self.name} was not deployed"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -99,12 +99,12 @@ def _steps(server: OllamaServer, plan: Plan, name: str) -> Iterator[DoctorCheck]
     sent = [blob for blob in blobs if upload(http, blob)]
     n_bytes = sum(blob.n_bytes for blob in sent)
     yield DoctorCheck(
-        "upload", True, f"{gigabytes(n_bytes)} sent" if sent else "Ollama has the files already"
+        "upload", True, f"{gigabytes(n_bytes)} sent" if sent else "Ollama already has the files"
     )
     with _unverified(server, name) as temporary:
-        say(f"create {temporary}")
+        say(f"creating {temporary}")
         create(http, temporary, plan.modelfile, plan.model, plan.adapter)
-        yield DoctorCheck("create", True, "Ollama has made a model of the files")
+        yield DoctorCheck("create", True, "Ollama created the model")
         for check in _verified(server, plan, temporary):
             yield check
             if not check.passed:
@@ -112,8 +112,8 @@ def _steps(server: OllamaServer, plan: Plan, name: str) -> Iterator[DoctorCheck]
         copy(http, temporary, name)
         if server.digest(name) != server.digest(temporary):
             raise OllamaError(
-                f"{name} is another model in Ollama: two deployments under one name?"
-                " Deploy it again when the other is through"
+                f"{name} in Ollama is another model; if another deployment uses this name,"
+                " wait for it to finish and deploy again"
             )
 
 
@@ -127,7 +127,7 @@ def _unverified(server: OllamaServer, name: str) -> Iterator[str]:
         try:
             delete(server.http, temporary)
         except (OllamaError, KeyboardInterrupt) as error:  # no server, or no time to remove it
-            say(f"{temporary} may still be in Ollama: remove it with `ollama rm {temporary}`")
+            say(f"{temporary} may still be in Ollama; remove it: ollama rm {temporary}")
             if isinstance(error, KeyboardInterrupt):
                 raise
 
@@ -137,20 +137,25 @@ def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[DoctorCh
     shown = server.show(model)
     faults = list(stored_faults(shown, subject, plan.modelfile))
     n_tensors = len(subject.file.tensors)
-    fine = f"metadata, {n_tensors} tensors, TEMPLATE, SYSTEM and stops are the folder's"
-    yield _check("stored", faults, fine, "another Ollama, or another file under this digest")
+    fine = f"metadata, {n_tensors} tensors, TEMPLATE, SYSTEM and stops match the folder"
+    yield _check(
+        "stored",
+        faults,
+        fine,
+        "check which Ollama server this is, and whether another program changed its files",
+    )
     faults = list(rendering_faults(server, model, subject))
-    fine = "prompts are written and cut into tokens as in training"
-    yield _check("prompt", faults, fine, "llmkit modelfile lint says what TEMPLATE does otherwise")
+    fine = "prompts and their tokens match training"
+    yield _check("prompt", faults, fine, "run llmkit modelfile lint to see how TEMPLATE differs")
     prompts = proof_prompts(subject.checkpoint, None)
     found = compared_logprobs(server, model, subject, prompts)
-    fine = f"{found.n} log-probabilities are PyTorch's within {found.largest:.1e}"
-    advice = "Ollama computes something else: see its version and its log" if found.n else ""
+    fine = f"{found.n} log-probabilities match PyTorch within {found.largest:.1e}"
+    advice = "check Ollama's version and its log" if found.n else ""
     yield _check("logprobs", found.faults, fine, advice)
     n, n_stopped = stopped(server, model, subject)
     faults = [never_stops(n)] if n and not n_stopped else []
-    fine = f"{n_stopped} of {n} answers end by themselves" if n else "no held-out questions to ask"
-    yield _check("stop", faults, fine, "see the end token's PARAMETER stop, or train longer")
+    fine = f"{n_stopped} of {n} answers end by themselves" if n else "no held-out questions"
+    yield _check("stop", faults, fine, "check PARAMETER stop for the end token, or train longer")
 
 
 def _check(name: str, faults: list[str], fine: str, advice: str) -> DoctorCheck:

@@ -45,13 +45,15 @@ def read_plan(folder: Path, checkpoint: Path | None) -> Plan:
     """
     path = folder / MODELFILE
     if (folder / CONFIG_FILE).exists():
-        raise ConfigError(f"{folder} is a checkpoint; deploy the folder that llmkit export makes")
+        raise ConfigError(
+            f"{folder} is a checkpoint; run llmkit export and deploy its output folder"
+        )
     if folder.is_file():
-        raise ConfigError(f"{folder} is a file; deploy the export folder that it lies in")
+        raise ConfigError(f"{folder} is a file; deploy the export folder that contains it")
     modelfile = _sound_modelfile(path)
     gguf = local_file(modelfile.source, folder)
     if not gguf.is_file():
-        raise ModelfileError(f"{path}: FROM {modelfile.source} is no GGUF file of this folder")
+        raise ModelfileError(f"{path}: FROM {modelfile.source}: no such GGUF file in this folder")
     subject = open_subject(load_checkpoint(checkpoint or _checkpoint_of(gguf)), gguf)
     model = _blob(gguf, subject.file.sha256())
     adapter = None
@@ -70,7 +72,7 @@ def _sound_modelfile(path: Path) -> Modelfile:
     modelfile = read_modelfile(path).modelfile
     if modelfile.drafts or modelfile.more_sources or modelfile.messages:
         raise ModelfileError(
-            f"{path}: DRAFT, MESSAGE and a second FROM cannot be compared with a checkpoint; "
+            f"{path}: cannot verify DRAFT, MESSAGE or a second FROM against a checkpoint; "
             "use ollama create"
         )
     return modelfile
@@ -78,15 +80,15 @@ def _sound_modelfile(path: Path) -> Modelfile:
 
 def _checkpoint_of(gguf: Path) -> Path:
     proof = kept_proof(gguf)
-    advice = "name it with --checkpoint"
+    advice = "give it with --checkpoint"
     if proof is None:
         raise ConfigError(
-            f"{gguf.parent / PROOF_FILE} does not say which checkpoint {gguf.name} is of: {advice}"
+            f"{gguf.parent / PROOF_FILE} names no checkpoint for {gguf.name}; {advice}"
         )
     checkpoint = Path(str(proof.get("checkpoint")))
     if not checkpoint.is_dir():
         raise CheckpointError(
-            f"{gguf.name} was made of {checkpoint}, which is not there, seen from this folder: "
+            f"{gguf.name} was exported from {checkpoint}, which is not found from this folder; "
             f"{advice}"
         )
     return checkpoint
@@ -100,22 +102,22 @@ def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
     proof = kept_proof(gguf)
     again = f"run llmkit verify {subject.checkpoint.folder} {gguf}"
     if proof is None:
-        return DoctorCheck("proof", True, f"nothing was proved of {gguf.name}", again)
+        return DoctorCheck("proof", True, f"{gguf.name} was not verified", again)
     if proof.get("sha256") != model.digest.removeprefix("sha256:"):
-        return DoctorCheck("proof", False, f"{gguf.name} is not the file that was proved", again)
+        return DoctorCheck("proof", False, f"{gguf.name} has changed since it was verified", again)
     if subject.adapter is not None:
         others = proof.get("sha256_of")
         proved = others.get("adapter") if isinstance(others, dict) else None
         if proved not in (None, subject.adapter.sha256()):
-            found = f"{subject.adapter.path.name} is not the adapter that was proved"
+            found = f"{subject.adapter.path.name} has changed since it was verified"
             return DoctorCheck("proof", False, found, again)
     if proof.get("checkpoint_sha256") not in (None, subject.checkpoint.sha256):
-        found = f"{subject.checkpoint.folder} has changed since {gguf.name} was proved"
+        found = f"{subject.checkpoint.folder} has changed since {gguf.name} was verified"
         return DoctorCheck("proof", False, found, again)
     if not proof.get("passed") and not _only_ollama_failed(proof):
-        found = f"the proof of {gguf.name} failed"
+        found = f"the verification of {gguf.name} failed"
         return DoctorCheck("proof", False, found, f"see {gguf.parent / PROOF_FILE}")
-    return DoctorCheck("proof", True, f"{gguf.name} is the file that was proved")
+    return DoctorCheck("proof", True, f"{gguf.name} is unchanged since it was verified")
 
 
 def _only_ollama_failed(proof: dict[str, Any]) -> bool:

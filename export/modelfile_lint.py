@@ -1,4 +1,4 @@
-"""Whether a Modelfile fits the files that it names."""
+"""Check a Modelfile against the files that it names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 
 from llmkit.errors import GGUFError, ModelfileError
-from llmkit.export.adapter_lint import lint_adapter, safetensors_fault
+from llmkit.export.adapter_lint import RELATIVE_PATH, lint_adapter, safetensors_fault
 from llmkit.export.gguf_file import GGUFFile, read_gguf
 from llmkit.export.keys import ADAPTER_KEY
 from llmkit.export.modelfile_write import context_length, end_token, prompt_format_of
@@ -42,9 +42,9 @@ class LintReport:
 
 
 def lint_modelfile(path: Path) -> LintReport:
-    """Everything that Ollama will refuse, or do otherwise than meant.
+    """Find what Ollama refuses, or does differently than intended.
 
-    What the grammar refuses hides the rest. Raises ModelfileError for a file that cannot be read.
+    A syntax error hides the rest. Raises ModelfileError for a file that cannot be read.
     """
     try:
         parsed = read_modelfile(path)
@@ -96,9 +96,8 @@ class _Files:
                 base = yield from self._source(path, place)
             elif _is_path(source) or not is_model_name(source):
                 yield Finding(
-                    "error", place, f"invalid model name: FROM names {source}, which is not there",
-                    "write the path as it is seen from the Modelfile's folder, or a model's name "
-                    "such as llama3.2:1b",
+                    "error", place, f"invalid model name: FROM {source} does not exist",
+                    f"{RELATIVE_PATH}, or a model name such as llama3.2:1b",
                 )  # fmt: skip
         adapter = self.parsed.modelfile.adapter
         if adapter is not None:
@@ -109,21 +108,23 @@ class _Files:
         """Findings in what FROM names; returns the model."""
         fault = safetensors_fault("FROM", path, "config.json")
         if fault is not None:
-            yield Finding("error", place, fault, "name the GGUF file that llmkit export wrote")
+            yield Finding("error", place, fault, "use the GGUF file from llmkit export")
             return None
         if path.is_dir():
-            message = f"FROM names the folder {path.name}, which Ollama converts by itself"
-            yield Finding("warning", place, message, "name a GGUF file for it to be checked here")
+            message = f"FROM names the folder {path.name}, which Ollama converts itself"
+            yield Finding(
+                "warning", place, message, "use a GGUF file; only that can be checked here"
+            )
             return None
         try:
             file = read_gguf(path)
         except GGUFError as error:
-            message = f"unknown type: FROM is no GGUF file that runs: {error}"
-            yield Finding("error", place, message, "name one that llmkit export wrote")
+            message = f"unknown type: cannot load the GGUF file in FROM: {error}"
+            yield Finding("error", place, message, "use the GGUF file from llmkit export")
             return None
         if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
             message = f"FROM names the adapter {path.name}"
-            advice = f"name its base here, and write ADAPTER ./{path.name}"
+            advice = f"put its base model in FROM, and add ADAPTER ./{path.name}"
             yield Finding("error", place, message, advice)
             return None
         yield from self._context(file)
@@ -131,8 +132,8 @@ class _Files:
         yield from self._template(file)
         named = file.metadata.get(ADAPTER_KEY)
         if named is not None and self.parsed.modelfile.adapter is None:
-            message = f"{file.path.name} is the base of an adapter that is not used"
-            yield Finding("warning", place, message, f"write ADAPTER ./{Path(str(named)).name}")
+            message = f"{file.path.name} was exported with an adapter, but there is no ADAPTER"
+            yield Finding("warning", place, message, f"add ADAPTER ./{Path(str(named)).name}")
         return file
 
     def _context(self, file: GGUFFile) -> Iterator[Finding]:
@@ -140,7 +141,7 @@ class _Files:
         if asked is not None and there is not None and asked > there:
             yield Finding(
                 "error", place_of(self.parsed, "parameter", "num_ctx"),
-                f"num_ctx {asked} is more than the model's context of {there}",
+                f"num_ctx {asked} exceeds the model's context of {there}",
                 f"write PARAMETER num_ctx {there}",
             )  # fmt: skip
 
@@ -153,36 +154,40 @@ class _Files:
         except ModelfileError as error:
             advice = str(error)
         place = place_of(self.parsed, "parameter", "stop")
-        yield Finding("warning", place, f"no stop is the model's end token {end}", advice)
+        yield Finding(
+            "warning", place, f"PARAMETER stop is missing for the end token {end}", advice
+        )
 
     def _template(self, file: GGUFFile) -> Iterator[Finding]:
         modelfile, form = self.parsed.modelfile, prompt_format_of(file)
         place = place_of(self.parsed, "template")
-        advice = f"llmkit modelfile write {file.path.name} shows the one that fits"
+        advice = f"run llmkit modelfile write {file.path.name} to get a matching one"
         has_jinja = gguf.Keys.Tokenizer.CHAT_TEMPLATE in file.metadata
         if modelfile.template is None:
             message = (
-                "no TEMPLATE: Ollama goes by the file's own, or by what it takes that for"
+                "no TEMPLATE: Ollama guesses one from the chat template in the GGUF file"
                 if has_jinja
-                else "no TEMPLATE: Ollama chats in ChatML and drops the system text of a prompt"
+                else "no TEMPLATE: Ollama uses ChatML and drops the system text"
             )
             yield Finding("warning", place, message, advice)
         elif form is not None:
             fault = misfit(modelfile.template, form, self.engine)
             if fault is not None:
-                message = f"TEMPLATE is not what the model was trained with ({form.name}): {fault}"
+                message = f"TEMPLATE differs from the training format ({form.name}): {fault}"
                 yield Finding("error" if self.engine else "warning", place, message, advice)
             if form.default_system and modelfile.system is None:
-                message = f"no SYSTEM: the model was trained with one ({form.name})"
+                message = f"no SYSTEM, but the model was trained with one ({form.name})"
                 yield Finding("warning", place, message, advice)
         elif has_jinja and self.engine is not None:
             jinja = str(file.metadata[gguf.Keys.Tokenizer.CHAT_TEMPLATE])
             fault = difference(modelfile.template, jinja, self.engine)
             if fault is not None:
-                message = f"TEMPLATE is not the file's chat template: {fault}"
-                yield Finding("warning", place, message, "write one that gives the same text")
+                message = f"TEMPLATE differs from the file's chat template: {fault}"
+                yield Finding(
+                    "warning", place, message, "write a TEMPLATE that renders the same text"
+                )
         elif not has_jinja and _is_chat(modelfile.template, end_token(file)):
-            message = "a chat TEMPLATE for a file without a chat format, as a base model is"
+            message = "TEMPLATE is for chat, but the file has no chat format: is it a base model?"
             yield Finding("warning", place, message, advice)
 
 

@@ -61,22 +61,24 @@ def write_modelfile(
     """
     if is_gguf(model) == (gguf_file is not None):
         raise ConfigError(
-            f"{model} is the GGUF file itself; leave --gguf out"
+            f"{model} is already a GGUF file; remove --gguf"
             if gguf_file
-            else f"{model} is a checkpoint, and FROM names a GGUF file: name one with --gguf"
+            else f"{model} is a checkpoint; give the GGUF file exported from it with --gguf"
         )
     file = read_gguf(gguf_file or model)
     if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
-        raise GGUFError(f"{file.path} is an adapter; name its base, which brings it along")
+        raise GGUFError(f"{file.path} is an adapter; give its base, and ADAPTER is added")
     if gguf.Keys.General.ARCHITECTURE not in file.metadata:
-        raise GGUFError(f"{file.path} does not say what model it is, and so is none for Ollama")
+        raise GGUFError(
+            f"{file.path} has no {gguf.Keys.General.ARCHITECTURE}; Ollama needs a model"
+        )
     if gguf_file is not None:
         checkpoint = load_checkpoint(model)
         form = form or checkpoint.prompt_format
         _check_context(file, checkpoint.config.context_length, model)
     out = out or file.path.parent / "Modelfile"
     if out.exists():
-        raise ConfigError(f"{out} is already there; name another --out, or remove it first")
+        raise ConfigError(f"{out} already exists; give another --out, or remove it")
     text = render(_filled(file, out, form or _format_or_completion(file), system, parameters or {}))
     write_text(out, text)
     return out
@@ -152,7 +154,7 @@ def _format_or_completion(file: GGUFFile) -> PromptFormat:
     form = prompt_format_of(file)
     if form is None and gguf.Keys.Tokenizer.CHAT_TEMPLATE in file.metadata:
         raise ConfigError(
-            f"{file.path} has a chat template of its own; name its format with --format: "
+            f"{file.path} has an unknown chat template; give its format with --format: "
             f"{', '.join(PROMPT_FORMATS)}, or the path of a .toml file"
         )
     return form or COMPLETION
@@ -161,6 +163,6 @@ def _format_or_completion(file: GGUFFile) -> PromptFormat:
 def _check_context(file: GGUFFile, length: int, checkpoint: Path) -> None:
     if context_length(file) != length:
         raise ConfigError(
-            f"{file.path} has a context of {context_length(file)}, {checkpoint} one of {length}: "
-            "name the file that was exported from it"
+            f"{file.path} has a context of {context_length(file)}, {checkpoint} one of {length}; "
+            "give the file exported from this checkpoint"
         )

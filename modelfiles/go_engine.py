@@ -57,7 +57,9 @@ class GoEngine:
             except (OSError, ValueError) as error:  # a broken pipe, a closed one, no line of JSON
                 with suppress(OSError):
                     stdin.close()  # which would write once more at the end
-                raise ModelfileError("the Go program that renders has died; try again") from error
+                raise ModelfileError(
+                    "the Go program that renders templates exited; try again"
+                ) from error
         if "error" in answer:
             raise ModelfileError(f"template error: {answer['error']}")
         return str(answer["text"])
@@ -65,7 +67,7 @@ class GoEngine:
 
 @contextmanager
 def any_go_engine() -> Iterator[GoEngine | None]:
-    """The engine; None where there is no Go compiler, or none that can build it, which is said."""
+    """The engine; None without a Go compiler, or (with a printed note) if the build fails."""
     compiler = find_go()
     with ExitStack() as stack:
         engine = None
@@ -73,7 +75,7 @@ def any_go_engine() -> Iterator[GoEngine | None]:
             try:
                 engine = stack.enter_context(go_engine(compiler))
             except ModelfileError as error:
-                say(f"{error}: as if there were no Go compiler")
+                say(f"{error}; continuing without a Go compiler")
         yield engine
 
 

@@ -31,7 +31,7 @@ _COMMAND_ERROR = (
     + f', or "{INSTRUCTIONS[-1]}"'
 )
 ROLE_ERROR = 'message role must be one of "system", "user", or "assistant"'
-_NEEDS_VALUE = "needs one space and a value behind it on its line"
+_NEEDS_VALUE = "must be followed by a space and a value on the same line"
 _COMMENT = re.compile(r"#([^\r\n]*)")
 _LINE_ENDS = re.compile(r"\r\n|\r|\n")
 _WORDS = {
@@ -48,7 +48,7 @@ _BYTE_ORDER_MARKS = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands; lines and columns count from 1."""
+    """A position in a file; lines and columns count from 1."""
 
     path: str
     line: int
@@ -63,7 +63,7 @@ Level = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in a Modelfile to mend or to know, and what to do about it."""
+    """A problem in a Modelfile, and what to do about it."""
 
     level: Level
     place: Place
@@ -75,7 +75,7 @@ class Finding:
 
 
 class RefusalError(ModelfileError):
-    """What Ollama refuses, with its place."""
+    """Ollama refuses this Modelfile; `finding` has the position."""
 
     def __init__(self, line: str, finding: Finding) -> None:
         super().__init__(line)
@@ -194,9 +194,9 @@ def _instruction(source: Source, start: int) -> tuple[Instruction, int]:
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str:
-    """The end of a message: the known name that is meant, or else all of them."""
+    """The end of a message: the nearest known name, otherwise all of them."""
     found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return f", did you mean '{found[0]}'?" if found else f"; known are {', '.join(known)}"
+    return f", did you mean '{found[0]}'?" if found else f"; choose one of: {', '.join(known)}"
 
 
 def _word_end(kind: str, text: str, start: int) -> int:
@@ -212,12 +212,12 @@ def _command_advice(name: str) -> str:
     found = difflib.get_close_matches(name, INSTRUCTIONS, n=1, cutoff=0.5)
     if found:
         return f", did you mean '{found[0].upper()}'?"
-    return '; text of several lines stands between """, a comment begins with #'
+    return '; put text of several lines between """, start a comment with #'
 
 
 def _quote_advice(text: str, start: int) -> str:
     quote = '"""' if text.startswith('"""', start) else '"'
     line = _LINE_ENDS.split(text[start:], maxsplit=1)[0]
     if quote in line[len(quote) :]:
-        return f"; nothing may stand behind the closing {quote} on its line"
-    return f"; the {quote} here is never closed by one at a line's end"
+        return f"; remove the text after the closing {quote}"
+    return f"; close the {quote} with another {quote} at the end of a line"

@@ -27,8 +27,8 @@ def lint_text(parsed: ParsedModelfile, engine: GoEngine | None = None) -> Iterat
     names = {variable.name for variable in variables(template.value)}
     if system is not None and system.value and not names & {"System", "Messages"}:
         yield Finding(
-            "warning", system.name_at, "TEMPLATE has no place for this SYSTEM text",
-            "put {{ .System }} into TEMPLATE",
+            "warning", system.name_at, "TEMPLATE ignores this SYSTEM text",
+            "add {{ .System }} to TEMPLATE",
         )  # fmt: skip
 
 
@@ -65,6 +65,6 @@ def _escapes(parsed: ParsedModelfile) -> Iterator[Finding]:
         text = plain_text(value) if kind == "template" else value
         for escape in _ESCAPES:
             if escape in text:
-                message = f"{escape} is no escape here, but two characters"
-                advice = 'write the character itself, between " or """'
+                message = f"Modelfiles have no escapes: {escape} stays two characters"
+                advice = 'write the character itself, between " " or """ """'
                 yield Finding("warning", instruction.place(text.index(escape)), message, advice)

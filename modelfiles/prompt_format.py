@@ -80,7 +80,9 @@ class PromptFormat:
         texts = [self.end, *(text for turn in turns for text in (turn.before, turn.after))]
         for token in self.special_tokens:
             if not any(token in text for text in texts):
-                raise ConfigError(f"special_tokens: {token!r} stands in none of the texts")
+                raise ConfigError(
+                    f"special_tokens: {token!r} does not occur in any text of the format"
+                )
 
     def user_content(self, instruction: str, input: str = "") -> str:
         """A user message that asks for something, with the text it is to be done with."""
@@ -97,7 +99,7 @@ class PromptFormat:
         """
         conversation = self._conversation(messages)
         if for_answer and (not conversation or conversation[-1].role != "user"):
-            raise DataError("the last message is not the user's, so there is nothing to answer")
+            raise DataError("the last message must be from the user")
         pieces: list[Piece] = []
         for number, message in enumerate(conversation, 1):
             if not message.content:
@@ -151,12 +153,11 @@ class PromptFormat:
                 )
             elif message.role == "system" and conversation and conversation[-1].role == "user":
                 raise DataError(
-                    "a system message stands between a question and its answer; "
-                    "put it before the question"
+                    "a system message follows a user message; put it before the user message"
                 )
             conversation.append(message)
         if any(message.role == "assistant" and not message.content for message in conversation):
-            raise DataError("an answer is empty; leave it out together with its question")
+            raise DataError("an assistant message is empty; remove it and its question")
         return conversation
 
     def _own_pieces(self, text: str) -> Iterator[Piece]:
@@ -225,7 +226,7 @@ def prompt_format(name_or_path: str) -> PromptFormat:
     if name_or_path not in PROMPT_FORMATS:
         raise ConfigError(
             f"{unknown_name('prompt format', name_or_path, PROMPT_FORMATS)}, "
-            "or the path of a .toml file with your own"
+            "or the path of a .toml file"
         )
     return PROMPT_FORMATS[name_or_path]
 
@@ -236,7 +237,9 @@ def prompt_format_from(fields: object, source: str) -> PromptFormat:
     Raises ConfigError, which names `source` and the first field that is wrong.
     """
     if not isinstance(fields, dict):
-        raise ConfigError(f"{source}: a prompt format is a table of its texts, not {fields!r}")
+        raise ConfigError(
+            f"{source}: expected a table with the texts of a prompt format, found {fields!r}"
+        )
     try:
         return TypeAdapter(PromptFormat).validate_python(fields)
     except ValidationError as error:

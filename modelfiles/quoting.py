@@ -78,8 +78,8 @@ def quoted(value: str) -> str:
             return way
     beginning = value if len(value) <= 60 else f"{value[:60]}..."
     raise ModelfileError(
-        f"a Modelfile cannot hold {beginning!r}: it has no escape for its quotes; "
-        'leave out the """ or the quote at a line\'s end'
+        f"a Modelfile cannot hold {beginning!r}: quotes cannot be escaped; "
+        'remove the """ or the quote at the end of a line'
     )
 
 

@@ -57,7 +57,9 @@ def parse(text: str, path: str = "Modelfile") -> ParsedModelfile:
     instructions = tuple(part for part in read if isinstance(part, Instruction))
     if not any(kind_of(instruction) == "from" for instruction in instructions):
         raise refusal(
-            Place(path, 1, 1), "no FROM line", "; name the model first, such as FROM ./model.gguf"
+            Place(path, 1, 1),
+            "no FROM line",
+            "; add one that names the model, for example FROM ./model.gguf",
         )
     reader = _Reader()
     for instruction in instructions:
@@ -83,7 +85,7 @@ class _Reader:
             self._warn(
                 instruction.value_at,
                 f"Ollama drops {numbers} from this value",
-                "it does not print: remove it",
+                "remove these characters: they are not printable",
             )
         if kind == "parameter":
             self._parameter(instruction)
@@ -140,7 +142,7 @@ class _Reader:
         if what in self._lines:
             self._warn(
                 instruction.name_at,
-                f"{what} replaces the one of line {self._lines[what]}",
+                f"{what} overrides line {self._lines[what]}",
                 "keep one of them",
             )
         self._lines[what] = instruction.name_at.line
@@ -186,5 +188,5 @@ def _number(instruction: Instruction) -> float | int | bool:
     except ModelfileError as error:
         advice = f"; {name} takes {_EXAMPLES[KINDS[name]]}"
         if "#" in text:
-            advice += ", and a comment stands on a line of its own"
+            advice += "; put the comment on its own line"
         raise refusal(instruction.value_at, str(error), advice) from None

@@ -1,4 +1,4 @@
-"""What in a TEMPLATE does not do what its writer means: variables, and what Go refuses."""
+"""Check a TEMPLATE: unknown variables, and what Go refuses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NO_RESPONSE = "no {{ .Response }} outside of other actions"
 
 @dataclass(frozen=True)
 class Variable:
-    """A name behind a dot, and where in the template it stands.
+    """A name after a dot, and its position in the template.
 
     `inside`: in {{ range }} or {{ with }}, where the dot is no longer what Ollama gives;
     None in a {{ define }}, where it may be anything.
@@ -93,8 +93,8 @@ def lint_template(instruction: Instruction, engine: GoEngine | None) -> Iterator
     names = {variable.name for variable in found}
     if not names & {"Prompt", "Messages"}:
         yield Finding(
-            "error", instruction.name_at, "TEMPLATE never shows the prompt",
-            "put {{ .Prompt }} where the question stands",
+            "error", instruction.name_at, "TEMPLATE does not use the prompt",
+            "add {{ .Prompt }} where the question goes",
         )  # fmt: skip
     message = go_error(template, engine) if engine else None
     if message is not None:
@@ -102,12 +102,15 @@ def lint_template(instruction: Instruction, engine: GoEngine | None) -> Iterator
         lines = template.split("\n")[: int(line[1]) - 1] if line else []
         index = sum(len(text) + 1 for text in lines)
         yield Finding(
-            "error", instruction.place(index), message, "Ollama refuses it: mend the action"
+            "error",
+            instruction.place(index),
+            message,
+            "Ollama refuses this template; fix this action",
         )
 
 
 def go_error(template: str, engine: GoEngine) -> str | None:
-    """Ollama's message for a template that Go does not parse or run; None where all is well."""
+    """Ollama's message for a template that Go cannot parse or run; None for a valid one."""
     message = _render_error(template, engine)
     if message is not None and _NO_RESPONSE in message:  # Ollama adds one, or finds it deeper
         message = _render_error(f"{template}{{{{ .Response }}}}", engine)
@@ -132,9 +135,9 @@ def _unknown(variable: Variable, instruction: Instruction) -> Iterator[Finding]:
     if inside is None or name in (FIELDS if inside else VARIABLES):
         return
     if inside and name in VARIABLES:
-        advice = f"inside of {{{{ range }}}} and {{{{ with }}}} write $.{name}"
+        advice = f"inside {{{{ range }}}} and {{{{ with }}}} write $.{name}"
     elif not inside and name in FIELDS:
-        advice = "messages and tools have it: use it inside of {{ range .Messages }}"
+        advice = "only messages and tools have it: use it inside {{ range .Messages }}"
     else:
         advice = nearest(name, FIELDS if inside else VARIABLES).lstrip(",; ")
     where = " here" if name in VARIABLES + FIELDS else ""

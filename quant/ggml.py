@@ -52,8 +52,8 @@ def _required(what: str) -> ctypes.CDLL:
     library = _library()
     if library is None:
         raise QuantizationError(
-            f"{what} is ggml's own work, and the installed llama-cpp-python has no"
-            f" {_LIBRARY_NAMES[0]}; reinstall llama-cpp-python from its wheels"
+            f"{what} needs {_LIBRARY_NAMES[0]}, which the installed llama-cpp-python lacks;"
+            " reinstall llama-cpp-python from a wheel"
         )
     return library
 

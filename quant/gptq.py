@@ -62,14 +62,14 @@ def gptq(
     grid = grid_of(qtype)
     if grid is None:
         raise QuantizationError(
-            f"{tensor_name}: error feedback knows no {qtype.name}; use the method rtn for it"
+            f"{tensor_name}: GPTQ does not support {qtype.name}; use the method rtn"
         )
     try:
         qtype.row_bytes(weights.shape[1])
     except QuantizationError as error:
         raise QuantizationError(f"{tensor_name}: {error}") from error
     unusable = QuantizationError(
-        f"{tensor_name}: holds or reads NaN, infinity or numbers too large for {qtype.name}; "
+        f"{tensor_name}: weights or inputs are NaN, infinite or too large for {qtype.name}; "
         "check the training run"
     )
     if not all(bool(moment.isfinite().all()) for moment in inputs.moments):

@@ -90,7 +90,7 @@ class KeptScales:
         """The blocks with other quants."""
         if not weights.isfinite().all():
             raise QuantizationError(
-                f"{self.tensor_name}: holds NaN or infinity; check the training run"
+                f"{self.tensor_name}: contains NaN or infinity; check the training run"
             )
         levels = self._levels(weights).cpu().numpy().astype(np.int8)
         quants = levels.reshape(self.fields.quants.shape)

@@ -39,8 +39,8 @@ def quantize(
     """
     if weights.ndim == 0 or weights.dtype.kind != "f":
         raise QuantizationError(
-            f"{tensor_name}: cannot quantize {weights.dtype} of shape {weights.shape};"
-            " give floats in rows"
+            f"{tensor_name}: expected rows of floating-point numbers, found {weights.dtype}"
+            f" of shape {weights.shape}"
         )
     row_length = weights.shape[-1]
     try:
@@ -49,8 +49,8 @@ def quantize(
         raise QuantizationError(f"{tensor_name}: {error}") from error
     if importance is None and qtype.needs_importance:
         raise QuantizationError(
-            f"{tensor_name}: {qtype.name} needs the importances of the columns, which an importance"
-            " matrix of calibration text holds; choose another type or give them"
+            f"{tensor_name}: {qtype.name} needs an importance for each column; give an importance"
+            " matrix or choose another type"
         )
     if importance is not None:
         importance = _checked_importance(importance, row_length, tensor_name)
@@ -88,12 +88,12 @@ def _checked_importance(
 ) -> NDArray[np.float32]:
     if importance.shape != (row_length,):
         raise QuantizationError(
-            f"{tensor_name}: importances of shape {importance.shape} are not one for each of"
-            f" {row_length} columns; collect them from this model"
+            f"{tensor_name}: expected {row_length} importances, one per column, found shape"
+            f" {importance.shape}; collect them from this model"
         )
     if not (importance.min() >= 0 and importance.max() < np.inf):
         raise QuantizationError(
-            f"{tensor_name}: importances are negative or not finite; collect them again"
+            f"{tensor_name}: some importances are negative or not finite; collect them again"
         )
     return _evened(np.ascontiguousarray(importance, dtype=np.float32))
 
@@ -135,8 +135,8 @@ def dequantize(
     row_bytes = qtype.row_bytes(row_length)
     if blocks.dtype != np.uint8 or blocks.size != n_rows * row_bytes:
         raise QuantizationError(
-            f"{n_rows} rows of {row_length} weights in {qtype.name} are {n_rows * row_bytes}"
-            f" bytes, and these are {blocks.size} of {blocks.dtype}; the tensor is damaged"
+            f"{n_rows} rows of {row_length} {qtype.name} weights take {n_rows * row_bytes} bytes,"
+            f" found {blocks.size} of {blocks.dtype}; the tensor is damaged"
         )
     packed = blocks.reshape(n_rows, row_bytes)
     weights = np.empty((n_rows, row_length), dtype=np.float32)
@@ -196,6 +196,6 @@ def _why_refused(
         )
     column = int(finite.argmin())
     return (
-        f"{place}, column {column} is {values[column]:g}; no format holds it: check the"
-        " training run"
+        f"{place}, column {column} is {values[column]:g}, which no type can store;"
+        " check the training run"
     )

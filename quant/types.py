@@ -77,8 +77,8 @@ class QuantType:
         """Bytes of one packed row. Raises QuantizationError if it is not whole blocks."""
         if not self.fits(row_length):
             raise QuantizationError(
-                f"{self.name} packs blocks of {self.block_size} weights, and a row of"
-                f" {row_length} is not a multiple of that; choose f16 or another width"
+                f"{self.name} needs rows of a multiple of {self.block_size} weights, this row has"
+                f" {row_length}; choose f16, or another model width"
             )
         return row_length // self.block_size * self.block_bytes
 
@@ -106,7 +106,7 @@ def quant_type(name: str) -> QuantType:
     key = name.lower()
     qtype = _TABLE.get(ALIASES.get(key, key))
     if qtype is None:
-        raise QuantizationError(unknown_name("quantization", name, [*quant_names(), *ALIASES]))
+        raise QuantizationError(unknown_name("quantization type", name, [*quant_names(), *ALIASES]))
     return qtype
 
 
@@ -116,5 +116,5 @@ def quant_type_of(ggml_type: gguf.GGMLQuantizationType) -> QuantType:
         if qtype.ggml_type == ggml_type:
             return qtype
     raise QuantizationError(
-        f"tensor type {ggml_type.name} cannot be read; known are {', '.join(quant_names())}"
+        f"cannot read tensors of type {ggml_type.name}; readable are {', '.join(quant_names())}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DoctorCheck:
-    """Something that a model needs: whether it is there, what was found, what to do."""
+    """One check: whether it passed, what was found, what to do."""
 
     name: str
     passed: bool
@@ -29,7 +29,7 @@ class Diagnosis:
 
     @property
     def passed(self) -> bool:
-        """Whether there is no cross."""
+        """Whether all checks passed."""
         return all_passed(self.checks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -38,5 +38,5 @@ class Diagnosis:
 
 
 def all_passed(checks: Sequence[DoctorCheck]) -> bool:
-    """Whether there is no cross among them."""
+    """Whether all checks passed."""
     return all(check.passed for check in checks)

@@ -21,7 +21,7 @@ from llmkit.export.gguf_file import GGUFFile, config_of, read_gguf
 # A file is uploaded, and Ollama writes it once more in its own order.
 COPIES = 2
 _ELSEWHERE = DoctorCheck(
-    "memory", True, "Ollama runs on another machine, whose memory and disk are not known here"
+    "memory", True, "Ollama runs on another machine; its memory and disk are unknown"
 )
 
 
@@ -35,7 +35,9 @@ def doctor(
     """
     if context is not None and (gguf is None or context < 1):
         raise ConfigError(
-            "--context goes with a GGUF file" if gguf is None else f"a context of {context} is none"
+            "--context needs a GGUF file"
+            if gguf is None
+            else f"--context {context}: expected at least 1"
         )
     found = server_checks(host)
     checks = [python_check(), torch_check(), llama_cpp_check(), installed_check(found)]
@@ -59,12 +61,12 @@ def _file_checks(gguf: Path, context: int | None, *, is_here: bool) -> list[Doct
         file = read_gguf(gguf)
         length = config_of(file).context_length
     except GGUFError as error:
-        advice = "name a file that llmkit export wrote"
+        advice = "give a GGUF file written by llmkit export"
         return [DoctorCheck("file", False, str(error), advice)]
     said = f"{gguf.name}: {file.quant}, {gigabytes(gguf.stat().st_size)}, context {length}"
     note = ""
     if context is not None and context > length:
-        note = f"the model sees {length} tokens, however many are asked for"
+        note = f"the model's context is {length} tokens; a larger one has no effect"
     return [
         DoctorCheck("file", True, said, note),
         *room_checks(file, context or length, is_here=is_here),

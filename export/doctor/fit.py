@@ -35,8 +35,10 @@ def fit_check(file: GGUFFile, context: int) -> DoctorCheck:
     )
     if need.total <= free:
         return DoctorCheck("memory", True, found)
-    advice = "; or ".join(_ways(file, context, free)) or "close other programs: no type would fit"
-    return DoctorCheck("memory", False, f"too little: {found}", advice)
+    advice = (
+        "; or ".join(_ways(file, context, free)) or "close other programs; no smaller type fits"
+    )
+    return DoctorCheck("memory", False, f"not enough: {found}", advice)
 
 
 def _ways(file: GGUFFile, context: int, free: int) -> Iterator[str]:

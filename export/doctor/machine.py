@@ -59,7 +59,7 @@ def llama_cpp_check() -> DoctorCheck:
             measure_speed(_tiny_model(Path(folder)), 2, 1)
     except LlmkitError as error:
         advice = (
-            "compile it for this machine: pip install --force-reinstall --no-deps "
+            "build it on this machine: pip install --force-reinstall --no-deps "
             "--no-binary llama-cpp-python llama-cpp-python"
         )
         return DoctorCheck("llama.cpp", False, f"{found} does not run: {error}", advice)
@@ -95,7 +95,9 @@ def disk_check(needed: int = 0) -> DoctorCheck:
         found += f"; storing the model takes up to {gigabytes(needed)}"
     if free >= needed:
         return DoctorCheck("disk", True, found)
-    advice = f"free space, or start the server with {MODELS_VARIABLE} naming a folder elsewhere"
+    advice = (
+        f"free space, or start the server with {MODELS_VARIABLE} set to a folder on another disk"
+    )
     return DoctorCheck("disk", False, found, advice)
 
 
@@ -106,12 +108,12 @@ def models_folder() -> tuple[Path, str]:
     """
     own = os.environ.get(MODELS_VARIABLE)
     if own:
-        return Path(own), f"{MODELS_VARIABLE} of this shell; the server may have another"
-    unless = f"unless the server has an {MODELS_VARIABLE} of its own"
+        return Path(own), f"{MODELS_VARIABLE} in this shell; the server may use another value"
+    unless = f"unless the server sets {MODELS_VARIABLE}"
     service = Path("/usr/share/ollama/.ollama/models")
     if service.exists():
-        return service, f"where Linux's installer puts it, {unless}"
-    return Path.home() / ".ollama/models", f"the default folder, {unless}"
+        return service, f"default of the Linux installer, {unless}"
+    return Path.home() / ".ollama/models", f"default folder, {unless}"
 
 
 def free_disk(folder: Path) -> int:

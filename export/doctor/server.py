@@ -58,7 +58,7 @@ def server_checks(host: str | None = None, patience: Patience = _PATIENCE) -> Fo
     try:
         where = read_address(host)
     except OllamaError as error:
-        advice = "write [http://]HOST[:PORT], such as 127.0.0.1:11434, or leave it out"
+        advice = "write [http://]HOST[:PORT], for example 127.0.0.1:11434, or unset it"
         return Found((DoctorCheck("host", False, str(error), advice),), None, False)
     url = where.url
     checks = [_host_check(given_address(host), where)]
@@ -66,7 +66,7 @@ def server_checks(host: str | None = None, patience: Patience = _PATIENCE) -> Fo
         with OllamaServer(host, patience) as server:
             version = server.version()
     except ProxyError as error:
-        found = f"{error.proxy.variable} is {error.proxy.place}, {error.fault}"
+        found = f"{error.proxy.variable} is {error.proxy.place}: {error.fault}"
         checks.append(DoctorCheck("proxy", False, found, error.proxy.advice))
         return Found(tuple(checks), url, False)
     except OllamaError as error:
@@ -84,8 +84,8 @@ def installed_check(found: Found) -> DoctorCheck:
     if program is not None:
         return DoctorCheck("ollama", True, f"installed: {program}")
     if found.answers or not found.is_here:
-        note = "deploy and chat work without it; `ollama run` needs it"
-        return DoctorCheck("ollama", True, "the program is not on this machine's PATH", note)
+        note = "only `ollama run` needs it; deploy and chat do not"
+        return DoctorCheck("ollama", True, "not on the PATH of this machine", note)
     return DoctorCheck("ollama", False, "not installed on this machine", _DOWNLOAD)
 
 
@@ -97,34 +97,34 @@ def version_check(version: str) -> DoctorCheck:
     if numbers and tuple(map(int, numbers.groups())) >= OLDEST_VERSION:
         return DoctorCheck("version", True, version)
     oldest = ".".join(map(str, OLDEST_VERSION))
-    found = f"Ollama {version} is too old: it cannot tell log-probabilities"
-    return DoctorCheck("version", False, found, f"update it to {oldest} or newer, and restart it")
+    found = f"Ollama {version} is too old: it does not return log-probabilities"
+    return DoctorCheck("version", False, found, f"update to {oldest} or newer and restart Ollama")
 
 
 def _host_check(given: str, where: Address) -> DoctorCheck:
     if not given:
-        return DoctorCheck("host", True, f"OLLAMA_HOST is not set: {where.url}")
+        return DoctorCheck("host", True, f"OLLAMA_HOST is not set; using {where.url}")
     notes = []
     if where.bad_port:
-        notes.append(f"{where.bad_port!r} is not a port, so Ollama takes {where.port}")
+        notes.append(f"{where.bad_port!r} is not a port; Ollama uses {where.port}")
     elif "://" in given and not where.port_is_given:
         notes.append(
-            f"with {where.scheme}:// and no port this is port {where.port}; "
-            f"Ollama's own is {DEFAULT_PORT}"
+            f"{where.scheme}:// without a port means port {where.port}; Ollama's default is "
+            f"{DEFAULT_PORT}"
         )
     if where.means_all:
-        notes.append("a server with this setting is open to the whole network")
+        notes.append("a server with this setting accepts connections from the whole network")
     return DoctorCheck("host", True, f"{given!r} means {where.url}", "; ".join(notes))
 
 
 def _proxy_checks(url: str) -> list[DoctorCheck]:
     """A line where a proxy is set, used or not."""
     if proxy := proxy_of(url):
-        found = f"{proxy.variable}: {url} is asked through {proxy.place}"
-        advice = "NO_PROXY names hosts to be asked directly"
+        found = f"{proxy.variable}: requests to {url} go through {proxy.place}"
+        advice = "add hosts to NO_PROXY to bypass the proxy"
         return [DoctorCheck("proxy", True, found, advice)]
     if proxy := unused_proxy(url):
-        return [DoctorCheck("proxy", True, f"{proxy.variable} is set; {url} is asked directly")]
+        return [DoctorCheck("proxy", True, f"{proxy.variable} is set; requests to {url} bypass it")]
     return []
 
 
@@ -133,7 +133,7 @@ def _already_there(url: str) -> str:
     _, port = host_and_port(url)
     if not is_this_machine(url):
         return ""
-    return f"`ollama serve` would say that port {port} is in use, and need not be run"
+    return f"no need to run `ollama serve`: it would report that port {port} is in use"
 
 
 def _no_answer(url: str, error: OllamaError) -> DoctorCheck:
@@ -148,10 +148,7 @@ def _no_answer(url: str, error: OllamaError) -> DoctorCheck:
 def _start_advice(url: str) -> str:
     host, port = host_and_port(url)
     if not is_this_machine(url):
-        return (
-            f"start it on {host} with OLLAMA_HOST=0.0.0.0:{port}, and see whether a firewall is "
-            "between"
-        )
+        return f"start it on {host} with OLLAMA_HOST=0.0.0.0:{port}, and check for a firewall"
     has_app = sys.platform in ("darwin", "win32")
     service = "open the Ollama app" if has_app else "`sudo systemctl start ollama`"
     return f"run `{serve_command(port)}`" + (f", or {service}" if port == DEFAULT_PORT else "")
@@ -161,15 +158,15 @@ def _held(url: str, error: OllamaError) -> DoctorCheck:
     """A port on which something listens that is not Ollama."""
     _, port = host_and_port(url)
     if not is_this_machine(url):
-        advice = "see whether host and port are Ollama's"
+        advice = "check host and port"
         return DoctorCheck("server", False, str(error), advice)
     program = holder(port) or "another program"
-    says = "says nothing" if isinstance(error, TooSlowError) else "is not Ollama"
+    says = "does not answer" if isinstance(error, TooSlowError) else "is not Ollama"
     other = free_port(port)
-    found = f"port {port} is held by {program}, which {says}"
+    found = f"port {port} is used by {program}, which {says}"
     advice = (
-        f"port {other} is free: run `{serve_command(other)}`, and give --host 127.0.0.1:{other} "
-        "to llmkit"
+        f"port {other} is free: run `{serve_command(other)}` and use llmkit with "
+        f"--host 127.0.0.1:{other}"
     )
     return DoctorCheck("server", False, found, advice)
 

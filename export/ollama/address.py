@@ -63,7 +63,7 @@ def read_address(host: str | None = None) -> Address:
         scheme, rest = ("https", "ollama.com:443") if given == "ollama.com" else ("http", given)
     default_port = _PORTS.get(scheme, DEFAULT_PORT) if separator else DEFAULT_PORT
     if scheme.lower() not in _PORTS:
-        raise OllamaError(f"OLLAMA_HOST {given!r} is no address: use http:// or https://")
+        raise OllamaError(f"OLLAMA_HOST {given!r}: expected http:// or https://")
     place, _, path = rest.partition("/")
     split = _HOST_AND_PORT.fullmatch(place)  # as Go's net.SplitHostPort
     if split is None:
@@ -74,8 +74,8 @@ def read_address(host: str | None = None) -> Address:
     ip = _ip(name)
     if ip is None and not re.fullmatch(r"[^\s:/@?#%\[\]\\]*", name):
         raise OllamaError(
-            f"OLLAMA_HOST {given!r} is no address: write [http://]HOST[:PORT], an IPv6 address "
-            "with a port as [::1]:11434"
+            f"OLLAMA_HOST {given!r}: expected [http://]HOST[:PORT]; write an IPv6 address with a "
+            "port as [::1]:11434"
         )
     means_all = ip is not None and ip.is_unspecified
     if ip is not None:
@@ -118,11 +118,11 @@ def is_this_machine(url: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """A model's name. Raises ConfigError for one that Ollama does not take."""
+    """Return `name`. Raises ConfigError if Ollama does not accept it as a model name."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is no name for a model in Ollama: use letters, digits, -, _ and ., "
-            "such as tales or tales:v2"
+            f"{name!r} is not a valid Ollama model name; use letters, digits, -, _ and ., "
+            "for example tales or tales:v2"
         )
     return name
 

@@ -29,14 +29,14 @@ class Proxy:
     @property
     def advice(self) -> str:
         """What to do where it is in the way."""
-        return f"correct or unset {self.variable}, or put the server's host into NO_PROXY"
+        return f"correct or unset {self.variable}, or add the server's host to NO_PROXY"
 
 
 class ProxyError(OllamaError):
     """A proxy that cannot be used, or does not answer."""
 
     def __init__(self, proxy: Proxy, fault: str) -> None:
-        super().__init__(f"{proxy.variable} names the proxy {proxy.place}, {fault}: {proxy.advice}")
+        super().__init__(f"{proxy.variable} is {proxy.place}: {fault}; {proxy.advice}")
         self.proxy = proxy
         self.fault = fault
 
@@ -64,10 +64,10 @@ def transport_through(proxy: Proxy | None) -> httpx.HTTPTransport:
     try:
         return httpx.HTTPTransport(proxy=proxy.url)
     except ImportError as error:
-        fault = "for which a package is missing (pip install 'httpx[socks]')"
+        fault = "SOCKS needs another package: pip install 'httpx[socks]'"
         raise ProxyError(proxy, fault) from error
     except (ValueError, httpx.InvalidURL) as error:
-        raise ProxyError(proxy, f"which is no proxy's URL ({error})") from error
+        raise ProxyError(proxy, f"not a valid proxy URL ({error})") from error
 
 
 def _named(scheme: str) -> Proxy | None:

@@ -72,10 +72,10 @@ class OllamaServer:
             found = self.http.ask("GET", "/api/version", again=True).get("version")
         except RefusedError as error:
             if error.status == 404:  # another web server
-                raise NotOllamaError(f"{self.url} does not answer as Ollama does") from error
+                raise NotOllamaError(self.url) from error
             raise
         if not isinstance(found, str):
-            raise NotOllamaError(f"{self.url} does not answer as Ollama does")
+            raise NotOllamaError(self.url)
         return found
 
     def digest(self, model: str) -> str | None:
@@ -109,7 +109,9 @@ class OllamaServer:
         try:
             return str(answer["_debug_info"]["rendered_template"])
         except (LookupError, TypeError) as error:
-            raise OllamaError(f"{self.url} cannot show prompts; update Ollama") from error
+            raise OllamaError(
+                f"{self.url} cannot return rendered prompts; update Ollama"
+            ) from error
 
     def continued(self, model: str, prompt: str, n_tokens: int, n_ctx: int) -> Said:
         """The greedy continuation of a bare text, with the log-probabilities before sampling."""
@@ -161,11 +163,11 @@ class OllamaServer:
         except RefusedError as error:
             if _TOO_LONG in error.reason:
                 raise PromptTooLongError(
-                    f"the prompt does not fit the context of {model}; shorten it"
+                    f"the prompt is longer than the context of {model}; shorten the prompt"
                 ) from error
             raise
         if not ended:  # as a real server does after thirty equal pieces
-            raise BrokenOffError(f"{self.url} ended the answer without saying why")
+            raise BrokenOffError(f"{self.url}: the answer stopped early; see Ollama's log")
 
     @property
     def _compute(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmkit.console import progress
 from llmkit.errors import OllamaError
-from llmkit.export.ollama.transport import BrokenOffError, RefusedError, Transport
+from llmkit.export.ollama.transport import CHECK_RUNNING, BrokenOffError, RefusedError, Transport
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.parameters import KINDS
 
@@ -53,16 +53,16 @@ def upload(http: Transport, blob: Blob) -> bool:
             http.tried(lambda: http.send(blob.url_path, chunks(), blob.n_bytes))
     except BrokenOffError as error:
         raise BrokenOffError(
-            f"the upload of {blob.path.name} broke off with {n_sent:,} of {blob.n_bytes:,} bytes "
-            "sent: see whether Ollama still runs and has room on its disk"
+            f"connection lost during the upload of {blob.path.name}, after {n_sent:,} of "
+            f"{blob.n_bytes:,} bytes; check that Ollama is running and has free disk space"
         ) from error
     except RefusedError as error:
         if "digest mismatch" in error.reason:
             raise OllamaError(
-                f"Ollama received other bytes of {blob.path.name} than it was told of "
-                f"({error.reason}): does something else write the file? try again"
+                f"{blob.path.name} changed during the upload ({error.reason}); check that no other "
+                "program writes it, then try again"
             ) from error
-        raise OllamaError(f"Ollama refuses {blob.path.name}: {error.reason}") from error
+        raise OllamaError(f"Ollama refused {blob.path.name}: {error.reason}") from error
     return True
 
 
@@ -79,7 +79,7 @@ def create(
         ):
             status = str(line.get("status", ""))
     except RefusedError as error:
-        raise OllamaError(f"Ollama refuses to create the model: {error.reason}") from error
+        raise OllamaError(f"Ollama could not create the model: {error.reason}") from error
     except BrokenOffError as error:
         raise _cut(http, status) from error
     if status != "success":
@@ -123,8 +123,8 @@ def create_request(
 
 
 def _cut(http: Transport, status: str) -> BrokenOffError:
-    after = f"its last word was {status!r}" if status else "it said nothing"
+    when = f"after {status!r}" if status else "before any status"
     return BrokenOffError(
-        f"Ollama at {http.url} broke off while it created the model ({after}): see whether it "
-        "still runs, and its log"
+        f"connection to Ollama at {http.url} lost while creating the model ({when}); "
+        f"{CHECK_RUNNING}"
     )

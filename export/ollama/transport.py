@@ -16,6 +16,7 @@ from llmkit.export.ollama.address import address
 from llmkit.export.ollama.proxy import ProxyError, proxy_of, transport_through
 
 TRIES = 3
+CHECK_RUNNING = "check that Ollama is running, and its log"
 Answer = TypeVar("Answer")
 
 
@@ -37,6 +38,9 @@ class NoServerError(OllamaError):
 
 class NotOllamaError(OllamaError):
     """Something else than Ollama listens at the address."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where} is not an Ollama server")
 
 
 class BrokenOffError(OllamaError):
@@ -155,13 +159,14 @@ class Transport:
             if self._heard:
                 raise self._broken(path) from error
             if self.proxy:
-                raise ProxyError(self.proxy, "which does not answer") from error
-            advice = "start it, or set OLLAMA_HOST"
-            raise NoServerError(f"no Ollama answers at {self.url}: {advice}") from error
+                raise ProxyError(self.proxy, "the proxy does not answer") from error
+            raise NoServerError(
+                f"no Ollama server at {self.url}; start it, or set OLLAMA_HOST"
+            ) from error
         except httpx.ProxyError as error:
             if self.proxy is None:
                 raise
-            raise ProxyError(self.proxy, f"which refuses ({error})") from error
+            raise ProxyError(self.proxy, f"the proxy refused the request ({error})") from error
         except httpx.TransportError as error:
             if self._heard:
                 raise self._broken(path) from error
@@ -195,9 +200,9 @@ class Transport:
 
     def _broken(self, path: str) -> BrokenOffError:
         return BrokenOffError(
-            f"Ollama at {self.url} broke off at {path}: see whether it still runs, and its log"
+            f"connection to Ollama at {self.url} lost during {path}; {CHECK_RUNNING}"
         )
 
     def _not_ollama(self, path: str) -> NotOllamaError:
-        through = f", asked through the proxy of {self.proxy.variable}" if self.proxy else ""
-        return NotOllamaError(f"{self.url}{path} does not answer as Ollama does{through}")
+        through = f" (reached through the proxy in {self.proxy.variable})" if self.proxy else ""
+        return NotOllamaError(f"{self.url}{path}{through}")

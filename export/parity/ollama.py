@@ -66,8 +66,7 @@ def ollama_check(
         if n and not n_stopped:
             faults.append(never_stops(n))
     detail = (
-        f"Ollama {version} has the file's metadata and tensors and renders its prompts; "
-        f"{found.n} log-probabilities equal"
+        f"Ollama {version}: metadata, tensors and prompts match; {found.n} log-probabilities match"
     ) + (f"; {n_stopped} of {n} answers stop" if n else "")
     if faults:
         detail = summed_up(faults)
@@ -81,7 +80,7 @@ def summed_up(faults: Sequence[str]) -> str:
 
 def never_stops(n: int) -> str:
     """The fault of a model of whose answers none ended by itself."""
-    return f"the model never stops: none of {n} answers ends by itself"
+    return f"the model never stops: {n} of {n} answers do not end by themselves"
 
 
 def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -> Iterator[str]:
@@ -98,26 +97,27 @@ def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -
                 continue
         elif found == wanted:
             continue
-        yield f"Ollama's model has {key} {found!r} instead of {wanted!r}: it is another file's"
+        yield f"{key} is {found!r} in Ollama instead of {wanted!r}: created from another file?"
     architecture = shown.metadata.get(gguf.Keys.General.ARCHITECTURE)
     if architecture != "gpt2":
-        yield f"Ollama's model is of architecture {architecture!r} instead of 'gpt2'"
+        yield f"architecture is {architecture!r} in Ollama instead of 'gpt2'"
     for name, tensor in subject.file.tensors.items():
         if name not in shown.tensors:
             if shown.tensors:
-                yield f"Ollama's model has no tensor {name}"
+                yield f"tensor {name} is missing in Ollama"
             continue
         kind, shape = shown.tensors[name]
         wanted_shape = tuple(reversed(tensor.shape))  # Ollama names the row length first
         if (kind, shape) != (tensor.ggml_type.name, wanted_shape):
-            yield f"{name} is {kind} {shape} in Ollama instead of {tensor.ggml_type.name}"
+            wanted = f"{tensor.ggml_type.name} {wanted_shape}"
+            yield f"{name} is {kind} {shape} in Ollama instead of {wanted}"
     if modelfile:
         for what, there, wanted in (
             ("TEMPLATE", shown.template, modelfile.template or ""),
             ("SYSTEM", shown.system, modelfile.system or ""),
         ):
             if there != wanted:
-                yield f"{what} in Ollama is not the Modelfile's: {there[:60]!r}"
+                yield f"{what} in Ollama differs from the Modelfile: {there[:60]!r}"
         for stop in modelfile.parameters.stop:
             if f'"{stop}"' not in shown.parameters:
                 yield f"Ollama has no stop {stop!r}"
@@ -136,7 +136,7 @@ def rendering_faults(server: OllamaServer, name: str, subject: Subject) -> Itera
                 continue
             fault = id_fault(conversation.messages, subject.checkpoint, llama, found)
             if fault is not None:
-                yield f"of Ollama's rendering of {conversation.kind} llama.cpp makes {fault}"
+                yield f"tokens of {conversation.kind} as Ollama renders it: {fault}"
 
 
 @torch.inference_mode()
@@ -156,7 +156,7 @@ def compared_logprobs(
             continue
         said = server.continued(name, text, N_TOKENS, n_ctx)
         if said.text and not said.tokens:
-            compared.faults.append("Ollama tells no log-probabilities: update it")
+            compared.faults.append("Ollama returns no log-probabilities; update it")
             break
         compared.n_prompts += 1
         path, places = path_of(said, ids, ids_of, source.tokenizer, exact)
@@ -174,10 +174,9 @@ def compared_logprobs(
 def nothing_compared(n_prompts: int) -> str:
     """The fault of a comparison without a single number."""
     if not n_prompts:
-        return "no log-probability was compared: there is no prompt that fits the context"
+        return "no log-probability was compared: no prompt fits the context"
     return (
-        f"no log-probability was compared: Ollama tells no token of its answers to {n_prompts} "
-        "prompts that PyTorch can follow"
+        f"no log-probability was compared: Ollama returned no usable token for {n_prompts} prompts"
     )
 
 
@@ -271,7 +270,8 @@ def _compare_tokens(
         gap = float(row.max() - row[token_id])
         if gap > 2 * MULTIPLE * max(compared.noise, compared.largest):
             compared.faults.append(
-                f"Ollama says token {token_id} where PyTorch says {int(row.argmax())} by {gap:.1e}"
+                f"Ollama chose token {token_id}, PyTorch {int(row.argmax())}: "
+                f"its log-probability is {gap:.1e} higher"
             )
 
 
@@ -285,5 +285,5 @@ def stopped(server: OllamaServer, name: str, subject: Subject) -> tuple[int, int
     try:
         said = [server.answered(name, question, MAX_ANSWER, n_ctx) for question in questions]
     except OllamaError as error:
-        raise OllamaError(f"{error} (asked a held-out question)") from error
+        raise OllamaError(f"{error} (while answering a held-out question)") from error
     return len(said), sum(answer.done_reason == "stop" for answer in said)

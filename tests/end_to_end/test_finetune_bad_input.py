@@ -218,7 +218,7 @@ def test_a_chat_forgets_what_no_longer_fits(
     monkeypatch.setattr("sys.stdin", io.StringIO("The fox and the hare\n" * 12))
     assert main(f"chat {base} --temperature 0 --max-tokens 4".split()) == 0
     captured = capsys.readouterr()
-    assert "no longer fit the context and are forgotten" in captured.err
+    assert "the context is full" in captured.err
     monkeypatch.setattr("sys.stdin", io.StringIO("word" * 300))
     assert main(f"chat {base}".split()) == 2
     assert "shorten the prompt" in capsys.readouterr().err

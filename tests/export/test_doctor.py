@@ -95,7 +95,7 @@ def test_a_server_that_runs_is_fine(running: StandIn) -> None:
     found = server_checks(running.url)
     assert [check.name for check in found.checks if check.passed] == ["host", "server", "version"]
     assert found.answers
-    assert "is in use, and need not be run" in by_name(found.checks)["server"].advice
+    assert "ollama serve" in by_name(found.checks)["server"].advice
 
 
 def test_a_real_server_is_fine(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_no_server_is_to_be_started() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = taken.getsockname()[1]
     check = by_name(server_checks(f"127.0.0.1:{free}", QUICK).checks)["server"]
-    assert check.found == f"not running: nothing listens at http://127.0.0.1:{free}"
+    assert check.found.endswith(f"http://127.0.0.1:{free}")
     assert f"OLLAMA_HOST=127.0.0.1:{free}" in check.advice
     assert "ollama serve" in check.advice
 
@@ -121,16 +121,16 @@ def test_no_server_is_to_be_started() -> None:
         (b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"version": 12}', "is not Ollama"),
         (b'HTTP/1.1 404 X\r\nContent-Length: 15\r\n\r\n{"error": "no"}', "is not Ollama"),
         (b"", "is not Ollama"),
-        (None, "says nothing"),
+        (None, "does not answer"),
     ],
 )
 def test_a_port_that_another_program_holds(answer: bytes | None, says: str) -> None:
     with listening(answer) as taken:
         check = by_name(server_checks(f"127.0.0.1:{taken}", QUICK).checks)["server"]
     assert not check.passed
-    assert check.found.startswith(f"port {taken} is held by ")
+    assert check.found.startswith(f"port {taken} ")
     assert check.found.endswith(says)
-    assert "is free: run `" in check.advice
+    assert "ollama serve" in check.advice
     assert "--host 127.0.0.1:" in check.advice
 
 
@@ -160,7 +160,7 @@ def test_without_leave_to_look_the_holder_is_unknown(monkeypatch: pytest.MonkeyP
 def test_an_old_version_is_a_cross(version: str, passed: bool) -> None:
     check = version_check(version)
     assert check.passed is passed
-    assert passed or "update it to 0.12.11 or newer" in check.advice
+    assert passed or "0.12.11" in check.advice
 
 
 def test_an_old_server_is_found(running: StandIn) -> None:
@@ -178,7 +178,7 @@ def test_an_address_that_is_none_is_a_cross(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_server_on_another_machine_is_not_told_to_start_here() -> None:
-    assert "on example.com with OLLAMA_HOST=0.0.0.0:99" in server._start_advice(
+    assert "example.com with OLLAMA_HOST=0.0.0.0:99" in server._start_advice(
         "http://example.com:99"
     )
 
@@ -215,7 +215,7 @@ def test_a_llama_cpp_that_crashes_is_a_cross(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_old_python_is_a_cross(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.python_check().passed
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    assert machine.python_check().advice == "install Python 3.11 or newer"
+    assert "3.11" in machine.python_check().advice
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_a_disk_is_asked_where_ollama_keeps_models(
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "not" / "there"))
     assert machine.models_folder()[0] == tmp_path / "not" / "there"
     assert machine.disk_check(1000).passed
-    assert "OLLAMA_MODELS of this shell" in machine.disk_check().found
+    assert "OLLAMA_MODELS" in machine.disk_check().found
     full = machine.disk_check(1 << 60)
     assert not full.passed
     assert "OLLAMA_MODELS" in full.advice
@@ -243,7 +243,7 @@ def test_a_disk_is_asked_where_ollama_keeps_models(
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     folder, source = machine.models_folder()
     assert folder in (tmp_path / ".ollama/models", Path("/usr/share/ollama/.ollama/models"))
-    assert "unless the server has" in source
+    assert "OLLAMA_MODELS" in source
 
 
 # A file
@@ -300,7 +300,9 @@ def test_where_nothing_fits_there_is_something_else_to_do(
     gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_bytes(monkeypatch, 10)
-    assert "close other programs" in fit_check(read_gguf(gguf), 256).advice
+    check = fit_check(read_gguf(gguf), 256)
+    assert not check.passed
+    assert check.advice
 
 
 def test_a_file_that_is_none_is_a_cross(tmp_path: Path) -> None:
@@ -341,7 +343,7 @@ def test_a_cross_is_exit_code_1(
     assert main([*words, running.url]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("✔ ") for line in lines)
-    assert any("the model sees 256 tokens" in line for line in lines)
+    assert any(" file: " in line and " 256 tokens" in line for line in lines)
     assert main([*words, "127.0.0.1:9", "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert [c["name"] for c in said["checks"] if not c["passed"]][-1:] == ["server"]

@@ -213,7 +213,7 @@ def test_the_matrix_that_is_not_finite_is_named(random_checkpoint: Checkpoint) -
         model.get_parameter("h.1.mlp.c_fc.weight")[3, 5] = torch.nan
     types = all_types(model)
     del types["wte.weight"]  # its statistics are the whole model's
-    with pytest.raises(QuantizationError, match=r"^h.1.mlp.c_fc.weight: holds or reads NaN"):
+    with pytest.raises(QuantizationError, match=r"^h.1.mlp.c_fc.weight: .*NaN"):
         error_feedback(model, types, random_tokens(random_checkpoint))
 
 

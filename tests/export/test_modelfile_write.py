@@ -81,7 +81,7 @@ def test_a_base_model_without_chat_format_gets_a_completion_template(base: Path)
 
 def test_a_foreign_chat_template_needs_its_format_named(base: Path) -> None:
     foreign = with_key(base, base.with_name("foreign.gguf"), JINJA, "{{ x }}", Kind.STRING)
-    with pytest.raises(ConfigError, match="name its format with --format: completion, alpaca"):
+    with pytest.raises(ConfigError, match="--format: completion, alpaca"):
         write_modelfile(foreign)
     written = write_modelfile(foreign, form=ALPACA)
     assert read_modelfile(written).modelfile.template == ALPACA.template
@@ -118,18 +118,18 @@ def test_what_is_asked_for_is_written(base: Path) -> None:
 
 def test_what_cannot_be_written_leaves_nothing(base: Path, tmp_path: Path) -> None:
     target = base.parent / "Modelfile"
-    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
+    with pytest.raises(ConfigError, match="'temperature'"):
         write_modelfile(base, parameters={"temprature": "1"})
     with pytest.raises(ConfigError, match=r"num_ctx: invalid int value \[x\]"):
         write_modelfile(base, parameters={"num_ctx": "x"})
-    with pytest.raises(ModelfileError, match="SYSTEM: a Modelfile cannot hold"):
+    with pytest.raises(ModelfileError, match=r"^SYSTEM: "):
         write_modelfile(base, system='a"""\nb"\n')
-    with pytest.raises(ConfigError, match="name one with --gguf"):
+    with pytest.raises(ConfigError, match=r"exported.*--gguf"):
         write_modelfile(tmp_path / "c")
-    with pytest.raises(ConfigError, match="leave --gguf out"):
+    with pytest.raises(ConfigError, match=r"already.*--gguf"):
         write_modelfile(base, gguf_file=base)
     other = make_checkpoint(tmp_path / "d", context_length=8)
-    with pytest.raises(ConfigError, match=r"has a context of 32, .* one of 8"):
+    with pytest.raises(ConfigError, match=r"context of 32, .* of 8\b"):
         write_modelfile(other.folder, gguf_file=base)
     with pytest.raises(GGUFError, match="cannot read"):
         write_modelfile(base.with_name("none.gguf"))
@@ -140,21 +140,21 @@ def test_importances_have_no_modelfile(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c")
     matrix = tmp_path / "imatrix.gguf"
     write_imatrix(matrix, collect_importance(made.load_model(), torch.arange(32)[None], "text"))
-    with pytest.raises(GGUFError, match="does not say what model it is"):
+    with pytest.raises(GGUFError, match=r"general.architecture"):
         write_modelfile(matrix)
 
 
 def test_an_adapter_has_no_modelfile_of_its_own(tmp_path: Path) -> None:
     file, _ = exported(lora_checkpoint(tmp_path / "c"), tmp_path / "out")
     (adapter,) = file.parent.glob("*-adapter.gguf")
-    with pytest.raises(GGUFError, match="is an adapter; name its base"):
+    with pytest.raises(GGUFError, match="adapter"):
         write_modelfile(adapter)
 
 
 def test_a_modelfile_that_is_there_stays(base: Path) -> None:
     there = base.parent / "Modelfile"
     there.write_text("mine", encoding="utf-8")
-    with pytest.raises(ConfigError, match="already there"):
+    with pytest.raises(ConfigError, match="Modelfile"):
         write_modelfile(base)
     assert there.read_text(encoding="utf-8") == "mine"
 
@@ -171,11 +171,11 @@ def test_the_commands_write_check_and_explain(base: Path) -> None:
     assert len(shown.splitlines()) == 1
     code, shown = run("show", str(out))
     assert code == 0
-    assert "top_k: 3: the next token is one of so many likeliest ones\n" in shown
+    assert "top_k: 3: " in shown
     code, shown = run("show", str(out), "--json")
-    assert {"subject": "FROM", "text": f"the model is ./{base.name}"} in json.loads(shown)[
-        "explanations"
-    ]
+    first = json.loads(shown)["explanations"][0]
+    assert first["subject"] == "FROM"
+    assert f"./{base.name}" in first["text"]
     out.unlink()
     code, shown = run("write", str(base), "--out", str(out), "--parameter", "num_ctx=64", "--json")
     assert code == 1

@@ -55,11 +55,11 @@ def test_a_connection_that_is_lost_is_tried_again_where_that_does_no_harm(
         found.version()
         dying.trouble = Trouble(dies_at="/api")
         dying.asked.clear()
-        with pytest.raises(BrokenOffError, match="broke off at /api/tags"):
+        with pytest.raises(BrokenOffError, match="/api/tags"):
             found.digest("x")
         assert dying.asked == [("GET", "/api/tags")] * TRIES
         dying.asked.clear()
-        with pytest.raises(BrokenOffError, match="broke off at /api/generate"):
+        with pytest.raises(BrokenOffError, match="/api/generate"):
             found.continued("x", "y", 1, 8)
         assert dying.asked == [("POST", "/api/generate")]
 

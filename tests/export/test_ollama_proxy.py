@@ -57,9 +57,9 @@ def proxy(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     [
         ("ALL_PROXY", "socks5://127.0.0.1:9", ""),
         ("all_proxy", "socks5h://me:secret@127.0.0.1:9", ""),
-        ("ALL_PROXY", "socks4://127.0.0.1:9", "no proxy's URL"),
-        ("http_proxy", "foo://bar", "no proxy's URL"),
-        ("http_proxy", "http://127.0.0.1:port", "no proxy's URL"),
+        ("ALL_PROXY", "socks4://127.0.0.1:9", "URL"),
+        ("http_proxy", "foo://bar", "URL"),
+        ("http_proxy", "http://127.0.0.1:port", "URL"),
         ("HTTP_PROXY", "http://127.0.0.1:9", "does not answer"),
         ("http_proxy", "127.0.0.1:9", "does not answer"),
         ("http_proxy", "http://me:secret@127.0.0.1:9", "does not answer"),
@@ -92,7 +92,7 @@ def test_https_has_a_variable_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     (*_, line) = server_checks("https://ollama.example", QUICK).checks
     assert (line.name, line.passed) == ("proxy", False)
-    assert line.found.startswith("HTTPS_PROXY is http://127.0.0.1:9, ")
+    assert line.found.startswith("HTTPS_PROXY is http://127.0.0.1:9: ")
 
 
 @pytest.mark.parametrize(

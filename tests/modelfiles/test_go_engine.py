@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_program_that_dies_is_one_error(n: int) -> None:
         engine.process.kill()
         engine.process.wait()
         for _ in range(2):
-            with pytest.raises(ModelfileError, match="the Go program that renders has died"):
+            with pytest.raises(ModelfileError, match="Go program"):
                 engine.render("{{ .Prompt }}" * n, HELLO)
 
 
@@ -37,7 +38,7 @@ def test_a_program_that_dies_at_a_question_is_one_error(monkeypatch: pytest.Monk
     with any_go_engine() as engine:
         assert engine is not None
         monkeypatch.setattr(module.json, "dumps", lambda question: "not JSON")
-        with pytest.raises(ModelfileError, match="the Go program that renders has died"):
+        with pytest.raises(ModelfileError, match="Go program"):
             engine.render("{{ .Prompt }}", HELLO)
 
 
@@ -69,7 +70,7 @@ def test_a_compiler_that_cannot_build_is_none_and_is_said(
         with any_go_engine() as engine:
             assert engine is None
         assert f"{compiler} cannot build main.go" in capsys.readouterr().err
-        with pytest.raises(ModelfileError, match="cannot build"), go_engine(compiler):
+        with pytest.raises(ModelfileError, match=re.escape(compiler)), go_engine(compiler):
             pass
 
 

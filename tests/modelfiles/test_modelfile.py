@@ -151,7 +151,7 @@ def test_any_text_that_the_grammar_can_hold_comes_back(text: str) -> None:
 
 @pytest.mark.parametrize("text", ['x """\ny', 'a """\nb "\n', '"""\n"\n', '"""\n', ' x """\n y"\n'])
 def test_quotes_that_the_grammar_cannot_hold_are_refused(text: str) -> None:
-    with pytest.raises(LlmkitError, match="no escape for its quotes"):
+    with pytest.raises(LlmkitError, match="quotes"):
         quoted(text)
 
 
@@ -236,7 +236,7 @@ MODELFILES = st.builds(
 
 
 def test_a_text_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(ModelfileError, match=r"^SYSTEM: a Modelfile cannot hold 'a\"\"\"") as error:
+    with pytest.raises(ModelfileError, match=r"^SYSTEM: .*'a\"\"\"") as error:
         render(modelfile(system='a"""\nb"\n' + "x" * 1000))
     assert len(str(error.value)) < 200
     with pytest.raises(ModelfileError, match=r"^PARAMETER stop: .* U\+0000"):

@@ -63,7 +63,7 @@ def error(blocks: PackedRows, name: str, weights: NDArray[np.float32], moment: F
 def test_error_feedback_knows_every_type_whose_numbers_we_take_apart() -> None:
     assert sorted(TYPES) == sorted(name for name in quant_names() if quant_type(name).layout)
     for name in set(quant_names()) - set(TYPES):
-        with pytest.raises(QuantizationError, match=rf"^w: error feedback knows no {name}; use"):
+        with pytest.raises(QuantizationError, match=rf"^w: .*{name}.*rtn"):
             packed(weights_of(2, 256), name, np.eye(256))
 
 
@@ -301,7 +301,7 @@ def test_weights_are_left_as_they_were() -> None:
 
 @pytest.mark.parametrize("name", TYPES)
 def test_rows_that_are_not_whole_blocks_are_refused(name: str) -> None:
-    with pytest.raises(QuantizationError, match=rf"^w: {name} packs blocks of .*row of 100 is not"):
+    with pytest.raises(QuantizationError, match=rf"^w: {name} .*\b100\b"):
         packed(weights_of(2, 100), name, np.eye(100))
 
 
@@ -311,7 +311,7 @@ def test_what_is_not_finite_is_refused_with_the_tensors_name(what: str, bad: flo
     given: dict[str, Any] = {"weights": weights_of(2, 256)}
     given |= {"moment": np.eye(256), "drift": np.zeros((256, 256))}
     given[what][1, 3] = bad
-    with pytest.raises(QuantizationError, match=r"^w: holds or reads NaN, infinity or .* q4_k; "):
+    with pytest.raises(QuantizationError, match=r"^w: .*NaN.* q4_k"):
         packed(given["weights"], "q4_k", given["moment"], given["drift"])
 
 
@@ -319,11 +319,11 @@ def test_what_is_not_finite_is_refused_with_the_tensors_name(what: str, bad: flo
 def test_what_a_type_cannot_hold_is_refused(name: str) -> None:
     weights = weights_of(2, 256)
     weights[0, 9] = quant_type(name).limit
-    with pytest.raises(QuantizationError, match=rf"^w: .*too large for {name}"):
+    with pytest.raises(QuantizationError, match=rf"^w: .*{name}"):
         packed(weights, name, np.eye(256))
 
 
 def test_a_correction_too_large_for_the_type_is_refused() -> None:
     weights = np.full((2, 256), 6e4, np.float32)
-    with pytest.raises(QuantizationError, match=r"^w: .*too large for q4_k"):
+    with pytest.raises(QuantizationError, match=r"^w: .*q4_k"):
         packed(weights, "q4_k", np.eye(256), drift=np.eye(256))

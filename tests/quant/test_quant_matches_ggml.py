@@ -153,10 +153,10 @@ def test_without_the_library_rounding_gives_the_same_bytes_and_searching_is_refu
         if name in expected:
             assert_bits_equal(quantize(rows, qtype, "w"), expected[name])
         else:
-            with pytest.raises(QuantizationError, match=f"quantizing to {name}.*reinstall llama"):
+            with pytest.raises(QuantizationError, match=f"quantizing to {name}.*llama-cpp-python"):
                 quantize(rows, qtype, "w", importance_for(name))
             if qtype.layout is None:
-                with pytest.raises(QuantizationError, match=f"reading {name}.*reinstall llama"):
+                with pytest.raises(QuantizationError, match=f"reading {name}.*llama-cpp-python"):
                     dequantize(np.zeros((2, qtype.block_bytes), dtype=np.uint8), qtype)
-    with pytest.raises(QuantizationError, match="reinstall llama"):
+    with pytest.raises(QuantizationError, match="llama-cpp-python"):
         quantize(rows, quant_type("q4_0"), "w", np.ones(ROW_LENGTH, dtype=np.float32))

@@ -50,7 +50,7 @@ def test_nan_and_infinity_are_refused_by_tensor_row_and_column(
 ) -> None:
     weights = np.ones((5, 256), dtype=np.float32)
     weights[row, column] = bad
-    place = rf"^blk\.0\.attn_q\.weight: row {row}, column {column} is -?(nan|inf)"
+    place = rf"^blk\.0\.attn_q\.weight: row {row}, column {column} .*(nan|inf)"
     with pytest.raises(QuantizationError, match=place):
         packed_of(weights, name, "blk.0.attn_q.weight")
 
@@ -59,7 +59,7 @@ def test_nan_is_found_beside_infinity_and_beside_a_value_too_large() -> None:
     weights = np.ones((1, 256), dtype=np.float32)
     weights[0, :3] = [1e30, np.inf, np.nan]
     for name in quant_names():
-        with pytest.raises(QuantizationError, match="column 1 is inf"):
+        with pytest.raises(QuantizationError, match=r"column 1 .*inf"):
             packed_of(weights, name)
 
 
@@ -68,7 +68,7 @@ def test_nan_is_found_beside_infinity_and_beside_a_value_too_large() -> None:
 def test_values_that_would_become_infinity_are_refused(name: str, sign: int) -> None:
     weights = np.ones((3, 256), dtype=np.float32)
     weights[2, 40] = sign * SMALLEST_REFUSED[name]
-    with pytest.raises(QuantizationError, match=rf"^w: row 2, column 40 is .*large for {name}"):
+    with pytest.raises(QuantizationError, match=rf"^w: row 2, column 40 .*{name}"):
         packed_of(weights, name)
 
 
@@ -91,7 +91,7 @@ def test_float64_beyond_float32_is_refused_with_its_value() -> None:
     weights = np.ones((2, 256))
     weights[1, 3] = 1e300
     for name in quant_names():
-        with pytest.raises(QuantizationError, match=r"^w: row 1, column 3 is 1e\+300; no format"):
+        with pytest.raises(QuantizationError, match=r"^w: row 1, column 3 .*1e\+300"):
             packed_of(weights, name)
 
 
@@ -100,7 +100,7 @@ def test_of_bad_rows_in_several_chunks_the_first_is_named() -> None:
     weights[1500, 7] = np.inf
     weights[2999, 8] = np.nan
     for name in ("f32", "q8_0", "q4_k"):
-        with pytest.raises(QuantizationError, match="row 1500, column 7 is inf"):
+        with pytest.raises(QuantizationError, match=r"row 1500, column 7 .*inf"):
             packed_of(weights, name)
 
 
@@ -108,7 +108,7 @@ def test_of_bad_rows_in_several_chunks_the_first_is_named() -> None:
 def test_rows_that_are_not_whole_blocks_are_refused(name: str) -> None:
     weights = np.ones((2, 100), dtype=np.float32)
     size = quant_type(name).block_size
-    with pytest.raises(QuantizationError, match=rf"^w: {name} packs blocks of {size} .*row of 100"):
+    with pytest.raises(QuantizationError, match=rf"^w: {name} .*\b{size}\b.*\b100\b"):
         packed_of(weights, name)
 
 
@@ -123,13 +123,13 @@ def test_what_is_not_rows_of_floats_is_refused(weights: np.ndarray) -> None:
 def test_bytes_that_are_not_the_rows_of_the_shape_are_refused() -> None:
     qtype = quant_type("q4_0")
     packed = np.zeros((2, 18), dtype=np.uint8)
-    with pytest.raises(QuantizationError, match="3 rows of 32 weights in q4_0 are 54 bytes"):
+    with pytest.raises(QuantizationError, match=r"3 rows of 32 .*q4_0.* 54 bytes.* 36 "):
         dequantize(packed, qtype, (3, 32))
-    with pytest.raises(QuantizationError, match="packs blocks of 32"):
+    with pytest.raises(QuantizationError, match=r"q4_0.* 32 .* 31"):
         dequantize(packed, qtype, (2, 31))
-    with pytest.raises(QuantizationError, match="are 36 of int8"):
+    with pytest.raises(QuantizationError, match="36 of int8"):
         dequantize(packed.view(np.int8), qtype)
-    with pytest.raises(QuantizationError, match="are 38 of uint8"):
+    with pytest.raises(QuantizationError, match="38 of uint8"):
         dequantize(np.zeros((2, 19), dtype=np.uint8), qtype)
 
 
@@ -139,18 +139,18 @@ def test_types_that_need_importances_are_those_of_ggml_and_refused_without() -> 
         qtype = quant_type(name)
         assert qtype.needs_importance == needs_importance(qtype.ggml_type), name
         if qtype.needs_importance:  # ggml itself would end the program
-            with pytest.raises(QuantizationError, match=rf"^w: {name} needs the importances"):
+            with pytest.raises(QuantizationError, match=rf"^w: {name} .*importance"):
                 quantize(weights, qtype, "w")
 
 
 @pytest.mark.parametrize(
     ("importance", "message"),
     [
-        (np.ones(255, dtype=np.float32), r"^w: importances of shape \(255,\) .* 256 columns"),
-        (np.ones((2, 256), dtype=np.float32), r"^w: importances of shape \(2, 256\)"),
-        (np.full(256, -1, dtype=np.float32), "^w: importances are negative or not finite"),
-        (np.full(256, np.nan, dtype=np.float32), "^w: importances are negative or not finite"),
-        (np.full(256, np.inf, dtype=np.float32), "^w: importances are negative or not finite"),
+        (np.ones(255, dtype=np.float32), r"^w: .*256 importances.*\(255,\)"),
+        (np.ones((2, 256), dtype=np.float32), r"^w: .*256 importances.*\(2, 256\)"),
+        (np.full(256, -1, dtype=np.float32), "^w: .*negative or not finite"),
+        (np.full(256, np.nan, dtype=np.float32), "^w: .*negative or not finite"),
+        (np.full(256, np.inf, dtype=np.float32), "^w: .*negative or not finite"),
     ],
 )
 def test_importances_that_are_none_are_refused(

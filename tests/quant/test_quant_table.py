@@ -51,7 +51,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 def test_an_unknown_tensor_type_is_refused_by_name() -> None:
-    with pytest.raises(QuantizationError, match="I32 cannot be read; known are f32"):
+    with pytest.raises(QuantizationError, match=r"I32.* f32"):
         quant_type_of(gguf.GGMLQuantizationType.I32)
 
 
