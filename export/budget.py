@@ -75,9 +75,7 @@ class Budget:
         if self.limit * unit < smallest:
             step = 0.001 if self.of == "weights" else 1e4  # as it is shown: rounded up it is enough
             least = replace(self, limit=math.ceil(smallest / unit / step) * step)
-            raise ConfigError(
-                f"{self} is too little: the smallest types to choose from take {least}"
-            )
+            raise ConfigError(f"{self} is too small: the smallest types take {least}")
         return int(self.limit * unit) - beside
 
     def bytes_of(self, entry: TensorEntry, qtype: QuantType) -> int:
@@ -115,9 +113,9 @@ def budget_of(
 ) -> Budget | None:
     """The budget that is given, if one is. Raises ConfigError for more than one, or for no size."""
     if sum(given is not None for given in (size, bits_per_weight, memory)) > 1:
-        raise ConfigError("--target-size, --target-bpw and --fit-memory are three ways; give one")
+        raise ConfigError("give only one of --target-size, --target-bpw and --fit-memory")
     if context is not None and memory is None:
-        raise ConfigError("--context says what --fit-memory has to have room for; give both")
+        raise ConfigError("--context needs --fit-memory; give both")
     if size is not None:
         return Budget(parse_bytes(size), "file")
     if bits_per_weight is not None:
@@ -131,7 +129,7 @@ def parse_bytes(text: str) -> int:
     """A size such as 60MB, 1.5G or 4GiB in bytes. Raises ConfigError for another text."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
     if found is None:
-        raise ConfigError(f"{text!r} is no size; write it as 60MB or 4GiB")
+        raise ConfigError(f"{text!r} is not a size; write it as 60MB or 4GiB")
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 

@@ -103,7 +103,7 @@ def _of_records(source: Checkpoint, max_tokens: int) -> Calibration:
 
 def _rows(source: Checkpoint, tokens: NDArray[np.integer], max_tokens: int) -> NDArray[np.int64]:
     if len(tokens) < 2:
-        raise DataError("two tokens of text or more are needed to calibrate with")
+        raise DataError("the calibration text is too short: it needs at least two tokens")
     length = min(source.config.context_length, len(tokens) - 1)
     rows = windows(tokens, length, max_tokens)[:, :-1]
     if rows.max() >= source.config.vocab_size:

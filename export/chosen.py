@@ -40,8 +40,8 @@ def by_error_feedback(
     if not choosable:
         names = ", ".join(dict.fromkeys(qtype.name for qtype in types.values()))
         raise QuantizationError(
-            f"method gptq has nothing to choose in {names}: "
-            "it is for q8_0 and for types of 4 to 6 bits; leave --method out"
+            f"--method gptq does not support {names}: "
+            "it needs q8_0 or a type of 4 to 6 bits; omit --method"
         )
     model = model.eval().to(device_with_float64())
     weights = dict(model.named_parameters())

@@ -63,7 +63,7 @@ def export(
     source = load_checkpoint(checkpoint)
     apart = source.lora is not None and not merge
     if merge and source.lora is None:
-        raise ConfigError(f"{checkpoint} has no adapter to merge; leave --merge out")
+        raise ConfigError(f"{checkpoint} has no adapter to merge; omit --merge")
     name = name or checkpoint.resolve().name
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)
@@ -96,7 +96,7 @@ def ollama_name(name: str) -> str:
 
 def _check_target(out: Path, name: str) -> None:
     if not name or not name.isprintable() or any(character in '/\\"' for character in name):
-        raise ConfigError(f"name {name!r} cannot be a file's name; use letters, digits and -")
+        raise ConfigError(f"{name!r} is not a valid file name; use letters, digits and -")
     if (out / CONFIG_FILE).exists():
         raise ConfigError(f"{out} is a checkpoint; export into a folder of its own")
     if out.exists() and not out.is_dir():
@@ -104,7 +104,7 @@ def _check_target(out: Path, name: str) -> None:
     known = {f"{name}-{kind}.gguf" for kind in (*quantization_names(), CUSTOM, "adapter")}
     others = sorted(file.name for file in out.glob("*.gguf") if file.name not in known)
     if others:
-        raise ConfigError(f"{out} holds another model's {others[0]}; choose another --out")
+        raise ConfigError(f"{out} already has {others[0]} of another model; choose another --out")
 
 
 def _modelfile(
@@ -123,9 +123,9 @@ def _modelfile(
         f"  ollama create {ollama_name(name)} -f Modelfile",
         f"  ollama run {ollama_name(name)}",
         *([f"Other files for FROM: {', '.join(others)}"] if others else []),
-        f"What was proved of these files stands in {PROOF_FILE}."
+        f"The proofs of these files are in {PROOF_FILE}."
         if prove
-        else "Nothing was proved of these files: they were exported with --no-verify.",
+        else "These files were not verified: they were exported with --no-verify.",
     ]
     return render(
         modelfile_for(

@@ -183,7 +183,8 @@ def config_of(file: GGUFFile) -> GPTConfig:
     }
     if sizes["n_layer"] > len(file.tensors):  # damage: every size derived from it would be huge
         raise GGUFError(
-            f"{file.path} states {sizes['n_layer']} layers and holds {len(file.tensors)} tensors; "
+            f"{file.path} has {sizes['n_layer']} layers by its metadata, but "
+            f"{len(file.tensors)} tensors; "
             "export or copy it again"
         )
     return validated(GPTConfig, sizes, str(file.path))

@@ -144,7 +144,7 @@ def pack_tensor(tensors: TensorReader, entry: TensorEntry, stored: QuantType) ->
         weights = tensors.get_tensor(entry.checkpoint_name)
     except SafetensorError as error:
         raise CheckpointError(
-            f"the checkpoint has no tensor {entry.checkpoint_name}; it is not this model's"
+            f"the checkpoint has no tensor {entry.checkpoint_name}; it does not match {CONFIG_FILE}"
         ) from error
     if tuple(weights.shape) != entry.shape:
         raise CheckpointError(
@@ -165,8 +165,7 @@ def _check_names(tensors: TensorReader, table: Sequence[TensorEntry]) -> None:
     foreign = sorted(set(tensors.keys()) - known)
     if foreign:
         raise CheckpointError(
-            f"the checkpoint has a tensor {foreign[0]} that {CONFIG_FILE} gives no place; "
-            "it would be left out"
+            f"unexpected tensor {foreign[0]} in the checkpoint; it does not match {CONFIG_FILE}"
         )
 
 

@@ -105,7 +105,7 @@ def _windows(
     checkpoint: Checkpoint, tokens: NDArray[np.integer], data: Path | None, max_tokens: int
 ) -> list[TextSequence]:
     if len(tokens) < 2:
-        raise DataError(f"{data or checkpoint.folder}: two tokens of text or more are needed")
+        raise DataError(f"{data or checkpoint.folder}: the text needs at least two tokens")
     found = windows(tokens, min(checkpoint.config.context_length, len(tokens) - 1), max_tokens)
     if found.max() >= checkpoint.config.vocab_size:
         raise DataError(

@@ -214,7 +214,7 @@ def _statistics(file: GGUFFile, name: str) -> InputStatistics:
             "counts; collect it again"
         )
     if not (np.isfinite(in_sum2).all() and np.isfinite(of_each).all() and in_sum2.min() >= 0):
-        raise GGUFError(f"{file.path}: {name} has sums that are no sums of squares")
+        raise GGUFError(f"{file.path}: {name} has negative or infinite sums; collect it again")
     return InputStatistics(in_sum2.reshape(len(of_each), -1), of_each)
 
 

@@ -112,7 +112,7 @@ def compare(
     which nothing is to be compared.
     """
     if calibration is not None and against is None:
-        raise ConfigError("--calibration is the text of --against's importance matrix; give both")
+        raise ConfigError("--calibration needs --against; give both")
     source = load_checkpoint(checkpoint)
     files = [read_gguf(path) for path in ggufs]
     sequences = compared_sequences(source, data, max_tokens)

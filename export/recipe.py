@@ -49,15 +49,15 @@ class Recipe:
         if self.quants is not None and not self.quants:
             raise ConfigError("no quantization given; name at least one, such as q4_0")
         if self.budget is not None and (self.quants is not None or self.tensor_types):
-            raise ConfigError("a size to keep to chooses the types; leave --quant out")
+            raise ConfigError("a target size chooses the types; omit --quant")
         if self.calibration is not None and self.method == "rtn" and self.budget is None:
             raise ConfigError(
-                "rounding (rtn) needs no calibration text; give --method gptq with it"
+                "--calibration needs --method gptq; rtn does not use a calibration text"
             )
         if self.imatrix is not None and self.method != "rtn":
-            raise ConfigError("an importance matrix is for --method rtn; leave one of both out")
+            raise ConfigError("--imatrix works only with --method rtn; omit one of them")
         if self.tensor_types and len(self.quants or DEFAULT_QUANTS) != 1:
-            raise ConfigError("--tensor-type changes one quantization; name one with --quant")
+            raise ConfigError("--tensor-type needs exactly one --quant")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def tensor_types(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         pattern, separator, qtype = text.partition("=")
         if not (pattern and separator):
-            raise ConfigError(f"{text!r} is no PATTERN=TYPE; write it as 'blk.0.*=q8_0'")
+            raise ConfigError(f"{text!r} is not PATTERN=TYPE; write for example 'blk.0.*=q8_0'")
         table[pattern] = quant_type(qtype).name
     return table
 
@@ -130,24 +130,23 @@ def _check_trained(source: Checkpoint, recipe: Recipe, *, merged: bool) -> None:
     rounds = recipe.method == "rtn" and recipe.imatrix is None
     if trained_on and not rounds:
         raise ConfigError(
-            f"the adapter of {source.folder} was trained on {trained_on} blocks as rounding makes "
-            "them and fits no others: leave --method out, or merge it"
+            f"the adapter of {source.folder} was trained on rounded {trained_on} blocks; "
+            "omit --method, or add --merge"
         )
     if trained_on and (set(names) - {trained_on} or recipe.budget or recipe.tensor_types):
         raise ConfigError(
-            f"the adapter of {source.folder} was trained on {trained_on} blocks and fits no other "
-            f"base: export it as {trained_on}, or merge it"
+            f"the adapter of {source.folder} was trained on {trained_on} blocks; "
+            f"export it with --quant {trained_on}, or add --merge"
         )
     if source.qat and (source.qat in names or recipe.quants is None) and not rounds:
         raise ConfigError(
-            f"{source.folder} was trained for {source.qat} and holds the blocks, which nothing is "
-            "to choose again: leave --method out"
+            f"{source.folder} already has trained {source.qat} blocks (--qat); omit --method"
         )
     others = [name for name in names if name != source.qat]
     if source.qat and others:
         say(
-            f"{source.folder} was trained for {source.qat} blocks; {', '.join(others)}: made of "
-            "what these hold"
+            f"{source.folder} was trained for {source.qat} blocks; {', '.join(others)}: made from "
+            "these blocks"
         )
 
 

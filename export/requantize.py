@@ -62,9 +62,9 @@ def requantize(
     config = config_of(file)
     _check(file, out, again=again)
     if (method == "gptq") != (calibration is not None):
-        raise ConfigError("--method gptq needs a --calibration text, and no other takes one")
+        raise ConfigError("--method gptq needs --calibration, and only gptq takes it")
     if imatrix is not None and method != "rtn":
-        raise ConfigError("importances are for --method rtn; leave --imatrix or the method out")
+        raise ConfigError("--imatrix works only with --method rtn; omit one of them")
     refuse_faulty_weights(file)
     wanted = quantization(quant)
     if method == "llama.cpp":
@@ -94,7 +94,7 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
         raise GGUFError(f"{file.path}: tensor {foreign[0]} is missing or unknown; export it again")
     quantized = [tensor for tensor in file.tensors.values() if tensor.ggml_type not in _FLOATS]
     if out.exists() and out.samefile(file.path):
-        raise ConfigError(f"{out} is the file that is read; choose another --out")
+        raise ConfigError(f"{out} is the input file; choose another --out")
     if quantized and not again:
         raise ConfigError(
             f"{file.path} is quantized already ({quantized[0].name} is "

@@ -128,7 +128,7 @@ class GGUFRunner:
             messages = messages[-1:]
         if self.llama.chat_template is None:
             if len(messages) > 1:
-                raise ConfigError("the GGUF file has no chat template; it can only go on from text")
+                raise ConfigError("the GGUF file has no chat template; it can only continue text")
             ids = self.llama.tokenize(messages[0].content)
         else:
             ids = ChatTemplate(self.llama.chat_template).prompt_ids(messages, self.llama)

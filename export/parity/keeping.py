@@ -28,7 +28,7 @@ def keep(proof: Proof) -> None:
         and (own.get("passed"), own.get("sha256")) == (True, proof.sha256)
         and own.get("checkpoint_sha256") not in (None, proof.checkpoint_sha256)
     ):
-        say(f"{path} keeps what was proved of {gguf.name} with {own.get('checkpoint')} as it was")
+        say(f"{path} still has the proof of {gguf.name} for {own.get('checkpoint')}")
         return
     kept = [old for old in _kept_proofs(path) if Path(old["gguf"]).name != gguf.name]
     write_text(path, json.dumps({"proofs": [*kept, proof.to_dict()]}, indent=2) + "\n")

@@ -41,7 +41,7 @@ def disagreements(modelfile: Modelfile, folder: Path, subject: Subject) -> Itera
     for source in (modelfile.source, *modelfile.more_sources):
         path = local_file(source, folder)
         if not path.is_file() or path.parent.resolve() != file.parent.resolve():
-            yield f"FROM {source} is no GGUF file of the folder of {file.name}"
+            yield f"FROM {source} is not a GGUF file in the folder of {file.name}"
     named, proved = modelfile.adapter, subject.adapter
     if proved is None:
         if named is not None:

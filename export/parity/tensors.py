@@ -35,7 +35,7 @@ def tensors_check(subject: Subject) -> Check:
     n_wrong, texts = faults.count, fault_texts(faults, wanted)
     if foreign := sorted(hashes.keys() - {tensor.source for tensor in wanted}):
         n_wrong += len(foreign)
-        texts.append(f"{BLOCKS_KEY} names {foreign[0]}, which the checkpoint has not")
+        texts.append(f"{BLOCKS_KEY} names {foreign[0]}, which the checkpoint does not have")
     if faults.differing and source.lora is not None:
         texts = [*_adapter_text(subject, faults), *texts]
     n_tensors = len(wanted)

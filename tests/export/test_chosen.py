@@ -180,7 +180,9 @@ def test_what_a_file_says_of_its_blocks_has_to_agree(
 ) -> None:
     stated = json.loads(keys_of(chosen)[BLOCKS_KEY][0]) | {"h.9.weight": "0" * 64}
     path = with_key(chosen, tmp_path / "a.gguf", BLOCKS_KEY, json.dumps(stated), Kind.STRING)
-    assert detail(source, path) == f"{BLOCKS_KEY} names h.9.weight, which the checkpoint has not"
+    found = detail(source, path)
+    assert BLOCKS_KEY in found
+    assert "h.9.weight" in found
     path = without_key(chosen, tmp_path / "b.gguf", CALIBRATION_KEY)
     check = metadata_check(open_subject(source, path))
     assert check.detail.startswith(f"{CALIBRATION_KEY}: missing, and other keys say how")
@@ -252,7 +254,7 @@ def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> N
         export(wide, tmp_path / "a", Recipe(["q4_0"], tensor_types={"attn": "q8_0"}))
     with pytest.raises(ConfigError, match="name one with --quant"):
         export(wide, tmp_path / "a", Recipe(["q4_0", "f16"], tensor_types={"output": "q8_0"}))
-    with pytest.raises(ConfigError, match="'output' is no PATTERN=TYPE"):
+    with pytest.raises(ConfigError, match="'output'.*PATTERN=TYPE"):
         tensor_types(["output"])
     with pytest.raises(QuantizationError, match="q8_1"):
         tensor_types(["output=q8_1"])
@@ -260,9 +262,9 @@ def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> N
 
 
 def test_what_gptq_cannot_do_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="nothing to choose in f16"):
+    with pytest.raises(QuantizationError, match="gptq.*f16"):
         export(tiny_checkpoint, tmp_path / "a", Recipe(["f16"], method="gptq"))
-    with pytest.raises(ConfigError, match="needs no calibration text"):
+    with pytest.raises(ConfigError, match="--calibration.*gptq"):
         export(tiny_checkpoint, tmp_path / "b", Recipe(["q4_0"], calibration=tmp_path))
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "c", base_quant="q4_0")
     with pytest.raises(ConfigError, match="as rounding makes them"):

@@ -319,7 +319,7 @@ def test_a_name_that_a_file_or_modelfile_cannot_hold_is_refused(
     name: str, random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="cannot be a file's name"):
+    with pytest.raises(ConfigError, match="file name"):
         export(random_checkpoint.folder, out, Recipe(["f32"]), name=name, prove=False)
     assert not out.exists()
 

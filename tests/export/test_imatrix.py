@@ -250,13 +250,13 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
             lambda tensors: tensors.update(
                 {"blk.0.ffn_down.weight.in_sum2": (-np.ones(64, np.float32), F32)}
             ),
-            "no sums of squares",
+            "sums",
         ),
         (
             lambda tensors: tensors.update(
                 {"blk.0.ffn_down.weight.counts": (np.full(1, np.nan, np.float32), F32)}
             ),
-            "no sums of squares",
+            "sums",
         ),
         (
             lambda tensors: tensors.update(

@@ -554,17 +554,17 @@ IN_MODELFILES: dict[str, tuple[PromptFormat, Callable[[Modelfile], Modelfile], d
     "a model of Ollama's own": (
         ALPACA,
         lambda modelfile: replace(modelfile, source="llama3.2"),
-        {"metadata": "FROM llama3.2 is no GGUF file of the folder of c-f32.gguf"},
+        {"metadata": "FROM llama3.2 is not a GGUF file in the folder of c-f32.gguf"},
     ),
     "another folder's file": (
         ALPACA,
         lambda modelfile: replace(modelfile, source="../elsewhere.gguf"),
-        {"metadata": "FROM ../elsewhere.gguf is no GGUF file of the folder of c-f32.gguf"},
+        {"metadata": "FROM ../elsewhere.gguf is not a GGUF file in the folder of c-f32.gguf"},
     ),
     "a second FROM": (
         ALPACA,
         lambda modelfile: replace(modelfile, more_sources=("llama3.2",)),
-        {"metadata": "FROM llama3.2 is no GGUF file of the folder"},
+        {"metadata": "FROM llama3.2 is not a GGUF file in the folder"},
     ),
     "a file that is not there": (
         ALPACA,

@@ -92,7 +92,7 @@ def test_the_file_that_is_read_is_not_written(files: dict[str, Path], tmp_path: 
     link = tmp_path / "link.gguf"
     link.symlink_to(path)
     for out in (path, link):
-        with pytest.raises(ConfigError, match="is the file that is read; choose another --out"):
+        with pytest.raises(ConfigError, match="--out"):
             requantize(path, out, "q8_0")
     assert path.read_bytes() == files["f32"].read_bytes()
 
@@ -143,7 +143,7 @@ def test_what_does_not_go_together_is_refused(
     empty.write_text("")
     with pytest.raises(ConfigError, match="needs a --calibration text"):
         requantize(files["f32"], out, "q4_0", method="gptq")
-    with pytest.raises(ConfigError, match="no other takes one"):
+    with pytest.raises(ConfigError, match="--calibration"):
         requantize(files["f32"], out, "q4_0", calibration=empty)
     with pytest.raises(ConfigError, match="importances are for --method rtn"):
         requantize(files["f32"], out, "q4_0", method="llama.cpp", imatrix=empty)
