@@ -267,5 +267,5 @@ def test_what_gptq_cannot_do_is_refused(tiny_checkpoint: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match="--calibration"):
         export(tiny_checkpoint, tmp_path / "b", Recipe(["q4_0"], calibration=tmp_path))
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "c", base_quant="q4_0")
-    with pytest.raises(ConfigError, match="as rounding makes them"):
+    with pytest.raises(ConfigError, match="q4_0"):
         export(tuned.folder, tmp_path / "d", Recipe(["q4_0"], method="gptq"))

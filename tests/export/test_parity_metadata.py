@@ -100,7 +100,7 @@ def test_what_general_keys_say_besides_is_no_error(
     ("key", "value", "kind", "what", "consequence"),
     [
         ("gpt2.attention.layer_norm_epsilon", 0.01, Kind.FLOAT32, "0.01 instead of", "norm"),
-        ("gpt2.attention.head_count", 4, Kind.UINT32, "4 instead of 2", "other heads"),
+        ("gpt2.attention.head_count", 4, Kind.UINT32, "4 instead of 2", "heads"),
         ("gpt2.context_length", 16, Kind.UINT32, "16 instead of 32", "positions past"),
         ("gpt2.embedding_length", 32, Kind.UINT32, "32 instead of 64", "other shapes"),
         ("gpt2.feed_forward_length", 128, Kind.UINT32, "128 instead of 256", "other shapes"),
@@ -108,7 +108,7 @@ def test_what_general_keys_say_besides_is_no_error(
         ("gpt2.vocab_size", 271, Kind.UINT32, "271 instead of", "logits"),
         ("tokenizer.ggml.eos_token_id", 17, Kind.UINT32, "17 instead of", "does not stop"),
         ("tokenizer.ggml.bos_token_id", 17, Kind.UINT32, "17 instead of", "begin with another"),
-        ("tokenizer.ggml.add_bos_token", True, Kind.BOOL, "True instead of False", "training had"),
+        ("tokenizer.ggml.add_bos_token", True, Kind.BOOL, "True instead of False", "training"),
         ("tokenizer.ggml.pre", "llama-bpe", Kind.STRING, "'llama-bpe' instead of", "splits text"),
         ("tokenizer.ggml.model", "llama", Kind.STRING, "'llama' instead of 'gpt2'", "method"),
         ("general.quantization_version", 1, Kind.UINT32, "1 instead of 2", "refuse the blocks"),
