@@ -189,7 +189,9 @@ class Checkpoint:
             return {}
         with open_tensors(self.blocks_file) as file:
             if set(file.keys()) != set(types):
-                raise CheckpointError(f"{self.blocks_file} holds other matrices than the model has")
+                raise CheckpointError(
+                    f"{self.blocks_file} does not match the model: the names of its matrices differ"
+                )
             return {name: file.get_tensor(name).numpy() for name in types}
 
     def grid(self, device: torch.device) -> Grid:
@@ -236,7 +238,7 @@ class _Checked:
         tensor = self.file.get_tensor(name)
         if fault := fault_of(tensor):
             raise CheckpointError(
-                f"{self.path}: tensor {name} {fault}; train again, or take an earlier checkpoint"
+                f"{self.path}: tensor {name} {fault}; train again or use an earlier checkpoint"
             )
         return tensor
 
@@ -310,11 +312,12 @@ def fault_of(weights: Tensor) -> str | None:
         return None
     low, high = (float(end) for end in torch.aminmax(weights))  # a single pass; NaN is passed on
     if math.isnan(low):
-        return f"has {int(weights.isnan().sum()):,} NaN"
+        return f"has {int(weights.isnan().sum()):,} NaN values"
     if math.isinf(low) or math.isinf(high):
-        return f"has {int(weights.isinf().sum()):,} infinite weights"
+        return f"has {int(weights.isinf().sum()):,} infinite values"
     largest = max(-low, high)
-    return f"has a weight of {largest:.3g}" if largest > MAX_WEIGHT else None
+    too_large = f"has a weight of magnitude {largest:.3g}, above the limit of {MAX_WEIGHT:.0e}"
+    return too_large if largest > MAX_WEIGHT else None
 
 
 def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -> GPT:
@@ -327,13 +330,17 @@ def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -
     wanted = model.state_dict()
     for name in (*wanted, *weights):
         if name not in weights:
-            raise CheckpointError(f"{source} has no tensor {name}; it is not this model's file")
+            raise CheckpointError(
+                f"{source}: tensor {name} is missing; the file does not match {CONFIG_FILE}"
+            )
         if name not in wanted:
-            raise CheckpointError(f"{source} has a tensor {name} that a GPT has not")
+            raise CheckpointError(
+                f"{source}: unexpected tensor {name}; the file does not match {CONFIG_FILE}"
+            )
         if weights[name].shape != wanted[name].shape:
             raise CheckpointError(
-                f"{source}: {name} has shape {tuple(weights[name].shape)}, the sizes in "
-                f"{CONFIG_FILE} need {tuple(wanted[name].shape)}"
+                f"{source}: {name} has shape {tuple(weights[name].shape)}, expected "
+                f"{tuple(wanted[name].shape)} from {CONFIG_FILE}"
             )
     model.load_state_dict(dict(weights), assign=True)
     return model
@@ -346,15 +353,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     for name in (CONFIG_FILE, MODEL_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(
-                f"{folder} has no {name}; a checkpoint is the folder that `llmkit train` writes"
+                f"{folder} has no {name}; give a checkpoint folder written by llmkit"
             )
     content = _read_config(folder / CONFIG_FILE)
     config = content.model
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != config.vocab_size:
         raise CheckpointError(
-            f"{folder}: {TOKENIZER_FILE} has {tokenizer.vocab_size} tokens, the model "
-            f"{config.vocab_size}; they are not of one training"
+            f"{folder}: {TOKENIZER_FILE} has {tokenizer.vocab_size} tokens, but {CONFIG_FILE} says "
+            f"vocab_size {config.vocab_size}; copy both files from the same training run"
         )
     checkpoint = Checkpoint(
         folder,
@@ -369,11 +376,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         checkpoint.end_id  # noqa: B018  raises where the tokenizer lacks it
     except ConfigError as error:
-        raise CheckpointError(f"{folder}: {error}, which ends answers") from error
+        raise CheckpointError(
+            f"{folder}: {error}; the prompt format ends answers with it"
+        ) from error
     try:
         checkpoint.label_ids  # noqa: B018  likewise
     except ConfigError as error:
-        raise CheckpointError(f"{folder}: {error} of {CONFIG_FILE}") from error
+        raise CheckpointError(f"{folder}: {error} in {CONFIG_FILE}") from error
     return checkpoint
 
 
@@ -436,7 +445,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}); train or copy it again"
+            f"{path} is truncated or not a safetensors file ({error}); copy it again or retrain"
         ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
@@ -458,7 +467,7 @@ def _read_config(path: Path) -> CheckpointConfig:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not llmkit's: it needs `model` and `prompt_format` ({error})"
+            f"{path} is not a llmkit config: it needs `model` and `prompt_format` ({error})"
         ) from error
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
@@ -476,10 +485,10 @@ def _read_lora(folder: Path) -> LoRAConfig | None:
 
 def _not_a_folder(path: Path) -> str:
     if not path.exists():
-        return f"checkpoint {path} does not exist; `llmkit train --out {path}` makes one"
+        return f"checkpoint {path} does not exist; create one with `llmkit train --out {path}`"
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
         return (
-            f"{path} is not read: files of this kind are pickles, which can run code; llmkit reads "
-            f"checkpoint folders with {MODEL_FILE} and {CONFIG_FILE}"
+            f"{path} is a pickle file, which can run code when loaded; give a checkpoint folder "
+            f"with {MODEL_FILE} and {CONFIG_FILE}"
         )
-    return f"{path} is a file; a checkpoint is the folder that `llmkit train` writes"
+    return f"{path} is a file; give a checkpoint folder written by llmkit"

@@ -25,16 +25,16 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(
-                f"temperature {self.temperature} is negative or not finite; use 0 for greedy"
+                f"temperature {self.temperature} must be 0 (greedy) or a positive number"
             )
         if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top-k {self.top_k} keeps no token; use 1 or more")
+            raise ConfigError(f"top-k {self.top_k} must be 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top-p {self.top_p} is not above 0 and at most 1")
+            raise ConfigError(f"top-p {self.top_p} must be above 0 and at most 1")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ConfigError(f"max-tokens {self.max_tokens} is not positive")
+            raise ConfigError(f"max-tokens {self.max_tokens} must be 1 or more")
         if not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed {self.seed} is not between 0 and 2^64 - 1")
+            raise ConfigError(f"seed {self.seed} must be between 0 and 2^64 - 1")
 
     def for_label(self) -> Sampling:
         """What a classifier is asked with: its one token, the most probable.
@@ -69,8 +69,8 @@ class Sampling:
         room = context_length - n_prompt
         if room < 1:
             raise PromptTooLongError(
-                f"the prompt has {n_prompt} tokens and the model's context is {context_length}; "
-                "shorten the prompt"
+                f"the prompt has {n_prompt} tokens, but the model's context length is "
+                f"{context_length}; shorten the prompt"
             )
         return min(room, self.max_tokens or room)
 

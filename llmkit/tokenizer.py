@@ -52,7 +52,7 @@ class Tokenizer:
         token_id = self.hf.token_to_id(END_OF_TEXT)
         if token_id is None or token_id not in self.special_ids:
             raise CheckpointError(
-                f"tokenizer has no special token {END_OF_TEXT}, which ends every document"
+                f"the tokenizer has no special token {END_OF_TEXT}, which ends documents"
             )
         return token_id
 
@@ -81,7 +81,9 @@ class Tokenizer:
         vocab = self.hf.get_vocab(with_added_tokens=True)
         for token in (*("".join(alphabet[b] for b in word.encode()) for word in words), *special):
             if token in vocab:
-                raise ConfigError(f"the tokenizer has a token {token!r} already; choose other text")
+                raise ConfigError(
+                    f"the tokenizer already has the token {token!r}; choose another name"
+                )
             vocab[token] = len(vocab)
         content["model"]["vocab"] = vocab
         hf = HFTokenizer.from_str(json.dumps(content))
@@ -167,8 +169,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     if vocab_size <= N_BYTES:
         raise ConfigError(
-            f"vocab_size {vocab_size} is too small: {N_BYTES} bytes and {END_OF_TEXT} need "
-            f"{N_BYTES + 1}"
+            f"vocab_size {vocab_size} is too small; use {N_BYTES + 1} or more "
+            f"({N_BYTES} bytes and {END_OF_TEXT})"
         )
     hf = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -184,9 +186,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         words.stopped = True  # after Ctrl-C the thread is still there
     if words.n_cut:
         say(
-            f"tokenizer: {words.n_cut} word{'s' * (words.n_cut > 1)} of more than "
-            f"{MAX_TRAINING_WORD} characters cut for its training, which takes time with the "
-            "square of a word's length; text is still encoded whole"
+            f"tokenizer: cut {words.n_cut} word{'s' * (words.n_cut > 1)} longer than "
+            f"{MAX_TRAINING_WORD} characters to keep BPE training fast; this does not change how "
+            "text is encoded"
         )
     return _with_end_of_text(hf)
 
@@ -252,7 +254,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises bare Exception for every kind of bad file
         raise CheckpointError(f"{file} is not a tokenizer: {error}") from error
-    raise CheckpointError(f"{path} has no tokenizer.json, and no encoder.json and vocab.bpe")
+    raise CheckpointError(
+        f"{path} has no tokenizer; it needs tokenizer.json, or encoder.json and vocab.bpe"
+    )
 
 
 def download_gpt2() -> Tokenizer:
@@ -265,8 +269,8 @@ def download_gpt2() -> Tokenizer:
         hf = HFTokenizer.from_pretrained("openai-community/gpt2")
     except Exception as error:  # every network failure has its own type
         raise CheckpointError(
-            "cannot download the gpt2 tokenizer; get encoder.json and vocab.bpe another way "
-            "and give their folder as --tokenizer"
+            "cannot download the gpt2 tokenizer; copy encoder.json and vocab.bpe into a folder "
+            "and give it as --tokenizer"
         ) from error
     return _accepted(hf, "openai-community/gpt2")
 
@@ -310,11 +314,14 @@ def _from_openai(folder: Path) -> Tokenizer:
     for left, right in merges:
         if not {left, right, left + right} <= vocab.keys():
             raise CheckpointError(
-                f"{folder}: encoder.json lacks a token of the merge {left!r} {right!r} in "
-                "vocab.bpe; they are not of one tokenizer"
+                f"{folder}: vocab.bpe merges {left!r} and {right!r}, but encoder.json lacks one of "
+                "the tokens; copy both files from the same tokenizer"
             )
     hf = _with_end_of_text(_byte_level(models.BPE(vocab=vocab, merges=merges))).hf
     return _accepted(hf, str(folder / "encoder.json"))
+
+
+_TRAIN_ONE = "train a tokenizer with --tokenizer bpe"
 
 
 def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
@@ -326,24 +333,26 @@ def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
     differs += [switch for switch in switches if found["model"].get(switch)]
     if found["model"]["type"] != "BPE" or differs:
         raise CheckpointError(
-            f"{source} is not byte-level BPE with GPT-2's split, which is what GGUF's gpt2 "
-            "tokenizer computes; train one with --tokenizer bpe"
+            f"{source} is not byte-level BPE with GPT-2's pre-tokenizer, as GGUF's gpt2 tokenizer "
+            f"model requires; {_TRAIN_ONE}"
         )
     missing = [symbol for symbol in byte_alphabet() if hf.token_to_id(symbol) is None]
     if missing:
         raise CheckpointError(
             f"{source} lacks {len(missing)} of the {N_BYTES} byte tokens (the first is "
-            f"{missing[0]!r}), so some text would be lost; train one with --tokenizer bpe"
+            f"{missing[0]!r}) and cannot encode every text; {_TRAIN_ONE}"
         )
     parsed = [token["content"] for token in found["added_tokens"] if not token["special"]]
     if parsed:
         raise CheckpointError(
-            f"{source} has the added token {parsed[0]!r}, which is cut out of text before BPE; "
-            "train one with --tokenizer bpe"
+            f"{source} splits the added token {parsed[0]!r} from text before BPE, which llama.cpp "
+            f"does not do; {_TRAIN_ONE}"
         )
     ids = hf.get_vocab().values()
     if set(ids) != set(range(len(ids))):
-        raise CheckpointError(f"{source}: the ids are not 0 to {len(ids) - 1}, each once")
+        raise CheckpointError(
+            f"{source}: token ids must be 0 to {len(ids) - 1} without gaps or duplicates"
+        )
     tokenizer = Tokenizer(hf)
     tokenizer.end_of_text_id  # noqa: B018  raises where there is none
     return tokenizer

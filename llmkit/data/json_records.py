@@ -46,19 +46,19 @@ class Record:
     def checked(self, value: object, name: str) -> str:
         """The value, if it is text that UTF-8 can hold. Raises DataError calling it `name`."""
         if not isinstance(value, str):
-            raise self.fault(f"{name} is {_kind(value)}, not text")
+            raise self.fault(f"{name}: expected text, found {_kind(value)}")
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise self.fault(
-                f"{name} holds half of a surrogate pair, which is no character"
+                f"{name} contains an unpaired surrogate, which UTF-8 cannot encode"
             ) from error
         return value
 
     def lacks(self, what: str, advice: str = "") -> DataError:
         """The error for a field that is not there."""
         there = shown(", ".join(self.fields)) if self.fields else "none"
-        return self.fault(f"no {what}; the fields are {there}{advice}")
+        return self.fault(f"no {what}; found fields: {there}{advice}")
 
     def fault(self, what: str) -> DataError:
         """An error at this record's place."""
@@ -90,10 +90,10 @@ def json_records(text: str, path: Path, formats: str, bare: str | None = None) -
         if bare is not None and isinstance(value, str):
             value = {bare: value}
         if not isinstance(value, dict):
-            raise DataError(f"{path}, {place}: the record is {_kind(value)}, not an object")
+            raise DataError(f"{path}, {place}: expected an object, found {_kind(value)}")
         records.append(Record(value, f"{path}, {place}"))
     if not records:
-        raise DataError(f"{path} holds no record; give {formats}")
+        raise DataError(f"{path} has no records; give {formats}")
     return records
 
 
@@ -159,8 +159,8 @@ def _line_values(text: str, path: Path) -> Iterator[tuple[object, str]]:
                 yield json.loads(line), f"line {number}"
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{path}, line {number}: not JSON: {_reason(error)}; "
-                    "a file that is no list holds one whole record a line"
+                    f"{path}, line {number}: invalid JSON: {_reason(error)}; "
+                    "write one JSON object per line, or one list"
                 ) from error
 
 
@@ -168,9 +168,9 @@ def _list_values(text: str, path: Path) -> Iterator[tuple[object, str]]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+        raise DataError(f"{path}, line {error.lineno}: invalid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+        raise DataError(f"{path}: invalid JSON: {error}") from error
     # Decoded once more, one by one, because only that tells where each record begins.
     decoder = json.JSONDecoder()
     at = _after_space(text, text.index("[") + 1)
@@ -195,7 +195,7 @@ def _kind(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
-        return "true or false"
+        return "a boolean"
     if isinstance(value, str):
         return "text"
     if isinstance(value, list):

@@ -22,5 +22,5 @@ def read_records(path: Path, formats: str) -> list[Record]:
         raise DataError(f"{path} is neither JSON nor a table; give {formats}")
     records = table_records(read_rows(text, path), path)
     if not records:
-        raise DataError(f"{path} holds no row below the header line; give {formats}")
+        raise DataError(f"{path} has no rows below the header; give {formats}")
     return records

@@ -86,7 +86,7 @@ def column_named(name: str, header: Row, path: Path) -> tuple[int, bool]:
     if name.isdecimal() and 0 < int(name) <= len(names):
         return int(name) - 1, False
     raise DataError(
-        f"{path}, line {header.line}: no column {shown(name)!r}; the columns are {columns(header)}"
+        f"{path}, line {header.line}: no column {shown(name)!r}; found columns: {columns(header)}"
     )
 
 
@@ -149,8 +149,8 @@ def _read(text: str, delimiter: str, first_line: int, *, quotes: bool) -> _Readi
         if rows:
             cells = _fitted(cells, rows[0].cells)
             if len(cells) != len(rows[0].cells):
-                wanted = f"line {rows[0].line} has {len(rows[0].cells)}"
-                return _Reading(rows, f"{_columns(len(cells))}, but {wanted}", line)
+                fault = f"expected {_columns(len(rows[0].cells))} as in line {rows[0].line}"
+                return _Reading(rows, f"{fault}, found {len(cells)}", line)
         rows.append(Row(tuple(cells), line))
 
 
@@ -165,9 +165,9 @@ def _fitted(cells: list[str], first: Sequence[str]) -> list[str]:
 
 def _explained(error: csv.Error) -> str:
     if "expected after" in str(error):
-        return 'text behind a closing quote; inside a quoted field write " as ""'
+        return 'text after a closing quote; inside a quoted field, write " as ""'
     if "unexpected end" in str(error):
-        return "a quoted field begins here and is never closed"
+        return "the quoted field that starts here has no closing quote"
     return str(error)
 
 

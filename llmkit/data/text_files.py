@@ -50,14 +50,14 @@ class Reading:
             len(self.delimiter) != 1 or self.delimiter.isalnum() or self.delimiter in '\r\n"'
         ):
             raise ConfigError(
-                f"delimiter {self.delimiter!r} is not one character such as , ; | or tab"
+                f"delimiter {self.delimiter!r} must be one character such as , ; | or tab"
             )
         try:
             "".encode(self.encoding)
             object.__setattr__(self, "encoding", codecs.lookup(self.encoding).name)
         except LookupError as error:
             raise ConfigError(
-                f"unknown encoding {self.encoding!r}; well-known are utf-8, latin-1, cp1252, utf-16"
+                f"unknown encoding {self.encoding!r}; use for example utf-8, latin-1 or cp1252"
             ) from error
 
 
@@ -90,15 +90,15 @@ def decoded(path: Path, encoding: str = "utf-8") -> str:
         likely = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin-1"
         raise DataError(
             f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not "
-            f"{encoding.upper()}; save the file as UTF-8, or give train or finetune classify its "
-            f"--encoding, such as {likely}"
+            f"{encoding.upper()}; save the file as UTF-8, or (train, finetune classify) set "
+            f"--encoding, for example {likely}"
         ) from error
     start = text[:4096]
     is_page = path.suffix.lower() in _HTML_SUFFIXES and start.lstrip().startswith("<")
     if is_page or _HTML.match(start):
-        raise DataError(f"{path} is an HTML page; save its text without the tags as .txt")
+        raise DataError(f"{path} is an HTML page; save its text without tags as .txt")
     if _XML.match(start):
-        raise DataError(f"{path} is XML; save its text without the tags as .txt")
+        raise DataError(f"{path} is XML; save its text without tags as .txt")
     return text
 
 

@@ -42,7 +42,7 @@ def open_token_file(path: Path, vocab_size: int) -> NDArray[np.integer]:
     try:
         return np.memmap(path, dtype=token_dtype(vocab_size), mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a token file: {error}") from error
+        raise DataError(f"cannot read token file {path}: {error}") from error
 
 
 def windows(tokens: NDArray[np.integer], length: int, max_tokens: int) -> NDArray[np.int64]:
@@ -53,7 +53,7 @@ def windows(tokens: NDArray[np.integer], length: int, max_tokens: int) -> NDArra
     """
     n_there = (len(tokens) - 1) // length
     if n_there < 1:
-        raise DataError(f"{len(tokens)} tokens of text do not fill one window of {length + 1}")
+        raise DataError(f"the text has {len(tokens)} tokens; at least {length + 1} are needed")
     n = max(1, min(n_there, max_tokens // length))
     starts = np.linspace(0, n_there - 1, n).astype(np.int64) * length
     return np.stack([tokens[start : start + length + 1] for start in starts]).astype(np.int64)

@@ -29,10 +29,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; "
-                "every head needs the same whole width"
-            )
+            raise ConfigError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
 
     @property
     def head_dim(self) -> int:

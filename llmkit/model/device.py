@@ -24,7 +24,7 @@ def choose_device(name: str | None = None) -> torch.device:
     if name not in available:
         raise ConfigError(unknown_name("device", name, DEVICES))
     if not available[name]:
-        raise ConfigError(f"this machine has no {name} device; leave --device out or use cpu")
+        raise ConfigError(f"this machine has no {name} device; omit --device or use cpu")
     return torch.device(name)
 
 

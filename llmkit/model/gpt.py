@@ -175,7 +175,7 @@ class GPT(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.context_length:
             raise ConfigError(
-                f"{end} tokens do not fit the model's context of {self.config.context_length}"
+                f"{end} tokens exceed the model's context length of {self.config.context_length}"
             )
         positions = torch.arange(start, end, device=tokens.device)  # (T,)
         return self.transform(self.wte(tokens) + self.wpe(positions), cache)

@@ -45,7 +45,7 @@ def _in_order(names: tuple[str, ...]) -> tuple[str, ...]:
         if name not in TARGETS:
             raise ConfigError(unknown_name("LoRA target", name, TARGETS))
     if not names:
-        raise ConfigError(f"LoRA needs a target at least; known are {', '.join(TARGETS)}")
+        raise ConfigError(f"LoRA needs at least one target; choose from: {', '.join(TARGETS)}")
     return tuple(name for name in TARGETS if name in names)
 
 
@@ -106,7 +106,7 @@ def add_lora(model: GPT, config: LoRAConfig) -> None:
     if layers := lora_layers(model):
         found = next(iter(layers.values())).config
         if found != config:
-            raise ConfigError(f"the model has LoRA adapters already, of {found}; merge them first")
+            raise ConfigError(f"the model already has LoRA adapters ({found}); merge them first")
         return
     model.requires_grad_(False)
     for layer in range(len(model.h)):
@@ -172,13 +172,17 @@ def load_adapter(model: GPT, tensors: Mapping[str, Tensor], source: str) -> None
     wanted = adapter_tensors(model)
     for name in (*wanted, *tensors):
         if name not in tensors:
-            raise CheckpointError(f"{source} has no tensor {name}; it is not this model's adapter")
+            raise CheckpointError(
+                f"{source}: tensor {name} is missing; the adapter does not match the model"
+            )
         if name not in wanted:
-            raise CheckpointError(f"{source} has a tensor {name} that the model's adapter has not")
+            raise CheckpointError(
+                f"{source}: unexpected tensor {name}; the adapter does not match the model"
+            )
         if tensors[name].shape != wanted[name].shape:
             raise CheckpointError(
-                f"{source}: {name} has shape {tuple(tensors[name].shape)}, the model's sizes and "
-                f"the adapter's rank need {tuple(wanted[name].shape)}"
+                f"{source}: {name} has shape {tuple(tensors[name].shape)}, expected "
+                f"{tuple(wanted[name].shape)} from the model and the adapter's rank"
             )
     for name, tensor in wanted.items():
         tensor.copy_(tensors[name])  # shares its memory with the parameter
@@ -210,19 +214,21 @@ def lora_config_of(content: Mapping[str, Any], source: str) -> LoRAConfig:
     """
     if content.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= set(content):
         raise CheckpointError(
-            f"{source} is not of a LoRA adapter; it needs peft_type LORA, r and lora_alpha"
+            f"{source} is not a LoRA adapter config; it needs peft_type LORA, r and lora_alpha"
         )
     foreign = [name for name in _FOREIGN if content.get(name)]
     if content.get("bias", "none") != "none":
         foreign.append("bias")
     if foreign:
         raise CheckpointError(
-            f"{source} sets {', '.join(foreign)}, which llmkit does not compute; "
-            "train the adapter without"
+            f"{source} sets {', '.join(foreign)}, which llmkit does not support; "
+            "train the adapter without it"
         )
     modules = content.get("target_modules")
     if not isinstance(modules, list):
-        raise CheckpointError(f"{source}: target_modules is no list of names like {TARGETS[0]}")
+        raise CheckpointError(
+            f"{source}: target_modules must be a list of names such as {TARGETS[0]}"
+        )
     fields = {
         "rank": content["r"],
         "alpha": content["lora_alpha"],

@@ -124,7 +124,7 @@ def build_packed(
         weight = read(name)
         if weight.shape != shape:
             raise CheckpointError(
-                f"{name} has shape {tuple(weight.shape)}, the model's sizes need {tuple(shape)}"
+                f"{name} has shape {tuple(weight.shape)}, expected {tuple(shape)} from the config"
             )
         return weight
 
@@ -169,4 +169,4 @@ def _check_names(model: GPT, types: Mapping[str, QuantType]) -> None:
     }
     for name in types:
         if name not in matrices:
-            raise ConfigError(f"{name} is no matrix of this model, so it cannot be packed")
+            raise ConfigError(f"cannot pack {name}: it is not a matrix of this model")

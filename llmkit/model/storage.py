@@ -158,7 +158,7 @@ def quantization_of(file_type: gguf.LlamaFileType) -> Quantization:
         if candidate.file_type == file_type:
             return candidate
     names = ", ".join(candidate.file_type.name for candidate in known)
-    raise QuantizationError(f"file type {file_type.name} is not one of those known here: {names}")
+    raise QuantizationError(f"unsupported file type {file_type.name}; supported: {names}")
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:

@@ -39,8 +39,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.min_learning_rate > self.learning_rate:
             raise ConfigError(
-                f"min_learning_rate {self.min_learning_rate} is above learning_rate "
-                f"{self.learning_rate}; lower it too"
+                f"min_learning_rate {self.min_learning_rate} must not exceed learning_rate "
+                f"{self.learning_rate}"
             )
 
     def learning_rate_at(self, step: int) -> float:

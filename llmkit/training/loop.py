@@ -74,7 +74,7 @@ class TrainingLoop:
                 if interrupted.is_set():
                     if self.state.step != done:
                         self._save(done, time.monotonic() - started, losses)
-                    say(f"stopped at step {done}, saved; the same command with --resume goes on")
+                    say(f"stopped at step {done} and saved; continue with --resume")
                     raise KeyboardInterrupt
 
     def _step(self, step: int) -> float:
@@ -88,9 +88,9 @@ class TrainingLoop:
                 loss = self.task.loss(self.model, step)
             if not torch.isfinite(loss):
                 raise ConfigError(
-                    f"the loss is {float(loss.detach())} at step {step + 1}: the run diverged; "
-                    "train into another folder with a smaller learning_rate (this one keeps its "
-                    "last save)"
+                    f"training diverged: the loss is {float(loss.detach())} at step {step + 1}; "
+                    "use a smaller learning_rate and another --out (this folder keeps its last "
+                    "checkpoint)"
                 )
             loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
@@ -134,11 +134,11 @@ class TrainingLoop:
     def _parameters(self) -> str:
         n_all = n_weights(self.model)
         n_trained = n_trainable(self.model)
-        trained = "" if n_trained == n_all else f", {n_trained:,} of them trained"
+        trained = "" if n_trained == n_all else f" ({n_trained:,} trainable)"
         return f"{n_all:,} parameters{trained}"
 
     def _precision(self) -> str:
-        return "bfloat16 products" if self.bfloat16 else "float32"
+        return "bfloat16" if self.bfloat16 else "float32"
 
 
 class _Interval:

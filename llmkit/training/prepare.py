@@ -48,14 +48,14 @@ def sha256_of(files: list[Path]) -> str:
 def refuse_foreign(out: Path) -> None:
     """Raise CheckpointError where `out` holds anything but a preparation that was cut short."""
     if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out} is a file; choose a folder that does not exist yet")
+        raise CheckpointError(f"{out} is a file; choose a new folder for --out")
     folder = RunFolder(out)
     prepared = {folder.training, *(out / name for name in CHECKPOINT_FILES)}
     prepared |= {*map(folder.token_file, PARTS), folder.trained_file, folder.held_out_file}
     there = {*out.glob("*"), *folder.training.glob("*")}
     foreign = [file for file in there - prepared if not file.match(".*.tmp")]
     if there and (folder.training not in there or foreign):
-        raise CheckpointError(f"{out} is not empty and holds no training run; choose another --out")
+        raise CheckpointError(f"{out} is not empty and not a training run; choose another --out")
 
 
 def refuse_other_run(folder: RunFolder, state: RunState, settings: dict[str, Any]) -> None:
@@ -64,14 +64,15 @@ def refuse_other_run(folder: RunFolder, state: RunState, settings: dict[str, Any
         return
     there, asked = _flat(state.settings), _flat(settings)
     told = {  # what one run alone has differs too, even where it is None
-        name: (there.get(name, "nothing"), asked.get(name, "nothing"))
-        for name in {**asked, **there}
+        name: (there.get(name, "unset"), asked.get(name, "unset")) for name in {**asked, **there}
     }
     names = [name for name, (before, now) in told.items() if before != now]
-    detail = ", ".join(f"{name} {told[name][0]} there, {told[name][1]} now" for name in names[:2])
+    detail = ", ".join(f"{name} was {told[name][0]}, now {told[name][1]}" for name in names[:2])
     if names[:1] == ["data"]:
-        detail = "it was trained on other text"
-    raise CheckpointError(f"{folder.folder} holds another run ({detail}); choose another --out")
+        detail = "the data differ"
+    raise CheckpointError(
+        f"{folder.folder} has a run with other settings ({detail}); choose another --out"
+    )
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def prepare(
         return split_documents(read_documents(data, reading), name)
 
     if next(part("train"), None) is None:
-        raise DataError(f"{data} holds no text to train on")
+        raise DataError(f"{data} has no text to train on")
     tokenizer = _tokenizer(settings["tokenizer"], lambda: part("train"), sizes.vocab_size)
     sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
     folder.remove_half_written()
@@ -145,7 +146,7 @@ def refuse_too_short(
     for path in map(folder.token_file, PARTS):
         path.unlink(missing_ok=True)
     raise DataError(
-        f"{source} is too short: its {part} part has {n_tokens} tokens and one example "
+        f"{source} is too short: the {part} part has {n_tokens} tokens, but one example "
         f"needs {context_length + 1}; {advice}"
     )
 
@@ -166,5 +167,5 @@ def _tokenizer(name: str, texts: Callable[[], Iterator[str]], vocab_size: int) -
     if name == "gpt2":
         return download_gpt2()
     if not Path(name).is_dir():
-        raise DataError(f"tokenizer {name!r} is none of bpe, char, gpt2 and no folder")
+        raise DataError(f"unknown tokenizer {name!r}; choose bpe, char, gpt2 or a folder")
     return load_tokenizer(Path(name))

@@ -67,15 +67,16 @@ def train(
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
         if tokenizer in ("char", "gpt2") or Path(tokenizer).is_dir():
-            raise ConfigError(f"a {tokenizer} tokenizer has its own size; leave vocab_size out")
+            raise ConfigError(
+                f"the vocabulary of tokenizer {tokenizer} has a fixed size; omit vocab_size"
+            )
         changes["vocab_size"] = vocab_size
     sizes = gpt_config(preset, **changes)
     reading = Reading(text_column, None, delimiter, encoding)
     where = choose_device(device)
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise ConfigError(
-            f"{out} lies in {data}, where the files of the run would become training text; "
-            "choose another --out"
+            f"{out} is inside {data}, so its files would become training text; choose another --out"
         )
     settings: dict[str, Any] = {
         "data": sha256_of(source_files(data)),
@@ -111,11 +112,11 @@ def open_run(
     refuse_other_run(folder, state, settings)
     if not state.finished and not resume:
         raise CheckpointError(
-            f"{folder.folder} holds this run, stopped at step {state.step}; add --resume to go on"
+            f"{folder.folder} has this run, stopped at step {state.step}; add --resume to continue"
         )
     folder.recover(state)
     if state.finished:
-        say(f"{folder.folder} is finished: {state.step} steps are done, nothing to train")
+        say(f"{folder.folder} is already finished ({state.step} steps)")
     return state
 
 
@@ -136,7 +137,9 @@ def _quantization_note(sizes: GPTConfig) -> str:
         if stored != name:
             instead.setdefault(stored, []).append(name)
     if not instead:
-        return f"rows of {sizes.n_embd}: every quantization fits"
+        return f"n_embd {sizes.n_embd}: every quantization type fits"
     pairs = [f"{stored} instead of {', '.join(names)}" for stored, names in instead.items()]
-    blocks = f"rows of {sizes.n_embd} are not whole blocks of every type"
-    return f"{blocks}: files have {'; '.join(pairs)}"
+    return (
+        f"n_embd {sizes.n_embd} is not a multiple of every type's block size; "
+        f"exports will use {'; '.join(pairs)}"
+    )

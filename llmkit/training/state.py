@@ -157,7 +157,7 @@ class RunFolder:
         for file in (path, *(self.folder / name for name in trained_files)):
             if _step_of(file) != step:
                 raise CheckpointError(
-                    f"{file} is not of step {step}, as {self.state_file.name} says; "
+                    f"{file} does not belong to step {step}, the step in {self.state_file.name}; "
                     "train into another folder"
                 )
         names = {parameter: name for name, parameter in model.named_parameters()}
