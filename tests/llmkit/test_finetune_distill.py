@@ -198,7 +198,7 @@ def test_blocks_of_another_model_are_refused(small_base: Path, tmp_path: Path) -
     assert load_checkpoint(opened.folder).sha256 != before
     del blocks["wte.weight"]
     save_tensors(opened.blocks_file, blocks, 6)
-    with pytest.raises(CheckpointError, match="holds other matrices than the model has"):
+    with pytest.raises(CheckpointError, match=r"blocks\.safetensors .*\bmatrices\b"):
         load_checkpoint(opened.folder).load_model()
 
 
@@ -242,7 +242,7 @@ def test_stopped_run_resumes_exactly(
             distill(small_base, tmp_path / "out")
     with pytest.raises(CheckpointError, match="add --resume"):
         distill(small_base, tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"another run \(finetune.qat q4_0 there, q8_0 now"):
+    with pytest.raises(CheckpointError, match=r"\(finetune\.qat .*\bq4_0\b.*\bq8_0\b"):
         distill(small_base, tmp_path / "out", qat="q8_0", resume=True)
     distill(small_base, tmp_path / "out", resume=True)
     distill(small_base, tmp_path / "whole")
@@ -318,7 +318,7 @@ def test_few_records_ask_for_text_and_leave_the_folder_free(
 ) -> None:
     questions = write_questions(tmp_path / "questions.jsonl", records()[:n])
     base = instruct(small_base, questions, tmp_path / "base").checkpoint
-    words = rf"records is too short: its {part} part has \d+ tokens and one .* 65; give .*--data"
+    words = rf"records .*\b{part}\b.* \d+ tokens\b.*\b65\b.*--data"
     with pytest.raises(DataError, match=words):
         distill(base, tmp_path / "out")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []

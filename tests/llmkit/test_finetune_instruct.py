@@ -504,6 +504,6 @@ def test_damaged_base_is_refused_before_anything_is_written(
     base = tmp_path / "base"
     shutil.copytree(small_base, base)
     (base / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="not llmkit's"):
+    with pytest.raises(CheckpointError, match=r"config\.json .*`model`.*`prompt_format`"):
         instruct(base, questions, tmp_path / "out")
     assert not (tmp_path / "out").exists()

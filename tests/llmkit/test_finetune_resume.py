@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -130,13 +131,19 @@ def test_finished_run_is_left_alone_and_says_the_same(
 # --- another run --------------------------------------------------------------------------------
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "steps": ({"training": {"steps": 7}}, "training.steps 6 there, 7 now"),
-    "seed": ({"training": {"seed": 5}}, "training.seed 1337 there, 5 now"),
-    "prompts": ({"mask_prompt": False}, "mask_prompt True there, False now"),
-    "packing": ({"packing": True}, "packing False there, True now"),
-    "format": ({"prompt_format": COMPLETION}, "prompt_format.name user-assistant there"),
-    "adapters": ({"config": KINDS["qlora"]}, "finetune.lora None there"),
-    "split": ({"config": FinetuneConfig(split=(0.8, 0.1, 0.1))}, "finetune.split"),
+    "steps": ({"training": {"steps": 7}}, r"\(training\.steps .*\b6\b.*\b7\)"),
+    "seed": ({"training": {"seed": 5}}, r"\(training\.seed .*\b1337\b.*\b5\)"),
+    "prompts": ({"mask_prompt": False}, r"\(mask_prompt .*\bTrue\b.*\bFalse\)"),
+    "packing": ({"packing": True}, r"\(packing .*\bFalse\b.*\bTrue\)"),
+    "format": (
+        {"prompt_format": COMPLETION},
+        r"\(prompt_format\.name .*\buser-assistant\b.*\bcompletion\b",
+    ),
+    "adapters": ({"config": KINDS["qlora"]}, r"\(finetune\.lora .*\bNone\b.*'rank': 2\b"),
+    "split": (
+        {"config": FinetuneConfig(split=(0.8, 0.1, 0.1))},
+        r"\(finetune\.split .*\[0\.85, .*\[0\.8, ",
+    ),
 }
 
 
@@ -148,9 +155,8 @@ def test_another_setting_is_refused_by_its_name(
     stopped(small_base, questions, out, "full", 4)
     before = snapshot(out)
     changes, words = CHANGES[name]
-    with pytest.raises(CheckpointError, match="holds another run") as caught:
+    with pytest.raises(CheckpointError, match=words) as caught:
         instruct(small_base, questions, out, resume=True, **changes)
-    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert snapshot(out) == before
 
@@ -162,7 +168,7 @@ def test_other_records_are_refused(small_base: Path, questions: Path, tmp_path: 
     content = records()
     content[0]["completion"] = "Elsewhere."
     other = write_questions(tmp_path / "other.jsonl", content)
-    with pytest.raises(CheckpointError, match="it was trained on other text"):
+    with pytest.raises(CheckpointError, match=r"\(.*\bdata\b.*\).*--out"):
         instruct(small_base, other, out, resume=True)
     assert snapshot(out) == before
 
@@ -173,7 +179,7 @@ def test_another_base_is_refused(
     out = tmp_path / "out"
     stopped(small_base, questions, out, "lora", 4)
     run(short_text, tmp_path / "base", model={"context_length": 64}, training={"seed": 3})
-    with pytest.raises(CheckpointError, match=r"another run \(base "):
+    with pytest.raises(CheckpointError, match=r"\(base .*\).*--out"):
         instruct(tmp_path / "base", questions, out, config=KINDS["lora"], resume=True)
 
 
@@ -190,7 +196,7 @@ def test_folder_with_other_things_is_refused_and_left_alone(
     small_base: Path, questions: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="is not empty and holds no training run"):
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(tmp_path))} .*\bempty\b.*--out"):
         instruct(small_base, questions, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

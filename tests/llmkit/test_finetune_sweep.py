@@ -44,7 +44,7 @@ def test_variants_are_read_in_order_and_each_once(texts: list[str], names: list[
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("lorra=8", r"--sweep lorra=8: unknown setting 'lorra': did you mean 'lora'"),
+        ("lorra=8", "--sweep lorra=8: .*'lorra'.*'lora'"),
         ("", "unknown setting ''"),
         ("lora", "--sweep lora: give the values, such as lora=8,16"),
         ("lora=", "give the values"),

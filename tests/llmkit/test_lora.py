@@ -249,7 +249,7 @@ def test_wrapping_twice_changes_nothing() -> None:
 )
 def test_wrapping_with_other_settings_is_refused(other: LoRAConfig) -> None:
     model = adapted_model(LoRAConfig(rank=4))
-    with pytest.raises(ConfigError, match="LoRA adapters already"):
+    with pytest.raises(ConfigError, match=r"LoRA adapters.*\brank=4, alpha=8\.0, dropout=0\.0\b"):
         add_lora(model, other)
 
 
@@ -318,15 +318,17 @@ def test_tensors_go_round() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t, name: t.pop(name), "has no tensor {name}"),
-        (lambda t, name: t.update(more=torch.zeros(1)), "has a tensor more"),
+        (lambda t, name: t.pop(name), ["{name}", "missing"]),
+        (lambda t, name: t.update(more=torch.zeros(1)), ["unexpected", "more;"]),
         (
             lambda t, name: t.update({name: torch.zeros(5, 32)}),
-            r"{name} has shape (5, 32), .* need (4, 32)",
+            ["{name}", "(5, 32)", "(4, 32)"],
         ),
     ],
 )
-def test_adapter_file_of_another_model_is_refused_in_one_line(change: Any, words: str) -> None:
+def test_adapter_file_of_another_model_is_refused_in_one_line(
+    change: Any, words: list[str]
+) -> None:
     model, other = adapted_model(LoRAConfig(rank=4)), adapted_model(LoRAConfig(rank=4))
     tensors = {name: tensor + 1 for name, tensor in adapter_tensors(other).items()}
     name = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
@@ -336,7 +338,7 @@ def test_adapter_file_of_another_model_is_refused_in_one_line(change: Any, words
         load_adapter(model, tensors, "runs/x/adapter_model.safetensors")
     message = str(caught.value)
     assert message.startswith("runs/x/adapter_model.safetensors")
-    assert all(word in message for word in words.format(name=name).split(".* "))
+    assert all(word.format(name=name) in message for word in words), message
     assert "\n" not in message
     assert all(torch.equal(t, before[name]) for name, t in adapter_tensors(model).items())
 
@@ -385,7 +387,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"peft_type": "IA3"}, ["not of a LoRA adapter"]),
+        ({"peft_type": "IA3"}, ["peft_type LORA"]),
         ({"r": "8"}, ["rank", "integer"]),
         ({"lora_alpha": None, "r": 0}, ["rank"]),
         ({"use_dora": True}, ["use_dora"]),

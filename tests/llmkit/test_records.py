@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,11 @@ def refused(read: Callable[[], object]) -> str:
     message = str(caught.value)
     assert message.isprintable()  # one line, whatever the file holds
     return message
+
+
+def names(fault: str, message: str) -> bool:
+    """Whether the message has the pieces of `fault`, which " ... " divides, in their order."""
+    return bool(re.search(".*".join(map(re.escape, fault.split(" ... "))), message))
 
 
 def pairs(records: Sequence[LabelledText]) -> list[tuple[str, str]]:
@@ -154,7 +160,7 @@ def test_delimiter_is_not_one_that_only_the_texts_have(write: Write) -> None:
     message = refused(
         lambda: read_labelled(write("b.csv", unquoted.replace("; ", ";", 1) + "a;b;c\n"))
     )
-    assert "line 14: 3 columns, but line 1 has 2" in message
+    assert names("line 14: ... 2 columns ... line 1, ... 3", message)
 
 
 def test_excels_line_that_names_the_delimiter_is_believed(write: Write) -> None:
@@ -261,7 +267,9 @@ def test_another_encoding_is_read_where_it_is_given(write: Write) -> None:
     expected = [("Müßig £5", "a"), ("Café", "b"), ("Äpfel", "a")]
     assert pairs(read_labelled(latin, Reading(encoding="Latin-1"))) == expected
     utf16 = write("b.csv", content.encode("utf-16"))
-    assert "such as utf-16" in refused(lambda: read_labelled(utf16))
+    assert names(
+        "line 1: byte 0xff ... --encoding ... utf-16", refused(lambda: read_labelled(utf16))
+    )
     assert pairs(read_labelled(utf16, Reading(encoding="utf-16"))) == expected
     with pytest.raises(ConfigError, match="'klingon'"):
         Reading(encoding="klingon")
@@ -272,17 +280,17 @@ def test_another_encoding_is_read_where_it_is_given(write: Write) -> None:
     [
         ("a.tsv", "", "a.tsv is empty; give a TSV, CSV, JSON or JSONL"),
         ("a.tsv", b"one\tx\ntw\xff\ty\n", "a.tsv, line 2: byte 0xff is not UTF-8"),
-        ("a.tsv", "one\tx\ntwo\ty\n\nthree\tx\tz\n", "line 4: 3 columns, but line 1 has 2"),
-        ("a.csv", "one,x\ntwo, too,y\nthree,x\n", "line 2: 3 columns, but line 1 has 2"),
-        ("a.csv", 'one,x\n"two, too,y\nthree,x\n', "line 2: a quoted field begins here and is nev"),
-        ("a.csv", '"a, b",x\n"c, "d",y\n', "line 2: text behind a closing quote"),
+        ("a.tsv", "one\tx\ntwo\ty\n\nthree\tx\tz\n", "line 4: ... 2 columns ... line 1, ... 3"),
+        ("a.csv", "one,x\ntwo, too,y\nthree,x\n", "line 2: ... 2 columns ... line 1, ... 3"),
+        ("a.csv", 'one,x\n"two, too,y\nthree,x\n', "line 2: ... no closing quote"),
+        ("a.csv", '"a, b",x\n"c, "d",y\n', 'line 2: ... closing quote; ... " as ""'),
         ("a.tsv", 'a\tx\n"b" c\ty\n\n\tx\n', "line 4: the text is empty"),
         ("a.tsv", "one\tx\n \ty\nthree\tx\n", "line 2: the text is empty"),
         ("a.tsv", "one\tx\ntwo\t \nthree\tx\n", "line 2: the label is empty"),
         ("a.tsv", "one\ntwo\n", "line 1: 1 column and no header line"),
         ("a.csv", "1,one,x\n2,two,y\n", "line 1: 3 columns and no header line"),
         ("a.csv", "id,text,kind\n2,two,y\n", "line 1: no label column among id, text, kind"),
-        ("a.csv", "text,label\n", "holds no row below the header line"),
+        ("a.csv", "text,label\n", "a.csv ... no row"),
         ("a.tsv", "one\tx\ntwo\tx\n", "every text has the label 'x'; two labels are needed"),
         ("a.tsv", "one\tx\ntwo\ty\n", "both columns hold 2 different values in 2 rows"),
         ("a.tsv", "text\tlabel\none\tx\ntwo\ty\n", "each of the 2 texts has a label of its own"),
@@ -293,7 +301,7 @@ def test_another_encoding_is_read_where_it_is_given(write: Write) -> None:
         ),
         ("a.jsonl", [{"text": "a", "label": "b"}, {"text": "a"}], 'line 2: no field "label" (or'),
         ("a.jsonl", [{"a": "b"}], 'line 1: no field "text" (or sentence, message, review, co'),
-        ("a.jsonl", [{"text": "a", "label": [1]}], 'line 1: "label" is a list, not text'),
+        ("a.jsonl", [{"text": "a", "label": [1]}], 'line 1: "label": ... text, ... a list'),
         ("a.jsonl", [{"text": None, "label": 1}], "line 1: the text is empty"),
         ("a.jsonl", [{"text": "a", "label": None}], "line 1: the label is empty"),
         ("a.jsonl", [{"text": "a", "label": math.nan}], "line 1: the label is empty"),
@@ -306,7 +314,7 @@ def test_fault_in_labelled_texts_is_named(
     path = write(name, content)
     message = refused(lambda: read_labelled(path))
     assert message.startswith(str(path))
-    assert fault in message
+    assert names(fault, message)
 
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
@@ -487,28 +495,28 @@ GOOD = {"instruction": "a", "output": "b"}
         ("a.txt", "Once upon a time.\n", "a.txt is neither JSON nor a table; give records"),
         ("a.html", "<p>Once</p>\n", "a.html is an HTML page"),
         ("a.csv", "id,text\n1,b\n", "line 2: no field of a known format"),
-        ("a.csv", "prompt,completion\n", "holds no row below the header"),
-        ("a.json", "[]", "holds no record"),
+        ("a.csv", "prompt,completion\n", "a.csv ... no row"),
+        ("a.json", "[]", "a.json ... no record"),
         ("a.json", " \n", "is empty"),
-        ("a.json", '[{"a": 1},\n{"b" 2}]', "line 2: not JSON: Expecting ':' delimiter"),
-        ("a.json", '[{"a": "b"},\n', "line 2: not JSON"),
-        ("a.json", "[" * 100_000, "not JSON"),
-        ("a.jsonl", '{"instruction": "a", "output": "b"}\n\n{"inst', "line 3: not JSON"),
+        ("a.json", '[{"a": 1},\n{"b" 2}]', "line 2: ... JSON: Expecting ':' delimiter"),
+        ("a.json", '[{"a": "b"},\n', "line 2: ... JSON: "),
+        ("a.json", "[" * 100_000, "a.json: ... JSON: "),
+        ("a.jsonl", '{"instruction": "a", "output": "b"}\n\n{"inst', "line 3: ... JSON: "),
         ("a.json", '{\n"messages": []\n}', "line 1: \"messages\" does not end with a message of"),
-        ("a.json", '{\n"messages": [}\n', "line 1: not JSON"),
-        ("a.json", [GOOD, "b"], "record 2, line 1: the record is text, not an object"),
+        ("a.json", '{\n"messages": [}\n', "line 1: ... JSON: "),
+        ("a.json", [GOOD, "b"], "record 2, line 1: ... an object, ... text"),
         ("a.jsonl", [GOOD, {"instruction": "a", "x": ""}],
-         'line 2: no field "output"; the fields are instruction, x'),
-        ("a.jsonl", [GOOD, {}], 'line 2: no field "instruction"; the fields are none'),
+         'line 2: no field "output"; ... instruction, x'),
+        ("a.jsonl", [GOOD, {}], 'line 2: no field "instruction"; ... none'),
         ("a.jsonl", [GOOD, {"prompt": "a", "completion": "b"}], 'line 2: no field "instruction"'),
         ("a.jsonl", [{"prompt": "a", "text\n": "b"}],
-         'line 1: no field "completion"; the fields are prompt, text\\n'),
+         'line 1: no field "completion"; ... prompt, text\\n'),
         ("a.jsonl", [{"text": "b"}], "line 1: no field of a known format; give records"),
-        ("a.jsonl", [{"instruction": "a", "output": 3}], 'line 1: "output" is a number, not text'),
-        ("a.jsonl", [GOOD | {"input": ["x"]}], 'line 1: "input" is a list, not text'),
+        ("a.jsonl", [GOOD | {"output": 3}], 'line 1: "output": ... text, ... a number'),
+        ("a.jsonl", [GOOD | {"input": ["x"]}], 'line 1: "input": ... text, ... a list'),
         ("a.jsonl", [GOOD, GOOD | {"output": " \n"}], 'line 2: "output" is empty'),
         ("a.jsonl", [GOOD, GOOD | {"instruction": ""}], 'line 2: "instruction" is empty'),
-        ("a.jsonl", [GOOD | {"output": "\ud83d"}], 'line 1: "output" holds half of a surrogate'),
+        ("a.jsonl", [GOOD | {"output": "\ud83d"}], 'line 1: "output" ... surrogate'),
         ("a.jsonl", turns("user", "tool"),
          'line 1: message 2 of "messages" is of the tool: tools are not supported'),
         ("a.jsonl", turns("user", "bot"),
@@ -516,9 +524,9 @@ GOOD = {"instruction": "a", "output": "b"}
         ("a.jsonl", [{"messages": [{"role": "user", "content": " "}]}],
          'message 1 of "messages": "content" is empty'),
         ("a.jsonl", [{"messages": [{"role": "user"}]}],
-         'message 1 of "messages": no field "content"; the fields are role'),
+         'message 1 of "messages": no field "content"; ... role'),
         ("a.jsonl", [{"conversations": [{"from": "human", "value": 3}]}],
-         'message 1 of "conversations": "value" is a number, not text'),
+         'message 1 of "conversations": "value": ... text, ... a number'),
         ("a.jsonl", [{"messages": "hello"}], 'line 1: "messages" is no list of messages'),
         ("a.jsonl", [{"messages": ["hello"]}] * 2, 'message 1 of "messages" is no object'),
         ("a.jsonl", turns(), 'line 1: "messages" does not end with a message of the assistant'),
@@ -539,7 +547,7 @@ def test_fault_in_conversations_is_named(
     path = write(name, content)
     message = refused(lambda: read_conversations(path, CHATML))
     assert message.startswith(str(path))
-    assert fault in message
+    assert names(fault, message)
 
 
 # --- preferences --------------------------------------------------------------------------------
@@ -608,7 +616,7 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ([PAIR, {"prompt": "a", "chosen": "b"}], 'line 2: no field "rejected"; the fields are pro'),
+        ([PAIR, {"prompt": "a", "chosen": "b"}], 'line 2: no field "rejected"; ... prompt, chosen'),
         ([PAIR, {"chosen": "b", "rejected": "c"}], 'line 2: no field "prompt"'),
         ([{"chosen": "b", "rejected": "c"}], 'line 1: no field "prompt", and "chosen" is no whole'),
         ([PAIR | {"chosen": CHAT[:3]}], "line 1: the answer follows other messages"),
@@ -632,7 +640,7 @@ def test_fault_in_preferences_is_named(write: Write, content: object, fault: str
     path = write("a.jsonl", content)
     message = refused(lambda: read_preferences(path, CHATML))
     assert message.startswith(str(path))
-    assert fault in message
+    assert names(fault, message)
 
 
 # --- splits -------------------------------------------------------------------------------------

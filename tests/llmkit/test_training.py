@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_notes_go_to_stderr(
 @pytest.mark.parametrize(
     ("n_embd", "words"),
     [
-        (256, ["rows of 256: every quantization fits"]),
+        (256, ["n_embd 256", "every quantization"]),
         (64, ["q8_0 instead of q6_k;", "q5_1 instead of q5_k;", "q5_0 instead of q4_k;"]),
         (48, ["f16 instead of q8_0, ", " q6_k, ", " q5_k, ", " q4_k, "]),
     ],
@@ -153,6 +154,7 @@ def test_notes_go_to_stderr(
 def test_note_says_what_types_that_do_not_fit_are_stored_as(n_embd: int, words: list[str]) -> None:
     note = _quantization_note(gpt_config("nano", vocab_size=300, n_embd=n_embd))
     assert all(word in note for word in words), note
+    assert ("instead of" in note) == (n_embd != 256)
 
 
 def test_task_is_asked_once_for_the_tokens_of_a_step(
@@ -189,13 +191,16 @@ def test_vocab_size_comes_from_the_option_or_the_model_table(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"training": {"steps": 13}}, "training.steps 12 there, 13 now"),
-        ({"training": {"seed": 3}}, "training.seed 1337 there, 3 now"),
-        ({"preset": "micro", "training": {"learning_rate": 6e-4}}, "learning_rate 0.006 there"),
-        ({"model": {"n_layer": 2}}, "model.n_layer 1 there, 2 now"),
-        ({"model": {"context_length": 8}}, "model.context_length 16 there, 8 now"),
-        ({"tokenizer": "char"}, "tokenizer bpe there, char now"),
-        ({"vocab_size": 299}, "model.vocab_size 300 there, 299 now"),
+        ({"training": {"steps": 13}}, r"\(training\.steps .*\b12\b.*\b13\)"),
+        ({"training": {"seed": 3}}, r"\(training\.seed .*\b1337\b.*\b3\)"),
+        (
+            {"preset": "micro", "training": {"learning_rate": 6e-4}},
+            r"\(training\.learning_rate .*\b0\.006\b",
+        ),
+        ({"model": {"n_layer": 2}}, r"\(model\.n_layer .*\b1\b.*\b2\)"),
+        ({"model": {"context_length": 8}}, r"\(model\.context_length .*\b16\b.*\b8\)"),
+        ({"tokenizer": "char"}, r"\(tokenizer .*\bbpe\b.*\bchar\b"),
+        ({"vocab_size": 299}, r"\(model\.vocab_size .*\b300\b.*\b299\)"),
     ],
 )
 @pytest.mark.parametrize("resume", [True, False])
@@ -203,24 +208,23 @@ def test_folder_of_another_run_is_refused(
     short_text: Path, finished: Path, changes: dict[str, Any], words: str, resume: bool
 ) -> None:
     before = snapshot(finished)
-    with pytest.raises(CheckpointError, match="holds another run") as caught:
+    with pytest.raises(CheckpointError, match=words):
         run(short_text, finished, resume=resume, **changes)
-    assert words in str(caught.value)
     assert snapshot(finished) == before
 
 
 @pytest.mark.parametrize(
     ("there", "now", "words"),
     [
-        ({"kind": "prefer", "beta": 0.1}, {"kind": "prefer"}, "beta 0.1 there, nothing now"),
-        ({"kind": "prefer"}, {"kind": "prefer", "beta": 0.1}, "beta nothing there, 0.1 now"),
-        ({"finetune": {"qat": None}}, {"finetune": {}}, "finetune.qat None there, nothing now"),
+        ({"kind": "prefer", "beta": 0.1}, {"kind": "prefer"}, r"beta .*\b0\.1\b.*\bunset"),
+        ({"kind": "prefer"}, {"kind": "prefer", "beta": 0.1}, r"beta .*\bunset\b.*\b0\.1"),
+        ({"finetune": {"qat": None}}, {"finetune": {}}, r"finetune\.qat .*\bNone\b.*\bunset"),
     ],
 )
 def test_setting_that_one_run_alone_has_is_named(
     there: dict[str, Any], now: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match=rf"holds another run \({words}\)"):
+    with pytest.raises(CheckpointError, match=rf"\({words}\)"):
         refuse_other_run(RunFolder(tmp_path), RunState(there, {}), now)
 
 
@@ -230,7 +234,7 @@ def test_folder_of_a_run_on_other_text_is_refused(
     other = tmp_path / "other.txt"
     other.write_text(short_text.read_text(encoding="utf-8") + ".", encoding="utf-8")
     before = snapshot(finished)
-    with pytest.raises(CheckpointError, match="trained on other text"):
+    with pytest.raises(CheckpointError, match=r"\(.*\bdata\b.*\).*--out"):
         run(other, finished, resume=True)
     assert snapshot(finished) == before
 
@@ -279,7 +283,7 @@ def test_folder_with_other_things_is_refused_and_left_alone(
     fill(out)
     before = snapshot(tmp_path)
     for resume in (True, False):
-        with pytest.raises(CheckpointError, match="not empty and holds no training run"):
+        with pytest.raises(CheckpointError, match=rf"^{re.escape(str(out))} .*\bempty\b.*--out"):
             run(short_text, out, resume=resume)
         assert snapshot(tmp_path) == before
 
@@ -306,7 +310,7 @@ def test_out_inside_the_text_is_refused(short_text: Path, tmp_path: Path) -> Non
 def test_text_that_is_too_short_is_refused(tmp_path: Path, text: str) -> None:
     data = tmp_path / "data.txt"
     data.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"too short: its \w+ part has \d+ tokens .* needs 17"):
+    with pytest.raises(DataError, match=r"data\.txt .*\btrain\b.* \d+ tokens\b.*\b17\b"):
         run(data, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.tokens"))
 
@@ -315,7 +319,7 @@ def test_text_that_is_too_short_is_refused(tmp_path: Path, text: str) -> None:
 def test_no_text_is_refused(tmp_path: Path, text: str) -> None:
     data = tmp_path / "data.txt"
     data.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match="holds no text to train on"):
+    with pytest.raises(DataError, match=r"data\.txt .*\bno text\b"):
         run(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -323,7 +327,7 @@ def test_no_text_is_refused(tmp_path: Path, text: str) -> None:
 def test_many_tiny_documents_are_too_short(tmp_path: Path) -> None:
     data = tmp_path / "data.txt"
     data.write_text("<|endoftext|>".join(["tiny"] * 19), encoding="utf-8")
-    with pytest.raises(DataError, match="its validation part has 0 tokens"):
+    with pytest.raises(DataError, match=r"data\.txt .*\bvalidation\b.* 0 tokens\b.*\b17\b"):
         run(data, tmp_path / "out")
 
 
@@ -338,15 +342,15 @@ def test_refused_text_does_not_spoil_the_folder(short_text: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"preset": "nanno"}, "unknown preset 'nanno': did you mean 'nano'"),
-        ({"tokenizer": "bep"}, "tokenizer 'bep' is none of bpe, char, gpt2 and no folder"),
+        ({"preset": "nanno"}, "preset 'nanno'.*'nano'"),
+        ({"tokenizer": "bep"}, "tokenizer 'bep'.*bpe, char, gpt2"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"vocab_size": 0}, "model: vocab_size"),
         ({"vocab_size": 100}, "vocab_size 100 is too small"),
         ({"model": {"n_layers": 2}}, "model: n_layers"),
         ({"model": {"preset": "nano"}}, "model: preset"),
         ({"model": {"n_layer": "2"}}, "model: n_layer: .*integer"),
-        ({"model": {"n_head": 3}}, "not a multiple of n_head 3"),
+        ({"model": {"n_head": 3}}, r"n_embd 32\b.* n_head 3\b"),
         ({"training": {"step": 5}}, "training: step"),
         ({"training": {"preset": "nano"}}, "training: preset"),
         ({"training": {"steps": 0}}, "training: steps: .*greater than 0"),
@@ -356,7 +360,7 @@ def test_refused_text_does_not_spoil_the_folder(short_text: Path, tmp_path: Path
         ({"training": {"learning_rate": 0}}, "training: learning_rate"),
         (
             {"training": {"learning_rate": 1e-5, "min_learning_rate": 1e-4}},
-            "min_learning_rate 0.0001 is above learning_rate",
+            r"min_learning_rate 0\.0001\b.* learning_rate 1e-05",
         ),
         ({"training": {"beta1": 1.0}}, "training: beta1: .*less than 1"),
         ({"training": {"seed": -1}}, "training: seed"),
@@ -458,7 +462,7 @@ def test_run_config_changes_the_preset(short_text: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"[modle]\nn_layer = 2", r"unknown table 'modle': did you mean 'model'"),
+        (b"[modle]\nn_layer = 2", "table 'modle'.*'model'"),
         (b"n_layer = 2", "unknown table 'n_layer'"),
         (b"model = 2", r"model is not a table; write \[model\]"),
         (b"[[training]]\nsteps = 2", "training is not a table"),
@@ -485,7 +489,7 @@ def test_missing_run_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_diverged_run_stops_and_says_at_which_step(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"loss is (nan|inf) at step \d+: the run diverged"):
+    with pytest.raises(ConfigError, match=r"\b(nan|inf) at step \d+\b.*learning_rate"):
         run(corpus, tmp_path / "out", training={"learning_rate": 1e30, "warmup_steps": 0})
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
@@ -494,6 +498,6 @@ def test_diverged_run_stops_and_says_at_which_step(corpus: Path, tmp_path: Path)
 def test_vocab_size_is_refused_where_it_would_be_ignored(
     name: str, corpus: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="has its own size"):
+    with pytest.raises(ConfigError, match=rf"\b{name}\b.*vocab_size"):
         train(corpus, tmp_path / "out", tokenizer=name, vocab_size=500)
     assert not (tmp_path / "out").exists()
