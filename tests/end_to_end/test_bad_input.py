@@ -66,14 +66,17 @@ class _Bomb:
         return Path.touch, (self.path,)
 
 
-CASES = {
+CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     # command, what the one line must say
     "missing text": ("train --data {tmp}/none.txt --out {tmp}/out", "none.txt does not exist"),
     "empty text": ("train --data {empty} --out {tmp}/out", "empty.txt"),
     "short text": ("train --data {short} --out {tmp}/out", "too short"),
     "not UTF-8": ("train --data {latin1} --out {tmp}/out", "latin1.txt, line 2: byte 0xef"),
     "no text field": ("train --data {no_text} --out {tmp}/out", "records.jsonl, line 2"),
-    "empty folder": ("train --data {no_text_files} --out {tmp}/out", "holds no .txt"),
+    "empty folder": (
+        "train --data {no_text_files} --out {tmp}/out",
+        ("no-text-files ", ".txt, .md"),
+    ),
     "unknown preset": (
         "train --data {corpus} --out {tmp}/out --preset nanno",
         "did you mean 'nano'?",
@@ -88,13 +91,16 @@ CASES = {
     ),
     "vocabulary too small": (
         "train --data {corpus} --out {tmp}/out --vocab-size 100",
-        "vocab_size 100 is too small",
+        "vocab_size 100 ",
     ),
     "no steps": ("train --data {corpus} --out {tmp}/out --steps 0", "steps"),
-    "another run": ("train --data {corpus} --out {checkpoint}", "holds another run"),
+    "another run": (
+        "train --data {corpus} --out {checkpoint}",
+        ("model.vocab_size", " 512,", " 2048,", "--out"),
+    ),
     "foreign folder": ("train --data {corpus} --out {tmp}", "is not empty"),
     "missing checkpoint": ("export {tmp}/none --out {tmp}/out", "none does not exist"),
-    "a pickle": ("export {pickled} --out {tmp}/out", "are pickles, which can run code"),
+    "a pickle": ("export {pickled} --out {tmp}/out", ("model.pt ", "pickle")),
     "truncated weights": ("export {damaged} --out {tmp}/out", "truncated"),
     "unknown type": ("export {checkpoint} --out {tmp}/out --quant q4_O", "did you mean 'q4_0'?"),
     "no type": ("export {checkpoint} --out {tmp}/out --quant ,", "name at least one"),
@@ -109,15 +115,15 @@ CASES = {
     "unknown plot": ("compare {checkpoint} {gguf} --plot {tmp}/a.pdff", "a.pdff"),
     "context too long": (
         "generate {checkpoint} --prompt " + "word" * 400,
-        "context is 64; shorten the prompt",
+        ("1200 tokens", " 64;"),
     ),
     "context too long for GGUF": (
         "generate {gguf} --prompt " + "word" * 400,
-        "context is 64; shorten the prompt",
+        ("1200 tokens", " 64;"),
     ),
     "negative temperature": (
         "generate {checkpoint} --prompt Hi --temperature -1",
-        "temperature -1.0 is negative",
+        "temperature -1.0 ",
     ),
     "generate from truncated": ("generate {truncated} --prompt Hi", "truncated.gguf"),
     "inspect a text file": ("inspect {short}", "short.txt is a file"),
@@ -142,7 +148,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1, captured.err
     assert captured.err.startswith("llmkit: ")
-    assert expected in captured.err
+    for words in expected if isinstance(expected, tuple) else (expected,):
+        assert words in captured.err
     changed = {path for path in _snapshot(files["tmp"]) ^ before if "out" not in path.split("/")}
     assert not changed
     assert not (files["tmp"] / "unpickled").exists()

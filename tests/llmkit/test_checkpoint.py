@@ -95,8 +95,8 @@ def test_same_tensors_are_the_same_file(tiny_checkpoint: Path, tmp_path: Path) -
 
 
 def test_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", f"checkpoint {tmp_path / 'nowhere'} does not exist", "train")
-    refused(tmp_path, f"{tmp_path} has no config.json", "`llmkit train`")
+    refused(tmp_path / "nowhere", f"checkpoint {tmp_path / 'nowhere'} ", "`llmkit train --out")
+    refused(tmp_path, f"{tmp_path} has no config.json")
     file = tmp_path / "notes.txt"
     file.touch()
     refused(file, f"{file} is a file", "folder")
@@ -105,7 +105,7 @@ def test_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    refused(folder, str(folder), f"no {name}")
+    refused(folder, str(folder), name)
 
 
 class Trap:
@@ -146,59 +146,59 @@ def test_foreign_tensors_are_named(folder: Path) -> None:
     weights = load_file(path)
     missing = {name: tensor for name, tensor in weights.items() if name != "h.1.ln_2.bias"}
     save_file(missing, path)
-    refused(folder, str(path), "no tensor h.1.ln_2.bias")
+    refused(folder, str(path), "tensor h.1.ln_2.bias", "missing")
     save_file({**weights, "h.2.ln_1.bias": torch.zeros(64)}, path)
-    refused(folder, str(path), "h.2.ln_1.bias")
+    refused(folder, str(path), "unexpected", "tensor h.2.ln_1.bias")
     save_file({**weights, "lm_head.weight": torch.zeros(512, 64)}, path)
-    refused(folder, str(path), "lm_head.weight")
+    refused(folder, str(path), "unexpected", "tensor lm_head.weight")
     save_file({**weights, "wpe.weight": torch.zeros(65, 64)}, path)
-    refused(folder, str(path), "wpe.weight has shape (65, 64)", "(64, 64)")
+    refused(folder, str(path), "wpe.weight", "(65, 64)", "(64, 64)")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "not llmkit's"),
-        ("{", "not llmkit's"),
-        ("[]", "not llmkit's"),
-        ("{}", "not llmkit's"),
-        ('{"model_type": "gpt2", "n_embd": 64}', "not llmkit's"),
-        ('{"model": [], "prompt_format": "completion"}', "not llmkit's"),
-        ('{"model": {}, "prompt_format": {}}', "vocab_size"),
+        ("", ["`model`", "`prompt_format`"]),
+        ("{", ["`model`", "`prompt_format`"]),
+        ("[]", ["`model`", "`prompt_format`"]),
+        ("{}", ["`model`", "`prompt_format`"]),
+        ('{"model_type": "gpt2", "n_embd": 64}', ["`model`", "`prompt_format`"]),
+        ('{"model": [], "prompt_format": "completion"}', ["`model`", "`prompt_format`"]),
+        ('{"model": {}, "prompt_format": {}}', ["vocab_size"]),
     ],
 )
-def test_damaged_config_is_named(folder: Path, content: str, words: str) -> None:
+def test_damaged_config_is_named(folder: Path, content: str, words: list[str]) -> None:
     (folder / "config.json").write_text(content, encoding="utf-8")
-    refused(folder, str(folder / "config.json"), words)
+    refused(folder, str(folder / "config.json"), *words)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("n_layer", "2", "n_layer"),
-        ("n_layer", 0, "n_layer"),
-        ("n_head", 3, "multiple of n_head"),
-        ("n_experts", 8, "n_experts"),
-        ("n_layer", 3, "no tensor h.2."),
-        ("n_embd", 128, "has shape"),
-        ("vocab_size", 511, "tokenizer.json has 512 tokens, the model 511"),
-        ("tie_embeddings", False, "no tensor lm_head.weight"),
-        ("qkv_bias", False, "c_attn.bias"),
+        ("n_layer", "2", ["n_layer"]),
+        ("n_layer", 0, ["n_layer"]),
+        ("n_head", 3, ["n_embd 64", "n_head 3"]),
+        ("n_experts", 8, ["n_experts"]),
+        ("n_layer", 3, ["missing", "tensor h.2."]),
+        ("n_embd", 128, ["wte.weight", "(512, 64)", "(512, 128)"]),
+        ("vocab_size", 511, ["tokenizer.json has 512 tokens", "vocab_size 511"]),
+        ("tie_embeddings", False, ["missing", "tensor lm_head.weight"]),
+        ("qkv_bias", False, ["unexpected", "c_attn.bias"]),
     ],
 )
 def test_config_that_does_not_fit_is_refused(
-    folder: Path, field: str, value: object, words: str
+    folder: Path, field: str, value: object, words: list[str]
 ) -> None:
     file = folder / "config.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     content["model"][field] = value
     file.write_text(json.dumps(content), encoding="utf-8")
-    refused(folder, words)
+    refused(folder, *words)
 
 
 def test_tokenizer_of_another_size_is_refused(folder: Path) -> None:
     train_bpe(["some other words"], 260).save(folder / "tokenizer.json")
-    refused(folder, str(folder), "tokenizer.json has 260 tokens, the model 512")
+    refused(folder, str(folder), "tokenizer.json has 260 tokens", "vocab_size 512")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, RuntimeError])
@@ -331,18 +331,25 @@ def test_tokenizer_without_a_label_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "fault"),
+    ("weights", "words"),
     [
-        ([1.0, math.nan, math.nan, -math.inf], "has 2 NaN"),
-        ([1.0, math.inf, -math.inf], "has 2 infinite weights"),
-        ([-1e30, 1.0], "has a weight of 1e+30"),
+        ([1.0, math.nan, math.nan, -math.inf], ["2 NaN"]),
+        ([1.0, math.inf, -math.inf], ["2 infinite"]),
+        ([-1e30, 1.0], ["1e+30"]),
         ([7e4, -7e4, 0.0], None),  # too large for f16 alone
         ([], None),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fault_of_weights(weights: list[float], fault: str | None, dtype: torch.dtype) -> None:
-    assert fault_of(torch.tensor(weights, dtype=dtype)) == fault
+def test_fault_of_weights(
+    weights: list[float], words: list[str] | None, dtype: torch.dtype
+) -> None:
+    fault = fault_of(torch.tensor(weights, dtype=dtype))
+    if words is None:
+        assert fault is None
+    else:
+        assert fault is not None
+        assert all(word in fault for word in words), fault
 
 
 def test_blocks_of_bytes_have_no_fault() -> None:
@@ -369,7 +376,7 @@ def test_every_way_to_read_weights_names_the_faulty_tensor(
     tensors[name][1, 1] = value
     save_tensors(path, tensors, 1)
     checkpoint = load_checkpoint(folder)
-    with pytest.raises(CheckpointError, match=f"{path.name}: tensor {name} has"):
+    with pytest.raises(CheckpointError, match=f"{path.name}: tensor {name} "):
         checkpoint.load_model()
     weight = (
         name.replace("base_model.model.transformer.", "")

@@ -130,7 +130,7 @@ def test_later_tokens_do_not_change_earlier_logits() -> None:
 
 def test_tokens_past_the_context_are_refused() -> None:
     model = random_model()
-    with pytest.raises(ConfigError, match="25 tokens do not fit the model's context of 24"):
+    with pytest.raises(ConfigError, match=r"25 tokens .*\b24$"):
         model(random_tokens(1, 25))
     cache = KVCache()
     model(random_tokens(1, 24), cache)
@@ -196,7 +196,7 @@ def test_fields_of_a_preset_can_be_changed() -> None:
     [
         ("nanno", {}, ["preset", "'nanno'", "did you mean 'nano'"]),
         ("gpt2-xxl", {}, ["did you mean 'gpt2-xl'"]),
-        ("nano", {"n_head": 3}, ["n_embd 256 is not a multiple of n_head 3"]),
+        ("nano", {"n_head": 3}, ["n_embd 256", "n_head 3"]),
         ("nano", {"n_layers": 3}, ["model: n_layers"]),
         ("nano", {"preset": "micro"}, ["model: preset"]),
         ("nano", {"n_layer": "3"}, ["model: n_layer", "integer"]),

@@ -142,7 +142,7 @@ def test_bpe_of_a_short_text_stays_smaller() -> None:
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 1, 256])
 def test_vocabulary_without_room_for_all_bytes_is_refused(vocab_size: int) -> None:
-    with pytest.raises(ConfigError, match=f"vocab_size {vocab_size} is too small.* need 257"):
+    with pytest.raises(ConfigError, match=rf"vocab_size {vocab_size} .*\b257\b"):
         train_bpe(["text"], vocab_size)
 
 
@@ -268,7 +268,8 @@ def test_very_long_words_are_cut_for_training_and_encoded_whole(
     word = LONG_WORDS[name]
     tokenizer = train_bpe([f"some text. {word}", "more text"], 400)
     said = capsys.readouterr().err
-    assert "1 word of more than 128 characters cut" in said
+    assert " 1 word " in said
+    assert " 128 characters" in said
     # Only training differs: the file that llama.cpp is given has GPT-2's split and nothing else.
     for part in ("pre_tokenizer", "normalizer"):
         assert json.loads(tokenizer.hf.to_str())[part] == json.loads(BPE.hf.to_str())[part]
@@ -388,17 +389,17 @@ def leave_a_gap(description: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lose_a_byte, ["lacks 1 of the 256 byte tokens", "'q'"]),
-        (set_split, ["not byte-level BPE with GPT-2's split"]),
-        (set_prefix_space, ["not byte-level BPE with GPT-2's split"]),
-        (set_normalizer, ["not byte-level BPE with GPT-2's split"]),
-        (set_dropout, ["not byte-level BPE"]),
-        (set_whole_words, ["not byte-level BPE"]),
-        (set_suffix, ["not byte-level BPE"]),
+        (lose_a_byte, ["1 of the 256 byte tokens", "'q'"]),
+        (set_split, ["byte-level BPE", "GPT-2's"]),
+        (set_prefix_space, ["byte-level BPE", "GPT-2's"]),
+        (set_normalizer, ["byte-level BPE", "GPT-2's"]),
+        (set_dropout, ["byte-level BPE", "GPT-2's"]),
+        (set_whole_words, ["byte-level BPE", "GPT-2's"]),
+        (set_suffix, ["byte-level BPE", "GPT-2's"]),
         (drop_end_of_text, ["no special token <|endoftext|>"]),
         (make_end_of_text_ordinary, ["no special token <|endoftext|>"]),
         (add_parsed_token, ["added token '    '"]),
-        (leave_a_gap, ["the ids are not 0 to 399"]),
+        (leave_a_gap, ["ids", "0 to 399"]),
     ],
 )
 def test_tokenizer_that_a_gguf_cannot_reproduce_is_refused(
@@ -412,12 +413,13 @@ def test_tokenizer_that_a_gguf_cannot_reproduce_is_refused(
 
 def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     HFTokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
-    refused(tmp_path, ["not byte-level BPE"])
+    refused(tmp_path, ["byte-level BPE", "GPT-2's"])
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path, ["no tokenizer.json"])
-    refused(tmp_path / "nowhere", ["no tokenizer.json"])
+    needed = ["tokenizer.json", "encoder.json", "vocab.bpe"]
+    refused(tmp_path, [str(tmp_path), *needed])
+    refused(tmp_path / "nowhere", [str(tmp_path / "nowhere"), *needed])
     file = tmp_path / "tokenizer.json"
     for content in ("", "{", "[]", '{"model": {}}', BPE.hf.to_str()[:-10]):
         file.write_text(content, encoding="utf-8")
@@ -432,9 +434,9 @@ def test_damaged_openai_files_are_refused(tmp_path: Path) -> None:
     alphabet = byte_alphabet()
     encoder = tmp_path / "encoder.json"
     encoder.write_text(json.dumps({symbol: i for i, symbol in enumerate(alphabet)}), "utf-8")
-    refused(tmp_path, ["lacks a token of the merge 'Ġ' 't'"])
+    refused(tmp_path, ["encoder.json", "vocab.bpe", "'Ġ'", "'t'"])
     encoder.write_text(json.dumps({"Ġ": 0, "t": 1, "Ġt": 2, END_OF_TEXT: 3}), "utf-8")
-    refused(tmp_path, ["lacks 254 of the 256 byte tokens"])
+    refused(tmp_path, ["254 of the 256 byte tokens"])
 
 
 def refused(folder: Path, words: list[str]) -> None:
