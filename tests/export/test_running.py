@@ -120,16 +120,16 @@ def test_a_prompt_that_fills_the_context_is_refused(
     files: dict[str, Path], tiny_checkpoint: Path
 ) -> None:
     for model in (files["f32"], tiny_checkpoint):
-        with pytest.raises(ConfigError, match="shorten the prompt"):
+        with pytest.raises(ConfigError, match=r" [0-9]+ tokens\b.* context .*\b64;"):
             text_of(model, "0 " * 64, GREEDY)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("no model", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(CheckpointError, match=r"notes\.txt "):
         text_of(text, "", GREEDY)
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match=r"/none .*`llmkit train --out"):
         text_of(tmp_path / "none", "", GREEDY)
     with pytest.raises(GGUFError, match="cannot load"):
         text_of(tmp_path / "none.gguf", "", GREEDY)
