@@ -263,7 +263,7 @@ def test_name_that_is_no_matrix_is_refused_and_nothing_packed(name: str) -> None
 
 def test_rows_that_are_not_whole_blocks_are_refused() -> None:
     model = random_model(n_embd=24)
-    with pytest.raises(QuantizationError, match=r"h\.0\.attn\.c_attn\.weight: q8_0 packs blocks"):
+    with pytest.raises(QuantizationError, match=r"h\.0\.attn\.c_attn\.weight: q8_0 .* 32 .* 24"):
         pack_model(model, {"h.0.attn.c_attn.weight": quant_type("q8_0")})
 
 
