@@ -51,5 +51,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     key = name.lower()
     mistaken = key.translate(_LETTERS_FOR_DIGITS)  # q4_o is as near to q4_k as to q4_0
     near = [mistaken] if mistaken in names else difflib.get_close_matches(key, names, 1, 0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}{hint}; choose one of: {', '.join(names)}"
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}choose one of: {', '.join(names)}"

@@ -230,7 +230,7 @@ def test_importances_choose_blocks_of_types_that_need_them_too(
         assert metadata_check(subject).passed
     stated = read_gguf(done.files[0].path).metadata[CALIBRATION_KEY]
     assert stated == hashlib.sha256(matrix.read_bytes()).hexdigest()
-    with pytest.raises(ConfigError, match="is for --method rtn"):
+    with pytest.raises(ConfigError, match="--method rtn"):
         export(tiny_checkpoint, tmp_path / "a", Recipe(["q4_0"], method="gptq", imatrix=matrix))
 
 
