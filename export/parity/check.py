@@ -1,4 +1,4 @@
-"""What a check says, and what all of them say together."""
+"""The result of one check, and of all checks of a file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Check:
     passed: bool
     value: float
     limit: float
-    detail: str  # on failure: the place and the likely cause
+    detail: str  # on failure: where it differs, and by how much
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What `verify` found out about one GGUF file."""
+    """The results of `verify` for one GGUF file."""
 
     passed: bool
     checkpoint: str
@@ -29,17 +29,17 @@ class Proof:
     sha256: str
     quant: str
     checks: list[Check]
-    distances: dict[str, Distance]  # of logits, by what is compared; none where nothing was run
+    distances: dict[str, Distance]  # of logits, by what is compared; empty if nothing was run
     checkpoint_sha256: str
-    texts: str  # where they are from
-    sha256_of: dict[str, str]  # of what else went in: adapter, Modelfile, texts
+    texts: str  # their source
+    sha256_of: dict[str, str]  # of the other inputs: adapter, Modelfile, texts
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` prints them."""
+        """Plain values for `--json`."""
         return asdict(self)
 
 
 def counted(name: str, wrong: int, fine: str, failure: str) -> Check:
-    """A check of things that must all be equal: its value is how many are not."""
+    """A check that everything is equal. Value: how many things differ."""
     return Check(name, wrong == 0, wrong, 0, failure if wrong else fine)

@@ -42,7 +42,7 @@ def hashes_of(file: GGUFFile) -> Mapping[str, str]:
     except (TypeError, ValueError):
         hashes = None
     if not isinstance(hashes, dict):
-        raise GGUFError(f"{file.path}: {BLOCKS_KEY} is no list of hashes; export it again")
+        raise GGUFError(f"{file.path}: {BLOCKS_KEY} must be a JSON object; export it again")
     return hashes
 
 

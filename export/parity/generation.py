@@ -17,7 +17,7 @@ NEW_TOKENS = 12
 
 @dataclass(frozen=True)
 class Step:
-    """A token that llama.cpp chose and PyTorch would not have, and PyTorch's gap between both."""
+    """A token on which the programs differ, and the gap between both in PyTorch."""
 
     prompt: int
     position: int
@@ -34,10 +34,10 @@ def generation_check(
     noise: float,
     n_new: int = NEW_TOKENS,
 ) -> Check:
-    """PyTorch follows llama.cpp's own path and looks whether it would have chosen each token.
+    """Whether PyTorch, on llama.cpp's path, would have chosen each of its tokens.
 
-    A step whose gap is at most twice the noise is a near-tie: each of two logits may move by it.
-    Value: steps that are neither equal nor near-ties.
+    A gap of at most twice the noise is a near-tie: each of two logits may move by the noise.
+    Value: tokens that are neither equal nor near-ties.
     """
     n_tokens = 0
     near_ties: list[Step] = []
@@ -51,14 +51,14 @@ def generation_check(
     for step in _other_choices(reference, prompts, continuations):
         (near_ties if step.gap <= 2 * noise else real).append(step)
     detail = (
-        f"{n_tokens - len(near_ties) - len(real):,} of {n_tokens:,} tokens after "
-        f"{len(prompts)} prompts equal, {len(near_ties)} near-ties (gap up to {2 * noise:.1e})"
+        f"{len(prompts)} prompts: {n_tokens - len(near_ties) - len(real):,} of {n_tokens:,} tokens "
+        f"equal, {len(near_ties)} near-ties (logit gap up to {2 * noise:.1e})"
     )
     if real:
         worst = max(real, key=lambda step: step.gap)
         detail += (
-            f"; token {worst.position} after prompt {worst.prompt}: llama.cpp says "
-            f"{worst.chosen}, PyTorch {worst.wanted} by a gap of {worst.gap:.3g}"
+            f"; {len(real)} tokens differ, most at prompt {worst.prompt}, token {worst.position}: "
+            f"llama.cpp chose {worst.chosen}, PyTorch {worst.wanted}, logit gap {worst.gap:.3g}"
         )
     return Check("generation", not real, len(real), 0, detail)
 

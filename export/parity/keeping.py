@@ -15,9 +15,9 @@ PROOF_FILE = "parity.json"
 
 
 def keep(proof: Proof) -> None:
-    """Write the proof beside its file, in place of an older one of the same file.
+    """Save the proof beside its file and replace an older one of the same file.
 
-    Failing to be another checkpoint's takes nothing away from what was proved of its own.
+    A failed proof against another checkpoint does not replace a passed one of the same bytes.
     """
     gguf = Path(proof.gguf)
     path = gguf.parent / PROOF_FILE
@@ -28,14 +28,14 @@ def keep(proof: Proof) -> None:
         and (own.get("passed"), own.get("sha256")) == (True, proof.sha256)
         and own.get("checkpoint_sha256") not in (None, proof.checkpoint_sha256)
     ):
-        say(f"{path} still has the proof of {gguf.name} for {own.get('checkpoint')}")
+        say(f"{path} keeps the earlier proof of {gguf.name}; it passed for {own.get('checkpoint')}")
         return
     kept = [old for old in _kept_proofs(path) if Path(old["gguf"]).name != gguf.name]
     write_text(path, json.dumps({"proofs": [*kept, proof.to_dict()]}, indent=2) + "\n")
 
 
 def kept_proof(gguf: Path) -> dict[str, Any] | None:
-    """What `parity.json` says of a file beside it; None where nothing was proved."""
+    """The proof of a file in the `parity.json` beside it; None if there is none."""
     kept = _kept_proofs(gguf.parent / PROOF_FILE)
     return next((proof for proof in kept if Path(proof["gguf"]).name == gguf.name), None)
 

@@ -118,8 +118,8 @@ def logits_check(found: LogitsComparison) -> Check:
     if len(broken):
         detail = (
             f"llama.cpp's logits are infinite or NaN at {len(broken):,} of "
-            f"{len(found.cost.kl):,} positions, first at position {broken[0]}: a number that is "
-            "too large for what it is rounded to; choose f32 or bf16"
+            f"{len(found.cost.kl):,} positions, first at position {broken[0]}; f32 and bf16 hold "
+            "the largest numbers"
         )
         return Check("logits", False, sys.float_info.max, NOISE_MULTIPLE, detail)
     distance, noise = Distance.of(found.conversion), Distance.of(found.noise)
@@ -134,8 +134,8 @@ def logits_check(found: LogitsComparison) -> Check:
     if not passed:
         worst = int(np.argmax(found.conversion.max_logit_difference))
         detail += (
-            f": llama.cpp computes something else than PyTorch, most at position {worst}; "
-            "`layers` says where"
+            f"; conversion is {value:.3g} times rounding alone, the limit is {NOISE_MULTIPLE:g}; "
+            f"largest difference at position {worst}; see the operation in `layers`"
         )
     shown = value if math.isfinite(value) else sys.float_info.max  # JSON has no infinity
     return Check("logits", passed, shown, NOISE_MULTIPLE, detail)

@@ -1,4 +1,4 @@
-"""Whether a GGUF file states what the checkpoint is, key by key."""
+"""Whether the keys of a GGUF file have the checkpoint's values."""
 
 from __future__ import annotations
 
@@ -39,40 +39,39 @@ _READ = (f"{ARCHITECTURE}.", "tokenizer.", "general.sampling.", "split.", "llmki
 _OF_BLOCKS = {METHOD_KEY, CALIBRATION_KEY, BLOCKS_KEY}
 _READ_OF_ADAPTER = (f"{ARCHITECTURE}.", "tokenizer.", "adapter.")
 
-# What another value does to whoever runs the file.
+# What a wrong value does to whoever runs the file.
 _CONSEQUENCES = {
-    _KEYS.General.ARCHITECTURE: "llama.cpp then computes another model or none",
-    _KEYS.General.TYPE: "programs then take the file for something else",
-    _KEYS.General.FILE_TYPE: "programs then show another quantization",
+    _KEYS.General.ARCHITECTURE: "llama.cpp then runs a different model or none",
+    _KEYS.General.TYPE: "programs then misread what the file is",
+    _KEYS.General.FILE_TYPE: "programs then show the wrong quantization",
     _KEYS.General.QUANTIZATION_VERSION: "programs may then refuse the blocks",
-    _KEYS.LLM.CONTEXT_LENGTH: "positions past the smaller of the two then read nothing",
+    _KEYS.LLM.CONTEXT_LENGTH: "positions past the smaller value then fail",
     _KEYS.LLM.EMBEDDING_LENGTH: "llama.cpp then expects tensors of other shapes",
     _KEYS.LLM.FEED_FORWARD_LENGTH: "llama.cpp then expects tensors of other shapes",
-    _KEYS.LLM.BLOCK_COUNT: "llama.cpp then misses layers or leaves some out",
-    _KEYS.LLM.VOCAB_SIZE: "llama.cpp then expects another number of logits",
-    _KEYS.Attention.HEAD_COUNT: "attention then uses another number of heads",
-    _KEYS.Attention.LAYERNORM_EPS: "every norm then differs",
-    _KEYS.Tokenizer.MODEL: "llama.cpp then tokenizes by another method",
+    _KEYS.LLM.BLOCK_COUNT: "llama.cpp then expects more layers or skips some",
+    _KEYS.LLM.VOCAB_SIZE: "llama.cpp then expects a different number of logits",
+    _KEYS.Attention.HEAD_COUNT: "attention then uses the wrong number of heads",
+    _KEYS.Attention.LAYERNORM_EPS: "every LayerNorm then differs",
+    _KEYS.Tokenizer.MODEL: "llama.cpp then uses a different tokenizer",
     _KEYS.Tokenizer.PRE: "llama.cpp then splits text differently",
-    _KEYS.Tokenizer.LIST: "ids then stand for other text",
-    _KEYS.Tokenizer.TOKEN_TYPE: "special tokens are then read as text, or text as special tokens",
-    _KEYS.Tokenizer.MERGES: "llama.cpp then cuts words into other tokens",
-    _KEYS.Tokenizer.BOS_ID: "a prompt may then begin with another token",
-    _KEYS.Tokenizer.EOS_ID: "generation then does not stop where the answer ends",
-    _KEYS.Tokenizer.ADD_BOS: "prompts then begin with a token that training did not have",
+    _KEYS.Tokenizer.LIST: "ids then stand for different text",
+    _KEYS.Tokenizer.TOKEN_TYPE: "special tokens are then read as text, or the reverse",
+    _KEYS.Tokenizer.MERGES: "llama.cpp then splits words differently",
+    _KEYS.Tokenizer.BOS_ID: "a prompt may then start with the wrong token",
+    _KEYS.Tokenizer.EOS_ID: "generation then does not stop at the end of the answer",
+    _KEYS.Tokenizer.ADD_BOS: "prompts then start differently than in training",
     CHAT_TEMPLATE_KEY: "llama-server then renders conversations differently",
     _KEYS.Adapter.TYPE: "llama.cpp then refuses the adapter",
-    _KEYS.Adapter.LORA_ALPHA: "the adapter is then added with another strength",
-    ADAPTER_KEY: "the model then runs with another adapter or none",
-    LABELS_KEY: "answers are then not the classifier's labels",
+    _KEYS.Adapter.LORA_ALPHA: "the adapter is then scaled differently",
+    ADAPTER_KEY: "the model then runs with the wrong adapter or none",
+    LABELS_KEY: "answers are then not mapped to labels",
 }
 
 
 def metadata_check(subject: Subject, modelfile: Path | None = None) -> Check:
     """Every key that llama.cpp or Ollama reads has the checkpoint's value. Value: keys that differ.
 
-    `general.name` is free. A Modelfile has to run this file and its adapter; what keeps it from
-    that counts as a key each.
+    `general.name` is free. Each fault of the Modelfile's FROM, ADAPTER and parameters counts too.
     """
     source, file, adapter = subject.checkpoint, subject.file, subject.adapter
     beside = adapter.path.name if adapter is not None and source.lora is not None else None
@@ -95,23 +94,29 @@ def metadata_check(subject: Subject, modelfile: Path | None = None) -> Check:
     shown = "; ".join(differences[:SHOWN])
     if len(differences) > SHOWN:
         shown += f"; and {len(differences) - SHOWN} more"
-    runs = ", and the Modelfile runs a file of this folder" if modelfile else ""
+    runs = "; the Modelfile names the right files" if modelfile else ""
     fine = f"{n_keys} keys equal{runs}"
     return counted("metadata", len(differences), fine, shown)
 
 
 def _method_difference(subject: Subject) -> Iterator[str]:
-    """Where what the file says of how its blocks came about cannot be so."""
+    """Where the keys about the quantization method contradict the checkpoint or each other."""
     found = subject.file.metadata
     method, is_trained = found.get(METHOD_KEY), subject.quantization.name == subject.checkpoint.qat
     if is_trained or method == "qat":
         if not (is_trained and method == "qat"):
-            holds = "the blocks that it was trained for" if is_trained else "no such blocks"
-            yield f"{METHOD_KEY}: {_shown(method)}, and the checkpoint holds {holds}"
+            found_method = "missing" if method is None else _shown(method)
+            wanted = (
+                f"was trained for {subject.quantization.name}"
+                if is_trained
+                else "was not trained for blocks"
+            )
+            yield f"{METHOD_KEY}: {found_method}, but the checkpoint {wanted}"
         return
     missing = [key for key in sorted(_OF_BLOCKS) if key not in found]
     if missing and len(missing) < len(_OF_BLOCKS):
-        yield f"{missing[0]}: missing, and other keys say how the blocks were chosen"
+        there = next(key for key in sorted(_OF_BLOCKS) if key in found)
+        yield f"{missing[0]}: missing, but {there} is there"
 
 
 def _name_of(metadata: Mapping[str, Any]) -> str:
@@ -121,7 +126,7 @@ def _name_of(metadata: Mapping[str, Any]) -> str:
 def _differences(
     found: Mapping[str, Any], wanted: Iterable[MetadataEntry], read: tuple[str, ...]
 ) -> Iterator[str]:
-    """One text for each key that is missing, has another value, or should not be there."""
+    """One text for each key that is missing, wrong or unexpected."""
     entries = {entry.key: entry for entry in wanted}
     tokens = entries.get(_KEYS.Tokenizer.LIST)
     names = tokens.value if tokens is not None and isinstance(tokens.value, list) else []
@@ -131,10 +136,7 @@ def _differences(
             yield f"{key}: {_difference(key, value, entry.value, names)}{_consequence(key)}"
     for key in sorted(found.keys() - entries.keys() - _OF_BLOCKS):
         if key.startswith(read):
-            yield (
-                f"{key}: {_shown(found[key])}, which no export of this checkpoint states and "
-                "llama.cpp or llmkit reads"
-            )
+            yield f"{key}: unexpected value {_shown(found[key])}, which llama.cpp or llmkit reads"
 
 
 def _same_value(found: Any, wanted: Any) -> bool:
@@ -160,7 +162,7 @@ def _difference(key: str, found: Any, wanted: Any, tokens: list[Any]) -> str:
         at = _first_difference(found, wanted)
         start = max(0, at - 10)
         return (
-            f"differs from character {at} on: {_shown(found[start:])} instead of "
+            f"differs at character {at}: {_shown(found[start:])} instead of "
             f"{_shown(wanted[start:])}"
         )
     return f"{_shown(found)} instead of {_shown(wanted)}"
@@ -174,14 +176,14 @@ def _list_difference(found: list[Any], wanted: list[Any]) -> str:
             first, second = differing
             if found[first] == wanted[second] and found[second] == wanted[first]:
                 return (
-                    f"{first} and {second} are exchanged: {_shown(wanted[first])} and "
+                    f"items {first} and {second} are swapped: {_shown(wanted[first])} and "
                     f"{_shown(wanted[second])}"
                 )
-        size = f"{len(differing)} of {len(wanted)} differ, first at {at}: "
+        size = f"{len(differing)} of {len(wanted)} items differ, first item {at}: "
     else:
         n = abs(len(found) - len(wanted))
-        size = f"{n} {'missing' if len(found) < len(wanted) else 'too many'}, "
-        size += f"first difference at {at}: "
+        size = f"{n} items {'missing' if len(found) < len(wanted) else 'too many'}, "
+        size += f"first difference at item {at}: "
     return f"{size}{_item(found, at)} instead of {_item(wanted, at)}"
 
 
@@ -229,7 +231,7 @@ def _consequence(key: str) -> str:
 
 
 def _file_type_difference(subject: Subject) -> Iterator[str]:
-    """A difference where most matrices have another type than the file says."""
+    """A difference if most matrices do not have the type that the file states."""
     config = subject.checkpoint.config
     types = [
         (found.ggml_type, entry_type(entry, subject.quantization, config).ggml_type)

@@ -1,4 +1,4 @@
-"""Whether a Modelfile runs what is proved: the file, its adapter, and what it says of both."""
+"""Whether a Modelfile runs the file and the adapter that are verified."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from llmkit.modelfiles.reading import read_modelfile
 
 
 def modelfile_faults(path: Path, subject: Subject) -> Iterator[str]:
-    """What Ollama refuses, or runs instead of what is proved.
+    """Lines that Ollama refuses, or that run another model.
 
-    What TEMPLATE renders and where answers stop are matters of their own. Raises ModelfileError
-    for a file that cannot be read.
+    TEMPLATE and stops have checks of their own. Raises ModelfileError for an unreadable file.
     """
     try:
         parsed = read_modelfile(path)
@@ -33,7 +32,7 @@ def modelfile_faults(path: Path, subject: Subject) -> Iterator[str]:
 
 
 def disagreements(modelfile: Modelfile, folder: Path, subject: Subject) -> Iterator[str]:
-    """What FROM and ADAPTER name, seen from `folder`, that is not the subject's.
+    """Where FROM and ADAPTER, relative to `folder`, do not name the subject's files.
 
     FROM may name any GGUF file beside it: an export has one Modelfile for several.
     """
@@ -41,15 +40,15 @@ def disagreements(modelfile: Modelfile, folder: Path, subject: Subject) -> Itera
     for source in (modelfile.source, *modelfile.more_sources):
         path = local_file(source, folder)
         if not path.is_file() or path.parent.resolve() != file.parent.resolve():
-            yield f"FROM {source} is not a GGUF file in the folder of {file.name}"
+            yield f"FROM {source} must name a GGUF file in the folder of {file.name}"
     named, proved = modelfile.adapter, subject.adapter
     if proved is None:
         if named is not None:
-            yield f"ADAPTER {named} changes {file.name}, which was exported without one"
+            yield f"ADAPTER {named}: remove it; {file.name} was exported without an adapter"
     elif named is None:
-        yield f"no ADAPTER: {file.name} is the base of {proved.path.name}, and both are the model"
+        yield f"ADAPTER is missing: {file.name} needs ADAPTER ./{proved.path.name}"
     elif _sha256(local_file(named, folder)) != proved.sha256():
-        yield f"ADAPTER {named} is not {proved.path.name}, which {file.name} is the base of"
+        yield f"ADAPTER {named} must be {proved.path.name}, the adapter of {file.name}"
 
 
 def _sha256(path: Path) -> str | None:

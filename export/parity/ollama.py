@@ -1,4 +1,4 @@
-"""Whether a running Ollama has stored the file, renders its prompts, and computes what it says."""
+"""Whether a running Ollama stores the file, renders its prompts and computes its numbers."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def ollama_check(
     name: str,
     host: str | None = None,
 ) -> Check:
-    """Ask the server for all it says of a model. Value: largest difference of log-probabilities.
+    """Compare a model in Ollama with the file. Value: largest difference of log-probabilities.
 
-    Raises OllamaError where no server answers or it has no such model.
+    Raises OllamaError if no server answers or it has no such model.
     """
     with OllamaServer(host) as server:
         version = server.version()
@@ -79,12 +79,12 @@ def summed_up(faults: Sequence[str]) -> str:
 
 
 def never_stops(n: int) -> str:
-    """The fault of a model of whose answers none ended by itself."""
-    return f"the model never stops: {n} of {n} answers do not end by themselves"
+    """The fault of a model that reached no end token in n answers."""
+    return f"the model never stops: {n} of {n} answers ran to the token limit"
 
 
 def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -> Iterator[str]:
-    """What of the stored model is not the file's or the Modelfile's.
+    """Where the stored model differs from the file or the Modelfile.
 
     Ollama rewrites the file: it adds general.quantization_version and tells no arrays.
     """
@@ -97,7 +97,7 @@ def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -
                 continue
         elif found == wanted:
             continue
-        yield f"{key} is {found!r} in Ollama instead of {wanted!r}: created from another file?"
+        yield f"{key} is {found!r} in Ollama instead of {wanted!r}; create the model again"
     architecture = shown.metadata.get(gguf.Keys.General.ARCHITECTURE)
     if architecture != "gpt2":
         yield f"architecture is {architecture!r} in Ollama instead of 'gpt2'"
@@ -120,7 +120,7 @@ def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -
                 yield f"{what} in Ollama differs from the Modelfile: {there[:60]!r}"
         for stop in modelfile.parameters.stop:
             if f'"{stop}"' not in shown.parameters:
-                yield f"Ollama has no stop {stop!r}"
+                yield f"stop {stop!r} is missing in Ollama"
 
 
 def rendering_faults(server: OllamaServer, name: str, subject: Subject) -> Iterator[str]:
@@ -136,7 +136,7 @@ def rendering_faults(server: OllamaServer, name: str, subject: Subject) -> Itera
                 continue
             fault = id_fault(conversation.messages, subject.checkpoint, llama, found)
             if fault is not None:
-                yield f"tokens of {conversation.kind} as Ollama renders it: {fault}"
+                yield f"{conversation.kind}, as Ollama renders it: {fault}"
 
 
 @torch.inference_mode()
@@ -156,7 +156,7 @@ def compared_logprobs(
             continue
         said = server.continued(name, text, N_TOKENS, n_ctx)
         if said.text and not said.tokens:
-            compared.faults.append("Ollama returns no log-probabilities; update it")
+            compared.faults.append("Ollama returns no log-probabilities; update Ollama")
             break
         compared.n_prompts += 1
         path, places = path_of(said, ids, ids_of, source.tokenizer, exact)
@@ -166,7 +166,7 @@ def compared_logprobs(
         compared.faults.append(nothing_compared(compared.n_prompts))
     if not compared.largest <= compared.limit:
         compared.faults.append(
-            f"log-probabilities differ by {compared.largest:.1e}, more than {compared.limit:.1e}"
+            f"log-probabilities differ by {compared.largest:.1e}, the limit is {compared.limit:.1e}"
         )
     return compared
 
@@ -270,8 +270,8 @@ def _compare_tokens(
         gap = float(row.max() - row[token_id])
         if gap > 2 * MULTIPLE * max(compared.noise, compared.largest):
             compared.faults.append(
-                f"Ollama chose token {token_id}, PyTorch {int(row.argmax())}: "
-                f"its log-probability is {gap:.1e} higher"
+                f"Ollama chose token {token_id}, PyTorch {int(row.argmax())}, whose "
+                f"log-probability is {gap:.1e} higher"
             )
 
 

@@ -1,4 +1,4 @@
-"""One HTML page with a proof and its plots, to go with a model."""
+"""An HTML page with a proof and its plots, to publish with a model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ else 'The proof failed.' }}</span></p>
 {{ checks_table(proof) }}
 {% if distances %}{{ numbers_table(distance_columns, distances) }}{% endif %}
 {% if plot %}<img alt="KL per position and logits of both" src="data:image/png;base64,{{ plot }}">
-<p>Left: how far llama.cpp's predictions are from PyTorch's at each position. Conversion is what
-should be equal and differs by rounding only; quantization is what the smaller file costs.
-Right: logits of both, drawn at random; on the line they are equal.</p>{% endif %}
+<p>Left: KL divergence of llama.cpp's predictions from PyTorch's at each position. Conversion
+compares with PyTorch on the file's weights; it should be about as small as rounding alone.
+Quantization compares with PyTorch on the original weights. Right: a random sample of logits; equal
+logits lie on the line.</p>{% endif %}
 <h2>What was compared</h2>
 <table>
 {% for name, value in facts %}<tr><td>{{ name }}</td><td><code>{{ value }}</code></td></tr>
 {% endfor %}</table>
 {% if prompts %}<h2>Prompts</h2>
-<p>Beginnings that were gone on from, token by token, the first ones of {{ n_prompts }}:</p>
+<p>Both programs continued {{ n_prompts }} prompts. The first ones:</p>
 <ol>{% for prompt in prompts %}<li><code>{{ prompt }}</code></li>{% endfor %}</ol>{% endif %}
 """
 _DISTANCE_COLUMNS = (
@@ -43,7 +44,7 @@ N_SHOWN = 20
 def write_page(
     path: Path, proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[str]
 ) -> None:
-    """Write the proof as a page that needs no other file."""
+    """Write the proof as one self-contained page."""
     facts = [
         ("checkpoint", proof.checkpoint),
         ("checkpoint SHA-256", proof.checkpoint_sha256),

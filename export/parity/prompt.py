@@ -1,8 +1,8 @@
-"""Whether every rendering of the prompt format gives the model what it was trained on.
+"""Whether every program renders a prompt as training did.
 
-Four programs write a prompt: training, the GGUF's Jinja template, the Modelfile's TEMPLATE, and
-llama.cpp, which makes tokens of the text. TEMPLATE is run by Go's own engine where a Go compiler
-is there; without one it has to be, to the letter, what the format's own rendering is.
+Compared are training, the GGUF's Jinja template, the Modelfile's TEMPLATE and llama.cpp's tokens of
+the text. Go's own engine runs TEMPLATE; without a Go compiler, TEMPLATE must equal, character by
+character, the one that llmkit writes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def prompt_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None)
     with any_go_engine() if modelfile else nullcontext() as engine:
         faults, renderings = [], []
         if llama.chat_template is None:
-            faults.append("the GGUF has no tokenizer.chat_template: programs take one of their own")
+            faults.append("the GGUF has no tokenizer.chat_template; export it again")
         else:
             renderings.append(
                 _Rendering("the GGUF's Jinja", ChatTemplate(llama.chat_template).text)
@@ -72,9 +72,9 @@ def prompt_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None)
             faults += _faults(conversation, source, llama, renderings)
     names = ["training", *(rendering.name for rendering in renderings), "llama.cpp"]
     if modelfile and not engine:
-        names.append("TEMPLATE (compared as text: there is no Go compiler that works)")
-    fine = f"{len(found)} conversations are the same in {', '.join(names)}"
-    more = f"; {len(faults) - 1} more differ" if len(faults) > 1 else ""
+        names.append("TEMPLATE (compared as text: no working Go compiler)")
+    fine = f"{len(found)} conversations are equal in {', '.join(names)}"
+    more = f"; {len(faults) - 1} more prompts differ" if len(faults) > 1 else ""
     return counted("prompt", len(faults), fine, "".join(faults[:1]) + more)
 
 
@@ -147,10 +147,10 @@ def _faults(
 def id_fault(
     messages: Sequence[Message], source: Checkpoint, llama: LlamaCpp, text: str
 ) -> str | None:
-    """Where the ids that llama.cpp makes of a prompt's text are not those of training.
+    """Where llama.cpp's ids of a prompt's text differ from training's; None if they are equal.
 
-    Ollama makes special tokens of their text wherever it stands, in a message too (trap 6 of its
-    facts); training kept it text, and no prompt can say which is meant: such messages pass.
+    Messages that contain the text of a special token are not compared: Ollama turns it into the
+    token, training keeps it as text, and no template can tell the two apart.
     """
     form = source.prompt_format
     if any(token in message.content for token in form.stops for message in messages):
@@ -159,17 +159,19 @@ def id_fault(
     found = llama.tokenize(text, parse_special=True)
     if found == ids:
         return None
-    at = next((i for i, (a, b) in enumerate(zip(found, ids, strict=False)) if a != b), -1)
-    return (
-        f"other ids than in training, from id {at} on: "
-        f"{found[at : at + 4]} instead of {ids[at : at + 4]}"
-    )
+    at = _first_difference(found, ids)
+    there, wanted = found[at : at + 4], ids[at : at + 4]
+    return f"ids differ from training at id {at}: {there} instead of {wanted}"
 
 
 def _difference(there: str, wanted: str) -> str:
-    """Where two texts part, and what stands there in each."""
-    pairs = enumerate(zip(there, wanted, strict=False))
-    at = next((i for i, (a, b) in pairs if a != b), min(len(there), len(wanted)))
+    """The first character that differs, and the text around it in both."""
+    at = _first_difference(there, wanted)
     start = max(0, at - _SHOWN // 2)
     shown = (repr(text[start : at + _SHOWN]) for text in (there, wanted))
-    return "differs from training from character {} on: {} instead of {}".format(at, *shown)
+    return "differs from training at character {}: {} instead of {}".format(at, *shown)
+
+
+def _first_difference(there: Sequence[object], wanted: Sequence[object]) -> int:
+    pairs = enumerate(zip(there, wanted, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(there), len(wanted)))

@@ -227,8 +227,8 @@ class FileTensors:
         stored = self._stored(name)
         if stored.ggml_type not in DOT_TYPES:
             raise GGUFError(
-                f"{self.file.path}: {name} is {stored.ggml_type.name}, of which it is "
-                "not known how llama.cpp multiplies with it"
+                f"{self.file.path}: {name} has type {stored.ggml_type.name}, which llmkit cannot "
+                "verify; export it again with another type"
             )
         return Matrix(
             name,
@@ -364,5 +364,5 @@ def _lora_alpha(adapter: GGUFFile | None) -> float:
         return 0.0
     alpha = adapter.metadata.get(gguf.Keys.Adapter.LORA_ALPHA)
     if not isinstance(alpha, float):
-        raise GGUFError(f"{adapter.path} states no strength of the adapter; export it again")
+        raise GGUFError(f"{adapter.path} has no {gguf.Keys.Adapter.LORA_ALPHA}; export it again")
     return alpha

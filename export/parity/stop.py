@@ -31,20 +31,20 @@ _EOS = gguf.Keys.Tokenizer.EOS_ID
 
 
 def stop_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None) -> Check:
-    """Value: what would keep an answer from ending.
+    """Value: faults that can keep an answer from ending.
 
-    Of a checkpoint that was taught to answer, held-out prompts are answered in both programs: the
-    original weights in PyTorch, the file in llama.cpp.
+    For a checkpoint fine-tuned to answer, both programs also answer held-out prompts: PyTorch with
+    the original weights, llama.cpp with the file.
     """
     source = subject.checkpoint
     end = source.prompt_format.end
     faults = list(_faults(subject, llama, modelfile))
-    fine = f"answers end with {end!r}, id {source.end_id}, CONTROL"
+    fine = f"answers end with {end!r}, token {source.end_id}, type CONTROL"
     if modelfile:
-        fine += ", and at the stops of the Modelfile"
+        fine += "; the Modelfile has its stops"
     if source.held_out_file.exists() and not source.labels:
         n, in_torch, in_llama = _ended(subject, llama)
-        ended = f"of {n} held-out answers {in_torch} end in PyTorch, {in_llama} in llama.cpp"
+        ended = f"{in_torch} of {n} held-out answers end in PyTorch, {in_llama} in llama.cpp"
         fine += f"; {ended}"
         fault = _ending_fault(in_torch, in_llama)
         if fault is not None:
@@ -54,11 +54,9 @@ def stop_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None) -
 
 def _ending_fault(in_torch: int, in_llama: int) -> str | None:
     if not in_llama:
-        cause = "it ends in PyTorch" if in_torch else "it has not learned to end"
-        return f"the model never stops, and {cause}"
+        return "the model never stops in llama.cpp"
     if in_llama < ENDING_SHARE * in_torch:
-        cause = "a cost of quantization, unless `logits` or `generation` fails too"
-        return f"the model seldom stops: {cause}"
+        return f"llama.cpp needs at least {ENDING_SHARE:.0%} as many; try a type with more bits"
     return None
 
 
@@ -67,18 +65,18 @@ def _faults(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None) -> I
     end, end_id = source.prompt_format.end, source.end_id
     eos = subject.file.metadata.get(_EOS)
     if eos != end_id:
-        yield f"{_EOS} is {eos}, and answers were trained to end with {end_id} ({end!r})"
+        yield f"{_EOS} is {eos}, but training ended answers with token {end_id} ({end!r})"
     types = subject.file.metadata.get(gguf.Keys.Tokenizer.TOKEN_TYPE)
     kind = types[end_id] if isinstance(types, list) and end_id < len(types) else None
     if kind != gguf.TokenType.CONTROL:
-        yield f"token {end_id} ({end!r}) is not CONTROL: its text would be printed"
+        yield f"token {end_id} ({end!r}) is not CONTROL: programs print its text"
     if not llama.is_end_of_generation(end_id):
         yield f"llama.cpp does not stop at token {end_id} ({end!r})"
     if modelfile:
         missing = [stop for stop in source.prompt_format.stops if stop not in _stops(modelfile)]
         if missing:
             named = ", ".join(map(repr, missing))
-            yield f"the Modelfile has no PARAMETER stop for {named}: another model may run on"
+            yield f"the Modelfile has no PARAMETER stop for {named}; add it"
 
 
 def _stops(modelfile: Modelfile) -> Sequence[str]:
@@ -86,7 +84,7 @@ def _stops(modelfile: Modelfile) -> Sequence[str]:
 
 
 def _ended(subject: Subject, llama: LlamaCpp) -> tuple[int, int, int]:
-    """How many held-out prompts were answered, and how many answers ended in either program."""
+    """How many held-out prompts were answered; how many answers ended in PyTorch, in llama.cpp."""
     source = subject.checkpoint
     answers = _answers(source.folder, source.sha256)
     in_torch = in_llama = 0

@@ -35,7 +35,7 @@ def tensors_check(subject: Subject) -> Check:
     n_wrong, texts = faults.count, fault_texts(faults, wanted)
     if foreign := sorted(hashes.keys() - {tensor.source for tensor in wanted}):
         n_wrong += len(foreign)
-        texts.append(f"{BLOCKS_KEY} names {foreign[0]}, which the checkpoint does not have")
+        texts.append(f"{BLOCKS_KEY} names {foreign[0]}, but the checkpoint has no such tensor")
     if faults.differing and source.lora is not None:
         texts = [*_adapter_text(subject, faults), *texts]
     n_tensors = len(wanted)
@@ -45,9 +45,9 @@ def tensors_check(subject: Subject) -> Check:
         n_wrong += faults.count
         n_tensors += len(wanted)
         texts += [f"{subject.adapter.path.name}: {text}" for text in fault_texts(faults, wanted)]
-    said = f"{n_tensors - len(hashes)} tensors equal bit for bit"
+    said = f"{n_tensors - len(hashes)} tensors are equal bit for bit"
     if hashes:
-        said += f", {len(hashes)} as {subject.file.method} chose them"
+        said += f", {len(hashes)} have the hash of the blocks that {subject.file.method} chose"
     return counted("tensors", n_wrong, said, "; ".join(texts))
 
 
@@ -146,7 +146,7 @@ def _adapter_text(subject: Subject, faults: Faults) -> list[str]:
     if not is_other:
         return []
     return [
-        "the adapter is not merged into the file, which names none"
+        "the adapter is missing: the file holds the base and names no adapter; export it again"
         if merged
-        else "the adapter is merged into the file, which names it to be added again"
+        else "the adapter is applied twice: merged into the file and named by it; export it again"
     ]

@@ -1,4 +1,4 @@
-"""Whether llama.cpp cuts text into the checkpoint's tokens, and tokens into the same bytes."""
+"""Whether llama.cpp's tokenizer gives the checkpoint's ids and bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _equal: dict[str, int] = {}  # tokenizers without a difference: in how many text
 
 @dataclass(frozen=True)
 class _TextFault:
-    """A text of which llama.cpp makes other tokens than the checkpoint."""
+    """A text that llama.cpp tokenizes differently."""
 
     text: str
     found: list[int]
@@ -66,9 +66,7 @@ def tokenizer_check(subject: Subject, llama: LlamaCpp, texts: Sequence[str]) -> 
         parts.append(token_faults[0])
         if len(token_faults) > 1:
             parts.append(f"{len(token_faults) - 1} more tokens differ")
-    fine = (
-        f"{n_texts} texts give the same ids and bytes, {tokenizer.vocab_size} tokens are the same"
-    )
+    fine = f"{n_texts} texts have equal ids and bytes; all {tokenizer.vocab_size} tokens are equal"
     return counted("tokenizer", len(faults) + len(token_faults), fine, "; ".join(parts))
 
 
@@ -137,7 +135,7 @@ def _special_faults(llama: LlamaCpp, tokenizer: Tokenizer) -> Iterator[_TextFaul
 
 
 def _token_faults(llama: LlamaCpp, source: Checkpoint) -> Iterator[str]:
-    """Tokens that stand for other bytes in llama.cpp, or end a generation in one of both only."""
+    """Tokens with different bytes in llama.cpp, or that end generation in only one program."""
     tokenizer = source.tokenizer
     if llama.vocab_size != tokenizer.vocab_size:
         yield f"llama.cpp has {llama.vocab_size} tokens, the checkpoint {tokenizer.vocab_size}"
@@ -145,12 +143,12 @@ def _token_faults(llama: LlamaCpp, source: Checkpoint) -> Iterator[str]:
         token = f"token {token_id} {tokenizer.tokens[token_id]!r}"
         found, wanted = llama.token_bytes(token_id), tokenizer.decode_bytes([token_id])
         if found != wanted:
-            yield f"{token} stands for {found!r} instead of {wanted!r} in llama.cpp"
+            yield f"{token} decodes to {found!r} instead of {wanted!r} in llama.cpp"
         ends, shall_end = llama.is_end_of_generation(token_id), token_id in source.stop_ids
         if ends and not shall_end:
-            yield f"{token} ends a generation in llama.cpp, in the checkpoint it does not"
+            yield f"{token} ends generation in llama.cpp, but not in the checkpoint"
         elif shall_end and not ends:
-            yield f"{token} ends a generation in the checkpoint, in llama.cpp it does not"
+            yield f"{token} ends generation in the checkpoint, but not in llama.cpp"
 
 
 def _text_of(fault: _TextFault, tokenizer: Tokenizer, file: GGUFFile) -> str:
@@ -158,13 +156,13 @@ def _text_of(fault: _TextFault, tokenizer: Tokenizer, file: GGUFFile) -> str:
     at = next((i for i, (a, b) in pairs if a != b), None)
     shown = _shown_text(fault, tokenizer, at or 0)
     if at is None:
-        return f"llama.cpp does not give the bytes of {shown} back: a token has other bytes"
+        return f"llama.cpp's tokens of {shown} do not decode to its bytes"
     ids = [_ids(sequence, at) for sequence in (fault.found, fault.wanted)]
     special = ", special tokens parsed," if fault.parse_special else ""
     names = [_names(sequence, at, tokenizer) for sequence in (fault.found, fault.wanted)]
     return (
-        f"llama.cpp gives other ids for {shown}{special} from id {at} on: {ids[0]} {names[0]} "
-        f"instead of {ids[1]} {names[1]}: {_cause(fault, at, tokenizer, file)}"
+        f"llama.cpp's ids of {shown}{special} differ at id {at}: {ids[0]} {names[0]} "
+        f"instead of {ids[1]} {names[1]}; {_in_file(fault, at, tokenizer, file)}"
     )
 
 
@@ -190,14 +188,14 @@ def _names(ids: Sequence[int], at: int, tokenizer: Tokenizer) -> str:
     return f"({' '.join(tokens[i] if i < len(tokens) else '?' for i in shown)})"
 
 
-def _cause(fault: _TextFault, at: int, tokenizer: Tokenizer, file: GGUFFile) -> str:
-    """What of the file explains it: tokens, merges, types, or else the split."""
+def _in_file(fault: _TextFault, at: int, tokenizer: Tokenizer, file: GGUFFile) -> str:
+    """What differs in the file: a token, a merge, a type, or else the key of the split."""
     wanted_tokens = [tokenizer.tokens[token_id] for token_id in fault.wanted[at:]]
     return (
         _token_cause(fault, at, tokenizer, _list(file, _KEYS.LIST))
         or _merge_cause(wanted_tokens, tokenizer, _list(file, _KEYS.MERGES))
         or _type_cause(tokenizer, _list(file, _KEYS.TOKEN_TYPE))
-        or f"another split ({_KEYS.PRE} is {file.metadata.get(_KEYS.PRE)!r})"
+        or f"tokens, merges and types are equal; {_KEYS.PRE} is {file.metadata.get(_KEYS.PRE)!r}"
     )
 
 
@@ -207,20 +205,21 @@ def _list(file: GGUFFile, key: str) -> list[Any]:
 
 
 def _token_cause(fault: _TextFault, at: int, tokenizer: Tokenizer, tokens: list[Any]) -> str:
-    """A token of another name, first of all one of the two around the difference."""
+    """A token with a different name, if possible one at the difference."""
     ids = [*fault.wanted[at : at + 1], *fault.found[at : at + 1], *range(tokenizer.vocab_size)]
     for token_id in ids:
         wanted = tokenizer.tokens[token_id] if token_id < tokenizer.vocab_size else None
         found = tokens[token_id] if token_id < len(tokens) else None
         if found != wanted:
             if found is None or wanted is None:
-                return f"token {token_id} {wanted or found!r} is in one of both only"
+                where = "missing in" if found is None else "only in"
+                return f"token {token_id} {wanted or found!r} is {where} the file"
             return f"token {token_id} is {found!r} in the file instead of {wanted!r}"
     return ""
 
 
 def _merge_cause(wanted_tokens: Iterable[str], tokenizer: Tokenizer, merges: list[Any]) -> str:
-    """A merge that is missing, too many or of another rank; where it can be, one of this text."""
+    """A merge that is missing, extra or of a different rank, if possible one of this text."""
     wanted = [f"{left} {right}" for left, right in tokenizer.merges]
     if merges == wanted:
         return ""
@@ -230,14 +229,15 @@ def _merge_cause(wanted_tokens: Iterable[str], tokenizer: Tokenizer, merges: lis
         merge for token in wanted_tokens for merge in missing if merge.replace(" ", "") in token
     ]
     for merge in (*used, *missing):
-        return f"merge {merge!r} is not in the file"
+        return f"merge {merge!r} is missing in the file"
     for merge in merges:
         if merge not in wanted_set:
-            return f"merge {merge!r} is in the file, not in the checkpoint"
+            return f"merge {merge!r} is only in the file"
     moved = [merge for merge, other in zip(merges, wanted, strict=False) if merge != other]
     if len(moved) == 2:
-        return f"merges {moved[1]!r} and {moved[0]!r} are exchanged"
-    return f"merges are in another order, first {moved[0]!r}" if moved else "merges are repeated"
+        return f"merges {moved[1]!r} and {moved[0]!r} are swapped"
+    order = f"merges are in a different order, first {moved[0]!r}"
+    return order if moved else "the file repeats merges"
 
 
 def _type_cause(tokenizer: Tokenizer, types: list[Any]) -> str:
@@ -245,5 +245,5 @@ def _type_cause(tokenizer: Tokenizer, types: list[Any]) -> str:
     for token_id, kind in enumerate(types[: tokenizer.vocab_size]):
         if (kind == control) != (token_id in tokenizer.special_ids):
             wanted = "CONTROL" if token_id in tokenizer.special_ids else "NORMAL"
-            return f"token {token_id} {tokenizer.tokens[token_id]!r} is not {wanted} in the file"
+            return f"token {token_id} {tokenizer.tokens[token_id]!r} must be {wanted} in the file"
     return ""

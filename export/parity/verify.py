@@ -1,8 +1,7 @@
 """`verify`: does llama.cpp compute from a GGUF file what PyTorch computes from its checkpoint?
 
-Each check looks at one cause of "good in the notebook, garbage in Ollama" and names the place
-where something differs. Files are first compared as they lie there (metadata, tensors), then
-llama.cpp runs them (tokenizer, logits, generation).
+Each check compares one part and names the place where it differs. `metadata` and `tensors` read
+the file; the other checks run it in llama.cpp.
 """
 
 from __future__ import annotations
@@ -60,16 +59,16 @@ def verify(
 ) -> Proof:
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
 
-    `modelfile`: the one beside the file unless given. `ollama`: a model of a running Ollama, made
-    of this file, which is asked too (OLLAMA_HOST says where); that check fails where it cannot be
-    asked. `data`: text; what training held out unless given, and tales where it held out nothing.
-    The proof is also written into parity.json beside the file, and with `html` as a page with
-    plots. Raises LlmkitError where the two cannot be compared at all, or the page not be written.
+    `modelfile`: by default the one beside the file. `ollama`: a model in a running Ollama, created
+    from this file, to check too (at OLLAMA_HOST); if it cannot be reached, that check fails.
+    `data`: text; by default what training held out, or built-in tales. The proof is saved in
+    parity.json beside the file, and with `html` as a page with plots. Raises LlmkitError if the
+    two cannot be compared or the page cannot be written.
     """
     subject = open_subject(load_checkpoint(checkpoint), gguf)
     unreachable = _unreachable(ollama) if ollama else None
     if unreachable:
-        say(f"{unreachable}; the other checks run without it")
+        say(f"{unreachable}; the other checks still run")
     source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
     prompts = proof_prompts(subject.checkpoint, data)
     beside = gguf.parent / MODELFILE
@@ -107,7 +106,7 @@ def verify(
     try:
         keep(proof)
     except LlmkitError as error:  # a folder that cannot be written does not undo what was found
-        say(f"the proof was not kept: {error}")
+        say(f"could not save the proof: {error}")
     if html is not None:
         from llmkit.export.parity.page import write_page  # matplotlib takes a while to import
 
@@ -117,10 +116,7 @@ def verify(
 
 
 def _unreachable(model: str) -> OllamaError | None:
-    """Why a model of a running Ollama cannot be asked: found out before the proofs take their time.
-
-    None where it can.
-    """
+    """Why Ollama cannot be asked about a model, found before the slow checks; None if it can."""
     try:
         with OllamaServer() as server:
             server.version()
@@ -135,7 +131,7 @@ def _not_run(name: str, error: LlmkitError) -> Check:
 
 
 def _read(modelfile: Path) -> Modelfile | None:
-    """None where Ollama refuses it, which `metadata` says."""
+    """None if Ollama refuses it, which `metadata` reports."""
     try:
         return read_modelfile(modelfile).modelfile
     except RefusalError:
@@ -144,7 +140,7 @@ def _read(modelfile: Path) -> Modelfile | None:
 
 @dataclass
 class _Run:
-    """The checks that llama.cpp runs for, and what else they leave."""
+    """The checks that run llama.cpp, and their comparison of logits."""
 
     texts: list[TextSequence]
     prompts: list[list[int]]
@@ -152,11 +148,11 @@ class _Run:
     comparison: LogitsComparison | None = None
 
     def checks(self, subject: Subject) -> list[Check]:
-        """Run llama.cpp. Raises GGUFError where it or the reference cannot run the file."""
+        """Run llama.cpp. Raises GGUFError if it or the reference cannot run the file."""
         source, file = subject.checkpoint, subject.file
         wanted = tensor_table(replace(source.config, qkv_bias=True))
         if tensor_table(config_of(file)) != wanted:
-            raise GGUFError("the file's sizes are not the checkpoint's")
+            raise GGUFError("the file and the checkpoint have different sizes; metadata names them")
         reference = Reference(subject, torch.float32)
         # It loads the file by itself, so that memory holds it once.
         layers = layers_check(subject, self.texts[0].inputs[:LAYER_TOKENS])

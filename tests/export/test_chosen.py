@@ -78,7 +78,7 @@ def test_the_whole_proof_passes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (proof,) = done.proofs
     assert {check.name: check.detail for check in proof.checks if not check.passed} == {}
     said = {check.name: check.detail for check in proof.checks}["tensors"]
-    assert said.endswith("9 as gptq chose them")
+    assert "9 have the hash of the blocks that gptq chose" in said
 
 
 def test_the_file_says_what_it_was_calibrated_with(chosen: Path, source: Checkpoint) -> None:
@@ -185,15 +185,15 @@ def test_what_a_file_says_of_its_blocks_has_to_agree(
     assert "h.9.weight" in found
     path = without_key(chosen, tmp_path / "b.gguf", CALIBRATION_KEY)
     check = metadata_check(open_subject(source, path))
-    assert check.detail.startswith(f"{CALIBRATION_KEY}: missing, and other keys say how")
+    assert check.detail.startswith(f"{CALIBRATION_KEY}: missing")
     path = with_key(chosen, tmp_path / "c.gguf", METHOD_KEY, "qat", Kind.STRING)
     check = metadata_check(open_subject(source, path))
-    assert check.detail == f"{METHOD_KEY}: 'qat', and the checkpoint holds no such blocks"
+    assert f"{METHOD_KEY}: 'qat'" in check.detail
 
 
 def test_hashes_that_are_none_are_refused(chosen: Path, source: Checkpoint, tmp_path: Path) -> None:
     path = with_key(chosen, tmp_path / "m.gguf", BLOCKS_KEY, "[no", Kind.STRING)
-    with pytest.raises(GGUFError, match="no list of hashes"):
+    with pytest.raises(GGUFError, match=BLOCKS_KEY):
         tensors_check(open_subject(source, path))
 
 
@@ -206,7 +206,7 @@ def test_presets_get_error_feedback_in_every_type(tmp_path: Path, wide: Path) ->
     subject = open_subject(load_checkpoint(wide), done.files[0].path)
     check = tensors_check(subject)
     assert check.passed, check.detail
-    assert check.detail.endswith("5 as gptq chose them")
+    assert "5 have the hash of the blocks that gptq chose" in check.detail
 
 
 @pytest.fixture

@@ -359,18 +359,18 @@ def swapped(first: int, second: int) -> Callable[[list[Any]], list[Any]]:
 IN_KEYS: dict[str, tuple[Damage, dict[str, str]]] = {
     "eps": (
         key("gpt2.attention.layer_norm_epsilon", 1e-2, Kind.FLOAT32),
-        {"metadata": "layer_norm_epsilon", "layers": "another layer_norm_epsilon"},
+        {"metadata": "layer_norm_epsilon", "layers": "blk.0.attn_norm"},
     ),
     "head count": (
         key("gpt2.attention.head_count", 4, Kind.UINT32),
-        {"metadata": "head_count", "layers": "another number of heads"},
+        {"metadata": "head_count", "layers": "blk.0: qkv -> attention"},
     ),
     "context": (key("gpt2.context_length", 16, Kind.UINT32), {"metadata": "context_length"}),
     "vocabulary size": (key("gpt2.vocab_size", 271, Kind.UINT32), {"metadata": "vocab_size"}),
     "file type": (key("general.file_type", 2, Kind.UINT32), {"metadata": "general.file_type"}),
     "eos": (
         key(f"{TOKENIZER}.eos_token_id", 17, Kind.UINT32),
-        {"metadata": "eos_token_id", "tokenizer": "ends a generation"},
+        {"metadata": "eos_token_id", "tokenizer": "token 17"},
     ),
     "bos": (key(f"{TOKENIZER}.bos_token_id", 17, Kind.UINT32), {"metadata": "bos_token_id"}),
     "add_bos": (
@@ -399,11 +399,11 @@ IN_KEYS: dict[str, tuple[Damage, dict[str, str]]] = {
     ),
     "one merge missing": (
         array(f"{TOKENIZER}.merges", lambda items: items[:5] + items[6:]),
-        {"metadata": "1 missing", "tokenizer": "is not in the file"},
+        {"metadata": "merges: 1 items missing", "tokenizer": "missing in the file"},
     ),
     "two merges exchanged": (
         array(f"{TOKENIZER}.merges", swapped(0, 4)),
-        {"metadata": "0 and 4 are exchanged"},
+        {"metadata": "0 and 4 are swapped"},
     ),
     "one token renamed": (
         array(f"{TOKENIZER}.tokens", lambda items: [*items[:65], "renamed", *items[66:]]),
@@ -504,7 +504,7 @@ IN_MODELFILES: dict[str, tuple[PromptFormat, Callable[[Modelfile], Modelfile], d
     "TEMPLATE with one newline less": (
         ALPACA,
         with_template("### Response:\n", "### Response:"),
-        {"prompt": "TEMPLATE, one question: differs from training"},
+        {"prompt": "TEMPLATE, one question"},
     ),
     "TEMPLATE with one space more": (
         CHATML,
@@ -554,17 +554,17 @@ IN_MODELFILES: dict[str, tuple[PromptFormat, Callable[[Modelfile], Modelfile], d
     "a model of Ollama's own": (
         ALPACA,
         lambda modelfile: replace(modelfile, source="llama3.2"),
-        {"metadata": "FROM llama3.2 is not a GGUF file in the folder of c-f32.gguf"},
+        {"metadata": "FROM llama3.2"},
     ),
     "another folder's file": (
         ALPACA,
         lambda modelfile: replace(modelfile, source="../elsewhere.gguf"),
-        {"metadata": "FROM ../elsewhere.gguf is not a GGUF file in the folder of c-f32.gguf"},
+        {"metadata": "FROM ../elsewhere.gguf"},
     ),
     "a second FROM": (
         ALPACA,
         lambda modelfile: replace(modelfile, more_sources=("llama3.2",)),
-        {"metadata": "FROM llama3.2 is not a GGUF file in the folder"},
+        {"metadata": "FROM llama3.2"},
     ),
     "a file that is not there": (
         ALPACA,
@@ -667,9 +667,9 @@ def test_without_go_the_template_has_to_be_the_formats_own(
     answering, gguf = exported(ALPACA, tmp_path)
     proof = proof_of(answering, gguf)
     assert said(proof) == {}
-    assert any("there is no Go compiler" in check.detail for check in proof.checks)
+    assert any("no working Go compiler" in check.detail for check in proof.checks)
     rewritten(gguf, with_template("### Response:\n", "### Response:"))
-    assert "TEMPLATE: differs from training" in said(proof_of(answering, gguf))["prompt"]
+    assert "TEMPLATE: differs" in said(proof_of(answering, gguf))["prompt"]
 
 
 def test_jinja_and_template_that_differ_are_caught(tmp_path: Path) -> None:
@@ -686,7 +686,10 @@ def test_another_end_is_caught(tmp_path: Path) -> None:
     answering, gguf = exported(OWN, tmp_path)
     key("tokenizer.ggml.eos_token_id", 17, Kind.UINT32)(gguf, tmp_path / "m.gguf")
     failed = said(verify(answering.folder, tmp_path / "m.gguf", max_tokens=96))
-    assert "trained to end with" in failed["stop"]
+    assert (
+        f"eos_token_id is 17, but training ended answers with token {answering.end_id} "
+        in failed["stop"]
+    )
     assert "llama.cpp does not stop" in failed["stop"]
     assert "eos_token_id" in failed["metadata"]
 
@@ -696,7 +699,7 @@ def test_an_end_token_that_is_text_is_caught(tmp_path: Path) -> None:
     array("tokenizer.ggml.token_type", lambda items: [1] * len(items))(gguf, tmp_path / "m.gguf")
     failed = said(verify(answering.folder, tmp_path / "m.gguf", max_tokens=96))
     assert "is not CONTROL" in failed["stop"]
-    assert "is not CONTROL" in failed["tokenizer"]
+    assert "must be CONTROL" in failed["tokenizer"]
 
 
 def test_a_model_that_never_ends_is_caught(tmp_path: Path) -> None:
@@ -705,7 +708,10 @@ def test_a_model_that_never_ends_is_caught(tmp_path: Path) -> None:
     answering.held_out_file.parent.mkdir()
     answering.held_out_file.write_text(json.dumps(record) + "\n", encoding="utf-8")
     failed = said(proof_of(answering, gguf))
-    assert "the model never stops, and it has not learned to end" in failed["stop"]
+    assert (
+        "0 of 1 held-out answers end in PyTorch, 0 in llama.cpp: the model never stops"
+        in failed["stop"]
+    )
 
 
 # --- damages to an adapter --------------------------------------------------------------------
@@ -736,15 +742,15 @@ def test_another_alpha_is_caught(tmp_path: Path) -> None:
     subject = open_subject(tuned, path)
     failed = complaints(metadata_check(subject), layers_check(subject, TOKENS))
     assert "adapter.lora.alpha" in failed["metadata"]
-    assert "adapter" in failed["layers"]
+    assert "blk.0.attn_qkv.weight" in failed["layers"]
 
 
 @pytest.mark.parametrize(
     ("adapter", "words"),
     [
-        (None, "no ADAPTER: adapted-f32.gguf is the base of adapted-adapter.gguf"),
+        (None, "ADAPTER ./adapted-adapter.gguf"),
         ("./gone.gguf", "ADAPTER ./gone.gguf"),
-        ("./other.gguf", "ADAPTER ./other.gguf is not adapted-adapter.gguf"),
+        ("./other.gguf", "ADAPTER ./other.gguf must be adapted-adapter.gguf"),
     ],
 )
 def test_a_modelfile_that_does_not_use_the_adapter_is_caught(
@@ -771,7 +777,6 @@ def test_another_gelu_is_caught_and_named(
     monkeypatch.setattr(bounds, "gelu", F.gelu)  # with erf instead of tanh
     failed = complaints(layers_check(open_subject(checkpoint, good[kind]), TOKENS))
     assert "blk.0: ffn_up -> gelu" in failed["layers"]
-    assert "another form of GELU" in failed["layers"]
 
 
 @pytest.mark.slow
@@ -783,7 +788,7 @@ def test_an_activation_that_no_f16_holds_is_caught(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", change=overflow)
     failed = said(proof_of(made, write(made, tmp_path / "m.gguf", "f16")))
     assert failed["logits"].startswith("llama.cpp's logits are infinite or NaN at")
-    assert failed["logits"].endswith("choose f32 or bf16")
+    assert "bf16" in failed["logits"]
     assert "generation" in failed
     assert said(proof_of(made, write(made, tmp_path / "b.gguf", "bf16"))) == {}
 

@@ -202,7 +202,7 @@ def test_a_missing_stop_is_found(server: StandIn, exported: tuple[Checkpoint, Pa
     server.models["other:latest"] = replace(
         stored, modelfile=replace(stored.modelfile, parameters=parameters)
     )
-    assert "Ollama has no stop '<|endoftext|>'" in check(server, exported, "other").detail
+    assert "stop '<|endoftext|>' is missing" in check(server, exported, "other").detail
 
 
 def test_what_does_not_answer_is_one_line(

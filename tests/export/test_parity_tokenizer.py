@@ -62,7 +62,7 @@ def _array(change: Callable[[list[Any]], Any], key: str, good: Path, target: Pat
 def test_a_good_file_passes(checkpoint: Checkpoint, good: Path) -> None:
     found = check(checkpoint, good, TEXT, "")
     assert (found.name, found.passed, found.value, found.limit) == ("tokenizer", True, 0, 0)
-    assert "texts give the same ids and bytes, 290 tokens are the same" in found.detail
+    assert "290 tokens" in found.detail
 
 
 def test_files_with_one_tokenizer_are_compared_once(
@@ -123,8 +123,7 @@ def test_a_missing_merge_is_named(checkpoint: Checkpoint, good: Path, tmp_path: 
         found = check(checkpoint, path, TEXT)
         assert not found.passed
         assert found.value > 0
-        assert f"merge {merge!r} is not in the file" in found.detail
-        assert "llama.cpp gives other ids for " in found.detail
+        assert f"merge {merge!r} is missing" in found.detail
 
 
 def test_exchanged_merges_are_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
@@ -140,7 +139,7 @@ def test_exchanged_merges_are_named(checkpoint: Checkpoint, good: Path, tmp_path
     found = check(checkpoint, path, TEXT, "her hed hen")
     assert not found.passed
     pairs = (f"{merges[a]!r} and {merges[b]!r}" for a, b in ((first, second), (second, first)))
-    assert any(f"merges {pair} are exchanged" in found.detail for pair in pairs)
+    assert any(f"merges {pair} are swapped" in found.detail for pair in pairs)
 
 
 def test_a_merge_too_many_is_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
@@ -151,7 +150,7 @@ def test_a_merge_too_many_is_named(checkpoint: Checkpoint, good: Path, tmp_path:
     path = _array(lambda items: items.insert(0, one_more), MERGES, good, tmp_path / "m.gguf")
     found = check(checkpoint, path, TEXT)
     assert not found.passed
-    assert f"merge {one_more!r} is in the file, not in the checkpoint" in found.detail
+    assert f"merge {one_more!r} is only in the file" in found.detail
 
 
 def test_a_renamed_token_is_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_a_renamed_token_is_named(checkpoint: Checkpoint, good: Path, tmp_path: 
     found = check(checkpoint, _array(rename, TOKENS, good, tmp_path / "m.gguf"), TEXT)
     assert not found.passed
     assert f"token {token_id} is 'hXe' in the file instead of 'he'" in found.detail
-    assert f"token {token_id} 'he' stands for b'hXe' instead of b'he' in llama.cpp" in found.detail
+    assert f"token {token_id} 'he' decodes to b'hXe' instead of b'he'" in found.detail
 
 
 def test_two_exchanged_tokens_are_named(checkpoint: Checkpoint, good: Path, tmp_path: Path) -> None:
@@ -209,7 +208,7 @@ def test_a_special_token_that_is_not_control_is_named(
     )
     found = check(checkpoint, path)
     assert not found.passed
-    assert f"token {end} '{DONE}' is not CONTROL in the file" in found.detail
+    assert f"token {end} '{DONE}' must be CONTROL" in found.detail
 
 
 def test_a_text_token_that_is_special_is_found(
@@ -231,9 +230,7 @@ def test_another_end_of_generation_is_named(
     path = with_key(good, tmp_path / "m.gguf", EOS, 17, Kind.UINT32)
     token = checkpoint.tokenizer.tokens[17]
     detail = check(checkpoint, path).detail
-    assert f"token 17 {token!r} ends a generation in llama.cpp, in the checkpoint it does not" in (
-        detail
-    )
+    assert f"token 17 {token!r} ends generation in llama.cpp" in detail
 
 
 def test_an_end_that_is_none_in_llama_cpp_is_named(
@@ -245,7 +242,7 @@ def test_an_end_that_is_none_in_llama_cpp_is_named(
     path = with_key(good, tmp_path / "n.gguf", EOS, end_of_text, Kind.UINT32)
     found = check(checkpoint, path)
     assert found.value == 1
-    expected = f"token {checkpoint.end_id} '{DONE}' ends a generation in the checkpoint, in llama"
+    expected = f"token {checkpoint.end_id} '{DONE}' ends generation in the checkpoint"
     assert expected in found.detail
 
 
@@ -259,7 +256,7 @@ def test_another_split_is_named(
     key = "tokenizer.ggml.pre"
     found = check(checkpoint, with_key(good, tmp_path / "m.gguf", key, pre, Kind.STRING), TEXT)
     assert not found.passed
-    assert f"another split (tokenizer.ggml.pre is {pre!r})" in found.detail
+    assert f"tokenizer.ggml.pre is {pre!r}" in found.detail
 
 
 def test_the_users_own_text_is_compared(checkpoint: Checkpoint, good: Path) -> None:
@@ -282,7 +279,7 @@ def test_the_users_own_text_is_compared(checkpoint: Checkpoint, good: Path) -> N
         assert tokenizer_check(subject, deaf, []).passed
         found = tokenizer_check(subject, deaf, ["the fox", own_text])
     assert found.value == 1
-    assert "llama.cpp gives other ids for 'the hen of" in found.detail
+    assert "'the hen of" in found.detail
 
 
 def test_a_text_whose_bytes_do_not_come_back_is_found(checkpoint: Checkpoint, good: Path) -> None:
@@ -303,8 +300,8 @@ def test_a_text_whose_bytes_do_not_come_back_is_found(checkpoint: Checkpoint, go
         lossy: Any = Lossy(llama)
         found = tokenizer_check(open_subject(checkpoint, good), lossy, [TEXT])
     assert not found.passed
-    assert "llama.cpp does not give the bytes of " in found.detail
-    assert f"token {lost} 'he' stands for b'' instead of b'he'" in found.detail
+    assert "do not decode" in found.detail
+    assert f"token {lost} 'he' decodes to b'' instead of b'he'" in found.detail
 
 
 def test_another_number_of_tokens_is_found(

@@ -60,7 +60,8 @@ def test_blocks_chosen_after_training_are_not_the_trained_ones(
     subject = open_subject(trained, again)
     assert not tensors_check(subject).passed
     said = metadata_check(subject).detail
-    assert "'gptq', and the checkpoint holds the blocks that it was trained for" in said
+    assert "llmkit.quantization.method: 'gptq'" in said
+    assert "q4_0" in said
 
 
 def test_a_changed_quant_fails_the_proof(trained: Checkpoint, tmp_path: Path) -> None:
