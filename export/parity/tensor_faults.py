@@ -1,27 +1,17 @@
-"""In words: tensors that are missing, left over, of another shape or type, or other ones."""
+"""In words: tensors that are missing, unexpected, swapped, or of a wrong shape, type or content."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from llmkit.errors import QuantizationError
 from llmkit.export.gguf_file import GGUFFile, StoredTensor
-from llmkit.export.parity.tensor_diagnosis import (
-    Diagnosis,
-    Suspect,
-    WantedTensor,
-    looks_like,
-    relative_error,
-)
-from llmkit.export.parity.tensor_places import moved_texts
-from llmkit.quant import dequantize, quant_type_of
+from llmkit.export.metadata import BLOCKS_KEY
+from llmkit.export.parity.tensor_diagnosis import Suspect, WantedTensor, difference, known_cause
 from llmkit.quant.types import PackedRows
 
-_DIAGNOSED = 3  # tensors of each kind of fault of which a detail says more than the number
-_TOKENS, _HEAD = "token_embd.weight", "output.weight"
+_SHOWN = 3  # tensors of each kind of fault
 
 
 @dataclass(frozen=True)
@@ -34,7 +24,7 @@ class Faults:
     other_shape: list[WantedTensor]
     other_type: list[WantedTensor]
     differing: list[Suspect]  # right in shape and type
-    rehashed: list[str]  # near the checkpoint's, and not the blocks that were chosen for it
+    rehashed: list[str]  # near the checkpoint's, but with a wrong hash
 
     @property
     def count(self) -> int:
@@ -49,134 +39,79 @@ def rows_of(found: StoredTensor) -> PackedRows:
 
 
 def fault_texts(faults: Faults, wanted: Sequence[WantedTensor]) -> list[str]:
-    """Each fault and what it looks like, alike ones together. `wanted`: all of the file's."""
-    return [
-        *_missing(faults),
-        *_left_over(faults),
-        *(_shape(faults.file.tensors[t.name], t) for t in faults.other_shape[:_DIAGNOSED]),
-        *_types(faults),
-        *_differences(faults, wanted),
-        *_rehashed(faults),
-    ]
-
-
-def _missing(faults: Faults) -> Iterator[str]:
-    names = [tensor.name for tensor in faults.missing]
-    if _HEAD in names:
-        names.remove(_HEAD)
-        yield f"{_HEAD} is missing: the head is tied to {_TOKENS}, the checkpoint's is not"
-    if names and all(name.endswith(".bias") for name in names):
-        yield f"{_listed(names)} missing: biases were dropped, llama.cpp needs zeros at least"
-    elif names:
-        yield f"{_listed(names)} missing"
-
-
-def _left_over(faults: Faults) -> Iterator[str]:
-    names = list(faults.left_over)
-    if _HEAD in names:
-        names.remove(_HEAD)
-        head, tokens = (faults.file.tensors.get(name) for name in (_HEAD, _TOKENS))
-        is_copy = head and tokens and np.array_equal(head.blocks, tokens.blocks)
-        what = f"a copy of {_TOKENS}" if is_copy else "another head"
-        yield f"{_HEAD} is left over, {what}: the checkpoint's head is tied"
-    if names:
-        yield f"{_listed(names)} left over: the checkpoint has no such tensor"
-
-
-def _shape(found: StoredTensor, wanted: WantedTensor) -> str:
-    if (
-        len(wanted.shape) != 2
-        or found.shape[1:] != wanted.shape[1:]
-        or found.ggml_type != wanted.stored.ggml_type
-    ):
-        return f"{wanted.name} has shape {found.shape} instead of {wanted.shape}"
-    rows, blocks = rows_of(found), wanted.blocks()
-    n = min(len(rows), len(blocks))
-    text = f"{wanted.name} has {len(rows)} rows instead of {len(blocks)}"
-    if np.array_equal(rows[:n], blocks[:n]):
-        added = rows[n:]
-        if not len(added):
-            return f"{text}: the last {len(blocks) - n} missing"
-        zeros = "zeros" if not dequantize(added, wanted.stored).any() else "padding"
-        return f"{text}: the first {n} are right, the last {len(added)} are {zeros}"
-    if np.array_equal(rows[-n:], blocks[-n:]):
-        what = f"the first {len(blocks) - n} missing" if len(rows) == n else "more before the first"
-        return f"{text}: {what}"
-    n_equal = int((rows[:n] == blocks[:n]).all(axis=1).argmin())
-    return f"{text}, and differs from row {n_equal} on"
+    """Each kind of fault with its first tensors. `wanted`: all tensors of the file."""
+    texts = []
+    if faults.missing:
+        texts.append(f"missing: {_listed([tensor.name for tensor in faults.missing])}")
+    if faults.left_over:
+        texts.append(f"not in the checkpoint: {_listed(faults.left_over)}")
+    for tensor in faults.other_shape[:_SHOWN]:
+        shape = faults.file.tensors[tensor.name].shape
+        texts.append(f"{tensor.name} has shape {shape} instead of {tensor.shape}")
+    texts += _types(faults)
+    moved = _moved(faults.differing, wanted)
+    texts += _shown(list(_moved_texts(moved)))
+    texts += _differences([s for s in faults.differing if s.wanted.name not in moved], wanted)
+    if faults.rehashed:
+        texts.append(f"hash differs from the one in {BLOCKS_KEY}: {_listed(faults.rehashed)}")
+    return texts
 
 
 def _types(faults: Faults) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for tensor in faults.other_type:
-        found = faults.file.tensors[tensor.name]
-        kind = f"{found.ggml_type.name.lower()} instead of {tensor.stored.name}"
-        groups.setdefault(kind, []).append(tensor.name)
-    by_name = {tensor.name: tensor for tensor in faults.other_type}
-    for kind, names in groups.items():
-        first = faults.file.tensors[names[0]]
-        values = "its" if len(names) == 1 else "the first's"
-        same = f" ({values} numbers are the checkpoint's)" * _is_same(first, by_name[names[0]])
-        yield f"{_listed(names)} {kind}{same}"
+        found = faults.file.tensors[tensor.name].ggml_type.name.lower()
+        groups.setdefault(f"{found} instead of {tensor.stored.name}", []).append(tensor.name)
+    for types, names in groups.items():
+        yield f"{types}: {_listed(names)}"
 
 
-def _is_same(found: StoredTensor, wanted: WantedTensor) -> bool:
-    """Whether a tensor of another type is made of the checkpoint's numbers all the same."""
-    try:
-        return np.array_equal(rows_of(found), wanted.pack(quant_type_of(found.ggml_type)))
-    except QuantizationError:  # a type that we cannot write
-        return False
+def _moved(differing: Sequence[Suspect], wanted: Sequence[WantedTensor]) -> dict[str, str]:
+    """Names of tensors, with the name of the other tensor whose content each holds."""
+    exact = {(s.wanted.shape, s.wanted.stored) for s in differing if s.far is None}
+    holders = {_digest(t.blocks()): t.name for t in wanted if (t.shape, t.stored) in exact}
+    moved = {}
+    for suspect in differing:
+        name = suspect.wanted.name
+        if suspect.far is None:
+            other = holders.get(_digest(suspect.found))
+        else:
+            alike = (t for t in wanted if t.name != name and t.shape == suspect.wanted.shape)
+            other = next((t.name for t in alike if suspect.holds(t.weights())), None)
+        if other is not None:
+            moved[name] = other
+    return moved
 
 
-def _differences(faults: Faults, wanted: Sequence[WantedTensor]) -> Iterator[str]:
-    if not faults.differing:
-        return
-    moved, rest = moved_texts(faults.differing, wanted)
-    yield from moved
-    diagnoses = [looks_like(suspect) for suspect in rest[:_DIAGNOSED]]
+def _digest(blocks: PackedRows) -> bytes:
+    return hashlib.blake2b(blocks.tobytes(), digest_size=16).digest()
+
+
+def _moved_texts(moved: Mapping[str, str]) -> Iterator[str]:
+    for name, other in moved.items():
+        if moved.get(other) != name:
+            yield f"{name} holds {other}"
+        elif name < other:
+            yield f"{name} and {other} are swapped"
+
+
+def _differences(differing: Sequence[Suspect], wanted: Sequence[WantedTensor]) -> Iterator[str]:
+    causes = [known_cause(suspect) for suspect in differing[:_SHOWN]]
     matrices = {tensor.name for tensor in wanted if len(tensor.shape) == 2}
-    unknown = not any(diagnosis.is_known for diagnosis in diagnoses)
-    if rest and unknown and matrices <= {suspect.wanted.name for suspect in rest}:
-        errors = _errors(rest)
-        yield (
-            f"another checkpoint's file: every matrix differs (relative RMS error "
-            f"{min(errors):.2g} to {max(errors):.2g})"
-        )
-        return
-    yield from _grouped(rest, diagnoses)
+    if differing and not any(causes) and matrices <= {s.wanted.name for s in differing}:
+        yield "every matrix differs; verify with the checkpoint that the file was exported from"
+    for suspect, cause in zip(differing, causes, strict=False):
+        named = f"{suspect.wanted.name} {suspect.wanted.shape}"
+        yield f"{named} {cause}" if cause else f"{named}: {difference(suspect)}"
+    if len(differing) > _SHOWN:
+        yield f"{len(differing) - _SHOWN} more tensors differ"
 
 
-def _errors(suspects: Sequence[Suspect]) -> list[float]:
-    return [
-        relative_error(
-            dequantize(suspect.found, suspect.stored),
-            dequantize(suspect.wanted.blocks(), suspect.stored),
-        )
-        for suspect in suspects
-        if len(suspect.shape) == 2
-    ]
-
-
-def _grouped(rest: Sequence[Suspect], diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
-    names: dict[str, list[str]] = {}
-    for suspect, diagnosis in zip(rest, diagnoses, strict=False):
-        names.setdefault(diagnosis.text, []).append(suspect.wanted.name)
-    for text, group in names.items():
-        yield f"{', '.join(group)}: {text}"
-    if len(rest) > len(diagnoses):
-        yield f"and {len(rest) - len(diagnoses)} more tensors differ"
-
-
-def _rehashed(faults: Faults) -> Iterator[str]:
-    if faults.rehashed:
-        yield (
-            f"{_listed(faults.rehashed)} near the checkpoint's, but the blocks are not those that "
-            "were chosen for its weights: their hash is another"
-        )
+def _shown(texts: Sequence[str]) -> list[str]:
+    more = [f"{len(texts) - _SHOWN} more are not in their place"] if len(texts) > _SHOWN else []
+    return [*texts[:_SHOWN], *more]
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_DIAGNOSED])
-    if len(names) > _DIAGNOSED:
-        shown += f" and {len(names) - _DIAGNOSED} more"
-    return f"{shown} {'is' if len(names) == 1 else 'are'}"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -15,7 +15,7 @@ from llmkit.export.gguf_write import entry_type, open_weights, pack_tensor
 from llmkit.export.metadata import BLOCKS_KEY, hash_of_choice
 from llmkit.export.names import TensorEntry, tensor_table
 from llmkit.export.parity.check import Check, counted
-from llmkit.export.parity.chosen_blocks import as_rounded, hashes_of
+from llmkit.export.parity.chosen_blocks import far_rows, hashes_of
 from llmkit.export.parity.subject import Subject
 from llmkit.export.parity.tensor_diagnosis import Suspect, WantedTensor, rounded
 from llmkit.export.parity.tensor_faults import Faults, fault_texts, rows_of
@@ -122,9 +122,9 @@ def _faults(
         elif found.ggml_type != tensor.stored.ggml_type:
             faults.other_type.append(tensor)
         elif tensor.source in hashes and not tensor.is_trained:
-            suspect = as_rounded(Suspect(tensor, rows_of(found)), wanted)
-            if not np.array_equal(suspect.found, tensor.blocks()):
-                faults.differing.append(suspect)
+            far = far_rows(rows_of(found), tensor)
+            if len(far):
+                faults.differing.append(Suspect(tensor, rows_of(found), far))
             elif hash_of_choice(tensor.weights(), rows_of(found)) != hashes[tensor.source]:
                 faults.rehashed.append(tensor.name)
         elif not is_equal(found, tensor):

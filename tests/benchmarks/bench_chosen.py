@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llmkit.checkpoint import load_checkpoint
 from llmkit.export.parity.chosen_blocks import NearRows, hashes_of
 from llmkit.export.parity.subject import Subject, open_subject
+from llmkit.export.parity.tensor_diagnosis import rounded
 from llmkit.export.parity.tensor_faults import rows_of
 from llmkit.export.parity.tensors import wanted_tensors
 from llmkit.quant import dequantize
@@ -30,7 +31,7 @@ def ratios(subject: Subject) -> NDArray[np.float64]:
         near = NearRows.of(tensor.weights(), tensor.stored)
         blocks = rows_of(subject.file.tensors[tensor.name])
         distance = near.distances(dequantize(blocks, tensor.stored))
-        rounding = near.distances(dequantize(near.blocks, tensor.stored))
+        rounding = near.distances(dequantize(rounded(near.weights, tensor.stored), tensor.stored))
         rounding = np.maximum(rounding, np.median(rounding))
         length = np.square(near.weights).mean(axis=1)
         found.append(np.sqrt(distance[:, None] / np.stack((near.farthest, rounding, length), 1)))

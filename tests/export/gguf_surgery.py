@@ -22,6 +22,7 @@ from llmkit.checkpoint import (
 from llmkit.model.config import GPTConfig
 from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import COMPLETION
+from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.tokenizer import Tokenizer, train_bpe
 
 Kind = gguf.GGUFValueType
@@ -103,6 +104,38 @@ def with_tensors(source: Path, target: Path, change: Callable[[dict[str, Any]], 
     tensors = tensors_of(source)
     change(tensors)
     return write_file(target, keys_of(source), tensors)
+
+
+def with_tensor(source: Path, target: Path, name: str, change: Callable[[Any], Any]) -> Path:
+    """A copy in which the stored rows of one tensor are changed."""
+
+    def replace(tensors: dict[str, Any]) -> None:
+        data, kind = tensors[name]
+        tensors[name] = (np.ascontiguousarray(change(data.copy())), kind)
+
+    return with_tensors(source, target, replace)
+
+
+def with_numbers(source: Path, target: Path, name: str, change: Callable[[Any], Any]) -> Path:
+    """A copy in which the numbers of one tensor are changed and rounded again."""
+
+    def replace(tensors: dict[str, Any]) -> None:
+        data, kind = tensors[name]
+        stored = quant_type(kind.name.lower())
+        numbers = dequantize(data.view(np.uint8).reshape(len(data), -1), stored)
+        blocks = quantize(np.ascontiguousarray(change(numbers)), stored, name)
+        tensors[name] = (blocks.view(data.dtype), kind)
+
+    return with_tensors(source, target, replace)
+
+
+def with_array(source: Path, target: Path, key: str, change: Callable[[list[Any]], Any]) -> Path:
+    """A copy in which an array went through `change`, which returns it or changes it in place."""
+    keys = keys_of(source)
+    items, *kinds = keys[key]
+    items = list(items)
+    keys[key] = (change(items) or items, *kinds)
+    return write_file(target, keys, tensors_of(source))
 
 
 def with_flipped_bit(source: Path, target: Path, tensor_name: str, bit: int = 0) -> Path:

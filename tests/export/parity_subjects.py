@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from llmkit.checkpoint import (
 )
 from llmkit.export.adapter import write_adapter
 from llmkit.export.gguf_write import write_gguf
+from llmkit.export.parity.check import Check, Proof
 from llmkit.export.parity.subject import Subject, open_subject
+from llmkit.export.parity.verify import verify
 from llmkit.model.storage import quantization
+from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.prompt_format import prompt_format
+from llmkit.modelfiles.reading import read_modelfile
 from llmkit.quant import quant_names, quant_type
 from llmkit.tokenizer import train_bpe, train_characters
 
@@ -80,3 +85,23 @@ def write_apart(checkpoint: Checkpoint, folder: Path, qtype: str = "f32") -> Pat
     path = folder / "model.gguf"
     write_gguf(checkpoint, path, quantization(qtype), "model", "adapter.gguf")
     return path
+
+
+def proof_of(checkpoint: Checkpoint, gguf: Path) -> Proof:
+    """All checks on a short text."""
+    return verify(checkpoint.folder, gguf, max_tokens=96)
+
+
+def said(proof: Proof) -> dict[str, str]:
+    """The detail of each failed check."""
+    return complaints(*proof.checks)
+
+
+def complaints(*checks: Check) -> dict[str, str]:
+    """The detail of each failed check."""
+    return {check.name: check.detail for check in checks if not check.passed}
+
+
+def rewritten(gguf: Path, change: Callable[[Modelfile], Modelfile]) -> None:
+    path = gguf.parent / "Modelfile"
+    path.write_text(render(change(read_modelfile(path).modelfile)), encoding="utf-8")

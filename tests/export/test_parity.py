@@ -21,7 +21,7 @@ from gguf_surgery import (
     without_key,
     write_file,
 )
-from parity_subjects import SLOW_TYPES
+from parity_subjects import SLOW_TYPES, proof_of, said, write
 from typer.testing import CliRunner
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
@@ -314,6 +314,20 @@ def test_a_product_that_is_one_percent_off_fails(
     assert "layers" in failed(proof)
     assert "blk.0: ffn_norm -> ffn_up: blk.0.ffn_up.weight" in detail(proof, "layers")
     assert quant in ("q8_0", "q4_0") or "logits" in failed(proof)
+
+
+@pytest.mark.slow
+def test_an_activation_that_no_f16_holds_is_caught(tmp_path: Path) -> None:
+    def overflow(weights: dict[str, torch.Tensor]) -> None:
+        weights["h.0.mlp.c_fc.bias"][7] = 1e5
+        weights["h.0.mlp.c_proj.weight"][:, 7] = 1e-7
+
+    made = make_checkpoint(tmp_path / "c", change=overflow)
+    found = said(proof_of(made, write(made, tmp_path / "m.gguf", "f16")))
+    assert found["logits"].startswith("llama.cpp's logits are infinite or NaN at")
+    assert "bf16" in found["logits"]
+    assert "generation" in found
+    assert said(proof_of(made, write(made, tmp_path / "b.gguf", "bf16"))) == {}
 
 
 class Choosing:

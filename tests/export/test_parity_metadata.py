@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from gguf_surgery import (
     keys_of,
     make_checkpoint,
     tensors_of,
+    with_array,
     with_key,
     with_tensors,
     without_key,
@@ -191,27 +191,20 @@ def test_many_wrong_keys_are_counted_and_some_named(
 # --- arrays ---------------------------------------------------------------------------------
 
 
-def _array(change: Callable[[list[Any]], list[Any]], key: str, good: Path, target: Path) -> Path:
-    keys = keys_of(good)
-    items, *kinds = keys[key]
-    keys[key] = (change(list(items)), *kinds)
-    return write_file(target, keys, tensors_of(good))
-
-
 def test_a_missing_merge_is_named(
     random_checkpoint: Checkpoint, good: Path, tmp_path: Path
 ) -> None:
     merges = [" ".join(merge) for merge in random_checkpoint.tokenizer.merges]
     key = "tokenizer.ggml.merges"
-    path = _array(lambda m: m[:7] + m[8:], key, good, tmp_path / "m.gguf")
+    path = with_array(good, tmp_path / "m.gguf", key, lambda m: m[:7] + m[8:])
     detail = check(random_checkpoint, path).detail
     assert f"{key}: 1 items missing" in detail
     assert f"item 7: {merges[8]!r} instead of {merges[7]!r}" in detail
     assert "llama.cpp" in detail
-    path = _array(lambda m: m[:-2], key, good, tmp_path / "m.gguf")
+    path = with_array(good, tmp_path / "m.gguf", key, lambda m: m[:-2])
     expected = f"2 items missing, first difference at item {len(merges) - 2}: nothing instead of "
     assert expected in check(random_checkpoint, path).detail
-    path = _array(lambda m: [*m, "a b"], key, good, tmp_path / "m.gguf")
+    path = with_array(good, tmp_path / "m.gguf", key, lambda m: [*m, "a b"])
     expected = f"1 items too many, first difference at item {len(merges)}: 'a b' instead of nothing"
     assert expected in check(random_checkpoint, path).detail
 
@@ -225,7 +218,7 @@ def test_two_exchanged_merges_are_said_to_be_exchanged(
         items[3], items[9] = items[9], items[3]
         return items
 
-    path = _array(exchange, "tokenizer.ggml.merges", good, tmp_path / "m.gguf")
+    path = with_array(good, tmp_path / "m.gguf", "tokenizer.ggml.merges", exchange)
     expected = f"3 and 9 are swapped: {merges[3]!r} and {merges[9]!r}"
     assert expected in check(random_checkpoint, path).detail
 
@@ -234,11 +227,11 @@ def test_a_renamed_token_is_named(
     random_checkpoint: Checkpoint, good: Path, tmp_path: Path
 ) -> None:
     tokens = random_checkpoint.tokenizer.tokens
-    path = _array(
-        lambda items: [*items[:65], "renamed", *items[66:]],
-        "tokenizer.ggml.tokens",
+    path = with_array(
         good,
         tmp_path / "m.gguf",
+        "tokenizer.ggml.tokens",
+        lambda items: [*items[:65], "renamed", *items[66:]],
     )
     detail = check(random_checkpoint, path).detail
     assert f"1 of {len(tokens)} " in detail
@@ -250,12 +243,12 @@ def test_a_special_token_that_is_normal_is_named(
 ) -> None:
     key = "tokenizer.ggml.token_type"
     end = random_checkpoint.end_id
-    path = _array(lambda items: [1] * len(items), key, good, tmp_path / "m.gguf")
+    path = with_array(good, tmp_path / "m.gguf", key, lambda items: [1] * len(items))
     found = check(random_checkpoint, path)
     assert found.value == 1
     expected = f"{key}: NORMAL instead of CONTROL for token {end} '<|endoftext|>' ("
     assert expected in found.detail
-    path = _array(lambda items: [3] * len(items), key, good, tmp_path / "m.gguf")
+    path = with_array(good, tmp_path / "m.gguf", key, lambda items: [3] * len(items))
     expected = f"CONTROL instead of NORMAL for token 0 '!', and {end - 1} more"
     assert (
         expected.replace("'!'", repr(random_checkpoint.tokenizer.tokens[0]))

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_surgery import Kind, keys_of, make_checkpoint, tensors_of, with_key, write_file
+from gguf_surgery import Kind, make_checkpoint, with_array, with_key
 from parity_subjects import chatml_checkpoint, write
 
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
@@ -46,14 +45,6 @@ def good(checkpoint: Checkpoint) -> Path:
 def check(checkpoint: Checkpoint, path: Path, *texts: str) -> Check:
     with LlamaCpp(path) as llama:
         return tokenizer_check(open_subject(checkpoint, path), llama, texts)
-
-
-def _array(change: Callable[[list[Any]], Any], key: str, good: Path, target: Path) -> Path:
-    keys = keys_of(good)
-    items, *kinds = keys[key]
-    items = list(items)
-    keys[key] = (change(items) or items, *kinds)
-    return write_file(target, keys, tensors_of(good))
 
 
 # --- nothing is wrong -----------------------------------------------------------------------
@@ -119,7 +110,7 @@ def test_a_missing_merge_is_named(checkpoint: Checkpoint, good: Path, tmp_path: 
     merges = [" ".join(merge) for merge in checkpoint.tokenizer.merges]
     assert "h e" in merges
     for merge in ("h e", merges[-1]):
-        path = _array(lambda items, m=merge: items.remove(m), MERGES, good, tmp_path / "m.gguf")
+        path = with_array(good, tmp_path / "m.gguf", MERGES, lambda items, m=merge: items.remove(m))
         found = check(checkpoint, path, TEXT)
         assert not found.passed
         assert found.value > 0
@@ -135,7 +126,7 @@ def test_exchanged_merges_are_named(checkpoint: Checkpoint, good: Path, tmp_path
     def exchange(items: list[Any]) -> None:
         items[first], items[second] = items[second], items[first]
 
-    path = _array(exchange, MERGES, good, tmp_path / "m.gguf")
+    path = with_array(good, tmp_path / "m.gguf", MERGES, exchange)
     found = check(checkpoint, path, TEXT, "her hed hen")
     assert not found.passed
     pairs = (f"{merges[a]!r} and {merges[b]!r}" for a, b in ((first, second), (second, first)))
@@ -147,7 +138,7 @@ def test_a_merge_too_many_is_named(checkpoint: Checkpoint, good: Path, tmp_path:
     one_more = "o x"  # of "fox", where the f takes the o
     assert "f o" in merges
     assert one_more not in merges
-    path = _array(lambda items: items.insert(0, one_more), MERGES, good, tmp_path / "m.gguf")
+    path = with_array(good, tmp_path / "m.gguf", MERGES, lambda items: items.insert(0, one_more))
     found = check(checkpoint, path, TEXT)
     assert not found.passed
     assert f"merge {one_more!r} is only in the file" in found.detail
@@ -159,7 +150,7 @@ def test_a_renamed_token_is_named(checkpoint: Checkpoint, good: Path, tmp_path: 
     def rename(items: list[Any]) -> None:
         items[token_id] = "hXe"
 
-    found = check(checkpoint, _array(rename, TOKENS, good, tmp_path / "m.gguf"), TEXT)
+    found = check(checkpoint, with_array(good, tmp_path / "m.gguf", TOKENS, rename), TEXT)
     assert not found.passed
     assert f"token {token_id} is 'hXe' in the file instead of 'he'" in found.detail
     assert f"token {token_id} 'he' decodes to b'hXe' instead of b'he'" in found.detail
@@ -170,7 +161,7 @@ def test_two_exchanged_tokens_are_named(checkpoint: Checkpoint, good: Path, tmp_
         items[65], items[66] = items[66], items[65]
 
     tokens = checkpoint.tokenizer.tokens
-    found = check(checkpoint, _array(exchange, TOKENS, good, tmp_path / "m.gguf"), TEXT)
+    found = check(checkpoint, with_array(good, tmp_path / "m.gguf", TOKENS, exchange), TEXT)
     exchanged = (
         f"token {a} is {tokens[b]!r} in the file instead of {tokens[a]!r}"
         for a, b in ((65, 66), (66, 65))
@@ -200,11 +191,11 @@ def test_a_special_token_that_is_not_control_is_named(
 ) -> None:
     checkpoint, good = own
     end = checkpoint.end_id
-    path = _array(
-        lambda items: [kind if i == end else old for i, old in enumerate(items)],
-        TYPES,
+    path = with_array(
         good,
         tmp_path / "m.gguf",
+        TYPES,
+        lambda items: [kind if i == end else old for i, old in enumerate(items)],
     )
     found = check(checkpoint, path)
     assert not found.passed
@@ -219,7 +210,7 @@ def test_a_text_token_that_is_special_is_found(
     def change(items: list[Any]) -> None:
         items[token_id] = 3
 
-    found = check(checkpoint, _array(change, TYPES, good, tmp_path / "m.gguf"), TEXT)
+    found = check(checkpoint, with_array(good, tmp_path / "m.gguf", TYPES, change), TEXT)
     assert not found.passed
     assert f"token {token_id} 'he'" in found.detail
 
