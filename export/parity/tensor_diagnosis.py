@@ -52,7 +52,11 @@ class Suspect:
     far: NDArray[np.int64] | None = None
 
     def holds(self, weights: FloatRows) -> bool:
-        """Whether the blocks hold these rows; of fewer rows than the tensor's, its first ones."""
+        """Whether the blocks are those of these weights (n_rows, row_length)."""
+        return self.starts_with(weights[:_PROBED_ROWS]) and self.starts_with(weights)
+
+    def starts_with(self, weights: FloatRows) -> bool:
+        """Whether the first blocks are those of these rows, of which there may be fewer."""
         found, stored = self.found[: len(weights)], self.wanted.stored
         if self.far is None:
             return np.array_equal(rounded(weights, stored), found)
@@ -74,7 +78,7 @@ def known_cause(suspect: Suspect) -> str:
     """What was done to the checkpoint's tensor; empty if it is neither of two things."""
     weights = suspect.wanted.weights()
     columns = np.ascontiguousarray(weights.T).reshape(weights.shape)
-    if len(suspect.wanted.shape) == 2 and _holds_all(suspect, columns):
+    if len(suspect.wanted.shape) == 2 and suspect.holds(columns):
         return "is transposed"
     first_type = "" if suspect.far is not None else _first_type(suspect, weights)
     return first_type and f"was quantized twice, first to {first_type}"
@@ -104,15 +108,11 @@ def difference(suspect: Suspect) -> str:
     )
 
 
-def _holds_all(suspect: Suspect, weights: FloatRows) -> bool:
-    return suspect.holds(weights[:_PROBED_ROWS]) and suspect.holds(weights)
-
-
 def _first_type(suspect: Suspect, weights: FloatRows) -> str:
     """The type that the weights were rounded to before; empty if there was none."""
 
     def is_first(qtype: QuantType, n: int) -> bool:
-        return suspect.holds(dequantize(quantize(weights[:n], qtype, "weights"), qtype))
+        return suspect.starts_with(dequantize(quantize(weights[:n], qtype, "weights"), qtype))
 
     for qtype in map(quant_type, quant_names()):
         is_slow = qtype.layout is None and qtype.block_size > 1  # seconds, for some
