@@ -96,15 +96,17 @@ def ollama_name(name: str) -> str:
 
 def _check_target(out: Path, name: str) -> None:
     if not name or not name.isprintable() or any(character in '/\\"' for character in name):
-        raise ConfigError(f"{name!r} is not a valid file name; use letters, digits and -")
+        raise ConfigError(f"{name!r} is not a valid file name; use letters, digits and - in --name")
     if (out / CONFIG_FILE).exists():
-        raise ConfigError(f"{out} is a checkpoint; export into a folder of its own")
+        raise ConfigError(f"{out} is a checkpoint; choose another folder with --out")
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; export into a folder")
+        raise ConfigError(f"{out} is a file; choose a folder with --out")
     known = {f"{name}-{kind}.gguf" for kind in (*quantization_names(), CUSTOM, "adapter")}
     others = sorted(file.name for file in out.glob("*.gguf") if file.name not in known)
     if others:
-        raise ConfigError(f"{out} already has {others[0]} of another model; choose another --out")
+        raise ConfigError(
+            f"{out} contains {others[0]} of another model; choose another folder with --out"
+        )
 
 
 def _modelfile(

@@ -194,14 +194,14 @@ def read_importance_file(path: Path) -> ImportanceFile:
     matrix = read_imatrix(path)
     if all(found.n_without == found.in_sum2.size for found in matrix.statistics.values()):
         raise GGUFError(
-            f"{path}: all importances are zero, or too small for float32; collect again"
+            f"{path}: all importances are zero or too small for float32; collect them again"
         )
     return ImportanceFile(matrix, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _statistics(file: GGUFFile, name: str) -> InputStatistics:
     if name + COUNTS not in file.tensors:
-        raise GGUFError(f"{file.path} has {name}{SUMS} and no {name}{COUNTS}; collect it again")
+        raise GGUFError(f"{file.path} has {name}{SUMS} but not {name}{COUNTS}; collect it again")
     sums, counts = file.tensors[name + SUMS], file.tensors[name + COUNTS]
     for tensor in (sums, counts):
         if tensor.ggml_type != gguf.GGMLQuantizationType.F32:
@@ -210,8 +210,8 @@ def _statistics(file: GGUFFile, name: str) -> InputStatistics:
     in_sum2 = sums.dequantized()
     if not len(of_each) or in_sum2.size != len(of_each) * in_sum2.shape[-1]:
         raise GGUFError(
-            f"{file.path}: {sums.name} of shape {sums.shape} does not go with {len(of_each)} "
-            "counts; collect it again"
+            f"{file.path}: {sums.name} has shape {sums.shape}, which does not match "
+            f"{len(of_each)} counts; collect it again"
         )
     if not (np.isfinite(in_sum2).all() and np.isfinite(of_each).all() and in_sum2.min() >= 0):
         raise GGUFError(f"{file.path}: {name} has negative or infinite sums; collect it again")

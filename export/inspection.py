@@ -1,4 +1,4 @@
-"""`inspect`: what a checkpoint folder or a GGUF file holds."""
+"""`inspect`: metadata and tensors of a checkpoint folder or GGUF file."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def inspect(path: Path) -> Inspection:
     if path.is_file() and path.name.lower().endswith("modelfile"):
         raise ModelfileError(f"{path} is a Modelfile; `llmkit modelfile show {path}` explains it")
     if ggufs := sorted(path.glob("*.gguf")) if not (path / CONFIG_FILE).exists() else []:
-        raise CheckpointError(f"{path} holds GGUF files; inspect one of them, such as {ggufs[0]}")
+        raise CheckpointError(
+            f"{path} is a folder with GGUF files; inspect one, for example {ggufs[0]}"
+        )
     return _inspect_gguf(path) if is_gguf(path) else _inspect_checkpoint(path)
 
 
@@ -143,5 +145,5 @@ def _inspection(
 
 def _cut(value: Any) -> Any:
     if isinstance(value, list) and len(value) > SHOWN_ITEMS:
-        return [*value[:SHOWN_ITEMS], f"... {len(value)} in all"]
+        return [*value[:SHOWN_ITEMS], f"... {len(value)} in total"]
     return value

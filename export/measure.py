@@ -14,7 +14,7 @@ import torch
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.console import progress
-from llmkit.errors import ConfigError, GGUFError
+from llmkit.errors import ConfigError
 from llmkit.export.adapter import adapter_of
 from llmkit.export.bits import bits_by_group
 from llmkit.export.calibration import calibration_of
@@ -30,7 +30,7 @@ from llmkit.export.gguf_file import GGUFFile, read_gguf, refuse_faulty_weights, 
 from llmkit.export.held_out import TextSequence, compared_sequences
 from llmkit.export.imatrix import collect_importance
 from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.llama_quantize import PeerFile, write_peers
+from llmkit.export.llama_quantize import PeerFile, different_models, write_peers
 from llmkit.export.speed import Speed, measure_speed
 
 Against = Literal["llama.cpp"]
@@ -223,12 +223,13 @@ def _check_is_of(source: Checkpoint, file: GGUFFile, llama: LlamaCpp) -> None:
     refuse_faulty_weights(file)
     config = source.config
     if (llama.vocab_size, llama.context_length) != (config.vocab_size, config.context_length):
-        raise GGUFError(
-            f"{file.path} has {llama.vocab_size} tokens and a context of {llama.context_length}, "
-            f"{source.folder} {config.vocab_size} and {config.context_length}: another model"
+        sizes = (
+            f"sizes ({llama.vocab_size} and {config.vocab_size} tokens, "
+            f"context of {llama.context_length} and {config.context_length})"
         )
+        raise different_models(file.path, source, sizes)
     if file.metadata[gguf.Keys.Tokenizer.LIST] != source.tokenizer.tokens:
-        raise GGUFError(f"{file.path} has other tokens than {source.folder}: another model")
+        raise different_models(file.path, source, "tokens")
 
 
 def _row(measured: _Measured, peer: _Measured | None, speed: Speed) -> ComparisonRow:

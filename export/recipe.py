@@ -12,7 +12,14 @@ from llmkit.console import say
 from llmkit.errors import ConfigError
 from llmkit.export.budget import Budget, Plan, plan
 from llmkit.export.calibration import Calibration, calibration_of
-from llmkit.export.chosen import Method, by_error_feedback, by_importance, open_model, stored_types
+from llmkit.export.chosen import (
+    Method,
+    by_error_feedback,
+    by_importance,
+    check_inputs,
+    open_model,
+    stored_types,
+)
 from llmkit.export.gguf_write import open_weights
 from llmkit.export.imatrix import ImportanceFile, read_importance_file
 from llmkit.export.metadata import ChosenBlocks
@@ -47,15 +54,10 @@ class Recipe:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         if self.quants is not None and not self.quants:
-            raise ConfigError("no quantization given; name at least one, such as q4_0")
+            raise ConfigError("no quantization type given; name at least one, for example q4_0")
         if self.budget is not None and (self.quants is not None or self.tensor_types):
-            raise ConfigError("a target size chooses the types; omit --quant")
-        if self.calibration is not None and self.method == "rtn" and self.budget is None:
-            raise ConfigError(
-                "--calibration needs --method gptq; rtn does not use a calibration text"
-            )
-        if self.imatrix is not None and self.method != "rtn":
-            raise ConfigError("--imatrix works only with --method rtn; omit one of them")
+            raise ConfigError("a target size chooses the types; omit --quant and --tensor-type")
+        check_inputs(self.method, self.calibration if self.budget is None else None, self.imatrix)
         if self.tensor_types and len(self.quants or DEFAULT_QUANTS) != 1:
             raise ConfigError("--tensor-type needs exactly one --quant")
 
@@ -131,7 +133,7 @@ def _check_trained(source: Checkpoint, recipe: Recipe, *, merged: bool) -> None:
     if trained_on and not rounds:
         raise ConfigError(
             f"the adapter of {source.folder} was trained on rounded {trained_on} blocks; "
-            "omit --method, or add --merge"
+            "omit --method and --imatrix, or add --merge"
         )
     if trained_on and (set(names) - {trained_on} or recipe.budget or recipe.tensor_types):
         raise ConfigError(
@@ -140,13 +142,14 @@ def _check_trained(source: Checkpoint, recipe: Recipe, *, merged: bool) -> None:
         )
     if source.qat and (source.qat in names or recipe.quants is None) and not rounds:
         raise ConfigError(
-            f"{source.folder} already has trained {source.qat} blocks (--qat); omit --method"
+            f"{source.folder} already has trained {source.qat} blocks (--qat); "
+            "omit --method and --imatrix"
         )
     others = [name for name in names if name != source.qat]
     if source.qat and others:
         say(
-            f"{source.folder} was trained for {source.qat} blocks; {', '.join(others)}: made from "
-            "these blocks"
+            f"{source.folder} was trained for {source.qat}; {', '.join(others)} will be made "
+            "from its blocks"
         )
 
 
@@ -166,8 +169,8 @@ def _quantizations(source: Checkpoint, recipe: Recipe, *, merged: bool) -> list[
         ]
         if not matching:
             raise ConfigError(
-                f"no matrix has a name like {pattern!r}; they are token_embd, output and "
-                "blk.N.attn_qkv, attn_output, ffn_up, ffn_down, and * stands for anything"
+                f"no matrix matches {pattern!r}; the names are token_embd, output and blk.N. with "
+                "attn_qkv, attn_output, ffn_up or ffn_down; * matches anything"
             )
         chosen |= dict.fromkeys(matching, quant_type(qtype))
     return [replace(wanted[0], name=CUSTOM, chosen=chosen)]

@@ -63,12 +63,12 @@ _HEAD = """<!doctype html>
 {% endfor %}</table>{% endmacro %}
 """
 _TEMPLATE = """
-<p>Against {{ comparison.reference }} in PyTorch (f32), on {{ comparison.tokens }} tokens.
-KL divergence and its 95 % confidence interval in nats per token, the same text for every file.
-{% if peers %}llama-quantize's files have the same type for every tensor, without or with an
-importance matrix, whichever has the smaller mean KL; the interval of the ratio to it is of pairs,
-file against file on each piece of text.{% endif %}</p>
-<img alt="Mean KL divergence over file size" src="data:image/png;base64,{{ plot }}">
+<p>Each file compared with {{ comparison.reference }} in PyTorch (f32), on the same
+{{ comparison.tokens }} tokens. KL divergence in nats per token, with its 95 % confidence interval.
+{% if peers %}The files of llama-quantize have the same type for every tensor. The ratio is to the
+better of its files with and without an importance matrix; the interval of the ratio is from paired
+differences on each piece of text.{% endif %}</p>
+<img alt="Mean KL divergence by file size" src="data:image/png;base64,{{ plot }}">
 {{ numbers_table(measures[0], measures[1:]) }}
 {% for proof in proofs %}
 <h2>{{ proof.quant }}: <span class="{{ 'passed' if proof.passed else 'failed' }}">

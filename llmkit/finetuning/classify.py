@@ -239,7 +239,6 @@ def blocks_to_train(unfreeze: str, n_layer: int) -> int | None:
     n_blocks = int(unfreeze) if unfreeze.isdecimal() else 0
     if not 0 < n_blocks <= n_layer:
         raise ConfigError(
-            f"unknown unfreeze {unfreeze!r}; choose head, all, or a number of last blocks, "
-            f"1 to {n_layer}"
+            f"unknown unfreeze {unfreeze!r}; use head, all, or a number of blocks (1 to {n_layer})"
         )
     return n_blocks

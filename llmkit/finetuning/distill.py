@@ -11,7 +11,6 @@ import torch
 from llmkit.checkpoint import load_checkpoint
 from llmkit.data.sources import source_files
 from llmkit.data.tokens import open_token_file, windows
-from llmkit.errors import CheckpointError
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.own_text import own_files, write_own_text
 from llmkit.finetuning.run import run_settings
@@ -97,8 +96,6 @@ def finetune_distill(
         grid = load_checkpoint(out).grid(where)
         TrainingLoop(folder, state, steps, task, where, grid).train()
     metrics = folder.read_metrics()
-    if not metrics:
-        raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
     model = base.load_model(where)
     merge_lora(model)
     for name, qtype in start.types.items():

@@ -196,7 +196,7 @@ def finetune_instruct(
     classifier.
     """
     config = config or FinetuneConfig()
-    base = base_that_answers(checkpoint, "its head knows labels alone; use its base")
+    base = base_that_answers(checkpoint, "its head predicts only labels; use its base")
     form = prompt_format or (ALPACA if base.prompt_format == COMPLETION else base.prompt_format)
     seed = seed_of(training)
     tokenizer = grown_tokenizer(base, config, special=(form.end, *form.special_tokens))

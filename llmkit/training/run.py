@@ -124,8 +124,6 @@ def _result(folder: RunFolder) -> TrainingResult:
     checkpoint = load_checkpoint(folder.folder)
     n_parameters = gpt_without_weights(checkpoint.config).n_parameters()
     metrics = folder.read_metrics()
-    if not metrics:
-        raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
     return TrainingResult(folder.folder, metrics[-1].step, n_parameters, metrics)
 
 

@@ -171,7 +171,7 @@ def test_a_width_that_no_block_fits_stays_f16(tmp_path: Path) -> None:
 
 def test_too_little_is_said_before_anything_is_measured(tiny_checkpoint: Path) -> None:
     source = load_checkpoint(tiny_checkpoint)
-    with pytest.raises(ConfigError, match=r"^3 bits per weight .* take [5-7]\.\d+"):
+    with pytest.raises(ConfigError, match=r"^3 bits per weight .* [5-7]\.\d+"):
         Budget(3.0, "weights").for_matrices(source, 0, merged=True)
     with pytest.raises(ConfigError, match=r"^0.05 MB of file .* MB of file"):
         Budget(50_000, "file").for_matrices(source, 0, merged=True)
@@ -187,7 +187,7 @@ def test_the_least_that_is_stated_is_enough(
     source = make_checkpoint(tmp_path / "c", n_layer=n_layer)
     with pytest.raises(ConfigError) as refused:
         Budget(1, of).for_matrices(source, 0, merged=True)
-    found = re.search(r"take ([\d.]+)( MB)?", str(refused.value))
+    found = re.search(r"need ([\d.]+)( MB)?", str(refused.value))
     assert found is not None
     limit = parse_bytes(f"{found[1]}MB") if found[2] else float(found[1])
     assert Budget(limit, of).for_matrices(source, 0, merged=True) > 0

