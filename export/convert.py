@@ -29,13 +29,13 @@ class Export:
     files: list[ExportedFile]
     modelfile: Path
     adapter: ExportedFile | None
-    proofs: list[Proof]  # none where nothing was to be proved
+    proofs: list[Proof]  # none where nothing was verified
     plan: Plan | None = None  # of types that keep to a budget
     measured_kl: float | None = None  # of the plan's file; None without held-out text
 
     @property
     def passed(self) -> bool:
-        """Whether no proof failed."""
+        """Whether no check failed."""
         return all(proof.passed for proof in self.proofs)
 
 
@@ -56,7 +56,7 @@ def export(
     the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others;
     weights that were trained for blocks have these unless other quantizations are named. Types
     that are chosen matrix by matrix, by a budget or by `tensor_types`, make NAME-custom.gguf.
-    With `prove` each file is verified; without, the Modelfile says that nothing was proved.
+    With `prove` each file is verified; without, the Modelfile says that it was not.
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """

@@ -72,7 +72,7 @@ def deploy(
     """Bring the Modelfile of an export folder, with its files, into Ollama and verify it there.
 
     `checkpoint`: what the file was exported from, which its proof names; needed where nothing was
-    proved. The model is made under a name of its own and gets `name` only when Ollama stores,
+    verified. The model is made under a name of its own and gets `name` only when Ollama stores,
     renders and computes what PyTorch does; the other name is removed in any case. A check that
     fails ends it, and what had the name stays. Raises LlmkitError where Ollama does not answer or
     refuses, and for a folder that cannot be deployed.

@@ -94,7 +94,7 @@ def _checkpoint_of(gguf: Path) -> Path:
 
 
 def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
-    """Whether these very bytes were proved: what Ollama computes is compared with them alone.
+    """Whether these very bytes were verified: what Ollama computes is compared with them alone.
 
     A part of which the proof holds no hash is not looked at.
     """

@@ -54,7 +54,7 @@ class Demo:
 
     @property
     def passed(self) -> bool:
-        """Whether every file was proved."""
+        """Whether every file was verified."""
         return self.export.passed
 
 

@@ -128,9 +128,9 @@ def _result(folder: RunFolder) -> TrainingResult:
 
 
 def _quantization_note(sizes: GPTConfig) -> str:
-    """What GGUF files of a type store instead in rows of n_embd: no training changes the width."""
+    """What exports store instead of types that do not fit n_embd, without the IQ and TQ types."""
     instead: dict[str, list[str]] = {}
-    for name in quant_names():
+    for name in (name for name in quant_names() if name.startswith("q")):
         stored = fitting(quant_type(name), sizes.n_embd).name
         if stored != name:
             instead.setdefault(stored, []).append(name)
@@ -138,6 +138,6 @@ def _quantization_note(sizes: GPTConfig) -> str:
         return f"n_embd {sizes.n_embd}: every quantization type fits"
     pairs = [f"{stored} instead of {', '.join(names)}" for stored, names in instead.items()]
     return (
-        f"n_embd {sizes.n_embd} is not a multiple of every type's block size; "
+        f"n_embd {sizes.n_embd} does not fit every quantization type; "
         f"exports will use {'; '.join(pairs)}"
     )

@@ -77,14 +77,14 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "endless epochs": (INSTRUCT + "good.jsonl --epochs inf", "epochs"),
     "no records in a batch": (INSTRUCT + "good.jsonl --batch-size 0", "batch_size 0"),
     "unknown sweep": (INSTRUCT + "good.jsonl --sweep lorra=2,4", "did you mean 'lora'?"),
-    "sweep of rank 0": (INSTRUCT + "good.jsonl --sweep lora=0", "--sweep lora=0: a rank"),
+    "sweep of rank 0": (INSTRUCT + "good.jsonl --sweep lora=0", ("--sweep lora=0: ", "full")),
     "sweep of what another kind has": (
         INSTRUCT + "good.jsonl --sweep unfreeze=head",
-        "--sweep unfreeze: this kind",
+        ("--sweep unfreeze: ", "setting"),
     ),
-    "sweep without values": (INSTRUCT + "good.jsonl --sweep lora", "give the values"),
+    "sweep without values": (INSTRUCT + "good.jsonl --sweep lora", ("lora", "lora=8,16")),
     "unknown plot": (INSTRUCT + "good.jsonl --sweep lora=2 --plot {tmp}/a.pdff", "a.pdff"),
-    "plot of nothing": (INSTRUCT + "good.jsonl --plot {tmp}/a.png", "give --sweep too"),
+    "plot of nothing": (INSTRUCT + "good.jsonl --plot {tmp}/a.png", ("--plot ", "--sweep")),
     "unknown plot of a classifier": (CLASSIFY + "train.tsv --plot {tmp}/a.pdff", "a.pdff"),
     "unknown prompt format": (INSTRUCT + "good.jsonl --format chatmll", "did you mean 'chatml'?"),
     "own format with a slip": (INSTRUCT + "good.jsonl --format {tmp}/own.toml", "own.toml: sytem"),
@@ -111,12 +111,12 @@ NOTED_CASES = {
     ),
     "base as out": (
         INSTRUCT + "good.jsonl --out {base}",
-        "never occurred in the text",
+        "% of the tokens",
         "choose another --out",
     ),
     "foreign folder": (
         INSTRUCT + "good.jsonl --out {tmp}",
-        "never occurred in the text",
+        "% of the tokens",
         "is not empty",
     ),
 }

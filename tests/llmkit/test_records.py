@@ -630,7 +630,7 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
         ([PAIR | {"prompt": CHAT}], '"prompt" ... end ... user'),
         ([PAIR | {"chosen": []}], '"chosen" ... end ... assistant'),
         ([PAIR | {"rejected": CHAT[:2]}], '"rejected" ... end ... assistant'),
-        ([{"chosen": CHAT, "rejected": CHAT[:3]}], "line 1: \"chosen\" and \"rejected\" answer d"),
+        ([{"chosen": CHAT, "rejected": CHAT[:3]}], "line 1: ... \"chosen\" and \"rejected\""),
         ([PAIR | {"chosen": "c "}], "chosen and rejected are the same in every record"),
     ],
 )  # fmt: skip
