@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from llmkit.export.gguf_write import entry_type, open_weights
 from llmkit.export.imatrix import ImportanceFile, InputStatistics
 from llmkit.export.metadata import ChosenBlocks, hash_of_choice
 from llmkit.export.names import tensor_table
+from llmkit.files import StrPath
 from llmkit.model.config import GPTConfig
 from llmkit.model.device import device_with_float64
 from llmkit.model.gpt import GPT
@@ -30,7 +30,7 @@ Method = Literal["rtn", "gptq"]
 _PROBED_ROWS = 8  # of which a costly rounding is tried before all are
 
 
-def check_inputs(method: str, calibration: Path | None, imatrix: Path | None) -> None:
+def check_inputs(method: str, calibration: StrPath | None, imatrix: StrPath | None) -> None:
     """Raise ConfigError for a text or an importance matrix that the method does not use."""
     if calibration is not None and method != "gptq":
         raise ConfigError(

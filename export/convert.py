@@ -16,7 +16,7 @@ from llmkit.export.parity.check import Proof
 from llmkit.export.parity.keeping import PROOF_FILE
 from llmkit.export.parity.verify import verify
 from llmkit.export.recipe import Recipe, prepare
-from llmkit.files import write_text
+from llmkit.files import StrPath, write_text
 from llmkit.model.storage import CUSTOM, quantization_names
 from llmkit.modelfiles.modelfile import render
 
@@ -40,8 +40,8 @@ class Export:
 
 
 def export(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: StrPath,
+    out: StrPath,
     recipe: Recipe | None = None,
     *,
     name: str | None = None,
@@ -60,6 +60,7 @@ def export(
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
+    checkpoint, out = Path(checkpoint), Path(out)
     source = load_checkpoint(checkpoint)
     apart = source.lora is not None and not merge
     if merge and source.lora is None:

@@ -29,6 +29,7 @@ from llmkit.export.parity.ollama import (
     stored_faults,
     summed_up,
 )
+from llmkit.files import StrPath, optional_path
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class Deployment:
 
 
 def deploy(
-    folder: Path,
+    folder: StrPath,
     name: str,
     *,
     host: str | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: StrPath | None = None,
     patience: Patience | None = None,
 ) -> Deployment:
     """Bring the Modelfile of an export folder, with its files, into Ollama and verify it there.
@@ -78,7 +79,7 @@ def deploy(
     refuses, and for a folder that cannot be deployed.
     """
     check_name(name)
-    plan = read_plan(folder, checkpoint)
+    plan = read_plan(Path(folder), optional_path(checkpoint))
     found = server_checks(host)
     checks = [plan.proof, *found.checks]
     if found.answers:

@@ -26,7 +26,7 @@ from llmkit.errors import GGUFError
 from llmkit.export.calibration import calibration_of
 from llmkit.export.gguf_file import GGUFFile, Writer, read_gguf
 from llmkit.export.names import tensor_table
-from llmkit.files import written_beside
+from llmkit.files import StrPath, optional_path, written_beside
 from llmkit.model.gpt import GPT
 from llmkit.model.storage import is_matrix
 from llmkit.quant import has_importance
@@ -139,15 +139,17 @@ class _ImatrixWriter(Writer):
         pass
 
 
-def make_imatrix(checkpoint: Path, out: Path, data: Path | None = None) -> ImportanceMatrix:
+def make_imatrix(
+    checkpoint: StrPath, out: StrPath, data: StrPath | None = None
+) -> ImportanceMatrix:
     """Collect a checkpoint's importances on `data`, or on its training text, and write them.
 
     Raises DataError as `calibration_of`.
     """
-    source = load_checkpoint(checkpoint)
-    text = calibration_of(source, data)
+    source = load_checkpoint(Path(checkpoint))
+    text = calibration_of(source, optional_path(data))
     imatrix = collect_importance(source.load_model(), text.tokens, text.source)
-    write_imatrix(out, imatrix)
+    write_imatrix(Path(out), imatrix)
     return imatrix
 
 

@@ -12,6 +12,7 @@ from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, open_ten
 from llmkit.errors import CheckpointError, ModelfileError
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.running import is_gguf
+from llmkit.files import StrPath
 from llmkit.model.grid import matrix_types
 from llmkit.model.storage import quantization
 
@@ -46,8 +47,9 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: StrPath) -> Inspection:
     """Read what a model file says of itself. Raises LlmkitError where it is none."""
+    path = Path(path)
     if path.is_file() and path.name.lower().endswith("modelfile"):
         raise ModelfileError(f"{path} is a Modelfile; `llmkit modelfile show {path}` explains it")
     if ggufs := sorted(path.glob("*.gguf")) if not (path / CONFIG_FILE).exists() else []:

@@ -32,6 +32,7 @@ from llmkit.export.imatrix import collect_importance
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.llama_quantize import PeerFile, different_models, write_peers
 from llmkit.export.speed import Speed, measure_speed
+from llmkit.files import StrPath, optional_path
 
 Against = Literal["llama.cpp"]
 DEFAULT_MAX_TOKENS = 10240
@@ -92,13 +93,13 @@ class _Measured:
 
 
 def compare(
-    checkpoint: Path,
-    ggufs: Sequence[Path],
+    checkpoint: StrPath,
+    ggufs: StrPath | Sequence[StrPath],
     *,
-    data: Path | None = None,
+    data: StrPath | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     against: Against | None = None,
-    calibration: Path | None = None,
+    calibration: StrPath | None = None,
 ) -> Comparison:
     """Measure GGUF files against their checkpoint on the same held-out text.
 
@@ -111,10 +112,12 @@ def compare(
     Raises LlmkitError for files that are not of this checkpoint's vocabulary, and for text in
     which nothing is to be compared.
     """
+    paths = [ggufs] if isinstance(ggufs, str | Path) else ggufs
+    data, calibration = optional_path(data), optional_path(calibration)
     if calibration is not None and against is None:
         raise ConfigError("--calibration needs --against; give both")
-    source = load_checkpoint(checkpoint)
-    files = [read_gguf(path) for path in ggufs]
+    source = load_checkpoint(Path(checkpoint))
+    files = [read_gguf(Path(path)) for path in paths]
     sequences = compared_sequences(source, data, max_tokens)
     # Windows removes no file that is mapped: none of the peers is held here, and an error, which
     # holds them, is not to be hidden by one of the removal.

@@ -24,6 +24,7 @@ from llmkit.export.gguf_write import open_weights
 from llmkit.export.imatrix import ImportanceFile, read_importance_file
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import tensor_table
+from llmkit.files import StrPath, optional_path
 from llmkit.model.storage import CUSTOM, Quantization, is_matrix, quantization
 from llmkit.quant.types import QuantType, quant_type
 
@@ -41,8 +42,8 @@ class Recipe:
     # Names, or one text of them joined by commas; None: DEFAULT_QUANTS, or what training made.
     quants: Sequence[str] | None = None
     method: Method = "rtn"
-    calibration: Path | None = None  # None: what the model was trained on; a string will do
-    imatrix: Path | None = None  # importances for rtn; a string will do
+    calibration: StrPath | None = None  # None: what the model was trained on
+    imatrix: StrPath | None = None  # importances for rtn
     budget: Budget | None = None
     tensor_types: Mapping[str, str] = field(default_factory=dict)  # by patterns of GGUF names
 
@@ -50,9 +51,6 @@ class Recipe:
         if isinstance(self.quants, str):
             names = [name.strip() for name in self.quants.split(",")]
             object.__setattr__(self, "quants", [name for name in names if name])
-        for name in ("calibration", "imatrix"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
         if self.quants is not None and not self.quants:
             raise ConfigError("no quantization type given; name at least one, for example q4_0")
         if self.budget is not None and (self.quants is not None or self.tensor_types):
@@ -112,7 +110,8 @@ def prepare(source: Checkpoint, recipe: Recipe, *, merged: bool) -> Preparation:
     """
     _check_trained(source, recipe, merged=merged)
     feeds_back = recipe.method == "gptq"
-    text = calibration_of(source, recipe.calibration) if feeds_back or recipe.budget else None
+    given = optional_path(recipe.calibration)
+    text = calibration_of(source, given) if feeds_back or recipe.budget else None
     planned = None
     if recipe.budget is not None and text is not None:
         planned = plan(source, recipe.budget, recipe.method, text, merged=merged)
@@ -122,7 +121,7 @@ def prepare(source: Checkpoint, recipe: Recipe, *, merged: bool) -> Preparation:
         [planned.quantization()] if planned else _quantizations(source, recipe, merged=merged),
         planned,
         text if feeds_back else None,
-        read_importance_file(recipe.imatrix) if recipe.imatrix else None,
+        read_importance_file(Path(recipe.imatrix)) if recipe.imatrix else None,
     )
 
 

@@ -13,7 +13,7 @@ from llmkit.export.measure import Comparison
 from llmkit.export.parity.check import Proof
 from llmkit.export.plot import size_quality_figure
 from llmkit.export.tables import PROOF_COLUMNS, comparison_measures, proof_cells
-from llmkit.files import write_text
+from llmkit.files import StrPath, write_text
 
 _STYLE = """
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
@@ -80,7 +80,10 @@ differences on each piece of text.{% endif %}</p>
 
 
 def write_report(
-    path: Path, comparison: Comparison, proofs: Sequence[Proof] = (), title: str = "llmkit report"
+    path: StrPath,
+    comparison: Comparison,
+    proofs: Sequence[Proof] = (),
+    title: str = "llmkit report",
 ) -> None:
     """Write the comparison, and proofs where there are some, as a self-contained page."""
     plot = io.BytesIO()
@@ -94,7 +97,7 @@ def write_report(
         measures=comparison_measures(comparison),
         proofs=proofs,
     )
-    write_text(path, html)
+    write_text(Path(path), html)
 
 
 def page(template: str, **values: object) -> str:

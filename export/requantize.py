@@ -33,7 +33,7 @@ from llmkit.export.keys import ADAPTER_KEY
 from llmkit.export.llama_cpp import LlamaCpp, quantize_file
 from llmkit.export.metadata import ARCHITECTURE, OF_QUANTIZATION, ChosenBlocks, quantization_entries
 from llmkit.export.names import tensor_table
-from llmkit.files import written_beside
+from llmkit.files import StrPath, optional_path, written_beside
 from llmkit.model.storage import Quantization, quantization, quantization_of
 from llmkit.quant import quantize
 from llmkit.quant.types import QuantType
@@ -43,13 +43,13 @@ _FLOATS = {gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")}
 
 
 def requantize(
-    source: Path,
-    out: Path,
+    source: StrPath,
+    out: StrPath,
     quant: str,
     *,
     method: Method = "rtn",
-    imatrix: Path | None = None,
-    calibration: Path | None = None,
+    imatrix: StrPath | None = None,
+    calibration: StrPath | None = None,
     again: bool = False,
 ) -> GGUFFile:
     """Write `source` in another quantization to `out`; all that is not a matrix stays as it is.
@@ -58,6 +58,8 @@ def requantize(
     number by what the model reads in the text `calibration`; llama.cpp is llama-quantize, with its
     own choice of types. Raises ConfigError for a file that is quantized already unless `again`.
     """
+    source, out = Path(source), Path(out)
+    imatrix, calibration = optional_path(imatrix), optional_path(calibration)
     file = read_gguf(source)
     config = config_of(file)
     _check(file, out, again=again)

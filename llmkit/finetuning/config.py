@@ -45,7 +45,7 @@ class FinetuneConfig:
                     "qlora to train adapters on a quantized base"
                 )
         if min(self.split) < 0 or not math.isclose(sum(self.split), 1):
-            raise ConfigError(f"split {self.split}: expected three parts that add up to 1")
+            raise ConfigError(f"split must be three parts that add up to 1, not {self.split}")
 
     def training_config(self, n_records: int, changes: dict[str, Any]) -> TrainingConfig:
         """The steps' settings for this many training records, with single fields changed."""
@@ -54,7 +54,7 @@ class FinetuneConfig:
         rate = given.get("learning_rate", rate)
         batch_size = given.get("batch_size", 8)
         if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size} must be 1 or more")
+            raise ConfigError(f"batch_size must be 1 or more, not {batch_size}")
         steps = max(1, math.ceil(self.epochs * n_records / batch_size))
         defaults: dict[str, Any] = {
             "steps": steps,

@@ -18,6 +18,7 @@ from torch import Tensor
 from llmkit.checkpoint import load_checkpoint, open_tensors, save_tensors
 from llmkit.console import say
 from llmkit.errors import ConfigError
+from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.conversations import Conversation
 from llmkit.finetuning.examples import (
@@ -191,9 +192,9 @@ class PreferResult(FinetuneResult):
 
 
 def finetune_prefer(
-    checkpoint: Path,
-    data: Path,
-    out: Path,
+    checkpoint: StrPath,
+    data: StrPath,
+    out: StrPath,
     *,
     beta: float = DEFAULT_BETA,
     config: FinetuneConfig | None = None,
@@ -209,10 +210,11 @@ def finetune_prefer(
 
     Raises LlmkitError: records that cannot be read, named by line; a beta that is not positive.
     """
+    data, out = Path(data), Path(out)
     if not beta > 0:
-        raise ConfigError(f"beta {beta} must be positive; the usual value is {DEFAULT_BETA}")
+        raise ConfigError(f"beta must be positive, not {beta}; the usual value is {DEFAULT_BETA}")
     config = config or FinetuneConfig()
-    base = base_that_answers(checkpoint, "preferences need a model that answers")
+    base = base_that_answers(Path(checkpoint), "preferences need a model that answers")
     form = base.prompt_format
     changes = {name: value for name, value in (training or {}).items() if value is not None}
     changes.setdefault("learning_rate", LORA_LEARNING_RATE if config.lora else LEARNING_RATE)

@@ -12,6 +12,7 @@ from llmkit.console import say
 from llmkit.data.sources import source_files
 from llmkit.data.text_files import Reading
 from llmkit.errors import CheckpointError, ConfigError
+from llmkit.files import StrPath
 from llmkit.model.config import GPTConfig, gpt_config
 from llmkit.model.device import choose_device
 from llmkit.model.gpt import gpt_without_weights
@@ -37,8 +38,8 @@ class TrainingResult:
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: StrPath,
+    out: StrPath,
     *,
     preset: str = "nano",
     tokenizer: str = "bpe",
@@ -63,6 +64,7 @@ def train(
     Raises LlmkitError (DataError, ConfigError, CheckpointError) for what cannot be trained on,
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
     """
+    data, out = Path(data), Path(out)
     config = training_config(preset, **(training or {}))
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:

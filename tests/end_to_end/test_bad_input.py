@@ -123,7 +123,7 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     ),
     "negative temperature": (
         "generate {checkpoint} --prompt Hi --temperature -1",
-        "temperature -1.0 ",
+        ("temperature", "not -1.0"),
     ),
     "generate from truncated": ("generate {truncated} --prompt Hi", "truncated.gguf"),
     "inspect a text file": ("inspect {short}", "short.txt is a file"),

@@ -75,7 +75,7 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "unknown blocks": (INSTRUCT + "good.jsonl --qlora q4_O", "did you mean 'q4_0'?"),
     "no epochs": (INSTRUCT + "good.jsonl --epochs 0", "epochs"),
     "endless epochs": (INSTRUCT + "good.jsonl --epochs inf", "epochs"),
-    "no records in a batch": (INSTRUCT + "good.jsonl --batch-size 0", "batch_size 0"),
+    "no records in a batch": (INSTRUCT + "good.jsonl --batch-size 0", ("batch_size", "not 0")),
     "unknown sweep": (INSTRUCT + "good.jsonl --sweep lorra=2,4", "did you mean 'lora'?"),
     "sweep of rank 0": (INSTRUCT + "good.jsonl --sweep lora=0", ("--sweep lora=0: ", "full")),
     "sweep of what another kind has": (

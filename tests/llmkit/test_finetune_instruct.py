@@ -470,13 +470,13 @@ def test_seed_of_none_is_the_default(
 @pytest.mark.parametrize(
     ("config", "training", "words"),
     [
-        ({"qlora": "q4_0"}, {}, "qlora trains adapters only"),
-        ({"split": (0.5, 0.2, 0.2)}, {}, "split"),
-        ({"split": (1.0, 0.0, 0.0)}, {}, "must be positive"),
-        ({}, {"batch_size": 0}, "batch_size 0 is not positive"),
+        ({"qlora": "q4_0"}, {}, "qlora .*LoRA rank"),
+        ({"split": (0.5, 0.2, 0.2)}, {}, r"split .*\(0\.5, 0\.2, 0\.2\)"),
+        ({"split": (1.0, 0.0, 0.0)}, {}, "parts 1, 0, 0 .*positive"),
+        ({}, {"batch_size": 0}, "batch_size .* 0$"),
         ({}, {"learning_rate": -1.0}, "learning_rate"),
         ({}, {"seed": -1}, "seed"),
-        ({}, {"seed": "many"}, "training: seed: input should be a valid integer"),
+        ({}, {"seed": "many"}, "training: seed: .*integer"),
         ({}, {"stops": 3}, "stops"),
     ],
 )
