@@ -172,7 +172,7 @@ def test_excels_line_that_names_the_delimiter_is_believed(write: Write) -> None:
 
 @pytest.mark.parametrize("name", ["", "|||", "12", "?a", "\n"])
 def test_delimiter_that_is_none_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="delimiter"):
+    with pytest.raises(ConfigError, match=f"delimiter {re.escape(repr(name))} "):
         Reading(delimiter=name)
 
 
