@@ -61,5 +61,5 @@ def adapter_of(file: GGUFFile) -> GGUFFile | None:
         return None
     path = file.path.parent / Path(str(name)).name
     if not path.exists():
-        raise GGUFError(f"{file.path} needs its adapter {path.name} beside it; copy both together")
+        raise GGUFError(f"{file.path} needs its adapter {path.name} in the same folder; copy both")
     return read_gguf(path)

@@ -30,7 +30,7 @@ def lint_adapter(value: str, path: Path, base: GGUFFile | None, place: Place) ->
         return
     fault = safetensors_fault("ADAPTER", path, "adapter_config.json")
     if fault is None and path.is_dir() and base is not None:
-        fault = f"unsupported architecture: Ollama converts no {_kind(base)} adapter folders"
+        fault = f"unsupported architecture: Ollama cannot convert adapter folders for {_kind(base)}"
     if fault is not None:
         yield Finding("error", place, fault, _EXPORT)
         return
@@ -72,9 +72,9 @@ def safetensors_fault(instruction: str, path: Path, config: str) -> str | None:
     try:
         content = json.loads((path / config).read_text(encoding="utf-8"))
     except OSError:
-        return f"open {config}: file does not exist: in {path.name}, which {instruction} names"
+        return f"open {config}: file does not exist: {instruction} names the folder {path.name}"
     except ValueError as error:
-        return f"{config} of {path.name}, which {instruction} names, is not JSON: {error}"
+        return f"{path.name}/{config} is not JSON ({instruction}): {error}"
     if instruction == "FROM":
         architectures = content.get("architectures") if isinstance(content, dict) else None
         if not architectures:
@@ -114,5 +114,5 @@ def _tensor_fault(name: str, adapter: GGUFFile, base: GGUFFile) -> str | None:
     a, b = (tensor.shape for tensor in halves if tensor is not None)
     # A is (rank, in), B (out, rank), the matrix (out, in).
     if len(a) != 2 or len(b) != 2 or (b[0], a[1]) != matrix.shape or a[0] != b[1]:
-        return f"{of} has shape {matrix.shape}, its A and B have {a} and {b}"
+        return f"{of} has shape {matrix.shape}, but its A and B have {a} and {b}"
     return None

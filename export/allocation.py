@@ -33,8 +33,8 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, 
     room = budget - sum(smallest.values())
     if room < 0:
         raise ConfigError(
-            f"the matrices take {sum(smallest.values()):,} bytes in their smallest types, and "
-            f"{budget:,} are left for them; give more room"
+            f"the matrices need at least {sum(smallest.values()):,} bytes, but only "
+            f"{budget:,} are left; choose a larger size"
         )
     step = max(1, -(-room // _STEPS))
     n_steps = room // step

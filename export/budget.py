@@ -75,7 +75,7 @@ class Budget:
         if self.limit * unit < smallest:
             step = 0.001 if self.of == "weights" else 1e4  # as it is shown: rounded up it is enough
             least = replace(self, limit=math.ceil(smallest / unit / step) * step)
-            raise ConfigError(f"{self} is too small: the smallest types take {least}")
+            raise ConfigError(f"{self} is too small; the smallest types need {least}")
         return int(self.limit * unit) - beside
 
     def bytes_of(self, entry: TensorEntry, qtype: QuantType) -> int:
@@ -113,7 +113,7 @@ def budget_of(
 ) -> Budget | None:
     """The budget that is given, if one is. Raises ConfigError for more than one, or for no size."""
     if sum(given is not None for given in (size, bits_per_weight, memory)) > 1:
-        raise ConfigError("give only one of --target-size, --target-bpw and --fit-memory")
+        raise ConfigError("use only one of --target-size, --target-bpw and --fit-memory")
     if context is not None and memory is None:
         raise ConfigError("--context needs --fit-memory; give both")
     if size is not None:

@@ -1,4 +1,4 @@
-"""The text that quantization learns from: the user's own training text unless another is given."""
+"""Calibration text for quantization: the training text, unless another is given."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def calibration_of(
         return _of_records(source, max_tokens)
     if not source.train_tokens_file.exists():
         raise DataError(
-            f"{source.folder} has no training text to calibrate with; give some with --calibration"
+            f"{source.folder} has no training text; pass a calibration text with --calibration"
         )
     tokens = open_token_file(source.train_tokens_file, source.config.vocab_size)
     rows = _rows(source, tokens, max_tokens)
     kept = rows[~_copies(source, rows)]
     if not len(kept):
         raise DataError(
-            f"all of {source.train_tokens_file} repeats the held-out text; "
-            "give other text with --calibration"
+            f"{source.train_tokens_file} only repeats the held-out text; "
+            "pass another text with --calibration"
         )
     return Calibration(str(source.train_tokens_file), torch.from_numpy(kept))
 
@@ -76,8 +76,8 @@ def _of_file(source: Checkpoint, data: Path, max_tokens: int) -> Calibration:
     rows = _rows(source, tokens, max_tokens)
     if _copies(source, tokens[None]).any():
         raise DataError(
-            f"{data} shares {COPIED_TOKENS} tokens in a row with the held-out text that files are "
-            "compared on; calibrate with other text, or the comparison would flatter them"
+            f"{data} shares {COPIED_TOKENS} consecutive tokens with the held-out text, so a "
+            "comparison would be biased; pass another text with --calibration"
         )
     return Calibration(str(data), torch.from_numpy(rows))
 
@@ -95,7 +95,7 @@ def _of_records(source: Checkpoint, max_tokens: int) -> Calibration:
         if len(rows) * length >= max_tokens:
             break
     if not (rows or row):
-        raise DataError(f"{source.trained_file} has no records; give text with --calibration")
+        raise DataError(f"{source.trained_file} has no records; pass a text with --calibration")
     if not rows:
         rows = [row]
     return Calibration(str(source.trained_file), torch.tensor(rows))
@@ -108,8 +108,8 @@ def _rows(source: Checkpoint, tokens: NDArray[np.integer], max_tokens: int) -> N
     rows = windows(tokens, length, max_tokens)[:, :-1]
     if rows.max() >= source.config.vocab_size:
         raise DataError(
-            f"{source.train_tokens_file} holds token {rows.max()}, the model has "
-            f"{source.config.vocab_size}; give other text with --calibration"
+            f"{source.train_tokens_file} has token id {rows.max()}, but the model has "
+            f"{source.config.vocab_size} tokens; pass another text with --calibration"
         )
     return rows
 

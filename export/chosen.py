@@ -1,4 +1,4 @@
-"""Blocks that are more than rounded weights: chosen with a text, or with importances from one."""
+"""Blocks chosen with a calibration text or with importances, instead of plain rounding."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from llmkit.checkpoint import Checkpoint, build_model
 from llmkit.console import say
-from llmkit.errors import QuantizationError
+from llmkit.errors import ConfigError, QuantizationError
 from llmkit.export.calibration import Calibration
 from llmkit.export.gguf_write import entry_type, open_weights
 from llmkit.export.imatrix import ImportanceFile, InputStatistics
 from llmkit.export.metadata import ChosenBlocks, hash_of_choice
 from llmkit.export.names import tensor_table
+from llmkit.files import StrPath
 from llmkit.model.config import GPTConfig
 from llmkit.model.device import device_with_float64
 from llmkit.model.gpt import GPT
@@ -27,6 +28,18 @@ from llmkit.quant.types import FloatRows, PackedRows, QuantType
 
 Method = Literal["rtn", "gptq"]
 _PROBED_ROWS = 8  # of which a costly rounding is tried before all are
+
+
+def check_inputs(method: str, calibration: StrPath | None, imatrix: StrPath | None) -> None:
+    """Raise ConfigError for a text or an importance matrix that the method does not use."""
+    if calibration is not None and method != "gptq":
+        raise ConfigError(
+            f"--calibration needs --method gptq; {method} does not use a calibration text"
+        )
+    if imatrix is not None and method != "rtn":
+        raise ConfigError(
+            f"--imatrix needs --method rtn; {method} does not use an importance matrix"
+        )
 
 
 def by_error_feedback(
@@ -78,7 +91,7 @@ def by_importance(
     if not blocks:
         return None
     if lacking:
-        say(f"no importance, rounded as if all columns were equal: {', '.join(lacking)}")
+        say(f"no importances, rounded with equal weights instead: {', '.join(lacking)}")
     return ChosenBlocks("imatrix", importances.sha256, blocks, hashes)
 
 

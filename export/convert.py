@@ -16,7 +16,7 @@ from llmkit.export.parity.check import Proof
 from llmkit.export.parity.keeping import PROOF_FILE
 from llmkit.export.parity.verify import verify
 from llmkit.export.recipe import Recipe, prepare
-from llmkit.files import write_text
+from llmkit.files import StrPath, write_text
 from llmkit.model.storage import CUSTOM, quantization_names
 from llmkit.modelfiles.modelfile import render
 
@@ -29,19 +29,19 @@ class Export:
     files: list[ExportedFile]
     modelfile: Path
     adapter: ExportedFile | None
-    proofs: list[Proof]  # none where nothing was to be proved
+    proofs: list[Proof]  # none where nothing was verified
     plan: Plan | None = None  # of types that keep to a budget
     measured_kl: float | None = None  # of the plan's file; None without held-out text
 
     @property
     def passed(self) -> bool:
-        """Whether no proof failed."""
+        """Whether no check failed."""
         return all(proof.passed for proof in self.proofs)
 
 
 def export(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: StrPath,
+    out: StrPath,
     recipe: Recipe | None = None,
     *,
     name: str | None = None,
@@ -56,10 +56,11 @@ def export(
     the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others;
     weights that were trained for blocks have these unless other quantizations are named. Types
     that are chosen matrix by matrix, by a budget or by `tensor_types`, make NAME-custom.gguf.
-    With `prove` each file is verified; without, the Modelfile says that nothing was proved.
+    With `prove` each file is verified; without, the Modelfile says that it was not.
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
+    checkpoint, out = Path(checkpoint), Path(out)
     source = load_checkpoint(checkpoint)
     apart = source.lora is not None and not merge
     if merge and source.lora is None:
@@ -96,15 +97,17 @@ def ollama_name(name: str) -> str:
 
 def _check_target(out: Path, name: str) -> None:
     if not name or not name.isprintable() or any(character in '/\\"' for character in name):
-        raise ConfigError(f"{name!r} is not a valid file name; use letters, digits and -")
+        raise ConfigError(f"{name!r} is not a valid file name; use letters, digits and - in --name")
     if (out / CONFIG_FILE).exists():
-        raise ConfigError(f"{out} is a checkpoint; export into a folder of its own")
+        raise ConfigError(f"{out} is a checkpoint; choose another folder with --out")
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; export into a folder")
+        raise ConfigError(f"{out} is a file; choose a folder with --out")
     known = {f"{name}-{kind}.gguf" for kind in (*quantization_names(), CUSTOM, "adapter")}
     others = sorted(file.name for file in out.glob("*.gguf") if file.name not in known)
     if others:
-        raise ConfigError(f"{out} already has {others[0]} of another model; choose another --out")
+        raise ConfigError(
+            f"{out} contains {others[0]} of another model; choose another folder with --out"
+        )
 
 
 def _modelfile(

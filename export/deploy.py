@@ -29,6 +29,7 @@ from llmkit.export.parity.ollama import (
     stored_faults,
     summed_up,
 )
+from llmkit.files import StrPath, optional_path
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,23 @@ class Deployment:
 
 
 def deploy(
-    folder: Path,
+    folder: StrPath,
     name: str,
     *,
     host: str | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: StrPath | None = None,
     patience: Patience | None = None,
 ) -> Deployment:
     """Bring the Modelfile of an export folder, with its files, into Ollama and verify it there.
 
     `checkpoint`: what the file was exported from, which its proof names; needed where nothing was
-    proved. The model is made under a name of its own and gets `name` only when Ollama stores,
+    verified. The model is made under a name of its own and gets `name` only when Ollama stores,
     renders and computes what PyTorch does; the other name is removed in any case. A check that
     fails ends it, and what had the name stays. Raises LlmkitError where Ollama does not answer or
     refuses, and for a folder that cannot be deployed.
     """
     check_name(name)
-    plan = read_plan(folder, checkpoint)
+    plan = read_plan(Path(folder), optional_path(checkpoint))
     found = server_checks(host)
     checks = [plan.proof, *found.checks]
     if found.answers:

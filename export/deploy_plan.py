@@ -80,7 +80,7 @@ def _sound_modelfile(path: Path) -> Modelfile:
 
 def _checkpoint_of(gguf: Path) -> Path:
     proof = kept_proof(gguf)
-    advice = "give it with --checkpoint"
+    advice = "pass it with --checkpoint"
     if proof is None:
         raise ConfigError(
             f"{gguf.parent / PROOF_FILE} names no checkpoint for {gguf.name}; {advice}"
@@ -88,14 +88,13 @@ def _checkpoint_of(gguf: Path) -> Path:
     checkpoint = Path(str(proof.get("checkpoint")))
     if not checkpoint.is_dir():
         raise CheckpointError(
-            f"{gguf.name} was exported from {checkpoint}, which is not found from this folder; "
-            f"{advice}"
+            f"{gguf.name} was exported from {checkpoint}, which does not exist here; {advice}"
         )
     return checkpoint
 
 
 def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
-    """Whether these very bytes were proved: what Ollama computes is compared with them alone.
+    """Whether these very bytes were verified: what Ollama computes is compared with them alone.
 
     A part of which the proof holds no hash is not looked at.
     """

@@ -108,7 +108,7 @@ class GGUFFile:
         try:
             file_type = gguf.LlamaFileType(number)
         except ValueError as error:
-            message = f"{self.path} has no known general.file_type; export it again"
+            message = f"{self.path} has an unknown general.file_type or none; export it again"
             raise GGUFError(message) from error
         if QUANTIZATION_KEY not in self.metadata:
             return quantization_of(file_type)
@@ -143,7 +143,7 @@ def read_gguf(path: Path) -> GGUFFile:
     except OSError as error:
         raise GGUFError(f"cannot read {path}: {error.strerror}") from error
     if magic != MAGIC:
-        raise GGUFError(f"{path} is not a GGUF file: it does not begin with GGUF")
+        raise GGUFError(f"{path} is not a GGUF file: it does not start with GGUF")
     try:
         reader = _Reader(path)
         metadata = {
@@ -161,8 +161,8 @@ def config_of(file: GGUFFile) -> GPTConfig:
     """The model's sizes as the file states them. Raises GGUFError for another architecture."""
     architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
     if architecture != ARCHITECTURE:
-        kind = f"is a {architecture} model" if architecture else "does not say what model it is"
-        raise GGUFError(f"{file.path} {kind}; this needs {ARCHITECTURE}")
+        kind = f"is a {architecture} model" if architecture else "does not name its architecture"
+        raise GGUFError(f"{file.path} {kind}; only {ARCHITECTURE} is supported")
 
     def value(key: str, kind: type) -> Any:
         name = key.format(arch=ARCHITECTURE)
@@ -183,9 +183,8 @@ def config_of(file: GGUFFile) -> GPTConfig:
     }
     if sizes["n_layer"] > len(file.tensors):  # damage: every size derived from it would be huge
         raise GGUFError(
-            f"{file.path} has {sizes['n_layer']} layers by its metadata, but "
-            f"{len(file.tensors)} tensors; "
-            "export or copy it again"
+            f"{file.path}: the metadata says {sizes['n_layer']} layers, but the file has only "
+            f"{len(file.tensors)} tensors; export or copy it again"
         )
     return validated(GPTConfig, sizes, str(file.path))
 
@@ -202,8 +201,8 @@ def dequantized_weights(file: GGUFFile) -> dict[str, torch.Tensor]:
             raise GGUFError(f"{file.path} has no tensor {entry.gguf_name}; export it again")
         if stored.shape != entry.shape:
             raise GGUFError(
-                f"{file.path}: {entry.gguf_name} has shape {stored.shape}, the file's own sizes "
-                f"need {entry.shape}"
+                f"{file.path}: {entry.gguf_name} has shape {stored.shape}, but its metadata "
+                f"needs {entry.shape}"
             )
         weights[entry.checkpoint_name] = torch.from_numpy(stored.dequantized())
     return weights

@@ -148,7 +148,7 @@ def pack_tensor(tensors: TensorReader, entry: TensorEntry, stored: QuantType) ->
         ) from error
     if tuple(weights.shape) != entry.shape:
         raise CheckpointError(
-            f"{entry.checkpoint_name} has shape {tuple(weights.shape)}, {CONFIG_FILE} needs "
+            f"{entry.checkpoint_name} has shape {tuple(weights.shape)}, but {CONFIG_FILE} needs "
             f"{entry.shape}"
         )
     array = weights.to(torch.float32).numpy().reshape(rows)

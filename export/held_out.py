@@ -78,8 +78,8 @@ def compared_sequences(
     answers = [text for text in answers if text.counts.any()]
     if not answers:
         raise DataError(
-            f"{data or checkpoint.folder}: no label of the classifier follows anywhere; leave "
-            "--data out to compare on the records that fine-tuning held out"
+            f"{data or checkpoint.folder}: no text ends with a label of the classifier; omit "
+            "--data to compare on the records that fine-tuning held out"
         )
     return answers
 
@@ -109,8 +109,8 @@ def _windows(
     found = windows(tokens, min(checkpoint.config.context_length, len(tokens) - 1), max_tokens)
     if found.max() >= checkpoint.config.vocab_size:
         raise DataError(
-            f"{checkpoint.validation_tokens_file} holds token {found.max()}, the model has "
-            f"{checkpoint.config.vocab_size}; give other text with --data"
+            f"{checkpoint.validation_tokens_file} has token id {found.max()}, but the model has "
+            f"{checkpoint.config.vocab_size} tokens; pass another text with --data"
         )
     return [TextSequence(window, np.ones(len(window) - 1, bool)) for window in found]
 
@@ -141,7 +141,7 @@ def _records(
         if 2 <= len(example.ids) <= checkpoint.config.context_length + 1
     ]
     if not found:
-        raise DataError(f"{checkpoint.held_out_file} has no records; give some text with --data")
+        raise DataError(f"{checkpoint.held_out_file} has no records; pass a text with --data")
     n_counted = sum(int(text.counts.sum()) for text in found)
     n_read = sum(len(text.inputs) for text in found)
     share = max_tokens / max(n_counted, n_read / READ_PER_COUNTED)
@@ -157,9 +157,7 @@ def _spread(items: list[Item], n: int) -> list[Item]:
 def _tokens(checkpoint: Checkpoint, data: Path | None) -> NDArray[np.integer]:
     if data is None:
         if not checkpoint.validation_tokens_file.exists():
-            raise DataError(
-                f"{checkpoint.folder} has no held-out text of its training; give some with --data"
-            )
+            raise DataError(f"{checkpoint.folder} has no held-out text; pass a text with --data")
         return open_token_file(checkpoint.validation_tokens_file, checkpoint.config.vocab_size)
     ids: list[int] = []
     for text in read_documents(data):

@@ -26,7 +26,7 @@ from llmkit.errors import GGUFError
 from llmkit.export.calibration import calibration_of
 from llmkit.export.gguf_file import GGUFFile, Writer, read_gguf
 from llmkit.export.names import tensor_table
-from llmkit.files import written_beside
+from llmkit.files import StrPath, optional_path, written_beside
 from llmkit.model.gpt import GPT
 from llmkit.model.storage import is_matrix
 from llmkit.quant import has_importance
@@ -139,15 +139,17 @@ class _ImatrixWriter(Writer):
         pass
 
 
-def make_imatrix(checkpoint: Path, out: Path, data: Path | None = None) -> ImportanceMatrix:
+def make_imatrix(
+    checkpoint: StrPath, out: StrPath, data: StrPath | None = None
+) -> ImportanceMatrix:
     """Collect a checkpoint's importances on `data`, or on its training text, and write them.
 
     Raises DataError as `calibration_of`.
     """
-    source = load_checkpoint(checkpoint)
-    text = calibration_of(source, data)
+    source = load_checkpoint(Path(checkpoint))
+    text = calibration_of(source, optional_path(data))
     imatrix = collect_importance(source.load_model(), text.tokens, text.source)
-    write_imatrix(out, imatrix)
+    write_imatrix(Path(out), imatrix)
     return imatrix
 
 
@@ -194,14 +196,14 @@ def read_importance_file(path: Path) -> ImportanceFile:
     matrix = read_imatrix(path)
     if all(found.n_without == found.in_sum2.size for found in matrix.statistics.values()):
         raise GGUFError(
-            f"{path}: all importances are zero, or too small for float32; collect again"
+            f"{path}: all importances are zero or too small for float32; collect them again"
         )
     return ImportanceFile(matrix, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _statistics(file: GGUFFile, name: str) -> InputStatistics:
     if name + COUNTS not in file.tensors:
-        raise GGUFError(f"{file.path} has {name}{SUMS} and no {name}{COUNTS}; collect it again")
+        raise GGUFError(f"{file.path} has {name}{SUMS} but not {name}{COUNTS}; collect it again")
     sums, counts = file.tensors[name + SUMS], file.tensors[name + COUNTS]
     for tensor in (sums, counts):
         if tensor.ggml_type != gguf.GGMLQuantizationType.F32:
@@ -210,8 +212,8 @@ def _statistics(file: GGUFFile, name: str) -> InputStatistics:
     in_sum2 = sums.dequantized()
     if not len(of_each) or in_sum2.size != len(of_each) * in_sum2.shape[-1]:
         raise GGUFError(
-            f"{file.path}: {sums.name} of shape {sums.shape} does not go with {len(of_each)} "
-            "counts; collect it again"
+            f"{file.path}: {sums.name} has shape {sums.shape}, which does not match "
+            f"{len(of_each)} counts; collect it again"
         )
     if not (np.isfinite(in_sum2).all() and np.isfinite(of_each).all() and in_sum2.min() >= 0):
         raise GGUFError(f"{file.path}: {name} has negative or infinite sums; collect it again")

@@ -1,4 +1,4 @@
-"""`inspect`: what a checkpoint folder or a GGUF file holds."""
+"""`inspect`: metadata and tensors of a checkpoint folder or GGUF file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, open_ten
 from llmkit.errors import CheckpointError, ModelfileError
 from llmkit.export.gguf_file import read_gguf
 from llmkit.export.running import is_gguf
+from llmkit.files import StrPath
 from llmkit.model.grid import matrix_types
 from llmkit.model.storage import quantization
 
@@ -46,12 +47,15 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: StrPath) -> Inspection:
     """Read what a model file says of itself. Raises LlmkitError where it is none."""
+    path = Path(path)
     if path.is_file() and path.name.lower().endswith("modelfile"):
         raise ModelfileError(f"{path} is a Modelfile; `llmkit modelfile show {path}` explains it")
     if ggufs := sorted(path.glob("*.gguf")) if not (path / CONFIG_FILE).exists() else []:
-        raise CheckpointError(f"{path} holds GGUF files; inspect one of them, such as {ggufs[0]}")
+        raise CheckpointError(
+            f"{path} is a folder with GGUF files; inspect one, for example {ggufs[0]}"
+        )
     return _inspect_gguf(path) if is_gguf(path) else _inspect_checkpoint(path)
 
 
@@ -143,5 +147,5 @@ def _inspection(
 
 def _cut(value: Any) -> Any:
     if isinstance(value, list) and len(value) > SHOWN_ITEMS:
-        return [*value[:SHOWN_ITEMS], f"... {len(value)} in all"]
+        return [*value[:SHOWN_ITEMS], f"... {len(value)} in total"]
     return value

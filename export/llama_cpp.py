@@ -167,7 +167,7 @@ class LlamaCpp:
         ids = (llama_cpp.llama_token * room)()
         n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, parse_special)
         if n < 0:
-            raise GGUFError(f"llama.cpp made {-n} tokens of {len(data)} bytes of text")
+            raise GGUFError(f"llama.cpp made {-n} tokens from {len(data)} bytes of text")
         return list(ids[:n])
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -195,7 +195,7 @@ class LlamaCpp:
         """
         n = len(ids)
         if self._n_past + n > self.n_ctx:
-            raise GGUFError(f"{self._n_past + n} tokens do not fit a context of {self.n_ctx}")
+            raise GGUFError(f"{self._n_past + n} tokens do not fit in a context of {self.n_ctx}")
         parts = [ids[start : start + _BATCH] for start in range(0, n, _BATCH)]
         logits = [self._evaluate(part, all_positions) for part in parts]
         return np.concatenate(logits) if all_positions else logits[-1]

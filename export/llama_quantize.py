@@ -75,7 +75,7 @@ def write_like(
     table = {entry.gguf_name: entry for entry in tensor_table(checkpoint.config)}
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     if shapes != {name: entry.shape for name, entry in table.items()}:
-        raise GGUFError(f"{file.path} has other tensors than {checkpoint.folder}: another model")
+        raise different_models(file.path, checkpoint, "tensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file.path, path)
     adapter = adapter_of(file)
@@ -89,6 +89,14 @@ def write_like(
             blocks = quantize(weights, quant_type_of(tensor.tensor_type), tensor.name, importance)
             tensor.data.view(np.uint8).reshape(-1)[:] = blocks.reshape(-1)
     copy.data.flush()
+
+
+def different_models(path: Path, checkpoint: Checkpoint, what: str) -> GGUFError:
+    """The error for a file that was not made from this checkpoint."""
+    return GGUFError(
+        f"{path} and {checkpoint.folder} have different {what}; "
+        "use a file made from this checkpoint"
+    )
 
 
 def _weights(tensors: TensorReader, entry: TensorEntry) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import torch
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.console import progress
-from llmkit.errors import ConfigError, GGUFError
+from llmkit.errors import ConfigError
 from llmkit.export.adapter import adapter_of
 from llmkit.export.bits import bits_by_group
 from llmkit.export.calibration import calibration_of
@@ -30,8 +30,9 @@ from llmkit.export.gguf_file import GGUFFile, read_gguf, refuse_faulty_weights, 
 from llmkit.export.held_out import TextSequence, compared_sequences
 from llmkit.export.imatrix import collect_importance
 from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.llama_quantize import PeerFile, write_peers
+from llmkit.export.llama_quantize import PeerFile, different_models, write_peers
 from llmkit.export.speed import Speed, measure_speed
+from llmkit.files import StrPath, optional_path
 
 Against = Literal["llama.cpp"]
 DEFAULT_MAX_TOKENS = 10240
@@ -92,13 +93,13 @@ class _Measured:
 
 
 def compare(
-    checkpoint: Path,
-    ggufs: Sequence[Path],
+    checkpoint: StrPath,
+    ggufs: StrPath | Sequence[StrPath],
     *,
-    data: Path | None = None,
+    data: StrPath | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     against: Against | None = None,
-    calibration: Path | None = None,
+    calibration: StrPath | None = None,
 ) -> Comparison:
     """Measure GGUF files against their checkpoint on the same held-out text.
 
@@ -111,10 +112,12 @@ def compare(
     Raises LlmkitError for files that are not of this checkpoint's vocabulary, and for text in
     which nothing is to be compared.
     """
+    paths = [ggufs] if isinstance(ggufs, str | Path) else ggufs
+    data, calibration = optional_path(data), optional_path(calibration)
     if calibration is not None and against is None:
         raise ConfigError("--calibration needs --against; give both")
-    source = load_checkpoint(checkpoint)
-    files = [read_gguf(path) for path in ggufs]
+    source = load_checkpoint(Path(checkpoint))
+    files = [read_gguf(Path(path)) for path in paths]
     sequences = compared_sequences(source, data, max_tokens)
     # Windows removes no file that is mapped: none of the peers is held here, and an error, which
     # holds them, is not to be hidden by one of the removal.
@@ -223,12 +226,13 @@ def _check_is_of(source: Checkpoint, file: GGUFFile, llama: LlamaCpp) -> None:
     refuse_faulty_weights(file)
     config = source.config
     if (llama.vocab_size, llama.context_length) != (config.vocab_size, config.context_length):
-        raise GGUFError(
-            f"{file.path} has {llama.vocab_size} tokens and a context of {llama.context_length}, "
-            f"{source.folder} {config.vocab_size} and {config.context_length}: another model"
+        sizes = (
+            f"sizes ({llama.vocab_size} and {config.vocab_size} tokens, "
+            f"context of {llama.context_length} and {config.context_length})"
         )
+        raise different_models(file.path, source, sizes)
     if file.metadata[gguf.Keys.Tokenizer.LIST] != source.tokenizer.tokens:
-        raise GGUFError(f"{file.path} has other tokens than {source.folder}: another model")
+        raise different_models(file.path, source, "tokens")
 
 
 def _row(measured: _Measured, peer: _Measured | None, speed: Speed) -> ComparisonRow:

@@ -63,11 +63,11 @@ def write_modelfile(
         raise ConfigError(
             f"{model} is already a GGUF file; remove --gguf"
             if gguf_file
-            else f"{model} is a checkpoint; give the GGUF file exported from it with --gguf"
+            else f"{model} is a checkpoint; pass the GGUF file exported from it with --gguf"
         )
     file = read_gguf(gguf_file or model)
     if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
-        raise GGUFError(f"{file.path} is an adapter; give its base, and ADAPTER is added")
+        raise GGUFError(f"{file.path} is an adapter; use its base model, and ADAPTER is added")
     if gguf.Keys.General.ARCHITECTURE not in file.metadata:
         raise GGUFError(
             f"{file.path} has no {gguf.Keys.General.ARCHITECTURE}; Ollama needs a model"
@@ -78,7 +78,7 @@ def write_modelfile(
         _check_context(file, checkpoint.config.context_length, model)
     out = out or file.path.parent / "Modelfile"
     if out.exists():
-        raise ConfigError(f"{out} already exists; give another --out, or remove it")
+        raise ConfigError(f"{out} already exists; choose another --out, or remove it")
     text = render(_filled(file, out, form or _format_or_completion(file), system, parameters or {}))
     write_text(out, text)
     return out
@@ -154,7 +154,7 @@ def _format_or_completion(file: GGUFFile) -> PromptFormat:
     form = prompt_format_of(file)
     if form is None and gguf.Keys.Tokenizer.CHAT_TEMPLATE in file.metadata:
         raise ConfigError(
-            f"{file.path} has an unknown chat template; give its format with --format: "
+            f"{file.path} has an unknown chat template; set its format with --format: "
             f"{', '.join(PROMPT_FORMATS)}, or the path of a .toml file"
         )
     return form or COMPLETION
@@ -163,6 +163,6 @@ def _format_or_completion(file: GGUFFile) -> PromptFormat:
 def _check_context(file: GGUFFile, length: int, checkpoint: Path) -> None:
     if context_length(file) != length:
         raise ConfigError(
-            f"{file.path} has a context of {context_length(file)}, {checkpoint} one of {length}; "
-            "give the file exported from this checkpoint"
+            f"{file.path} has a context of {context_length(file)}, but {checkpoint} has {length}; "
+            "use a file exported from this checkpoint"
         )

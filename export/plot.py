@@ -18,7 +18,7 @@ from llmkit.export.plot_labels import Label, place_labels
 from llmkit.files import written_beside
 
 PLOT_SUFFIXES = (".png", ".svg")
-THEIRS = "llama.cpp, the better of without and with imatrix"
+THEIRS = "llama.cpp (better of with and without imatrix)"
 _MARKERS = "osD^vP*X"
 _GAP = 7  # points between the markers of files of the same size
 
@@ -119,6 +119,6 @@ def _label_axes(axes: Axes, comparison: Comparison) -> None:
     axes.set_ylim(min(drawn) / 3, max(drawn) * 8)  # the legend is above the points
     axes.set_xlabel("file size (MB)")
     axes.set_ylabel("mean KL divergence (nats per token)")
-    axes.set_title(f"What each quantization costs ({comparison.tokens:,} tokens)", fontsize=11)
+    axes.set_title(f"Quality and size by quantization ({comparison.tokens:,} tokens)", fontsize=11)
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,11 +12,19 @@ from llmkit.console import say
 from llmkit.errors import ConfigError
 from llmkit.export.budget import Budget, Plan, plan
 from llmkit.export.calibration import Calibration, calibration_of
-from llmkit.export.chosen import Method, by_error_feedback, by_importance, open_model, stored_types
+from llmkit.export.chosen import (
+    Method,
+    by_error_feedback,
+    by_importance,
+    check_inputs,
+    open_model,
+    stored_types,
+)
 from llmkit.export.gguf_write import open_weights
 from llmkit.export.imatrix import ImportanceFile, read_importance_file
 from llmkit.export.metadata import ChosenBlocks
 from llmkit.export.names import tensor_table
+from llmkit.files import StrPath, optional_path
 from llmkit.model.storage import CUSTOM, Quantization, is_matrix, quantization
 from llmkit.quant.types import QuantType, quant_type
 
@@ -34,8 +42,8 @@ class Recipe:
     # Names, or one text of them joined by commas; None: DEFAULT_QUANTS, or what training made.
     quants: Sequence[str] | None = None
     method: Method = "rtn"
-    calibration: Path | None = None  # None: what the model was trained on; a string will do
-    imatrix: Path | None = None  # importances for rtn; a string will do
+    calibration: StrPath | None = None  # None: what the model was trained on
+    imatrix: StrPath | None = None  # importances for rtn
     budget: Budget | None = None
     tensor_types: Mapping[str, str] = field(default_factory=dict)  # by patterns of GGUF names
 
@@ -43,19 +51,11 @@ class Recipe:
         if isinstance(self.quants, str):
             names = [name.strip() for name in self.quants.split(",")]
             object.__setattr__(self, "quants", [name for name in names if name])
-        for name in ("calibration", "imatrix"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
         if self.quants is not None and not self.quants:
-            raise ConfigError("no quantization given; name at least one, such as q4_0")
+            raise ConfigError("no quantization type given; name at least one, for example q4_0")
         if self.budget is not None and (self.quants is not None or self.tensor_types):
-            raise ConfigError("a target size chooses the types; omit --quant")
-        if self.calibration is not None and self.method == "rtn" and self.budget is None:
-            raise ConfigError(
-                "--calibration needs --method gptq; rtn does not use a calibration text"
-            )
-        if self.imatrix is not None and self.method != "rtn":
-            raise ConfigError("--imatrix works only with --method rtn; omit one of them")
+            raise ConfigError("a target size chooses the types; omit --quant and --tensor-type")
+        check_inputs(self.method, self.calibration if self.budget is None else None, self.imatrix)
         if self.tensor_types and len(self.quants or DEFAULT_QUANTS) != 1:
             raise ConfigError("--tensor-type needs exactly one --quant")
 
@@ -110,7 +110,8 @@ def prepare(source: Checkpoint, recipe: Recipe, *, merged: bool) -> Preparation:
     """
     _check_trained(source, recipe, merged=merged)
     feeds_back = recipe.method == "gptq"
-    text = calibration_of(source, recipe.calibration) if feeds_back or recipe.budget else None
+    given = optional_path(recipe.calibration)
+    text = calibration_of(source, given) if feeds_back or recipe.budget else None
     planned = None
     if recipe.budget is not None and text is not None:
         planned = plan(source, recipe.budget, recipe.method, text, merged=merged)
@@ -120,7 +121,7 @@ def prepare(source: Checkpoint, recipe: Recipe, *, merged: bool) -> Preparation:
         [planned.quantization()] if planned else _quantizations(source, recipe, merged=merged),
         planned,
         text if feeds_back else None,
-        read_importance_file(recipe.imatrix) if recipe.imatrix else None,
+        read_importance_file(Path(recipe.imatrix)) if recipe.imatrix else None,
     )
 
 
@@ -131,7 +132,7 @@ def _check_trained(source: Checkpoint, recipe: Recipe, *, merged: bool) -> None:
     if trained_on and not rounds:
         raise ConfigError(
             f"the adapter of {source.folder} was trained on rounded {trained_on} blocks; "
-            "omit --method, or add --merge"
+            "omit --method and --imatrix, or add --merge"
         )
     if trained_on and (set(names) - {trained_on} or recipe.budget or recipe.tensor_types):
         raise ConfigError(
@@ -140,13 +141,14 @@ def _check_trained(source: Checkpoint, recipe: Recipe, *, merged: bool) -> None:
         )
     if source.qat and (source.qat in names or recipe.quants is None) and not rounds:
         raise ConfigError(
-            f"{source.folder} already has trained {source.qat} blocks (--qat); omit --method"
+            f"{source.folder} already has trained {source.qat} blocks (--qat); "
+            "omit --method and --imatrix"
         )
     others = [name for name in names if name != source.qat]
     if source.qat and others:
         say(
-            f"{source.folder} was trained for {source.qat} blocks; {', '.join(others)}: made from "
-            "these blocks"
+            f"{source.folder} was trained for {source.qat}; {', '.join(others)} will be made "
+            "from its blocks"
         )
 
 
@@ -166,8 +168,8 @@ def _quantizations(source: Checkpoint, recipe: Recipe, *, merged: bool) -> list[
         ]
         if not matching:
             raise ConfigError(
-                f"no matrix has a name like {pattern!r}; they are token_embd, output and "
-                "blk.N.attn_qkv, attn_output, ffn_up, ffn_down, and * stands for anything"
+                f"no matrix matches {pattern!r}; the names are token_embd, output and blk.N. with "
+                "attn_qkv, attn_output, ffn_up or ffn_down; * matches anything"
             )
         chosen |= dict.fromkeys(matching, quant_type(qtype))
     return [replace(wanted[0], name=CUSTOM, chosen=chosen)]

@@ -13,7 +13,7 @@ from llmkit.export.measure import Comparison
 from llmkit.export.parity.check import Proof
 from llmkit.export.plot import size_quality_figure
 from llmkit.export.tables import PROOF_COLUMNS, comparison_measures, proof_cells
-from llmkit.files import write_text
+from llmkit.files import StrPath, write_text
 
 _STYLE = """
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
@@ -63,12 +63,12 @@ _HEAD = """<!doctype html>
 {% endfor %}</table>{% endmacro %}
 """
 _TEMPLATE = """
-<p>Against {{ comparison.reference }} in PyTorch (f32), on {{ comparison.tokens }} tokens.
-KL divergence and its 95 % confidence interval in nats per token, the same text for every file.
-{% if peers %}llama-quantize's files have the same type for every tensor, without or with an
-importance matrix, whichever has the smaller mean KL; the interval of the ratio to it is of pairs,
-file against file on each piece of text.{% endif %}</p>
-<img alt="Mean KL divergence over file size" src="data:image/png;base64,{{ plot }}">
+<p>Each file compared with {{ comparison.reference }} in PyTorch (f32), on the same
+{{ comparison.tokens }} tokens. KL divergence in nats per token, with its 95 % confidence interval.
+{% if peers %}The files of llama-quantize have the same type for every tensor. The ratio is to the
+better of its files with and without an importance matrix; the interval of the ratio is from paired
+differences on each piece of text.{% endif %}</p>
+<img alt="Mean KL divergence by file size" src="data:image/png;base64,{{ plot }}">
 {{ numbers_table(measures[0], measures[1:]) }}
 {% for proof in proofs %}
 <h2>{{ proof.quant }}: <span class="{{ 'passed' if proof.passed else 'failed' }}">
@@ -80,7 +80,10 @@ file against file on each piece of text.{% endif %}</p>
 
 
 def write_report(
-    path: Path, comparison: Comparison, proofs: Sequence[Proof] = (), title: str = "llmkit report"
+    path: StrPath,
+    comparison: Comparison,
+    proofs: Sequence[Proof] = (),
+    title: str = "llmkit report",
 ) -> None:
     """Write the comparison, and proofs where there are some, as a self-contained page."""
     plot = io.BytesIO()
@@ -94,7 +97,7 @@ def write_report(
         measures=comparison_measures(comparison),
         proofs=proofs,
     )
-    write_text(path, html)
+    write_text(Path(path), html)
 
 
 def page(template: str, **values: object) -> str:

@@ -18,7 +18,7 @@ from llmkit.data.sources import read_documents
 from llmkit.data.tokens import windows
 from llmkit.errors import ConfigError, DataError, GGUFError
 from llmkit.export.calibration import DEFAULT_TOKENS, Calibration
-from llmkit.export.chosen import by_error_feedback, by_importance, stored_types
+from llmkit.export.chosen import by_error_feedback, by_importance, check_inputs, stored_types
 from llmkit.export.gguf_file import (
     GGUFFile,
     Writer,
@@ -33,7 +33,7 @@ from llmkit.export.keys import ADAPTER_KEY
 from llmkit.export.llama_cpp import LlamaCpp, quantize_file
 from llmkit.export.metadata import ARCHITECTURE, OF_QUANTIZATION, ChosenBlocks, quantization_entries
 from llmkit.export.names import tensor_table
-from llmkit.files import written_beside
+from llmkit.files import StrPath, optional_path, written_beside
 from llmkit.model.storage import Quantization, quantization, quantization_of
 from llmkit.quant import quantize
 from llmkit.quant.types import QuantType
@@ -43,13 +43,13 @@ _FLOATS = {gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")}
 
 
 def requantize(
-    source: Path,
-    out: Path,
+    source: StrPath,
+    out: StrPath,
     quant: str,
     *,
     method: Method = "rtn",
-    imatrix: Path | None = None,
-    calibration: Path | None = None,
+    imatrix: StrPath | None = None,
+    calibration: StrPath | None = None,
     again: bool = False,
 ) -> GGUFFile:
     """Write `source` in another quantization to `out`; all that is not a matrix stays as it is.
@@ -58,13 +58,14 @@ def requantize(
     number by what the model reads in the text `calibration`; llama.cpp is llama-quantize, with its
     own choice of types. Raises ConfigError for a file that is quantized already unless `again`.
     """
+    source, out = Path(source), Path(out)
+    imatrix, calibration = optional_path(imatrix), optional_path(calibration)
     file = read_gguf(source)
     config = config_of(file)
     _check(file, out, again=again)
-    if (method == "gptq") != (calibration is not None):
-        raise ConfigError("--method gptq needs --calibration, and only gptq takes it")
-    if imatrix is not None and method != "rtn":
-        raise ConfigError("--imatrix works only with --method rtn; omit one of them")
+    check_inputs(method, calibration, imatrix)
+    if method == "gptq" and calibration is None:
+        raise ConfigError("--method gptq needs a text; pass one with --calibration")
     refuse_faulty_weights(file)
     wanted = quantization(quant)
     if method == "llama.cpp":
@@ -97,13 +98,13 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
         raise ConfigError(f"{out} is the input file; choose another --out")
     if quantized and not again:
         raise ConfigError(
-            f"{file.path} is quantized already ({quantized[0].name} is "
-            f"{quantized[0].ggml_type.name.lower()}), and the errors would add up: take its f32 or "
-            "f16 file, or give --again"
+            f"{file.path} is already quantized ({quantized[0].name} is "
+            f"{quantized[0].ggml_type.name.lower()}), so errors would add up; use the f32 or f16 "
+            "file, or add --again"
         )
     if ADAPTER_KEY in file.metadata and out.resolve().parent != file.path.resolve().parent:
         raise ConfigError(
-            f"{file.path} goes with the adapter {file.metadata[ADAPTER_KEY]} beside it; "
+            f"{file.path} needs the adapter {file.metadata[ADAPTER_KEY]} in its folder; "
             "write the new file into the same folder"
         )
 
@@ -117,7 +118,7 @@ def _calibration(file: GGUFFile, data: Path) -> Calibration:
         ids = [token for text in read_documents(data) for token in (*llama.tokenize(text), *end)]
     length = min(config_of(file).context_length, len(ids) - 1)
     if length < 1:
-        raise DataError(f"{data} holds no text to calibrate with")
+        raise DataError(f"{data} has no text to calibrate with")
     rows = windows(np.asarray(ids), length, DEFAULT_TOKENS)[:, :-1]
     return Calibration(str(data), torch.from_numpy(rows))
 

@@ -15,6 +15,7 @@ from llmkit.errors import ConfigError
 from llmkit.export.chat_template import ChatTemplate
 from llmkit.export.gguf_file import MAGIC, refuse_not_finite
 from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.generation import Sampling, generate_ids, prompt_ids, stream_text
 from llmkit.model.device import choose_device
@@ -55,13 +56,13 @@ def open_runner(model: Path) -> Iterator[Runner]:
         yield CheckpointRunner(checkpoint, checkpoint.load_model(choose_device()))
 
 
-def generate(model: Path, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
+def generate(model: StrPath, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
     """Yield what a model says to `prompt`, piece by piece; a base model goes on from it.
 
     `model`: a checkpoint folder or a GGUF file. The same sampler with the same seed works on
     both. Raises LlmkitError: a file that cannot be read, a prompt that fills the context.
     """
-    with open_runner(model) as runner:
+    with open_runner(Path(model)) as runner:
         ids = runner.prompt([Message("user", prompt)])
         yield from runner.answer(ids, sampling or Sampling())
 

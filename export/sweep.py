@@ -38,7 +38,7 @@ def sweep_table(sweep: Sweep) -> Table:
         for row in sweep.rows
     ]
     columns = [column.format(sweep.quality_name) for column in COLUMNS]
-    return plain_table("Variants, each from the same seed (* the best)", columns, rows)
+    return plain_table("Variants, all from the same seed (* = best)", columns, rows)
 
 
 def sweep_figure(sweep: Sweep) -> Figure:

@@ -27,8 +27,8 @@ COMPARISON_COLUMNS = (
     "top-1", "perplexity", "prompt / generate t/s", "peak MB",
 )  # fmt: skip
 UNKNOWN = "-"
-PROOF_COLUMNS = ("", "check", "value", "limit", "what was found")
-EXPORT_COLUMNS = ("file", "MB", "bits per weight", "rows that fit no block")
+PROOF_COLUMNS = ("", "check", "value", "limit", "result")
+EXPORT_COLUMNS = ("file", "MB", "bits per weight", "fallbacks")
 
 
 def comparison_measures(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -116,7 +116,7 @@ def export_table(files: Iterable[ExportedFile]) -> Table:
 
 def plan_table(plan: Plan, measured_kl: float | None) -> Table:
     """The type of each matrix, and the KL that it is predicted to cost."""
-    title = f"Types for {plan.budget}: mean KL predicted {plan.predicted_kl:.2e}"
+    title = f"Types for {plan.budget}: predicted mean KL {plan.predicted_kl:.2e}"
     if measured_kl is not None:
         title += f", measured {measured_kl:.2e} on held-out text"
     rows = [(name, option.type, f"{option.kl:.1e}") for name, option in plan.matrices.items()]

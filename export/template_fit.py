@@ -27,7 +27,7 @@ def misfit(template: str, form: PromptFormat, engine: GoEngine | None) -> str | 
         there = _rendered(template, messages, engine, form.default_system)
         wanted = form.text(messages, for_answer=True)
         if there is not None and there != wanted:
-            return f"it renders {_shown(there)}, training used {_shown(wanted)}"
+            return f"it renders {_shown(there)}, but training used {_shown(wanted)}"
     return None
 
 
@@ -42,7 +42,7 @@ def difference(template: str, jinja: str, engine: GoEngine) -> str | None:
         return None
     if there is None or there == wanted:
         return None
-    return f"it renders {_shown(there)}, the file's template {_shown(wanted)}"
+    return f"it renders {_shown(there)}, but the file's template renders {_shown(wanted)}"
 
 
 def _rendered(

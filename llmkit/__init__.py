@@ -1,4 +1,4 @@
-"""llmkit: from a GPT built from scratch to a proved GGUF that runs in Ollama."""
+"""llmkit: from a GPT built from scratch to a verified GGUF file that runs in Ollama."""
 
 import os
 

@@ -16,7 +16,7 @@ from llmkit.export.recipe import Recipe
 from llmkit.export.report import write_report
 from llmkit.export.running import generate
 from llmkit.export.tables import proof_table, save_table_picture
-from llmkit.files import write_text
+from llmkit.files import StrPath, write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.instruct import InstructResult, finetune_instruct
 from llmkit.generation import Sampling
@@ -54,12 +54,13 @@ class Demo:
 
     @property
     def passed(self) -> bool:
-        """Whether every file was proved."""
+        """Whether every file was verified."""
         return self.export.passed
 
 
-def demo(out: Path) -> Demo:
+def demo(out: StrPath) -> Demo:
     """Walk the whole way into the folder `out`; a training done there already is not repeated."""
+    out = Path(out)
     training, instruct = trained(out)
     answering, folder = instruct.checkpoint, out / "export"
     exported = export(answering, folder, Recipe(QUANTS), name=NAME)

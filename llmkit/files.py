@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
 
 from llmkit.errors import LlmkitError
 
-P = ParamSpec("P")
-R = TypeVar("R")
+StrPath = str | Path  # what the functions of llmkit.api take for a file or folder
 
 
 @contextmanager
@@ -64,38 +60,6 @@ def _fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def taking_strings(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, with a string allowed for each Path, and one path for a Sequence of them.
-
-    Its annotations are unevaluated text, as `from __future__ import annotations` leaves them.
-    """
-    signature = inspect.signature(function)
-    convert: dict[str, Callable[[Any], Any]] = {}
-    parameters = []
-    for name, parameter in signature.parameters.items():
-        kind = str(parameter.annotation)
-        if kind == "Sequence[Path]":
-            convert[name] = _paths
-            kind = "str | Path | Sequence[str | Path]"
-        elif kind in ("Path", "Path | None"):
-            convert[name] = _path
-            kind = f"str | {kind}"
-        parameters.append(parameter.replace(annotation=kind))
-
-    @wraps(function)
-    def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = signature.bind(*args, **kwargs)
-        for name, value in given.arguments.items():
-            given.arguments[name] = convert.get(name, lambda same: same)(value)
-        return function(*given.args, **given.kwargs)
-
-    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return called
-
-
-def _path(value: str | Path | None) -> Path | None:
+def optional_path(value: StrPath | None) -> Path | None:
+    """The path, if one is given."""
     return None if value is None else Path(value)
-
-
-def _paths(value: Any) -> list[Path]:
-    return [Path(item) for item in ([value] if isinstance(value, str | Path) else value)]

@@ -25,16 +25,16 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(
-                f"temperature {self.temperature} must be 0 (greedy) or a positive number"
+                f"temperature must be 0 (greedy) or a positive number, not {self.temperature}"
             )
         if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top-k {self.top_k} must be 1 or more")
+            raise ConfigError(f"top-k must be 1 or more, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top-p {self.top_p} must be above 0 and at most 1")
+            raise ConfigError(f"top-p must be above 0 and at most 1, not {self.top_p}")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ConfigError(f"max-tokens {self.max_tokens} must be 1 or more")
+            raise ConfigError(f"max-tokens must be 1 or more, not {self.max_tokens}")
         if not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed {self.seed} must be between 0 and 2^64 - 1")
+            raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}")
 
     def for_label(self) -> Sampling:
         """What a classifier is asked with: its one token, the most probable.

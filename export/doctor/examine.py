@@ -17,6 +17,7 @@ from llmkit.export.doctor.machine import (
 )
 from llmkit.export.doctor.server import installed_check, server_checks
 from llmkit.export.gguf_file import GGUFFile, config_of, read_gguf
+from llmkit.files import StrPath, optional_path
 
 # A file is uploaded, and Ollama writes it once more in its own order.
 COPIES = 2
@@ -26,13 +27,14 @@ _ELSEWHERE = DoctorCheck(
 
 
 def doctor(
-    gguf: Path | None = None, *, host: str | None = None, context: int | None = None
+    gguf: StrPath | None = None, *, host: str | None = None, context: int | None = None
 ) -> Diagnosis:
     """Look at this machine, its Ollama, its port, its memory and its disk.
 
     With a GGUF file also at what it needs with room for `context` tokens; the model's own
     context unless given. Raises ConfigError for a context that is none, or without a file.
     """
+    gguf = optional_path(gguf)
     if context is not None and (gguf is None or context < 1):
         raise ConfigError(
             "--context needs a GGUF file"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import httpx
 
@@ -44,10 +46,10 @@ class ProxyError(OllamaError):
 def proxy_of(url: str) -> Proxy | None:
     """The proxy through which a server is asked; None where it is asked directly.
 
-    As for Go's programs, this machine needs none, and NO_PROXY names hosts that need none.
+    As for Go's programs, this machine needs none, nor does what NO_PROXY lists.
     """
     host, port = host_and_port(url)
-    if is_this_machine(url) or proxy_bypass(host) or proxy_bypass(f"{host}:{port}"):
+    if is_this_machine(url) or _bypasses(host, port):
         return None
     return _named(urlsplit(url).scheme)
 
@@ -68,6 +70,38 @@ def transport_through(proxy: Proxy | None) -> httpx.HTTPTransport:
         raise ProxyError(proxy, fault) from error
     except (ValueError, httpx.InvalidURL) as error:
         raise ProxyError(proxy, f"not a valid proxy URL ({error})") from error
+
+
+def _bypasses(host: str, port: int) -> bool:
+    found = getproxies_environment()
+    if not found:
+        return bool(proxy_bypass(host))  # by the settings of Windows or macOS
+    entries = found.get("no", "").lower().split(",")
+    return any(_matches(entry.strip(), host.lower(), port) for entry in entries)
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    """Whether an entry of NO_PROXY means a host, as in Go's golang.org/x/net/http/httpproxy.
+
+    An entry is *, a network (10.0.0.0/8), or an address or domain, with or without a port. A
+    domain means its subdomains too; .domain and *.domain mean only these.
+    """
+    if entry == "*":
+        return True
+    with suppress(ValueError):
+        network = ip_network(entry, strict=False)
+        with suppress(ValueError):
+            return ip_address(host) in network
+        return False
+    name, colon, entry_port = entry.rpartition(":")
+    if not colon:
+        name = entry
+    elif entry_port != str(port):
+        return False
+    name = name.removeprefix("[").removesuffix("]")
+    if name.startswith("*."):
+        name = name[1:]
+    return bool(name) and (host == name or host.endswith(f".{name.removeprefix('.')}"))
 
 
 def _named(scheme: str) -> Proxy | None:

@@ -36,6 +36,7 @@ from llmkit.export.parity.stop import stop_check
 from llmkit.export.parity.subject import Subject, open_subject
 from llmkit.export.parity.tensors import tensors_check
 from llmkit.export.parity.tokenizer import tokenizer_check
+from llmkit.files import StrPath, optional_path
 from llmkit.modelfiles.grammar import RefusalError
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.reading import read_modelfile
@@ -48,13 +49,13 @@ LAYER_TOKENS = 64  # each goes through every operation by itself
 
 
 def verify(
-    checkpoint: Path,
-    gguf: Path,
+    checkpoint: StrPath,
+    gguf: StrPath,
     *,
-    modelfile: Path | None = None,
+    modelfile: StrPath | None = None,
     ollama: str | None = None,
-    data: Path | None = None,
-    html: Path | None = None,
+    data: StrPath | None = None,
+    html: StrPath | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
 ) -> Proof:
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
@@ -65,6 +66,7 @@ def verify(
     parity.json beside the file, and with `html` as a page with plots. Raises LlmkitError if the
     two cannot be compared or the page cannot be written.
     """
+    checkpoint, gguf, data = Path(checkpoint), Path(gguf), optional_path(data)
     subject = open_subject(load_checkpoint(checkpoint), gguf)
     unreachable = _unreachable(ollama) if ollama else None
     if unreachable:
@@ -72,7 +74,7 @@ def verify(
     source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
     prompts = proof_prompts(subject.checkpoint, data)
     beside = gguf.parent / MODELFILE
-    modelfile = modelfile or (beside if beside.exists() else None)
+    modelfile = optional_path(modelfile) or (beside if beside.exists() else None)
     said = _read(modelfile) if modelfile else None
     checks = [metadata_check(subject, modelfile), tensors_check(subject)]
     found = _Run(texts, prompts, said)
@@ -111,7 +113,7 @@ def verify(
         from llmkit.export.parity.page import write_page  # matplotlib takes a while to import
 
         shown = [subject.checkpoint.tokenizer.decode(prompt) for prompt in prompts]
-        write_page(html, proof, found.comparison, shown)
+        write_page(Path(html), proof, found.comparison, shown)
     return proof
 
 

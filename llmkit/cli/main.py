@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -115,8 +116,7 @@ def main(arguments: list[str]) -> int:
         if message.startswith("Usage:"):  # the help, where a command is missing
             print(message)
             return BAD_INPUT
-        of = getattr(getattr(error, "ctx", None), "command_path", "llmkit")
-        return _fail(f"{message.rstrip('.')}; see {of} --help")
+        return _fail(f"{_reworded(message)}; see {_command_path(arguments)} --help")
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either
         return BAD_INPUT
@@ -124,6 +124,26 @@ def main(arguments: list[str]) -> int:
         if _is_out_of_memory(error):
             return _fail("out of memory; use a smaller model, batch or context")
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where")
+
+
+def _reworded(message: str) -> str:
+    """A usage error of Typer's in the form of our own: lower case, no stop at its end."""
+    message = re.sub(r"^No such option: (\S+)", r"unknown option '\1'", message)
+    message = message.replace("No such command", "unknown command")
+    message = re.sub(r" \(Possible options: (.*)\)$", r" (did you mean \1?)", message)
+    message = re.sub(r"\. (Did you mean .*)$", lambda found: f" (d{found[1][1:]})", message)
+    message = re.sub(r": Input should be ([^,]*).*$", r": expected \1", message)
+    return message[:1].lower() + message[1:].rstrip(".")
+
+
+def _command_path(arguments: list[str]) -> str:
+    """The command that the arguments name, such as `llmkit finetune classify`."""
+    path, command = "llmkit", get_command(app)
+    for word in arguments:
+        inner = getattr(command, "commands", {}).get(word)
+        if inner is not None:
+            path, command = f"{path} {word}", inner
+    return path
 
 
 def _command() -> Callable[..., Any]:

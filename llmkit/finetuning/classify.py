@@ -14,6 +14,7 @@ from torch import Tensor
 from llmkit.checkpoint import ADAPTER_FILE, HEAD, MODEL_FILE, load_checkpoint, open_tensors
 from llmkit.data.text_files import Reading
 from llmkit.errors import ConfigError
+from llmkit.files import StrPath, optional_path
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.examples import batch_indices
 from llmkit.finetuning.label_head import (
@@ -151,11 +152,11 @@ class ClassifyResult(FinetuneResult):
 
 
 def finetune_classify(
-    checkpoint: Path,
-    data: Path,
-    out: Path,
+    checkpoint: StrPath,
+    data: StrPath,
+    out: StrPath,
     *,
-    test_data: Path | None = None,
+    test_data: StrPath | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     delimiter: str | None = None,
@@ -181,8 +182,9 @@ def finetune_classify(
     Raises LlmkitError: records that cannot be read and labels of `test_data` that `data` have
     not, named by line; labels that are no single tokens.
     """
+    data, out, test_data = Path(data), Path(out), optional_path(test_data)
     config = config or FinetuneConfig(split=DEFAULT_SPLIT)
-    base = load_checkpoint(checkpoint)
+    base = load_checkpoint(Path(checkpoint))
     n_blocks = blocks_to_train(unfreeze, base.config.n_layer)
     seed = seed_of(training)
     reading = Reading(text_column, label_column, delimiter, encoding)
@@ -239,7 +241,6 @@ def blocks_to_train(unfreeze: str, n_layer: int) -> int | None:
     n_blocks = int(unfreeze) if unfreeze.isdecimal() else 0
     if not 0 < n_blocks <= n_layer:
         raise ConfigError(
-            f"unknown unfreeze {unfreeze!r}; choose head, all, or a number of last blocks, "
-            f"1 to {n_layer}"
+            f"unknown unfreeze {unfreeze!r}; use head, all, or a number of blocks (1 to {n_layer})"
         )
     return n_blocks

@@ -36,7 +36,7 @@ class FinetuneConfig:
         if self.qlora is not None:
             object.__setattr__(self, "qlora", quantization(self.qlora).name)  # int4 is q4_0
             if self.lora is None:
-                raise ConfigError("qlora trains adapters only; give a LoRA rank too")
+                raise ConfigError("qlora trains LoRA adapters; set a LoRA rank too")
         if self.qat is not None:
             object.__setattr__(self, "qat", _trainable(self.qat))
             if self.lora is not None:
@@ -45,7 +45,7 @@ class FinetuneConfig:
                     "qlora to train adapters on a quantized base"
                 )
         if min(self.split) < 0 or not math.isclose(sum(self.split), 1):
-            raise ConfigError(f"split {self.split}: give three parts that add up to 1")
+            raise ConfigError(f"split must be three parts that add up to 1, not {self.split}")
 
     def training_config(self, n_records: int, changes: dict[str, Any]) -> TrainingConfig:
         """The steps' settings for this many training records, with single fields changed."""
@@ -54,7 +54,7 @@ class FinetuneConfig:
         rate = given.get("learning_rate", rate)
         batch_size = given.get("batch_size", 8)
         if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size} is not positive")
+            raise ConfigError(f"batch_size must be 1 or more, not {batch_size}")
         steps = max(1, math.ceil(self.epochs * n_records / batch_size))
         defaults: dict[str, Any] = {
             "steps": steps,

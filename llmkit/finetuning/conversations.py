@@ -67,7 +67,7 @@ def _shape_of(first: Record) -> Shape:
     for shape in SHAPES:
         if shape.fields[0] in first.fields:
             raise first.lacks(f'field "{shape.fields[1]}"')
-    raise first.lacks(f"field of a known format; give {FORMATS}")
+    raise first.lacks(f"field of a known format; expected {FORMATS}")
 
 
 def read_messages(record: Record, name: str, value: object, last: Role) -> tuple[Message, ...]:
@@ -79,7 +79,7 @@ def read_messages(record: Record, name: str, value: object, last: Role) -> tuple
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise record.fault(f'"{name}" is no list of messages')
+        raise record.fault(f'"{name}" is not a list of messages')
     messages: list[Message] = []
     for number, item in enumerate(value, start=1):
         message = read_message(record, name, item, number)
@@ -89,12 +89,11 @@ def read_messages(record: Record, name: str, value: object, last: Role) -> tuple
         expected = "assistant" if messages and messages[-1].role == "user" else "user"
         if message.role != expected:
             raise record.fault(
-                f'message {number} of "{name}" is of the {message.role} where one of the '
-                f"{expected} must follow"
+                f'message {number} of "{name}": expected role {expected}, found {message.role}'
             )
         messages.append(message)
     if not messages or messages[-1].role != last:
-        raise record.fault(f'"{name}" does not end with a message of the {last}')
+        raise record.fault(f'"{name}" does not end with a message of role {last}')
     return tuple(messages)
 
 
@@ -102,16 +101,16 @@ def read_message(record: Record, name: str, item: object, number: int) -> Messag
     """One message: an object with role and content, or ShareGPT's from and value."""
     place = f'message {number} of "{name}"'
     if not isinstance(item, dict):
-        raise record.fault(f"{place} is no object with role and content")
+        raise record.fault(f"{place} is not an object with role and content")
     message = Record(item, f"{record.where}, {place}")
     role_name, content_name = ("from", "value") if "from" in item else ("role", "content")
     asks = next((name for name in TOOL_FIELDS if item.get(name)), None)
     if asks or item.get(role_name) in TOOL_ROLES:
-        what = f'has "{asks}"' if asks else f"is of the {item[role_name]}"
-        raise record.fault(f"{place} {what}: tools are not supported; leave such records out")
+        what = f'has "{asks}"' if asks else f"has the role {item[role_name]}"
+        raise record.fault(f"{place} {what}: tools are not supported; remove such records")
     given = message.text(role_name)
     if given not in ROLES:
-        raise message.fault(f"unknown role {shown(given)!r}; known are {', '.join(ROLES)}")
+        raise message.fault(f"unknown role {shown(given)!r}; use one of: {', '.join(ROLES)}")
     role = ROLES[given]
     if role == "system":
         return Message(role, message.text_or_empty(content_name))
@@ -153,7 +152,7 @@ def asked_and_answered(
     """
     shorter, longer = sorted((asked, before), key=len)
     if shorter and longer[-len(shorter) :] != shorter:
-        raise record.fault("the answer follows other messages than those that are asked")
+        raise record.fault("the messages before the answer differ from the prompt")
     return longer
 
 

@@ -11,7 +11,7 @@ import torch
 from llmkit.checkpoint import load_checkpoint
 from llmkit.data.sources import source_files
 from llmkit.data.tokens import open_token_file, windows
-from llmkit.errors import CheckpointError
+from llmkit.files import StrPath, optional_path
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.own_text import own_files, write_own_text
 from llmkit.finetuning.run import run_settings
@@ -60,11 +60,11 @@ class DistillResult:
 
 
 def finetune_distill(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: StrPath,
+    out: StrPath,
     *,
     qat: str,
-    data: Path | None = None,
+    data: StrPath | None = None,
     training: dict[str, Any] | None = None,
     resume: bool = False,
     device: str | None = None,
@@ -77,10 +77,11 @@ def finetune_distill(
 
     Raises LlmkitError: no text, a type that fits no matrix, a classifier.
     """
+    out, data = Path(out), optional_path(data)
     config = validated(FinetuneConfig, {"qat": qat}, "finetune")
     given = {name: value for name, value in (training or {}).items() if value is not None}
     steps = validated(TrainingConfig, {**DEFAULTS, **given}, "training")
-    base = base_that_answers(checkpoint, "use `finetune classify --qat` on its base")
+    base = base_that_answers(Path(checkpoint), "use `finetune classify --qat` on its base")
     # Two masks of dropout would tell student and teacher apart more than rounding does.
     base = replace(base, config=replace(base.config, dropout=0.0))
     start = Start(base, base.tokenizer, base.prompt_format, (), config, steps.seed)
@@ -97,8 +98,6 @@ def finetune_distill(
         grid = load_checkpoint(out).grid(where)
         TrainingLoop(folder, state, steps, task, where, grid).train()
     metrics = folder.read_metrics()
-    if not metrics:
-        raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
     model = base.load_model(where)
     merge_lora(model)
     for name, qtype in start.types.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import load_checkpoint, stop_ids
 from llmkit.console import progress
+from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.conversations import Conversation, read_conversations
 from llmkit.finetuning.examples import (
@@ -173,9 +174,9 @@ class InstructResult(FinetuneResult):
 
 
 def finetune_instruct(
-    checkpoint: Path,
-    data: Path,
-    out: Path,
+    checkpoint: StrPath,
+    data: StrPath,
+    out: StrPath,
     *,
     prompt_format: PromptFormat | None = None,
     mask_prompt: bool = True,
@@ -195,8 +196,9 @@ def finetune_instruct(
     Raises LlmkitError: records that cannot be read, named by line; tokens that are missing; a
     classifier.
     """
+    data, out = Path(data), Path(out)
     config = config or FinetuneConfig()
-    base = base_that_answers(checkpoint, "its head knows labels alone; use its base")
+    base = base_that_answers(Path(checkpoint), "its head predicts only labels; use its base")
     form = prompt_format or (ALPACA if base.prompt_format == COMPLETION else base.prompt_format)
     seed = seed_of(training)
     tokenizer = grown_tokenizer(base, config, special=(form.end, *form.special_tokens))

@@ -82,7 +82,7 @@ def _from_rows(rows: Sequence[Row], path: Path, reading: Reading) -> list[Labell
     text, label, has_header = _columns(rows, path, reading)
     below = rows[1:] if has_header else rows
     if not below:
-        raise DataError(f"{path} holds no row below the header line; give {FORMATS}")
+        raise DataError(f"{path} has no rows below the header; give {FORMATS}")
     return [
         LabelledText(row.cells[text], row.cells[label].strip(), f"{path}, line {row.line}")
         for row in below
@@ -145,8 +145,8 @@ def _is_header(rows: Sequence[Row]) -> bool:
 def _note_unnamed(places: Sequence[int], rows: Sequence[Row], path: Path) -> None:
     filled = next((row for row in rows if any(row.cells[place].strip() for place in places)), None)
     what = "1 column without a name" if len(places) == 1 else f"{len(places)} columns without names"
-    there = f" (line {filled.line} has something in it)" if filled else ""
-    say(f"{path}: {what} left out{there}")
+    there = f" (line {filled.line} is not empty there)" if filled else ""
+    say(f"{path}: skipped {what}{there}")
 
 
 def _names(row: Row) -> list[str]:
@@ -169,7 +169,7 @@ def _guessed_columns(rows: Sequence[Row], used: Sequence[int], path: Path) -> tu
     first, second = (len({row.cells[column] for row in rows}) for column in used)
     if first == second:
         raise DataError(
-            f"{path}: both columns hold {first} different values in {len(rows)} rows, so neither "
+            f"{path}: both columns have {first} different values in {len(rows)} rows, so neither "
             "looks like labels; choose them with --text-column and --label-column"
         )
     return (used[1], used[0]) if first < second else (used[0], used[1])
@@ -197,13 +197,14 @@ def _check_labels(records: Sequence[LabelledText], path: Path) -> None:
     labels = {record.label for record in records}
     if len(labels) == 1:
         raise DataError(
-            f"{path}: every text has the label {shown(labels.pop())!r}; two labels are needed"
+            f"{path}: every text has the label {shown(labels.pop())!r}; "
+            "at least two labels are needed"
         )
     found = None
     if len(labels) == len(records):
-        found = f"each of the {len(records)} texts has a label of its own"
+        found = f"each of the {len(records)} texts has a different label"
     elif len(labels) > MAX_LABELS:
-        found = f"{len(labels)} different labels, and at most {MAX_LABELS} can be learned"
+        found = f"{len(labels)} different labels, but at most {MAX_LABELS} are supported"
     if found:
         example = shown(records[0].label)
         raise DataError(f"{path}: {found} (the first is {example!r}); probably the wrong column")

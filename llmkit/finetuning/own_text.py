@@ -22,7 +22,7 @@ def own_files(base: Checkpoint) -> list[Path]:
     for files in ((base.trained_file, base.held_out_file), tokens):
         if all(file.is_file() for file in files):
             return list(files)
-    raise DataError(f"{base.folder} does not contain its training text; give some with --data")
+    raise DataError(f"{base.folder} does not contain its training text; pass a text with --data")
 
 
 def write_own_text(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
@@ -38,7 +38,7 @@ def write_own_text(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
         return n_bytes
     state = RunFolder(base.folder).read_state()
     if state is None:
-        raise CheckpointError(f"{base.folder} has no state.json; give the text with --data")
+        raise CheckpointError(f"{base.folder} has no state.json; pass the text with --data")
     for part in PARTS:
         _copy(RunFolder(base.folder).token_file(part), folder.token_file(part))
     return state.data_bytes
@@ -50,7 +50,7 @@ def _write_records(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
     for part in PARTS:
         ids = [token_id for example in examples[part] for token_id in example.ids]
         source, length = f"the text of {base.folder}'s records", base.config.context_length
-        refuse_too_short(folder, part, len(ids), length, source, "give more with --data")
+        refuse_too_short(folder, part, len(ids), length, source, "pass more text with --data")
         n_bytes[part] = len(base.tokenizer.decode(ids).encode())
         with written_beside(folder.token_file(part)) as beside:
             beside.write_bytes(np.asarray(ids, token_dtype(base.config.vocab_size)).tobytes())

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from llmkit.checkpoint import load_checkpoint, open_tensors, save_tensors
 from llmkit.console import say
-from llmkit.errors import CheckpointError, ConfigError
+from llmkit.errors import ConfigError
+from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.conversations import Conversation
 from llmkit.finetuning.examples import (
@@ -43,7 +44,7 @@ from llmkit.model.device import choose_device
 from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.training.config import TrainingConfig
-from llmkit.training.state import RunFolder
+from llmkit.training.state import RunFolder, unusable
 from llmkit.training.task import Evaluation, TensorFiles
 
 DEFAULT_BETA = 0.1  # the paper's
@@ -126,19 +127,17 @@ class Prefer:
         if not path.exists():
             state = folder.read_state()
             if state is None or state.step:
-                raise CheckpointError(f"{path} is missing; train into another folder")
+                raise unusable(path, "is missing")
             model = self.load_model(0, device).eval()
             pairs = [pair for part in parts for pair in part]
-            say(f"log-probabilities of {len(pairs)} pairs under the reference")
+            say(f"computing the reference's log-probabilities of {len(pairs)} pairs")
             computed = all_log_probs(model, pairs, self.config.batch_size)
             save_tensors(path, {"log_probs": computed}, step=0)
         with open_tensors(path) as file:
             log_probs: Tensor = file.get_tensor("log_probs")
         sizes = [len(part) for part in parts]
         if log_probs.shape != (sum(sizes), 2):
-            raise CheckpointError(
-                f"{path} belongs to other preference pairs; train into another folder"
-            )
+            raise unusable(path, "belongs to other preference pairs")
         return torch.split(log_probs, sizes)
 
 
@@ -193,9 +192,9 @@ class PreferResult(FinetuneResult):
 
 
 def finetune_prefer(
-    checkpoint: Path,
-    data: Path,
-    out: Path,
+    checkpoint: StrPath,
+    data: StrPath,
+    out: StrPath,
     *,
     beta: float = DEFAULT_BETA,
     config: FinetuneConfig | None = None,
@@ -211,10 +210,11 @@ def finetune_prefer(
 
     Raises LlmkitError: records that cannot be read, named by line; a beta that is not positive.
     """
+    data, out = Path(data), Path(out)
     if not beta > 0:
-        raise ConfigError(f"beta {beta} is not positive; the usual value is {DEFAULT_BETA}")
+        raise ConfigError(f"beta must be positive, not {beta}; the usual value is {DEFAULT_BETA}")
     config = config or FinetuneConfig()
-    base = base_that_answers(checkpoint, "preferences need a model that answers")
+    base = base_that_answers(Path(checkpoint), "preferences need a model that answers")
     form = base.prompt_format
     changes = {name: value for name, value in (training or {}).items() if value is not None}
     changes.setdefault("learning_rate", LORA_LEARNING_RATE if config.lora else LEARNING_RATE)

@@ -49,7 +49,7 @@ def read_preferences(path: Path, form: PromptFormat) -> list[Preference]:
         raise DataError(f"{path}: chosen and rejected are the same in every record")
     if len(different) < len(pairs):
         left_out = len(pairs) - len(different)
-        say(f"{path}: {left_out} of {len(pairs)} records left out: chosen and rejected are equal")
+        say(f"{path}: skipped {left_out} of {len(pairs)} records: chosen and rejected are equal")
     return different
 
 
@@ -58,10 +58,10 @@ def _preference(record: Record, asked: str | None, form: PromptFormat) -> Prefer
         read_answer(record, name, form) for name in ("chosen", "rejected")
     )
     if before and before_rejected and before != before_rejected:
-        raise record.fault('"chosen" and "rejected" answer different messages')
+        raise record.fault('the messages before the answer differ in "chosen" and "rejected"')
     before = before or before_rejected
     if asked is None and not before:
-        raise record.lacks('field "prompt", and "chosen" is no whole chat')
+        raise record.lacks('field "prompt", and "chosen" is not a whole chat')
     messages = _question(record, asked, form) if asked else ()
     if asked == "instruction":  # its answer is never the end of a text
         chosen, rejected = chosen.strip(), rejected.strip()

@@ -103,8 +103,6 @@ def train_task(
         grid = load_checkpoint(out).grid(where)
         TrainingLoop(folder, state, training, task, where, grid).train()
     metrics = folder.read_metrics()
-    if not metrics:
-        raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
     model = task.load_model(metrics[-1].step, torch.device("cpu"))
     return FinetuneResult(
         checkpoint=out,

@@ -40,7 +40,7 @@ def split(
     groups = _groups(records)
     if len(groups) < len(PARTS):
         raise DataError(
-            f"{_counted(len(groups), 'different record')} cannot be divided into training, "
+            f"{_counted(len(groups), 'different record')} cannot be split into training, "
             f"validation and test; at least {len(PARTS)} are needed"
         )
     random = Random(seed)

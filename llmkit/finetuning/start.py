@@ -70,7 +70,7 @@ class Start:
         qtype = quantization(self.config.qat).base
         if qtype not in self.types.values():
             raise ConfigError(
-                f"{qtype.name} needs rows that are a multiple of {qtype.block_size}; "
+                f"{qtype.name} needs rows whose length is a multiple of {qtype.block_size}; "
                 f"{self.base.folder} has none; choose another type"
             )
 

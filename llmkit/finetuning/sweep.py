@@ -52,7 +52,7 @@ class Variant:
         if self.value == FULL:
             return None
         if not self.value.isdecimal() or int(self.value) < 1:
-            raise ConfigError(f"--sweep lora={self.value}: a rank is a number or {FULL}")
+            raise ConfigError(f"--sweep lora={self.value}: use a number or {FULL}")
         # Alpha follows the rank, so that the ranks are compared and not the scales.
         return replace(config.lora or LoRAConfig(rank=1), rank=int(self.value), alpha=None)
 
@@ -92,7 +92,7 @@ def variants(texts: Sequence[str]) -> list[Variant]:
                 raise ConfigError(f"--sweep {text}: use on or off")
         if not values:
             raise ConfigError(
-                f"--sweep {text}: give the values, such as {changed}={_EXAMPLES[changed]}"
+                f"--sweep {text}: give values, for example {changed}={_EXAMPLES[changed]}"
             )
         for value in dict.fromkeys(part.strip() for part in values.split(",")):
             found.append(Variant(f"{changed}-{value}", changed, value))
@@ -114,9 +114,7 @@ def sweep(
     for variant in chosen:
         name = ARGUMENTS[variant.changed]
         if name not in taken:
-            raise ConfigError(
-                f"--sweep {variant.changed}: this kind of fine-tuning has no such setting"
-            )
+            raise ConfigError(f"--sweep {variant.changed}: this command has no such setting")
     rows = []
     kind: type[FinetuneResult] = FinetuneResult
     plans = [(variant, variant.applied(arguments)) for variant in chosen]  # errors come first

@@ -30,6 +30,6 @@ def note_unseen_tokens(base: Checkpoint, ids: Iterable[list[int]]) -> None:
     if share >= NOTED_SHARE:
         first = [base.tokenizer.decode([int(i)]) for i in dict.fromkeys(unseen.tolist())][:8]
         say(
-            f"{share:.1%} of the tokens never occurred in the text that {base.folder} was "
-            f"trained on ({', '.join(map(repr, first))}): the model must learn them here"
+            f"{share:.1%} of the tokens do not occur in the training text of {base.folder} "
+            f"({', '.join(map(repr, first))}); the model must learn them now"
         )

@@ -12,6 +12,7 @@ from llmkit.console import say
 from llmkit.data.sources import source_files
 from llmkit.data.text_files import Reading
 from llmkit.errors import CheckpointError, ConfigError
+from llmkit.files import StrPath
 from llmkit.model.config import GPTConfig, gpt_config
 from llmkit.model.device import choose_device
 from llmkit.model.gpt import gpt_without_weights
@@ -37,8 +38,8 @@ class TrainingResult:
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: StrPath,
+    out: StrPath,
     *,
     preset: str = "nano",
     tokenizer: str = "bpe",
@@ -63,6 +64,7 @@ def train(
     Raises LlmkitError (DataError, ConfigError, CheckpointError) for what cannot be trained on,
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
     """
+    data, out = Path(data), Path(out)
     config = training_config(preset, **(training or {}))
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
@@ -124,15 +126,13 @@ def _result(folder: RunFolder) -> TrainingResult:
     checkpoint = load_checkpoint(folder.folder)
     n_parameters = gpt_without_weights(checkpoint.config).n_parameters()
     metrics = folder.read_metrics()
-    if not metrics:
-        raise CheckpointError(f"{folder.metrics_file} is missing; train into another folder")
     return TrainingResult(folder.folder, metrics[-1].step, n_parameters, metrics)
 
 
 def _quantization_note(sizes: GPTConfig) -> str:
-    """What GGUF files of a type store instead in rows of n_embd: no training changes the width."""
+    """What exports store instead of types that do not fit n_embd, without the IQ and TQ types."""
     instead: dict[str, list[str]] = {}
-    for name in quant_names():
+    for name in (name for name in quant_names() if name.startswith("q")):
         stored = fitting(quant_type(name), sizes.n_embd).name
         if stored != name:
             instead.setdefault(stored, []).append(name)
@@ -140,6 +140,6 @@ def _quantization_note(sizes: GPTConfig) -> str:
         return f"n_embd {sizes.n_embd}: every quantization type fits"
     pairs = [f"{stored} instead of {', '.join(names)}" for stored, names in instead.items()]
     return (
-        f"n_embd {sizes.n_embd} is not a multiple of every type's block size; "
+        f"n_embd {sizes.n_embd} does not fit every quantization type; "
         f"exports will use {'; '.join(pairs)}"
     )

@@ -68,6 +68,11 @@ class Metrics:
         return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
 
 
+def unusable(path: Path, fault: str) -> CheckpointError:
+    """The error for a file without which a run cannot continue."""
+    return CheckpointError(f"{path} {fault}; train into another folder")
+
+
 class RunFolder:
     """Paths, state and metrics of a run's folder."""
 
@@ -99,9 +104,7 @@ class RunFolder:
         try:
             return RunState(**json.loads(self.state_file.read_text(encoding="utf-8")))
         except (ValueError, TypeError, OSError) as error:
-            raise CheckpointError(
-                f"{self.state_file} is damaged ({error}); train into another folder"
-            ) from error
+            raise unusable(self.state_file, f"is damaged ({error})") from error
 
     def write_state(self, state: RunState) -> None:
         """Commit a state."""
@@ -134,7 +137,7 @@ class RunFolder:
             shutil.rmtree(self._next, ignore_errors=True)
         self.remove_half_written()
         if self.metrics_file.exists():
-            lines = [m.to_json() for m in self.read_metrics() if m.step <= state.step]
+            lines = [m.to_json() for m in self._written_metrics() if m.step <= state.step]
             text = "".join(line + "\n" for line in lines)
             if text != self.metrics_file.read_text(encoding="utf-8"):
                 write_text(self.metrics_file, text)
@@ -182,16 +185,21 @@ class RunFolder:
             raise cannot_write(self.metrics_file, error) from error
 
     def read_metrics(self) -> list[Metrics]:
-        """All whole lines of metrics.jsonl; a kill may leave half a line at the end."""
+        """All whole lines of metrics.jsonl. Raises CheckpointError where there are none."""
         if not self.metrics_file.exists():
-            return []
+            raise unusable(self.metrics_file, "is missing")
+        metrics = self._written_metrics()
+        if not metrics:
+            raise unusable(self.metrics_file, "is empty")
+        return metrics
+
+    def _written_metrics(self) -> list[Metrics]:
+        """All whole lines; a kill may leave half a line at the end."""
         try:
             lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
             return [Metrics(**json.loads(line)) for line in lines[:-1]]
         except (ValueError, TypeError, OSError) as error:
-            raise CheckpointError(
-                f"{self.metrics_file} is damaged ({error}); train into another folder"
-            ) from error
+            raise unusable(self.metrics_file, f"is damaged ({error})") from error
 
     def _move_next(self) -> None:
         for file in self._next.glob("[!.]*.safetensors"):

@@ -126,12 +126,12 @@ def test_training_text_that_repeats_the_held_out_text_is_left_out(checkpoint: Ch
 
 def test_training_text_that_is_all_held_out_is_refused(checkpoint: Checkpoint) -> None:
     ids = random_ids(1000)
-    with pytest.raises(DataError, match=r"train\.tokens repeats the held-out text; .*--calib"):
+    with pytest.raises(DataError, match=r"train\.tokens .*held-out.*--calibration"):
         calibration_of(with_texts(checkpoint, ids, ids))
 
 
 def test_without_training_text_some_has_to_be_given(checkpoint: Checkpoint) -> None:
-    with pytest.raises(DataError, match=r"model has no training text .*give some with --calib"):
+    with pytest.raises(DataError, match=r"model has no training text.*--calibration"):
         calibration_of(checkpoint)
 
 
@@ -162,7 +162,7 @@ def test_a_file_that_has_held_out_text_in_it_is_refused(
     copied = trained.tokenizer.decode(ids[40:130].tolist())
     path = tmp_path / "copied.txt"
     path.write_text("Words before it. " * 9 + copied + " And after. " * 9, encoding="utf-8")
-    with pytest.raises(DataError, match=rf"copied\.txt shares {COPIED_TOKENS} tokens in a row"):
+    with pytest.raises(DataError, match=rf"copied\.txt .*\b{COPIED_TOKENS}\b.*held-out"):
         calibration_of(trained, path)
 
 
@@ -180,7 +180,7 @@ def test_a_copy_is_found_wherever_it_lies(tmp_path: Path, context: int) -> None:
     assert calibration_of(checkpoint, path, max_tokens=256).tokens.numel() == 256
     copied = checkpoint.tokenizer.decode(held_out[200 : 200 + COPIED_TOKENS].tolist())
     path.write_text(text[:1990] + copied + text[1990:], encoding="utf-8")
-    with pytest.raises(DataError, match="tokens in a row with the held-out text"):
+    with pytest.raises(DataError, match=rf"text\.txt .*\b{COPIED_TOKENS}\b.*held-out"):
         calibration_of(checkpoint, path, max_tokens=256)
 
 
@@ -200,7 +200,7 @@ def test_a_file_that_is_not_there_is_refused(trained: Checkpoint, tmp_path: Path
 def test_tokens_of_another_vocabulary_are_refused(checkpoint: Checkpoint) -> None:
     ids = random_ids(1000)
     ids[500] = checkpoint.config.vocab_size
-    with pytest.raises(DataError, match=rf"train\.tokens holds token {ids[500]}, the model has"):
+    with pytest.raises(DataError, match=rf"train\.tokens .*\b{ids[500]}\b.*--calibration"):
         calibration_of(with_texts(checkpoint, ids, random_ids(100, 1)))
 
 
@@ -266,7 +266,7 @@ def test_a_file_that_has_records_in_it_that_fine_tuning_held_out_is_refused(
     path.write_text("Nothing that is known. " * 20, encoding="utf-8")
     calibration_of(checkpoint, path)
     path.write_text("Before it. " * 9 + answers[1] + " After it. " * 9, encoding="utf-8")
-    with pytest.raises(DataError, match=r"mine\.txt shares 50 tokens in a row"):
+    with pytest.raises(DataError, match=r"mine\.txt .*\b50\b.*held-out"):
         calibration_of(checkpoint, path)
 
 

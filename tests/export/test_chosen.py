@@ -227,7 +227,7 @@ def test_importances_choose_blocks_of_types_that_need_them_too(
         assert metadata_check(subject).passed
     stated = read_gguf(done.files[0].path).metadata[CALIBRATION_KEY]
     assert stated == hashlib.sha256(matrix.read_bytes()).hexdigest()
-    with pytest.raises(ConfigError, match="--method rtn"):
+    with pytest.raises(ConfigError, match=r"--imatrix.* gptq "):
         export(tiny_checkpoint, tmp_path / "a", Recipe(["q4_0"], method="gptq", imatrix=matrix))
 
 
@@ -247,9 +247,9 @@ def test_types_of_single_matrices_are_named_by_patterns(wide: Path, tmp_path: Pa
 
 
 def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no matrix has a name like 'attn'"):
+    with pytest.raises(ConfigError, match=r"'attn'.*token_embd"):
         export(wide, tmp_path / "a", Recipe(["q4_0"], tensor_types={"attn": "q8_0"}))
-    with pytest.raises(ConfigError, match="--quant"):
+    with pytest.raises(ConfigError, match=r"--tensor-type .*--quant"):
         export(wide, tmp_path / "a", Recipe(["q4_0", "f16"], tensor_types={"output": "q8_0"}))
     with pytest.raises(ConfigError, match="PATTERN=TYPE"):
         tensor_types(["output"])
@@ -261,7 +261,7 @@ def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> N
 def test_what_gptq_cannot_do_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="f16"):
         export(tiny_checkpoint, tmp_path / "a", Recipe(["f16"], method="gptq"))
-    with pytest.raises(ConfigError, match="--calibration"):
+    with pytest.raises(ConfigError, match=r"--calibration .*\brtn\b"):
         export(tiny_checkpoint, tmp_path / "b", Recipe(["q4_0"], calibration=tmp_path))
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "c", base_quant="q4_0")
     with pytest.raises(ConfigError, match="q4_0"):

@@ -483,7 +483,7 @@ def test_the_checkpoint_is_the_proofs_or_has_to_be_named(
     with pytest.raises(LlmkitError, match=r"gone.*--checkpoint"):
         deploy(made, NAME, host=server.url)
     (made / "parity.json").unlink()
-    with pytest.raises(ConfigError, match="--checkpoint"):
+    with pytest.raises(ConfigError, match=rf"parity\.json .*{gguf.name}.*--checkpoint"):
         deploy(made, NAME, host=server.url)
     done = deploy(made, NAME, host=server.url, checkpoint=checkpoint.folder)
     assert done.passed, crosses(done)

@@ -77,13 +77,13 @@ def test_what_is_meant_instead_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelfileError, match="llmkit modelfile show"):
         inspect(file)
     (tmp_path / "a.gguf").touch()
-    with pytest.raises(CheckpointError, match=r"holds GGUF files.*a\.gguf"):
+    with pytest.raises(CheckpointError, match=r"GGUF files.*a\.gguf"):
         inspect(tmp_path)
 
 
 def test_long_arrays_are_cut_and_say_so(files: dict[str, Path], tiny_checkpoint: Path) -> None:
     tokens = load_checkpoint(tiny_checkpoint).tokenizer.tokens
-    shown = [*tokens[:8], "... 512 in all"]
+    shown = [*tokens[:8], "... 512 in total"]
     assert inspect(files["f32"]).metadata["tokenizer.ggml.tokens"] == shown
     assert inspect(tiny_checkpoint).metadata["tokens"] == shown
 
@@ -102,7 +102,7 @@ def test_what_is_no_model_gives_one_line(random_checkpoint: Checkpoint, tmp_path
     fake.write_text("no model", encoding="utf-8")
     cases = {
         text: (CheckpointError, "is a file"),
-        tmp_path: (CheckpointError, r"holds GGUF files"),
+        tmp_path: (CheckpointError, r"fake\.gguf"),
         tmp_path / "none": (CheckpointError, "does not exist"),
         fake: (GGUFError, "not a GGUF file"),
         tmp_path / "none.gguf": (GGUFError, "No such file"),

@@ -106,10 +106,10 @@ def test_the_whole_context_fits_and_no_token_more(llama: LlamaCpp) -> None:
     llama.reset()
     assert llama.context_length == llama.n_ctx == 64
     llama.evaluate(list(range(64)))
-    with pytest.raises(GGUFError, match="65 tokens do not fit a context of 64"):
+    with pytest.raises(GGUFError, match=r"\b65 tokens.* 64$"):
         llama.evaluate([1])
     llama.reset()
-    with pytest.raises(GGUFError, match="65 tokens do not fit"):
+    with pytest.raises(GGUFError, match=r"\b65 tokens"):
         llama.evaluate(list(range(65)))
 
 

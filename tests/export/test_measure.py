@@ -156,16 +156,16 @@ def test_text_without_a_label_says_nothing_of_a_classifier(
     path = export(classifier.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
     text = tmp_path / "text.txt"
     text.write_text("mill " * 60)
-    with pytest.raises(DataError, match=r"text\.txt: no label .* follows anywhere; leave --data"):
+    with pytest.raises(DataError, match=r"text\.txt: .*label.* --data "):
         compare(classifier.folder, [path], data=text)
 
 
 def test_another_vocabulary_is_refused(
     files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    other = make_checkpoint(tmp_path / "c")  # 280 tokens, and another context
+    other = make_checkpoint(tmp_path / "c")  # other tokens, and another context
     path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
-    with pytest.raises(GGUFError, match="another model"):
+    with pytest.raises(GGUFError, match=r"\b275 and 512 tokens, context of 32 and 64\b"):
         compare(tiny_checkpoint, [path])
 
 
@@ -176,7 +176,7 @@ def test_as_many_but_other_tokens_are_refused(
     tokens, *types = keys["tokenizer.ggml.tokens"]
     keys["tokenizer.ggml.tokens"] = ([tokens[1], tokens[0], *tokens[2:]], *types)
     path = write_file(tmp_path / "m.gguf", keys, tensors_of(files["f32"]))
-    with pytest.raises(GGUFError, match="other tokens"):
+    with pytest.raises(GGUFError, match="different tokens"):
         compare(tiny_checkpoint, [path])
 
 
@@ -198,7 +198,7 @@ def test_a_model_that_is_refused_is_freed(
     tokens, *types = keys["tokenizer.ggml.tokens"]
     keys["tokenizer.ggml.tokens"] = ([tokens[1], tokens[0], *tokens[2:]], *types)
     other = write_file(tmp_path / "m.gguf", keys, tensors_of(files["f32"]))
-    with pytest.raises(GGUFError, match="other tokens"):
+    with pytest.raises(GGUFError, match="different tokens"):
         compare(tiny_checkpoint, [files["f32"], other])
     assert len(freed) == 2
 

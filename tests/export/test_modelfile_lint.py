@@ -333,7 +333,7 @@ def test_an_adapter_that_may_be_right_for_a_model_of_ollamas_is_left_alone(forei
         ("./empty", "error: no Modelfile or safetensors files found: "),
         ("./bare", "error: open config.json: file does not exist: "),
         ("./bare/x.safetensors", "error: open config.json: file does not exist: "),
-        ("./damaged", "error: config.json of damaged"),
+        ("./damaged", "error: damaged/config.json "),
         ("./gpt2", "error: unsupported architecture GPT2LMHeadModel: "),
         ("./llama", "warning: FROM names the folder llama"),
         ("empty/readme.txt", "error: unknown type: "),

@@ -96,18 +96,30 @@ def test_https_has_a_variable_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("no_proxy", "passes"),
-    [
-        ("*", True), ("ollama.example", True), (".example", True), ("other, ollama.example", True),
-        ("ollama.example:11434", True), ("", False), ("example.org", False),
+    ("host", "no_proxy", "passes"),
+    [  # as Go's httpproxy answers
+        ("ollama.example", "*", True), ("ollama.example", "ollama.example", True),
+        ("ollama.example", ".example", True), ("ollama.example", "example", True),
+        ("ollama.example", "*.example", True), ("ollama.example", "other, Ollama.Example", True),
+        ("ollama.example", "ollama.example:11434", True), ("ollama.example", ".example:1", False),
+        ("ollama.example", ".ollama.example", False), ("ollama.example", "lama.example", False),
+        ("ollama.example", "", False), ("ollama.example", ":11434", False),
+        ("ollama.example", "0.0.0.0/0", False),
+        ("10.1.2.3", "10.0.0.0/8", True), ("10.1.2.3", "10.1.2.4/8", True),
+        ("10.1.2.3", "192.168.0.0/16,10.1.0.0/16", True), ("11.1.2.3", "10.0.0.0/8", False),
+        ("10.1.2.3", "10.1.2.3", True), ("10.1.2.3", "10.1.2.3:11434", True),
+        ("10.1.2.3", "10.1.2.3:80", False), ("10.1.2.3", "10.0.0.0/33", False),
+        ("10.1.2.3", "fd00::/8", False), ("[fd00::1]", "fd00::/8", True),
+        ("[fd00::1]", "fd00:0::1", True), ("[fd00::1]", "[fd00::1]:11434", True),
+        ("[fd00::1]", "[fd00::1]:80", False), ("[fe00::1]", "fd00::/8", False),
     ],
 )  # fmt: skip
-def test_no_proxy_names_hosts_that_are_asked_directly(
-    no_proxy: str, passes: bool, monkeypatch: pytest.MonkeyPatch
+def test_no_proxy_lists_what_is_asked_directly(
+    host: str, no_proxy: str, passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", no_proxy)
-    assert (proxy_of(f"http://{REMOTE}") is None) == passes
+    assert (proxy_of(f"http://{host}:11434") is None) == passes
 
 
 def test_a_proxy_that_answers_is_used_and_named(

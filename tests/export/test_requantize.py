@@ -92,7 +92,7 @@ def test_the_file_that_is_read_is_not_written(files: dict[str, Path], tmp_path: 
     link = tmp_path / "link.gguf"
     link.symlink_to(path)
     for out in (path, link):
-        with pytest.raises(ConfigError, match="--out"):
+        with pytest.raises(ConfigError, match=rf"{out.name} is .*--out"):
             requantize(path, out, "q8_0")
     assert path.read_bytes() == files["f32"].read_bytes()
 
@@ -141,17 +141,17 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     out, empty = tmp_path / "m.gguf", tmp_path / "empty.txt"
     empty.write_text("")
-    with pytest.raises(ConfigError, match="--calibration"):
+    with pytest.raises(ConfigError, match=r"gptq.*--calibration"):
         requantize(files["f32"], out, "q4_0", method="gptq")
-    with pytest.raises(ConfigError, match="--calibration"):
+    with pytest.raises(ConfigError, match=r"--calibration.*\brtn "):
         requantize(files["f32"], out, "q4_0", calibration=empty)
-    with pytest.raises(ConfigError, match="--imatrix"):
+    with pytest.raises(ConfigError, match=r"--imatrix.* llama\.cpp "):
         requantize(files["f32"], out, "q4_0", method="llama.cpp", imatrix=empty)
     with pytest.raises(DataError):
         requantize(files["f32"], out, "q4_0", method="gptq", calibration=empty)
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "tuned")
     base = export(tuned.folder, tmp_path / "apart", Recipe(["f32"]), prove=False).files[0].path
-    with pytest.raises(ConfigError, match="into the same folder"):
+    with pytest.raises(ConfigError, match=r"tuned-adapter\.gguf"):
         requantize(base, out, "q4_0")
     assert not out.exists()
 

@@ -181,7 +181,7 @@ def test_with_lora_only_adapter_and_head_move(
 def test_what_cannot_be_unfrozen_is_refused() -> None:
     assert [blocks_to_train(said, 4) for said in ("head", "1", "4", "all")] == [0, 1, 4, None]
     for wrong in ("0", "5", "-1", "none", "1.5", ""):
-        with pytest.raises(ConfigError, match=r"unfreeze .* 1 to 4"):
+        with pytest.raises(ConfigError, match=rf"unfreeze {wrong!r}; .*1 to 4"):
             blocks_to_train(wrong, 4)
 
 

@@ -293,7 +293,7 @@ def test_tuning_an_adapted_checkpoint_merges_it_first(
 
 def test_base_itself_is_no_place_for_the_result(small_base: Path, questions: Path) -> None:
     before = snapshot(small_base)
-    with pytest.raises(CheckpointError, match="--out"):
+    with pytest.raises(CheckpointError, match=rf"{small_base.name} .*base.*--out"):
         instruct(small_base, questions, small_base)
     assert snapshot(small_base) == before
 
@@ -405,7 +405,7 @@ def test_tokens_that_the_base_never_saw_are_noted(
 ) -> None:
     content = [{"prompt": f"¿{n}?", "completion": "ž"} for n in range(5)]
     instruct(small_base, write_questions(tmp_path / "q.jsonl", content), tmp_path / "out")
-    assert "of the tokens never occurred in the text that" in capsys.readouterr().err
+    assert "of the tokens" in capsys.readouterr().err
 
 
 def test_every_token_of_the_base_s_text_counts_as_seen(
@@ -470,13 +470,13 @@ def test_seed_of_none_is_the_default(
 @pytest.mark.parametrize(
     ("config", "training", "words"),
     [
-        ({"qlora": "q4_0"}, {}, "qlora trains adapters only"),
-        ({"split": (0.5, 0.2, 0.2)}, {}, "split"),
-        ({"split": (1.0, 0.0, 0.0)}, {}, "must be positive"),
-        ({}, {"batch_size": 0}, "batch_size 0 is not positive"),
+        ({"qlora": "q4_0"}, {}, "qlora .*LoRA rank"),
+        ({"split": (0.5, 0.2, 0.2)}, {}, r"split .*\(0\.5, 0\.2, 0\.2\)"),
+        ({"split": (1.0, 0.0, 0.0)}, {}, "parts 1, 0, 0 .*positive"),
+        ({}, {"batch_size": 0}, "batch_size .* 0$"),
         ({}, {"learning_rate": -1.0}, "learning_rate"),
         ({}, {"seed": -1}, "seed"),
-        ({}, {"seed": "many"}, "training: seed: input should be a valid integer"),
+        ({}, {"seed": "many"}, "training: seed: .*integer"),
         ({}, {"stops": 3}, "stops"),
     ],
 )

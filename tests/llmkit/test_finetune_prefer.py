@@ -259,7 +259,7 @@ def test_a_reference_that_is_lost_is_not_made_up(
 def test_beta_must_be_positive(
     beta: float, small_base: Path, preferences: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="beta"):
+    with pytest.raises(ConfigError, match=rf"beta .*not {beta}\b"):
         prefer(small_base, preferences, tmp_path / "out", beta=beta)
     assert not (tmp_path / "out").exists()
 

@@ -172,7 +172,7 @@ def test_excels_line_that_names_the_delimiter_is_believed(write: Write) -> None:
 
 @pytest.mark.parametrize("name", ["", "|||", "12", "?a", "\n"])
 def test_delimiter_that_is_none_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="delimiter"):
+    with pytest.raises(ConfigError, match=f"delimiter {re.escape(repr(name))} "):
         Reading(delimiter=name)
 
 
@@ -205,9 +205,7 @@ def test_index_column_without_a_name_is_left_out_and_said(
     rows = [(str(n), *row) for n, row in enumerate(FOUR)]
     path = write("a.csv", table([("", "comment", "label"), *rows]))
     assert pairs(read_labelled(path)) == FOUR
-    assert (
-        "1 column without a name left out (line 2 has something in it)" in capsys.readouterr().err
-    )
+    assert "1 column without a name (line 2 " in capsys.readouterr().err
 
 
 KAGGLE = [(["ham", "spam"][n % 3 == 0], f"Message {n}, say", "", "", "") for n in range(30)]
@@ -223,7 +221,7 @@ def test_header_of_unknown_names_is_found_because_its_label_occurs_once(
     expected = [(text, label) for label, text, *_ in KAGGLE]
     assert pairs(read_labelled(path)) == expected
     said = capsys.readouterr().err
-    assert "3 columns without names left out" in said
+    assert "3 columns without names" in said
     assert ("line 9" in said) == filled
     assert "line 1 is read as a header: 'v2' is the text, 'v1' the label" in said
     assert pairs(read_labelled(path, Reading("v2", "v1"))) == expected
@@ -291,13 +289,13 @@ def test_another_encoding_is_read_where_it_is_given(write: Write) -> None:
         ("a.csv", "1,one,x\n2,two,y\n", "line 1: 3 columns and no header line"),
         ("a.csv", "id,text,kind\n2,two,y\n", "line 1: no label column among id, text, kind"),
         ("a.csv", "text,label\n", "a.csv ... no row"),
-        ("a.tsv", "one\tx\ntwo\tx\n", "every text has the label 'x'; two labels are needed"),
-        ("a.tsv", "one\tx\ntwo\ty\n", "both columns hold 2 different values in 2 rows"),
-        ("a.tsv", "text\tlabel\none\tx\ntwo\ty\n", "each of the 2 texts has a label of its own"),
+        ("a.tsv", "one\tx\ntwo\tx\n", "label 'x'; ... two labels"),
+        ("a.tsv", "one\tx\ntwo\ty\n", "both columns ... 2 different values in 2 rows"),
+        ("a.tsv", "text\tlabel\none\tx\ntwo\ty\n", "2 texts ... label"),
         (
             "a.tsv",
             "text\tlabel\n" + "".join(f"{n}\tl{n // 2}\n" for n in range(202)),
-            "101 different labels, and at most 100 can be learned (the first is 'l0'); probably",
+            "101 different labels, ... 100 ... 'l0'",
         ),
         ("a.jsonl", [{"text": "a", "label": "b"}, {"text": "a"}], 'line 2: no field "label" (or'),
         ("a.jsonl", [{"a": "b"}], 'line 1: no field "text" (or sentence, message, review, co'),
@@ -502,7 +500,7 @@ GOOD = {"instruction": "a", "output": "b"}
         ("a.json", '[{"a": "b"},\n', "line 2: ... JSON: "),
         ("a.json", "[" * 100_000, "a.json: ... JSON: "),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n\n{"inst', "line 3: ... JSON: "),
-        ("a.json", '{\n"messages": []\n}', "line 1: \"messages\" does not end with a message of"),
+        ("a.json", '{\n"messages": []\n}', "line 1: \"messages\" ... end ... assistant"),
         ("a.json", '{\n"messages": [}\n', "line 1: ... JSON: "),
         ("a.json", [GOOD, "b"], "record 2, line 1: ... an object, ... text"),
         ("a.jsonl", [GOOD, {"instruction": "a", "x": ""}],
@@ -511,34 +509,34 @@ GOOD = {"instruction": "a", "output": "b"}
         ("a.jsonl", [GOOD, {"prompt": "a", "completion": "b"}], 'line 2: no field "instruction"'),
         ("a.jsonl", [{"prompt": "a", "text\n": "b"}],
          'line 1: no field "completion"; ... prompt, text\\n'),
-        ("a.jsonl", [{"text": "b"}], "line 1: no field of a known format; give records"),
+        ("a.jsonl", [{"text": "b"}], "line 1: no field of a known format; ... records"),
         ("a.jsonl", [GOOD | {"output": 3}], 'line 1: "output": ... text, ... a number'),
         ("a.jsonl", [GOOD | {"input": ["x"]}], 'line 1: "input": ... text, ... a list'),
         ("a.jsonl", [GOOD, GOOD | {"output": " \n"}], 'line 2: "output" is empty'),
         ("a.jsonl", [GOOD, GOOD | {"instruction": ""}], 'line 2: "instruction" is empty'),
         ("a.jsonl", [GOOD | {"output": "\ud83d"}], 'line 1: "output" ... surrogate'),
         ("a.jsonl", turns("user", "tool"),
-         'line 1: message 2 of "messages" is of the tool: tools are not supported'),
+         'line 1: message 2 of "messages" ... tool: ... not supported'),
         ("a.jsonl", turns("user", "bot"),
-         "line 1, message 2 of \"messages\": unknown role 'bot'; known are system, user,"),
+         "line 1, message 2 of \"messages\": unknown role 'bot'; ... system, user,"),
         ("a.jsonl", [{"messages": [{"role": "user", "content": " "}]}],
          'message 1 of "messages": "content" is empty'),
         ("a.jsonl", [{"messages": [{"role": "user"}]}],
          'message 1 of "messages": no field "content"; ... role'),
         ("a.jsonl", [{"conversations": [{"from": "human", "value": 3}]}],
          'message 1 of "conversations": "value": ... text, ... a number'),
-        ("a.jsonl", [{"messages": "hello"}], 'line 1: "messages" is no list of messages'),
-        ("a.jsonl", [{"messages": ["hello"]}] * 2, 'message 1 of "messages" is no object'),
-        ("a.jsonl", turns(), 'line 1: "messages" does not end with a message of the assistant'),
-        ("a.jsonl", turns("system"), '"messages" does not end with a message of the assistant'),
-        ("a.jsonl", turns("user"), '"messages" does not end with a message of the assistant'),
-        ("a.jsonl", turns("user", "assistant", "user"), "does not end with a message of the assis"),
+        ("a.jsonl", [{"messages": "hello"}], 'line 1: "messages" ... list'),
+        ("a.jsonl", [{"messages": ["hello"]}] * 2, 'message 1 of "messages" ... object'),
+        ("a.jsonl", turns(), 'line 1: "messages" ... end ... assistant'),
+        ("a.jsonl", turns("system"), '"messages" ... end ... assistant'),
+        ("a.jsonl", turns("user"), '"messages" ... end ... assistant'),
+        ("a.jsonl", turns("user", "assistant", "user"), "\"messages\" ... end ... assistant"),
         ("a.jsonl", turns("assistant"),
-         'message 1 of "messages" is of the assistant where one of the user must follow'),
+         'message 1 of "messages" ... user, ... assistant'),
         ("a.jsonl", turns("user", "user"),
-         'message 2 of "messages" is of the user where one of the assistant must follow'),
-        ("a.jsonl", turns("user", "system", "assistant"), "is of the system where one of the ass"),
-        ("a.jsonl", turns("system", "system", "user"), "is of the system where one of the user mu"),
+         'message 2 of "messages" ... assistant, ... user'),
+        ("a.jsonl", turns("user", "system", "assistant"), "assistant, ... system"),
+        ("a.jsonl", turns("system", "system", "user"), "user, ... system"),
     ],
 )  # fmt: skip
 def test_fault_in_conversations_is_named(
@@ -558,7 +556,7 @@ def test_preferences_of_the_shared_file_are_read_and_equal_answers_counted(
 ) -> None:
     path = shared_data / "preferences.json"
     assert len(read_preferences(path, ALPACA)) == 1094
-    assert "6 of 1100 records left out" in capsys.readouterr().err
+    assert " 6 of 1100 records" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -618,21 +616,21 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
     [
         ([PAIR, {"prompt": "a", "chosen": "b"}], 'line 2: no field "rejected"; ... prompt, chosen'),
         ([PAIR, {"chosen": "b", "rejected": "c"}], 'line 2: no field "prompt"'),
-        ([{"chosen": "b", "rejected": "c"}], 'line 1: no field "prompt", and "chosen" is no whole'),
-        ([PAIR | {"chosen": CHAT[:3]}], "line 1: the answer follows other messages"),
+        ([{"chosen": "b", "rejected": "c"}], 'line 1: no field "prompt", and "chosen" ... whole'),
+        ([PAIR | {"chosen": CHAT[:3]}], "line 1: ... the answer ... prompt"),
         ([PAIR, PAIR | {"chosen": {"role": "user", "content": "b"}}],
-         'line 2: "chosen" does not end with a message of the assistant'),
+         'line 2: "chosen" ... end ... assistant'),
         ([PAIR, {"prompt": [CHAT[1], CALL], "chosen": "b", "rejected": "c"}],
          'line 2: message 2 of "prompt" has "tool_calls": tools are not supported'),
         ([PAIR, PAIR | {"rejected": CALL}], 'line 2: message 1 of "rejected" has "tool_calls"'),
         ([{"messages": turns("user", "tool")[0]["messages"], "chosen": "b", "rejected": "c"}],
-         'line 1: message 2 of "messages" is of the tool'),
+         'line 1: message 2 of "messages" ... tool'),
         ([PAIR, PAIR | {"chosen": " "}], 'line 2: "chosen" is empty'),
         ([PAIR | {"prompt": " "}], 'line 1: "prompt" is empty'),
-        ([PAIR | {"prompt": CHAT}], '"prompt" does not end with a message of the user'),
-        ([PAIR | {"chosen": []}], '"chosen" does not end with a message of the assistant'),
-        ([PAIR | {"rejected": CHAT[:2]}], '"rejected" does not end with a message of the assist'),
-        ([{"chosen": CHAT, "rejected": CHAT[:3]}], "line 1: \"chosen\" and \"rejected\" answer d"),
+        ([PAIR | {"prompt": CHAT}], '"prompt" ... end ... user'),
+        ([PAIR | {"chosen": []}], '"chosen" ... end ... assistant'),
+        ([PAIR | {"rejected": CHAT[:2]}], '"rejected" ... end ... assistant'),
+        ([{"chosen": CHAT, "rejected": CHAT[:3]}], "line 1: ... \"chosen\" and \"rejected\""),
         ([PAIR | {"chosen": "c "}], "chosen and rejected are the same in every record"),
     ],
 )  # fmt: skip
@@ -721,7 +719,7 @@ def test_balance_keeps_order_and_as_many_of_each_label_as_the_rarest_has() -> No
 def test_too_few_records_are_refused_with_the_number_needed() -> None:
     records = labelled([("a", "x"), ("a ", "x"), ("b", "y")])
     message = refused(lambda: split(records, (0.7, 0.1, 0.2), 1))
-    assert "2 different records cannot be divided" in message
+    assert "2 different records" in message
     assert "at least 3 are needed" in message
 
 
