@@ -11,7 +11,7 @@ export SKBUILD_NINJA_MAKE_FALLBACK := false
 export SKBUILD_CMAKE_VERBOSE := false
 
 # A file's tests run in one of two processes, so that its models are trained once.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Due again when a dependency changes, or when a module comes or goes: the strict editable install,
 # which type checkers need to follow the mapped folders, links each module on its own.
