@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 import gguf
+import torch
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.console import progress
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.export.parity.check import Check, counted
@@ -18,6 +19,7 @@ from llmkit.export.parity.generation import greedy_ids
 from llmkit.export.parity.subject import Subject
 from llmkit.finetuning.held_out import held_out_examples
 from llmkit.generation import Sampling, generate_ids
+from llmkit.model.gpt import GPT
 from llmkit.modelfiles.modelfile import Modelfile
 
 N_ANSWERS = 100
@@ -86,41 +88,67 @@ def _stops(modelfile: Modelfile) -> Sequence[str]:
 def _ended(subject: Subject, llama: LlamaCpp) -> tuple[int, int, int]:
     """How many held-out prompts were answered; how many answers ended in PyTorch, in llama.cpp."""
     source = subject.checkpoint
-    answers = _answers(source.folder, source.sha256)
-    in_torch = in_llama = 0
-    with progress("answer", len(answers), "prompts") as bar:
-        for number, answer in enumerate(answers, start=1):
-            ids = greedy_ids(llama, list(answer.prompt), answer.room)
-            in_torch += answer.ended
-            in_llama += bool(ids) and llama.is_end_of_generation(ids[-1])
-            bar.update(number)
-    return len(answers), in_torch, in_llama
+    asked = _asked(source.folder, source.sha256)
+    answers: list[list[int]] = []
+    with progress("answer", len(asked.prompts), "prompts") as bar:
+        for prompt in asked.prompts:
+            answers.append(greedy_ids(llama, prompt, asked.room(prompt)))
+            bar.update(len(answers))
+            if sum(map(len, answers)) > MAX_TOKENS:
+                break
+    in_llama = sum(bool(ids) and llama.is_end_of_generation(ids[-1]) for ids in answers)
+    return len(answers), asked.n_ended_in_pytorch(answers), in_llama
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """PyTorch's, to a held-out prompt, with room for so many tokens."""
+class _Asked:
+    """Held-out prompts, and whether PyTorch's own answers to the first of them end."""
 
-    prompt: tuple[int, ...]
-    room: int
-    ended: bool
+    source: Checkpoint
+    prompts: list[list[int]]
+    ended: list[bool] = field(default_factory=list)
+
+    def room(self, prompt: list[int]) -> int:
+        """How many tokens may follow a prompt."""
+        return min(MAX_ANSWER, self.source.config.context_length - len(prompt))
+
+    def n_ended_in_pytorch(self, drafts: Sequence[Sequence[int]]) -> int:
+        """Of as many answers as there are drafts, which only save time: see `_ends`."""
+        n_known = len(self.ended)
+        if n_known < len(drafts):
+            model, stops = self.source.load_model(), self.source.stop_ids
+            for prompt, draft in list(zip(self.prompts, drafts, strict=False))[n_known:]:
+                self.ended.append(_ends(model, prompt, draft, self.room(prompt), stops))
+        return sum(self.ended[: len(drafts)])
 
 
 @lru_cache(maxsize=1)  # every file of an export is held against the same answers
-def _answers(checkpoint: Path, _sha256: str) -> tuple[_Answer, ...]:
+def _asked(checkpoint: Path, _sha256: str) -> _Asked:
     source = load_checkpoint(checkpoint)
-    model = source.load_model()
-    sampling = Sampling(temperature=0, max_tokens=MAX_ANSWER)
-    answers: list[_Answer] = []
-    n_tokens = 0
-    for example in held_out_examples(source)[:N_ANSWERS]:
-        prompt = example.ids[: example.is_answer.index(True)]
-        room = min(MAX_ANSWER, source.config.context_length - len(prompt))
-        if room < 1:
-            continue
-        said = list(islice(generate_ids(model, list(prompt), sampling, source.stop_ids), room))
-        answers.append(_Answer(tuple(prompt), room, len(said) < room))
-        n_tokens += len(said)
-        if n_tokens > MAX_TOKENS:
+    examples = held_out_examples(source)[:N_ANSWERS]
+    asked = _Asked(source, [list(some.ids[: some.is_answer.index(True)]) for some in examples])
+    asked.prompts[:] = [prompt for prompt in asked.prompts if asked.room(prompt) > 0]
+    return asked
+
+
+@torch.inference_mode()
+def _ends(
+    model: GPT, prompt: list[int], draft: Sequence[int], room: int, stops: frozenset[int]
+) -> bool:
+    """Whether the most probable tokens after a prompt come to a stop within `room` tokens.
+
+    `draft` is another program's answer. As far as PyTorch would have chosen the same tokens, one
+    pass over all of them says so.
+    """
+    tokens = torch.tensor([[*prompt, *draft[:-1]]])
+    chosen = model(tokens)[0, len(prompt) - 1 :].argmax(-1).tolist()  # (len(draft),)
+    said: list[int] = []
+    for token_id, drafted in zip(chosen, draft, strict=False):
+        said.append(token_id)
+        if token_id in stops:
+            return True
+        if token_id != drafted:
             break
-    return tuple(answers)
+    sampling = Sampling(temperature=0)
+    rest = generate_ids(model, [*prompt, *said], sampling, stops)
+    return sum(1 for _ in islice(rest, room - len(said))) < room - len(said)

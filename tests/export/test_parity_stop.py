@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import pytest
 from deployable import QUESTIONS, answering_checkpoint
@@ -13,6 +14,7 @@ from llmkit.export.parity import stop
 from llmkit.export.parity.generation import greedy_ids
 from llmkit.export.parity.stop import stop_check
 from llmkit.export.parity.subject import Subject
+from llmkit.generation import Sampling, generate_ids
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,15 @@ def test_an_answer_that_never_ended_is_not_missed() -> None:
     assert stop._ending_fault(in_torch=0, in_llama=1) is None
     assert stop._ending_fault(in_torch=0, in_llama=0) is not None
     assert stop._ending_fault(in_torch=99, in_llama=1) is not None
+
+
+def test_what_pytorch_answers_does_not_depend_on_the_draft(subject: Subject) -> None:
+    source = subject.checkpoint
+    model, stops = source.load_model(), source.stop_ids
+    for prompt in stop._asked(source.folder, source.sha256).prompts:
+        answer = list(islice(generate_ids(model, prompt, Sampling(temperature=0), stops), 60))
+        n = len(answer)
+        drafts = ([*answer, source.end_id], answer, answer[: n // 2], [*answer[:-1], 5, 6], [7] * n)
+        for draft in drafts:
+            assert stop._ends(model, prompt, draft, n + 1, stops), draft
+            assert not stop._ends(model, prompt, draft[:n], n, stops), draft
