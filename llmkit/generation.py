@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -50,8 +51,7 @@ class Sampling:
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> int:
         """Choose a token id by its logits (V,)."""
-        if logits.isnan().any():
-            raise CheckpointError("the model computes NaN: its weights are too large or damaged")
+        refuse_nan(logits)
         if self.temperature == 0:
             return int(logits.argmax())
         ordered, ids = logits.cpu().double().sort(descending=True, stable=True)
@@ -89,6 +89,47 @@ def generate_ids(
         if new[0] in stops:
             return
         yield new[0]
+
+
+@torch.inference_mode()
+def greedy_ids(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    stops: Collection[int],
+    done: Callable[[int], None] = lambda n_prompts: None,
+) -> list[list[int]]:
+    """The most probable ids after each prompt until one of `stops`, at most `max_tokens`.
+
+    Prompts of the same length go through the model together. `done` hears how many are finished.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    numbers = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    n_done = 0
+    for length, of_length in groupby(numbers, key=lambda number: len(prompts[number])):
+        group = list(of_length)
+        cache, open_ones = KVCache(), set(group)
+        new = torch.tensor([prompts[number] for number in group], device=model.device)  # (B, T)
+        for _ in range(Sampling(max_tokens=max_tokens).limit(length, model.config.context_length)):
+            logits = model(new, cache)[:, -1]  # (B, V)
+            refuse_nan(logits)
+            new = logits.argmax(-1, keepdim=True)  # (B, 1)
+            for number, chosen in zip(group, new[:, 0].tolist(), strict=True):
+                if number in open_ones and chosen in stops:
+                    open_ones.remove(number)
+                elif number in open_ones:
+                    answers[number].append(chosen)
+            if not open_ones:
+                break
+        n_done += len(group)
+        done(n_done)
+    return answers
+
+
+def refuse_nan(logits: Tensor) -> None:
+    """Raise CheckpointError where the model computes no numbers."""
+    if logits.isnan().any():
+        raise CheckpointError("the model computes NaN: its weights are too large or damaged")
 
 
 def prompt_ids(ids: list[int], start_of_document: int) -> list[int]:

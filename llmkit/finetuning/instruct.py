@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from llmkit.finetuning.run import (
 from llmkit.finetuning.splits import split
 from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
-from llmkit.generation import Sampling, generate_ids
+from llmkit.generation import greedy_ids
 from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION, PromptFormat
 from llmkit.tokenizer import Tokenizer
@@ -107,30 +107,33 @@ class Answer:
     ended: bool
 
 
-def answer(
+def answers(
     model: GPT,
-    conversation: Conversation,
+    conversations: Sequence[Conversation],
     form: PromptFormat,
     tokenizer: Tokenizer,
     max_tokens: int = ANSWER_TOKENS,
-) -> Answer:
-    """The greedy answer to a conversation's last question."""
-    *question, wanted = conversation.messages
-    prompt = encode_prompt(question, form, tokenizer)
-    sampling = Sampling(temperature=0, max_tokens=max_tokens)
-    ids = list(generate_ids(model, prompt, sampling, stop_ids(form, tokenizer)))
-    limit = sampling.limit(len(prompt), model.config.context_length)
-    text = tokenizer.decode(ids)
-    return Answer(question[-1].content, text, wanted.content, ended=len(ids) < limit)
+    done: Callable[[int], None] = lambda n_answers: None,
+) -> list[Answer]:
+    """The greedy answers to the conversations' last questions."""
+    messages = [conversation.messages for conversation in conversations]
+    prompts = [encode_prompt(question, form, tokenizer) for *question, _ in messages]
+    stops = stop_ids(form, tokenizer)
+    found = []
+    for (*question, wanted), prompt, ids in zip(
+        messages, prompts, greedy_ids(model, prompts, max_tokens, stops, done), strict=True
+    ):
+        limit = min(max_tokens, model.config.context_length - len(prompt))
+        ended = len(ids) < limit
+        found.append(Answer(question[-1].content, tokenizer.decode(ids), wanted.content, ended))
+    return found
 
 
 def sample_answers(model: GPT, asked: Sequence[Conversation], start: Start) -> list[str]:
     """A line each for the first conversations: the question and what is answered by now."""
-    answers = (
-        answer(model, conversation, start.prompt_format, start.tokenizer, SAMPLE_TOKENS)
-        for conversation in asked[:N_SAMPLES]
-    )
-    return [f"{given.question[:70]!r} -> {given.answer!r}" for given in answers]
+    form, tokenizer = start.prompt_format, start.tokenizer
+    given = answers(model, asked[:N_SAMPLES], form, tokenizer, SAMPLE_TOKENS)
+    return [f"{answer.question[:70]!r} -> {answer.answer!r}" for answer in given]
 
 
 def summed_loss(model: GPT, batch: Sequence[Example], *, answers_only: bool) -> tuple[Tensor, int]:
@@ -225,10 +228,8 @@ def finetune_instruct(
 
     result = train_task(out, start, records, steps, settings, task, resume=resume, device=device)
     made, model = trained_model(result, device)
-    answers = []
-    with progress("ask", min(MAX_ASKED, len(asked)), "prompts") as bar:
-        for conversation in asked[:MAX_ASKED]:
-            answers.append(answer(model, conversation, form, made.tokenizer))
-            bar.update(len(answers))
+    asked = asked[:MAX_ASKED]
+    with progress("ask", len(asked), "prompts") as bar:
+        given = answers(model, asked, form, made.tokenizer, done=bar.update)
     test_loss = answer_loss(model, test, steps.batch_size)
-    return InstructResult(**vars(result), test_loss=test_loss, answers=answers)
+    return InstructResult(**vars(result), test_loss=test_loss, answers=given)

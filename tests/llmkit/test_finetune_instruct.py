@@ -20,7 +20,7 @@ from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.examples import Example, encode_conversation, encode_prompt
 from llmkit.finetuning.held_out import held_out_examples
-from llmkit.finetuning.instruct import InstructResult, answer, answer_loss, finetune_instruct
+from llmkit.finetuning.instruct import InstructResult, answer_loss, answers, finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.model.gpt import GPT
@@ -108,10 +108,10 @@ def test_an_answer_that_runs_on_has_not_ended(small_base: Path) -> None:
     from llmkit.finetuning.conversations import Conversation
 
     chat = Conversation((Message("user", "Where?"), Message("assistant", "There.")), "x")
-    given = answer(model, chat, USER_ASSISTANT, opened.tokenizer, 5)
+    (given,) = answers(model, [chat], USER_ASSISTANT, opened.tokenizer, 5)
     assert (given.answer, given.ended) == (opened.tokenizer.decode([7] * 5), False)
     model.wte.weight.data[opened.tokenizer.end_of_text_id, 0] = 2.0
-    given = answer(model, chat, USER_ASSISTANT, opened.tokenizer, 5)
+    (given,) = answers(model, [chat], USER_ASSISTANT, opened.tokenizer, 5)
     assert (given.answer, given.ended) == ("", True)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError
-from llmkit.generation import Sampling, generate_ids, prompt_ids, stream_text
+from llmkit.generation import Sampling, generate_ids, greedy_ids, prompt_ids, stream_text
 from llmkit.model.config import GPTConfig
 from llmkit.model.gpt import GPT
 from llmkit.tokenizer import Tokenizer
@@ -56,6 +56,19 @@ def test_greedy_takes_the_most_probable_token_each_time(model: GPT, random_model
         assert generated(each, prompt, temperature=0) == expected
         assert generated(each, prompt, temperature=1.5, top_k=1, seed=9) == expected
         assert generated(each, prompt, temperature=1.5, top_p=1e-9, seed=9) == expected
+
+
+def test_prompts_together_are_answered_as_each_alone(random_model: GPT) -> None:
+    prompts = [[1, 2, 3], [4], [5, 6, 7], [8, 9, 1, 2, 3], [3, 2, 1], [7]]
+    free = [generated(random_model, prompt, temperature=0, max_tokens=8) for prompt in prompts]
+    stops = {free[0][3], free[5][2]}
+    wanted = [
+        generated(random_model, prompt, *stops, temperature=0, max_tokens=8) for prompt in prompts
+    ]
+    assert len({len(ids) for ids in wanted}) > 1
+    heard: list[int] = []
+    assert greedy_ids(random_model, prompts, 8, stops, heard.append) == wanted
+    assert heard == [2, 5, 6]
 
 
 def test_same_seed_gives_the_same_text(random_model: GPT) -> None:
