@@ -8,17 +8,18 @@ from pathlib import Path
 
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
-from llmkit.export.adapter import write_adapter
-from llmkit.export.budget import Plan, measured_kl
-from llmkit.export.gguf_write import ExportedFile, write_gguf
-from llmkit.export.modelfile_write import modelfile_for
-from llmkit.export.parity.check import Proof
-from llmkit.export.parity.keeping import PROOF_FILE
-from llmkit.export.parity.verify import verify
-from llmkit.export.recipe import Recipe, prepare
+from llmkit.export.check import Proof
+from llmkit.export.evaluation.file_divergence import measured_kl
+from llmkit.export.gguf.adapter import write_adapter
+from llmkit.export.gguf.writer import ExportedFile, write_gguf
+from llmkit.export.modelfile.write import modelfile_for
+from llmkit.export.quantization.budget import Plan
+from llmkit.export.quantization.config import Recipe, prepare
+from llmkit.export.verify.proof_store import PROOF_FILE
+from llmkit.export.verify.verify import verify
 from llmkit.files import StrPath, write_text
-from llmkit.model.storage import CUSTOM, quantization_names
 from llmkit.modelfiles.modelfile import render
+from llmkit.quantization.tensor_types import CUSTOM, quantization_names
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import Any
 
 from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, open_tensors
 from llmkit.errors import CheckpointError, ModelfileError
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.running import is_gguf
+from llmkit.export.gguf.reader import is_gguf, read_gguf
 from llmkit.files import StrPath
-from llmkit.model.grid import matrix_types
-from llmkit.model.storage import quantization
+from llmkit.quantization.qat import matrix_types
+from llmkit.quantization.tensor_types import quantization
 
 SHOWN_ITEMS = 8
 

@@ -12,27 +12,27 @@ from llmkit.threads import wait_without_spinning
 wait_without_spinning()  # counts only before torch is imported
 
 from llmkit.demo import demo
-from llmkit.export.budget import Budget
+from llmkit.export.compare import compare
 from llmkit.export.convert import export
-from llmkit.export.deploy import deploy
+from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
-from llmkit.export.imatrix import make_imatrix
 from llmkit.export.inspection import inspect
-from llmkit.export.measure import compare
-from llmkit.export.parity.verify import verify
-from llmkit.export.plot import size_quality_figure
-from llmkit.export.recipe import Recipe
-from llmkit.export.report import write_report
-from llmkit.export.requantize import requantize
-from llmkit.export.running import generate
-from llmkit.export.tables import comparison_table, export_table, proof_table
+from llmkit.export.llamacpp.runners import generate
+from llmkit.export.quantization.budget import Budget
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.imatrix import make_imatrix
+from llmkit.export.quantization.requantize import requantize
+from llmkit.export.report.page import write_report
+from llmkit.export.report.plots import size_quality_figure
+from llmkit.export.report.tables import comparison_table, export_table, proof_table
+from llmkit.export.verify.verify import verify
 from llmkit.finetuning.classify import finetune_classify
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.instruct import finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
 from llmkit.generation import Sampling
-from llmkit.model.lora import LoRAConfig
+from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.training import train
 

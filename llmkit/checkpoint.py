@@ -17,12 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmkit.architectures.config import GPTConfig, validated
+from llmkit.architectures.gpt2 import GPT, gpt_without_weights
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import write_text, written_beside
-from llmkit.model.config import GPTConfig, validated
-from llmkit.model.gpt import GPT, gpt_without_weights
-from llmkit.model.grid import Grid, matrix_types, rounded
-from llmkit.model.lora import (
+from llmkit.lora import (
     LoRAConfig,
     add_lora,
     load_adapter,
@@ -30,12 +29,13 @@ from llmkit.model.lora import (
     merged_delta,
     peft_name,
 )
-from llmkit.model.packed import build_packed
-from llmkit.model.storage import quantization
 from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format_from
 from llmkit.quant import dequantize
 from llmkit.quant.rounding import Repacked, rounding_of
 from llmkit.quant.types import PackedRows, QuantType
+from llmkit.quantization.packed import build_packed
+from llmkit.quantization.qat import Grid, matrix_types, rounded
+from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import Tokenizer, load_tokenizer
 
 CONFIG_FILE = "config.json"

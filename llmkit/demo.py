@@ -9,13 +9,13 @@ from typing import Any
 
 from llmkit.console import say
 from llmkit.data.tales import questions, tales
+from llmkit.export.compare import Comparison, compare
 from llmkit.export.convert import Export, export
-from llmkit.export.measure import Comparison, compare
-from llmkit.export.plot import save_figure, size_quality_figure
-from llmkit.export.recipe import Recipe
-from llmkit.export.report import write_report
-from llmkit.export.running import generate
-from llmkit.export.tables import proof_table, save_table_picture
+from llmkit.export.llamacpp.runners import generate
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.report.page import write_report
+from llmkit.export.report.plots import save_figure, size_quality_figure
+from llmkit.export.report.tables import proof_table, save_table_picture
 from llmkit.files import StrPath, write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.instruct import InstructResult, finetune_instruct

@@ -9,8 +9,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from llmkit.architectures.gpt2 import GPT, KVCache
 from llmkit.errors import CheckpointError, ConfigError, PromptTooLongError
-from llmkit.model.gpt import GPT, KVCache
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 
 from llmkit.data.tales import tales
 from llmkit.export.convert import Export, export
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
 from llmkit.training import train
 
 TINY_MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "context_length": 64}

@@ -15,8 +15,8 @@ from llmkit.export.doctor.machine import (
     python_check,
     torch_check,
 )
-from llmkit.export.doctor.server import installed_check, server_checks
-from llmkit.export.gguf_file import GGUFFile, config_of, read_gguf
+from llmkit.export.doctor.ollama_server import installed_check, server_checks
+from llmkit.export.gguf.reader import GGUFFile, config_of, read_gguf
 from llmkit.files import StrPath, optional_path
 
 # A file is uploaded, and Ollama writes it once more in its own order.

@@ -9,10 +9,10 @@ from pathlib import Path
 from llmkit.export.doctor import machine
 from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.doctor.machine import gigabytes
-from llmkit.export.gguf_file import GGUFFile, config_of
-from llmkit.export.memory import memory_needed, memory_needed_as, padded
-from llmkit.export.parity.keeping import kept_proof
-from llmkit.model.storage import quantization, quantization_names
+from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as, padded
+from llmkit.export.gguf.reader import GGUFFile, config_of
+from llmkit.export.verify.proof_store import kept_proof
+from llmkit.quantization.tensor_types import quantization, quantization_names
 
 _STEP = 256  # tokens of context, as llama.cpp counts them
 

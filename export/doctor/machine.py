@@ -14,14 +14,14 @@ from pathlib import Path
 import psutil
 import torch
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import CheckpointConfig, save_config, save_tensors
 from llmkit.errors import LlmkitError
 from llmkit.export.convert import export
 from llmkit.export.doctor.check import DoctorCheck
-from llmkit.export.recipe import Recipe
-from llmkit.export.speed import measure_speed
-from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
+from llmkit.export.llamacpp.benchmark import measure_speed
+from llmkit.export.quantization.config import Recipe
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.tokenizer import train_bpe
 

@@ -67,7 +67,7 @@ def _chat(
 ) -> None:
     """Chat with a model. Type /bye or Ctrl-D to quit."""
     from llmkit.console import say
-    from llmkit.export.chatting import chat, open_reply
+    from llmkit.export.llamacpp.chat import chat, open_reply
     from llmkit.generation import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, seed, max_tokens)

@@ -46,10 +46,10 @@ def _compare(
 ) -> None:
     """Measure size, quality, speed and memory of GGUF files."""
     from llmkit.console import results
-    from llmkit.export.measure import compare
-    from llmkit.export.plot import check_plot_path, save_figure, size_quality_figure
-    from llmkit.export.report import write_report
-    from llmkit.export.tables import comparison_table
+    from llmkit.export.compare import compare
+    from llmkit.export.report.page import write_report
+    from llmkit.export.report.plots import check_plot_path, save_figure, size_quality_figure
+    from llmkit.export.report.tables import comparison_table
 
     if plot is not None:
         check_plot_path(plot)

@@ -26,7 +26,7 @@ def _demo(
     """
     from llmkit.console import results
     from llmkit.demo import NAME, QUESTION, demo
-    from llmkit.export.tables import comparison_table, export_table, proof_table
+    from llmkit.export.report.tables import comparison_table, export_table, proof_table
 
     made = demo(out)
     if json_output:

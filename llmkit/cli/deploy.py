@@ -40,7 +40,7 @@ def _deploy(
     Exit code 1 if a check fails.
     """
     from llmkit.console import results
-    from llmkit.export.deploy import deploy
+    from llmkit.export.deploy.deploy import deploy
 
     done = deploy(folder, name, host=host, checkpoint=checkpoint)
     if json_output:

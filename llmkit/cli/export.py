@@ -115,10 +115,10 @@ def _export(
     Exit code 1 if a check fails.
     """
     from llmkit.console import results
-    from llmkit.export.budget import budget_of
     from llmkit.export.convert import export
-    from llmkit.export.recipe import Recipe, tensor_types
-    from llmkit.export.tables import export_table, plan_table, proof_table
+    from llmkit.export.quantization.budget import budget_of
+    from llmkit.export.quantization.config import Recipe, tensor_types
+    from llmkit.export.report.tables import export_table, plan_table, proof_table
 
     budget = budget_of(target_size, target_bpw, fit_memory, context)
     types = tensor_types(tensor_type or [])

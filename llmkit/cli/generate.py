@@ -52,7 +52,7 @@ def _generate(
     ] = None,
 ) -> None:
     """Continue a text, or answer a question."""
-    from llmkit.export.running import open_runner
+    from llmkit.export.llamacpp.runners import open_runner
     from llmkit.generation import Sampling
     from llmkit.modelfiles.prompt_format import Message
 

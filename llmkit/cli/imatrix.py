@@ -30,7 +30,7 @@ def _imatrix(
 ) -> None:
     """Write an importance matrix in llama.cpp's format."""
     from llmkit.console import results
-    from llmkit.export.imatrix import make_imatrix
+    from llmkit.export.quantization.imatrix import make_imatrix
 
     made = make_imatrix(checkpoint, out, calibration)
     n_tokens = made.chunk_count * made.chunk_size

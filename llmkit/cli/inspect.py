@@ -22,7 +22,7 @@ def _inspect(
     """Show a model's size, tensor types and metadata."""
     from llmkit.console import results
     from llmkit.export.inspection import inspect
-    from llmkit.export.tables import inspection_tables
+    from llmkit.export.report.tables import inspection_tables
 
     inspection = inspect(path)
     if json_output:

@@ -76,7 +76,7 @@ def _write(
 
     Exit code 1 if there are errors.
     """
-    from llmkit.export.modelfile_write import write_modelfile
+    from llmkit.export.modelfile.write import write_modelfile
     from llmkit.modelfiles.prompt_format import prompt_format
 
     written = write_modelfile(
@@ -106,7 +106,7 @@ def _show(path: ModelfileArgument, json_output: JsonOption = False) -> None:
 
 def _report(path: Path, json_output: bool) -> None:
     from llmkit.console import results, say
-    from llmkit.export.modelfile_lint import lint_modelfile
+    from llmkit.export.modelfile.lint import lint_modelfile
 
     report = lint_modelfile(path)
     if json_output:

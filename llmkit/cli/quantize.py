@@ -48,8 +48,8 @@ def _quantize(
 ) -> None:
     """Quantize a GGUF file without its checkpoint."""
     from llmkit.console import results
-    from llmkit.export.requantize import requantize
-    from llmkit.export.tables import megabytes
+    from llmkit.export.quantization.requantize import requantize
+    from llmkit.export.report.tables import megabytes
 
     done = requantize(
         gguf, out, quant, method=method, imatrix=imatrix, calibration=calibration, again=again

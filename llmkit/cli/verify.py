@@ -43,8 +43,8 @@ def _verify(
     The result is saved in parity.json beside the file. Exit code 1 if a check fails.
     """
     from llmkit.console import results
-    from llmkit.export.parity.verify import verify
-    from llmkit.export.tables import proof_table
+    from llmkit.export.report.tables import proof_table
+    from llmkit.export.verify.verify import verify
 
     proof = verify(checkpoint, gguf, modelfile=modelfile, ollama=ollama, data=data, html=html)
     if json_output:

@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 from llmkit.console import say
-from llmkit.data.json_records import Record, is_json, json_records
-from llmkit.data.tables import column_named, columns, is_table, read_rows
-from llmkit.data.text_files import AS_IT_COMES, Reading, decoded
 from llmkit.errors import DataError
+from llmkit.records.csv_tables import column_named, columns, is_table, read_rows
+from llmkit.records.json_records import Record, is_json, json_records
+from llmkit.records.text_files import AS_IT_COMES, Reading, decoded
 from llmkit.tokenizer import END_OF_TEXT
 
 TEXT_SUFFIXES = (".txt", ".md")

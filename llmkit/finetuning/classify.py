@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import ADAPTER_FILE, HEAD, MODEL_FILE, load_checkpoint, open_tensors
-from llmkit.data.text_files import Reading
 from llmkit.errors import ConfigError
 from llmkit.files import StrPath, optional_path
 from llmkit.finetuning.config import FinetuneConfig, seed_of
@@ -32,7 +32,6 @@ from llmkit.finetuning.label_texts import (
     refuse_lost_labels,
     refuse_unknown_labels,
 )
-from llmkit.finetuning.labelled import read_labelled
 from llmkit.finetuning.run import (
     FinetuneResult,
     Records,
@@ -41,13 +40,14 @@ from llmkit.finetuning.run import (
     trained_model,
 )
 from llmkit.finetuning.scores import LabelScores, accuracy, confusion_matrix, label_scores
-from llmkit.finetuning.splits import balance as balanced
-from llmkit.finetuning.splits import split_stratified
 from llmkit.finetuning.start import Start, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
-from llmkit.model.gpt import GPT
-from llmkit.model.lora import adapter_tensors
+from llmkit.lora import adapter_tensors
 from llmkit.modelfiles.prompt_format import COMPLETION
+from llmkit.records.labelled import read_labelled
+from llmkit.records.splits import balance as balanced
+from llmkit.records.splits import split_stratified
+from llmkit.records.text_files import Reading
 from llmkit.training.config import TrainingConfig
 from llmkit.training.prepare import sha256_of
 from llmkit.training.state import RunFolder

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from llmkit.architectures.config import validated
 from llmkit.errors import ConfigError
-from llmkit.model.config import validated
-from llmkit.model.lora import LoRAConfig
-from llmkit.model.storage import quantization
+from llmkit.lora import LoRAConfig
+from llmkit.quantization.tensor_types import quantization
 from llmkit.training.config import TrainingConfig
 
 DEFAULT_LORA_RANK = 16

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
+from llmkit.architectures.config import validated
 from llmkit.checkpoint import load_checkpoint
 from llmkit.data.sources import source_files
 from llmkit.data.tokens import open_token_file, windows
+from llmkit.device import choose_device
 from llmkit.files import StrPath, optional_path
 from llmkit.finetuning.config import FinetuneConfig
-from llmkit.finetuning.own_text import own_files, write_own_text
 from llmkit.finetuning.run import run_settings
 from llmkit.finetuning.start import Start, base_that_answers
-from llmkit.model.config import validated
-from llmkit.model.device import choose_device
-from llmkit.model.grid import rounded
-from llmkit.model.lora import merge_lora
+from llmkit.finetuning.training_text import own_files, write_own_text
+from llmkit.lora import merge_lora
+from llmkit.quantization.qat import rounded
 from llmkit.training.config import TrainingConfig
 from llmkit.training.distillation import Distillation, mean_kl
 from llmkit.training.loop import TrainingLoop

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import load_checkpoint, stop_ids
 from llmkit.console import progress
 from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
-from llmkit.finetuning.conversations import Conversation, read_conversations
 from llmkit.finetuning.examples import (
     IGNORED,
     Example,
@@ -33,12 +33,12 @@ from llmkit.finetuning.run import (
     train_task,
     trained_model,
 )
-from llmkit.finetuning.splits import split
 from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.generation import greedy_ids
-from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION, PromptFormat
+from llmkit.records.conversations import Conversation, read_conversations
+from llmkit.records.splits import split
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.config import TrainingConfig
 from llmkit.training.state import RunFolder

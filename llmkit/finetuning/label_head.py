@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.errors import ConfigError
-from llmkit.model.gpt import GPT
 
 TEXTS_AT_ONCE = 32
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.data.text_files import shown
 from llmkit.errors import DataError
 from llmkit.finetuning.examples import Example, without_too_long
-from llmkit.finetuning.labelled import LabelledText
+from llmkit.records.labelled import LabelledText
+from llmkit.records.text_files import shown
 from llmkit.tokenizer import Tokenizer
 
 

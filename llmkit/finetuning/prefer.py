@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import load_checkpoint, open_tensors, save_tensors
 from llmkit.console import say
+from llmkit.device import choose_device
 from llmkit.errors import ConfigError
 from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
-from llmkit.finetuning.conversations import Conversation
 from llmkit.finetuning.examples import (
     Example,
     batch_indices,
@@ -29,7 +30,6 @@ from llmkit.finetuning.examples import (
     without_too_long,
 )
 from llmkit.finetuning.instruct import sample_answers
-from llmkit.finetuning.preferences import Preference, read_preferences
 from llmkit.finetuning.run import (
     FinetuneResult,
     Records,
@@ -37,12 +37,12 @@ from llmkit.finetuning.run import (
     train_task,
     trained_model,
 )
-from llmkit.finetuning.splits import split
 from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
-from llmkit.model.device import choose_device
-from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import Message
+from llmkit.records.conversations import Conversation
+from llmkit.records.preferences import Preference, read_preferences
+from llmkit.records.splits import split
 from llmkit.training.config import TrainingConfig
 from llmkit.training.state import RunFolder, unusable
 from llmkit.training.task import Evaluation, TensorFiles

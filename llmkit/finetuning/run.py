@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 import torch
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.device import choose_device
 from llmkit.errors import CheckpointError
 from llmkit.files import write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.start import Start
-from llmkit.model.device import choose_device
-from llmkit.model.gpt import GPT
-from llmkit.model.lora import n_trainable
-from llmkit.model.packed import n_weights
+from llmkit.lora import n_trainable
+from llmkit.quantization.packed import n_weights
 from llmkit.training.config import TrainingConfig
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import sha256_of

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -26,21 +28,19 @@ from llmkit.checkpoint import (
     save_tensors,
 )
 from llmkit.console import say
+from llmkit.device import device_with_float64
 from llmkit.errors import ConfigError
 from llmkit.files import write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.label_head import expanded_head, new_head
-from llmkit.model.config import GPTConfig
-from llmkit.model.device import device_with_float64
-from llmkit.model.gpt import GPT
-from llmkit.model.grid import matrix_types
-from llmkit.model.layerwise import error_feedback
-from llmkit.model.lora import adapter_tensors, add_lora, peft_config
-from llmkit.model.storage import quantization
+from llmkit.lora import adapter_tensors, add_lora, peft_config
 from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.quant import dequantize, quantize
 from llmkit.quant.grids import grid_of
 from llmkit.quant.types import PackedRows, QuantType
+from llmkit.quantization.qat import matrix_types
+from llmkit.quantization.tensor_types import quantization
+from llmkit.quantization.walk import error_feedback
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.state import RunFolder
 from llmkit.training.task import TensorFiles

@@ -14,8 +14,8 @@ from llmkit.console import say
 from llmkit.errors import ConfigError, unknown_name
 from llmkit.finetuning.config import DEFAULT_LORA_RANK, FinetuneConfig
 from llmkit.finetuning.run import FinetuneResult
+from llmkit.lora import LoRAConfig
 from llmkit.memory import peak_rss_bytes
-from llmkit.model.lora import LoRAConfig
 
 FULL = "full"
 # What can be swept, and the argument of the fine-tuning functions that holds it.

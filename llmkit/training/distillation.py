@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import load_checkpoint
-from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
 from llmkit.training.config import TrainingConfig
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.state import RunFolder, RunState

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from llmkit.model.gpt import GPT
+from llmkit.architectures.gpt2 import GPT
 
 
 @torch.inference_mode()

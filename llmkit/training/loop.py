@@ -19,11 +19,11 @@ import torch
 
 from llmkit.checkpoint import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import progress, say
+from llmkit.device import has_fast_bfloat16
 from llmkit.errors import ConfigError
-from llmkit.model.device import has_fast_bfloat16
-from llmkit.model.grid import Grid, on_grid, packed
-from llmkit.model.lora import n_trainable
-from llmkit.model.packed import n_weights
+from llmkit.lora import n_trainable
+from llmkit.quantization.packed import n_weights
+from llmkit.quantization.qat import Grid, on_grid, packed
 from llmkit.training.config import TrainingConfig
 from llmkit.training.optimizer import make_optimizers
 from llmkit.training.state import Metrics, RunFolder, RunState

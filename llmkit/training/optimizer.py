@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmkit.model.device import has_fast_bfloat16
-from llmkit.model.gpt import GPT
+from llmkit.architectures.gpt2 import GPT
+from llmkit.device import has_fast_bfloat16
 from llmkit.training.config import TrainingConfig
 
 # Five steps of this quintic take singular values from (0, 1] to about 1 (Jordan et al. 2024).

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmkit.architectures.config import GPTConfig
 from llmkit.checkpoint import (
     CHECKPOINT_FILES,
     TOKENIZER_FILE,
@@ -16,11 +17,10 @@ from llmkit.checkpoint import (
 )
 from llmkit.console import Progress, progress, say
 from llmkit.data.sources import note_left_out, read_documents, source_files
-from llmkit.data.text_files import AS_IT_COMES, Reading
 from llmkit.data.tokens import split_documents, token_dtype, write_token_file
 from llmkit.errors import CheckpointError, DataError
-from llmkit.model.config import GPTConfig
 from llmkit.modelfiles.prompt_format import COMPLETION
+from llmkit.records.text_files import AS_IT_COMES, Reading
 from llmkit.tokenizer import (
     Tokenizer,
     download_gpt2,

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import MODEL_FILE, load_checkpoint
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.generation import Sampling, generate_ids
-from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
 from llmkit.tokenizer import load_tokenizer
 from llmkit.training.config import TrainingConfig
 from llmkit.training.evaluate import validation_loss

@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkit.architectures.config import GPTConfig, gpt_config
+from llmkit.architectures.gpt2 import gpt_without_weights
 from llmkit.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.data.sources import source_files
-from llmkit.data.text_files import Reading
+from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath
-from llmkit.model.config import GPTConfig, gpt_config
-from llmkit.model.device import choose_device
-from llmkit.model.gpt import gpt_without_weights
-from llmkit.model.storage import fitting
 from llmkit.quant import quant_names, quant_type
+from llmkit.quantization.tensor_types import fitting
+from llmkit.records.text_files import Reading
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import prepare, refuse_foreign, refuse_other_run, sha256_of

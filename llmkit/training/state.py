@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import (
     HELD_OUT_FILE,
     TRAINED_FILE,
@@ -25,7 +26,6 @@ from llmkit.checkpoint import (
 )
 from llmkit.errors import CheckpointError
 from llmkit.files import cannot_write, write_text
-from llmkit.model.gpt import GPT
 from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmkit.model.gpt import GPT
+from llmkit.architectures.gpt2 import GPT
 
 # Tensors by the name of their file and their own, such as {"model.safetensors": {"h.0...": ...}}.
 TensorFiles = Mapping[str, Mapping[str, Tensor]]

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.checkpoint import load_checkpoint
-from llmkit.export.parity.chosen_blocks import NearRows, hashes_of
-from llmkit.export.parity.subject import Subject, open_subject
-from llmkit.export.parity.tensor_diagnosis import rounded
-from llmkit.export.parity.tensor_faults import rows_of
-from llmkit.export.parity.tensors import wanted_tensors
+from llmkit.export.diagnosis.diagnose import rounded
+from llmkit.export.diagnosis.faults import rows_of
+from llmkit.export.verify.prequantized_blocks import NearRows, hashes_of
+from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.tensors_check import wanted_tensors
 from llmkit.quant import dequantize
 
 

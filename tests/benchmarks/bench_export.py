@@ -18,9 +18,9 @@ from string import ascii_lowercase
 
 import torch
 
+from llmkit.architectures.config import gpt_config
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import CheckpointConfig, save_config, save_tensors
-from llmkit.model.config import gpt_config
-from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.tokenizer import train_bpe
 
@@ -29,7 +29,7 @@ EXPORT = """
 import sys
 from pathlib import Path
 from llmkit.export.convert import export
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
 export(Path(sys.argv[1]), Path(sys.argv[2]), Recipe([sys.argv[3]]), name="bench", prove=False)
 print(Path("/proc/self/status").read_text())
 """

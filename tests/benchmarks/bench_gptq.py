@@ -13,13 +13,13 @@ import time
 
 import torch
 
-from llmkit.export.calibration import DEFAULT_TOKENS
+from llmkit.architectures.config import gpt_config
+from llmkit.architectures.gpt2 import GPT
+from llmkit.export.quantization.calibration import DEFAULT_TOKENS
 from llmkit.memory import peak_rss_bytes
-from llmkit.model.config import gpt_config
-from llmkit.model.gpt import GPT
-from llmkit.model.layerwise import error_feedback
-from llmkit.model.storage import is_matrix
 from llmkit.quant import quant_type
+from llmkit.quantization.tensor_types import is_matrix
+from llmkit.quantization.walk import error_feedback
 
 VOCABULARY = 50_257
 

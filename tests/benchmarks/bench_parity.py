@@ -17,12 +17,12 @@ from gguf_surgery import make_checkpoint
 from parity_subjects import VARIANTS, write
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
-from llmkit.export.divergence import Distance
-from llmkit.export.held_out import proof_sequences
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity.logits import compare_logits
-from llmkit.export.parity.reference import FileTensors, Matrix
-from llmkit.export.parity.subject import open_subject
+from llmkit.export.evaluation.divergence import Distance
+from llmkit.export.evaluation.eval_data import proof_sequences
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.logits_check import compare_logits
+from llmkit.export.verify.reference import FileTensors, Matrix
+from llmkit.export.verify.target import open_subject
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 N_TOKENS = 512

@@ -24,9 +24,9 @@ def step_milliseconds(products: str, optimizer: str) -> float:
     import torch
     import torch.nn.functional as F
 
+    from llmkit.architectures.config import gpt_config
+    from llmkit.architectures.gpt2 import GPT
     from llmkit.demo import MODEL
-    from llmkit.model.config import gpt_config
-    from llmkit.model.gpt import GPT
     from llmkit.training.config import TrainingConfig
     from llmkit.training.optimizer import make_optimizers
 

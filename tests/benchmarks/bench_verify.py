@@ -16,8 +16,8 @@ from pathlib import Path
 from bench_export import write_checkpoint
 
 from llmkit.checkpoint import load_checkpoint
-from llmkit.export.gguf_write import write_gguf
-from llmkit.model.storage import quantization
+from llmkit.export.gguf.writer import write_gguf
+from llmkit.quantization.tensor_types import quantization
 
 # As its own process, because the peak is a process's.
 VERIFY = """

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from llmkit.demo import trained
+from llmkit.export.compare import compare
 from llmkit.export.convert import export
-from llmkit.export.measure import compare
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
 from llmkit.finetuning import instruct
 
 pytestmark = pytest.mark.slow

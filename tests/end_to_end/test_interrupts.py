@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.export.convert import export
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
 
 pytestmark = pytest.mark.slow
 

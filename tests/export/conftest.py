@@ -12,9 +12,9 @@ import pytest
 from gguf_surgery import make_checkpoint
 
 from llmkit.checkpoint import Checkpoint
-from llmkit.export import held_out
 from llmkit.export.convert import Export
-from llmkit.export.parity import tokenizer
+from llmkit.export.evaluation import eval_data
+from llmkit.export.verify import tokenizer_check
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +52,6 @@ def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _few_texts() -> Iterator[None]:
     """What makes a proof quick. The tests of whole programs, the demo above all, leave it out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(held_out, "N_PROMPTS", 8)
-        patch.setattr(tokenizer, "N_FUZZED", 200)
+        patch.setattr(eval_data, "N_PROMPTS", 8)
+        patch.setattr(tokenizer_check, "N_FUZZED", 200)
         yield

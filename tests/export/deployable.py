@@ -13,7 +13,7 @@ from gguf_surgery import make_checkpoint
 
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
 from llmkit.export.convert import export
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
 from llmkit.modelfiles.prompt_format import (
     END_OF_TEXT,
     USER_ASSISTANT,

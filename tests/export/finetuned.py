@@ -20,7 +20,7 @@ from llmkit.checkpoint import (
 )
 from llmkit.files import write_text
 from llmkit.finetuning.label_head import expanded_head
-from llmkit.model.lora import LoRAConfig, adapter_tensors, add_lora, peft_config
+from llmkit.lora import LoRAConfig, adapter_tensors, add_lora, peft_config
 
 
 def with_adapter(

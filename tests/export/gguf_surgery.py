@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import (
     Checkpoint,
     CheckpointConfig,
@@ -19,8 +21,6 @@ from llmkit.checkpoint import (
     save_config,
     save_tensors,
 )
-from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.tokenizer import Tokenizer, train_bpe

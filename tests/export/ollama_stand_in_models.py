@@ -12,8 +12,8 @@ import gguf
 import numpy as np
 from gguf_surgery import Kind, keys_of, tensors_of, write_file
 
-from llmkit.export.keys import ADAPTER_KEY
-from llmkit.export.llama_cpp import LlamaCpp
+from llmkit.export.gguf.keys import ADAPTER_KEY
+from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.parameters import KINDS
 

@@ -16,16 +16,16 @@ from llmkit.checkpoint import (
     load_checkpoint,
     save_config,
 )
-from llmkit.export.adapter import write_adapter
-from llmkit.export.gguf_write import write_gguf
-from llmkit.export.parity.check import Check, Proof
-from llmkit.export.parity.subject import Subject, open_subject
-from llmkit.export.parity.verify import verify
-from llmkit.model.storage import quantization
+from llmkit.export.check import Check, Proof
+from llmkit.export.gguf.adapter import write_adapter
+from llmkit.export.gguf.writer import write_gguf
+from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.verify import verify
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.modelfiles.reading import read_modelfile
 from llmkit.quant import quant_names, quant_type
+from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import train_bpe, train_characters
 
 # All that need no importances; ggml takes seconds to build the codebooks of two.

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from llmkit.checkpoint import Checkpoint
 from llmkit.cli.main import app
 from llmkit.errors import ConfigError, GGUFError
+from llmkit.export.check import Proof
+from llmkit.export.compare import compare
 from llmkit.export.convert import export
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.measure import compare
-from llmkit.export.parity.check import Proof
-from llmkit.export.parity.verify import verify
-from llmkit.export.recipe import Recipe
-from llmkit.export.running import generate
+from llmkit.export.llamacpp.runners import generate
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.verify.verify import verify
 from llmkit.generation import Sampling
 from llmkit.modelfiles.reading import read_modelfile
 from llmkit.tokenizer import train_bpe

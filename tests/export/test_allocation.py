@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.errors import ConfigError
-from llmkit.export.allocation import Option, allocate
+from llmkit.export.quantization.knapsack import Option, allocate
 
 Q4, Q8 = "q4_0", "q8_0"
 OPTION = st.builds(

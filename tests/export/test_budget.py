@@ -15,16 +15,16 @@ from gguf_surgery import make_checkpoint
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, GGUFError
-from llmkit.export.budget import Budget, _floor, budget_of, parse_bytes
-from llmkit.export.chosen import Method
+from llmkit.export.compare import compare
 from llmkit.export.convert import Export, export
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.gguf_write import write_gguf
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.measure import compare
-from llmkit.export.memory import memory_needed
-from llmkit.export.recipe import Recipe
-from llmkit.model.storage import quantization
+from llmkit.export.gguf.memory_need import memory_needed
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.gguf.writer import write_gguf
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.quantization.budget import Budget, _floor, budget_of, parse_bytes
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.prequantized import Method
+from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import train_bpe
 
 
@@ -111,7 +111,7 @@ def test_what_failed_is_said_and_not_that_its_file_could_not_be_removed(
     def fail(_source: object, _files: object, *_arguments: object, **_options: object) -> None:
         raise GGUFError("cannot measure")
 
-    monkeypatch.setattr("llmkit.export.budget.divergences", fail)
+    monkeypatch.setattr("llmkit.export.quantization.budget.divergences", fail)
     with pytest.raises(GGUFError, match="cannot measure"):
         _floor(random_checkpoint, torch.arange(20)[None])
 

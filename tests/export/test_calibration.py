@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.data.tokens import open_token_file, token_dtype
 from llmkit.errors import DataError
-from llmkit.export.calibration import (
+from llmkit.export.quantization.calibration import (
     COPIED_TOKENS,
     DEFAULT_TOKENS,
     Calibration,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.export.chat_template import ChatTemplate
+from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.modelfiles.prompt_format import Message
 
 

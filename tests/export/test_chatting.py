@@ -18,8 +18,8 @@ from ollama_stand_in_models import Stored
 from llmkit.checkpoint import Checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, OllamaError, PromptTooLongError
-from llmkit.export.chatting import FORGOTTEN, chat, open_reply
-from llmkit.export.deploy import deploy
+from llmkit.export.deploy.deploy import deploy
+from llmkit.export.llamacpp.chat import FORGOTTEN, chat, open_reply
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import delete
 from llmkit.generation import Sampling

@@ -25,18 +25,18 @@ from gguf_surgery import (
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError, GGUFError, QuantizationError
-from llmkit.export.calibration import calibration_of
+from llmkit.export.compare import compare
 from llmkit.export.convert import export
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.imatrix import collect_importance, write_imatrix
-from llmkit.export.keys import ADAPTER_KEY
-from llmkit.export.measure import compare
-from llmkit.export.metadata import BLOCKS_KEY, CALIBRATION_KEY, METHOD_KEY, hash_of_choice
-from llmkit.export.names import tensor_table
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
-from llmkit.export.recipe import Recipe, tensor_types
+from llmkit.export.gguf.keys import ADAPTER_KEY
+from llmkit.export.gguf.metadata import BLOCKS_KEY, CALIBRATION_KEY, METHOD_KEY, hash_of_choice
+from llmkit.export.gguf.names import tensor_table
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.quantization.calibration import calibration_of
+from llmkit.export.quantization.config import Recipe, tensor_types
+from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.quant import quant_type, quantize
 
 QKV = "blk.0.attn_qkv.weight"

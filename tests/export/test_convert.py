@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError, QuantizationError
-from llmkit.export import gguf_write
 from llmkit.export.convert import Export, export
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity.verify import verify
-from llmkit.export.recipe import Recipe
+from llmkit.export.gguf import writer
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.verify.verify import verify
 from llmkit.tokenizer import train_characters
 
 GGML_TYPES = {
@@ -341,7 +341,7 @@ def test_an_interrupt_leaves_the_old_file(
 ) -> None:
     exported(random_checkpoint, tmp_path, "q8_0")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    pack, packed = gguf_write.pack_tensor, []
+    pack, packed = writer.pack_tensor, []
 
     def interrupted(tensors: Any, entry: Any, stored: Any) -> Any:
         packed.append(entry)
@@ -349,7 +349,7 @@ def test_an_interrupt_leaves_the_old_file(
             raise KeyboardInterrupt
         return pack(tensors, entry, stored)
 
-    monkeypatch.setattr(gguf_write, "pack_tensor", interrupted)
+    monkeypatch.setattr(writer, "pack_tensor", interrupted)
     with pytest.raises(KeyboardInterrupt):
         exported(random_checkpoint, tmp_path, "q8_0")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -359,9 +359,9 @@ def test_each_tensor_is_written_before_the_next_is_read(
     random_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = []
-    pack, write = gguf_write.pack_tensor, gguf.GGUFWriter.write_tensor_data
+    pack, write = writer.pack_tensor, gguf.GGUFWriter.write_tensor_data
     monkeypatch.setattr(
-        gguf_write, "pack_tensor", lambda *args: (events.append("read"), pack(*args))[1]
+        writer, "pack_tensor", lambda *args: (events.append("read"), pack(*args))[1]
     )
     monkeypatch.setattr(
         gguf.GGUFWriter,

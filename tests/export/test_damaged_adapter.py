@@ -21,11 +21,11 @@ from parity_subjects import (
 )
 
 from llmkit.export.convert import export
-from llmkit.export.parity.layers import layers_check
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.verify.layers_check import layers_check
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
 
 
 def test_an_adapter_that_is_not_merged_is_named(tmp_path: Path) -> None:

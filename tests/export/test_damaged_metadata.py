@@ -12,12 +12,12 @@ from gguf_surgery import Kind, make_checkpoint, with_array, with_key, without_ke
 from parity_subjects import chatml_checkpoint, complaints, write
 
 from llmkit.checkpoint import Checkpoint
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity.layers import layers_check
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
-from llmkit.export.parity.tokenizer import tokenizer_check
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.layers_check import layers_check
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
+from llmkit.export.verify.tokenizer_check import tokenizer_check
 
 Damage = Callable[[Path, Path], object]
 TOKENIZER = "tokenizer.ggml"

@@ -15,13 +15,13 @@ from parity_subjects import complaints, proof_of, rewritten, said
 
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
 from llmkit.export.convert import export
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.prompt import prompt_check
-from llmkit.export.parity.stop import stop_check
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.verify import verify
-from llmkit.export.recipe import Recipe
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.prompt_check import prompt_check
+from llmkit.export.verify.stop_check import stop_check
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.verify import verify
 from llmkit.modelfiles import go_engine
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.prompt_format import (

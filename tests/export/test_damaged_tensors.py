@@ -24,15 +24,15 @@ from parity_subjects import write, written
 
 from llmkit.checkpoint import Checkpoint
 from llmkit.errors import GGUFError
+from llmkit.export.check import Check
 from llmkit.export.convert import export
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.parity.check import Check
-from llmkit.export.parity.layers import layers_check
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
-from llmkit.export.parity.verify import verify
-from llmkit.export.recipe import Recipe
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.verify.layers_check import layers_check
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
+from llmkit.export.verify.verify import verify
 from llmkit.quant import dequantize, quant_type, quantize
 
 Change = Callable[[Any], Any]

@@ -24,15 +24,15 @@ from ollama_stand_in_models import Stored
 from llmkit.checkpoint import Checkpoint, save_tensors
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, LlmkitError, ModelfileError, OllamaError
-from llmkit.export.deploy import Deployment, deploy
+from llmkit.export.deploy.deploy import Deployment, deploy
 from llmkit.export.doctor import machine
-from llmkit.export.held_out import proof_prompts
+from llmkit.export.evaluation.eval_data import proof_prompts
 from llmkit.export.ollama.address import full_name, unverified_name
 from llmkit.export.ollama.server import OllamaServer, Said
 from llmkit.export.ollama.store import Blob, copy, create, delete, upload
 from llmkit.export.ollama.transport import Patience, Transport
-from llmkit.export.parity.ollama import ollama_check
-from llmkit.export.parity.subject import open_subject
+from llmkit.export.verify.ollama_check import ollama_check
+from llmkit.export.verify.target import open_subject
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.prompt_format import ALPACA, CHATML, Message, PromptFormat
 from llmkit.modelfiles.reading import read_modelfile
@@ -361,7 +361,7 @@ def test_a_second_interrupt_says_what_is_left(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OllamaServer, "show", interrupted)
-    monkeypatch.setattr("llmkit.export.deploy.delete", interrupted)
+    monkeypatch.setattr("llmkit.export.deploy.deploy.delete", interrupted)
     assert main(["deploy", str(folder), "--name", NAME, "--host", server.url]) == 130
     (left,) = server.models
     assert f"ollama rm {left}" in capsys.readouterr().err
@@ -413,7 +413,7 @@ def test_a_name_that_another_deployment_takes_is_an_error(
         copy(http, source, destination)
         take_name(server, folder)
 
-    monkeypatch.setattr("llmkit.export.deploy.copy", copy_and_lose)
+    monkeypatch.setattr("llmkit.export.deploy.deploy.copy", copy_and_lose)
     with pytest.raises(OllamaError, match=NAME):
         deploy(folder, NAME, host=server.url)
     assert [stored.digest for stored in server.models.values()] == ["before"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from llmkit.export.divergence import (
+from llmkit.export.evaluation.divergence import (
     Divergence,
     divergence,
     joined,

@@ -23,16 +23,17 @@ from llmkit.checkpoint import Checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.convert import export
-from llmkit.export.doctor import examine, machine, port, server
+from llmkit.export.doctor import examine, machine, port
+from llmkit.export.doctor import ollama_server as server
 from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.doctor.fit import fit_check
-from llmkit.export.doctor.server import server_checks, version_check
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.memory import memory_needed, memory_needed_as
+from llmkit.export.doctor.ollama_server import server_checks, version_check
+from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as
+from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.ollama.transport import Patience
-from llmkit.export.recipe import Recipe
-from llmkit.model.storage import quantization
+from llmkit.export.quantization.config import Recipe
+from llmkit.quantization.tensor_types import quantization
 
 QUICK = Patience(connect=5, answer=1, pause=0.01)
 DOCS = Path(__file__).parents[2] / "docs" / "ollama.md"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import GGUFError, LlmkitError
-from llmkit.export.gguf_file import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
+from llmkit.export.gguf.reader import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
 
 LONGEST_READ = 30  # CPU seconds; a whole read takes a few milliseconds
 

@@ -10,7 +10,7 @@ from gguf_surgery import make_checkpoint
 from parity_subjects import VARIANTS, chatml_checkpoint, lora_checkpoint, proof_of, said, write
 
 from llmkit.export.convert import export
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
 from llmkit.tokenizer import train_bpe
 
 # Each kind of model with one type, each type with two; the checks that compute see all pairs.

@@ -16,20 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from llmkit.architectures.gpt2 import GPT, attention_by_hand
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import GGUFError
 from llmkit.export.convert import export
-from llmkit.export.imatrix import (
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.imatrix import (
     ImportanceMatrix,
     InputStatistics,
     collect_importance,
     read_imatrix,
     write_imatrix,
 )
-from llmkit.export.recipe import Recipe
-from llmkit.export.requantize import requantize
-from llmkit.model.gpt import GPT, attention_by_hand
+from llmkit.export.quantization.requantize import requantize
 from llmkit.quant import dequantize, quant_type, quantize
 
 

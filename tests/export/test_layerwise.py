@@ -12,17 +12,17 @@ import torch
 from gguf_surgery import make_checkpoint
 from torch import Tensor
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import QuantizationError
-from llmkit.export.calibration import calibration_of
-from llmkit.model import layerwise
-from llmkit.model.gpt import GPT
-from llmkit.model.layerwise import error_feedback
-from llmkit.model.storage import is_matrix
+from llmkit.export.quantization.calibration import calibration_of
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.quant.gptq import InputStatistics, gptq
 from llmkit.quant.types import PackedRows, QuantType
+from llmkit.quantization import walk
+from llmkit.quantization.tensor_types import is_matrix
+from llmkit.quantization.walk import error_feedback
 
 Blocks = dict[str, PackedRows]
 
@@ -104,7 +104,7 @@ def packed_by_hand(model: GPT, types: dict[str, QuantType], tokens: Tensor) -> B
     """Matrix after matrix: its inputs are recorded in the model itself, whole each time."""
     quantized = GPT(model.config).eval()
     quantized.load_state_dict(model.state_dict())
-    embedding = layerwise._of_embedding(model, tokens)
+    embedding = walk._of_embedding(model, tokens)
     blocks: Blocks = {}
     for name, qtype in types.items():
         weights = model.get_parameter(name).detach()
@@ -195,7 +195,7 @@ def test_how_many_sequences_go_at_once_changes_only_rounding(
     model, tokens = random_checkpoint.load_model(), random_tokens(random_checkpoint, 64)
     types = all_types(model)
     expected = error_feedback(model, types, tokens)
-    monkeypatch.setattr(layerwise, "LAYER_TOKENS_AT_ONCE", 100)  # 3 sequences, the last alone
+    monkeypatch.setattr(walk, "LAYER_TOKENS_AT_ONCE", 100)  # 3 sequences, the last alone
     found = error_feedback(model, types, tokens)
     assert min(agreement(found, expected, types).values()) > 0.9
 
@@ -220,7 +220,7 @@ def test_the_matrix_that_is_not_finite_is_named(random_checkpoint: Checkpoint) -
 def test_the_embeddings_statistics_are_the_kl_of_its_errors(random_checkpoint: Checkpoint) -> None:
     """Half e^T H e is about what errors e in the embedding cost, as an input and as the head."""
     model, tokens = random_checkpoint.load_model(), random_tokens(random_checkpoint, 64)
-    moment = layerwise._of_embedding(model, tokens).second_moment
+    moment = walk._of_embedding(model, tokens).second_moment
     assert torch.equal(moment, moment.T)
     assert (torch.linalg.eigvalsh(moment) > -1e-9).all()
     values, directions = torch.linalg.eigh(moment)
@@ -256,8 +256,8 @@ def test_neither_logits_nor_wide_activations_of_all_tokens_are_made(
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", tie_embeddings=False)
     model, tokens = checkpoint.load_model(), random_tokens(checkpoint, 64)
-    monkeypatch.setattr(layerwise, "LAYER_TOKENS_AT_ONCE", 128)
-    monkeypatch.setattr(layerwise, "MODEL_TOKENS_AT_ONCE", 64)
+    monkeypatch.setattr(walk, "LAYER_TOKENS_AT_ONCE", 128)
+    monkeypatch.setattr(walk, "MODEL_TOKENS_AT_ONCE", 64)
     types = all_types(model)
     largest = largest_tensors(monkeypatch, lambda: error_feedback(model, types, tokens))
     assert largest == max(128 * 4 * model.config.n_embd, 64 * model.config.vocab_size)

@@ -15,9 +15,9 @@ from tokenizers import models
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import GGUFError
-from llmkit.export.gguf_write import write_gguf
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.model.storage import quantization
+from llmkit.export.gguf.writer import write_gguf
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import (
     Tokenizer,
     _byte_level,

@@ -14,10 +14,10 @@ from gguf_surgery import make_checkpoint, tensors_of
 from llmkit.checkpoint import Checkpoint
 from llmkit.errors import GGUFError
 from llmkit.export.convert import export
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.imatrix import ImportanceMatrix, collect_importance
-from llmkit.export.llama_quantize import PLAIN, WITH_IMATRIX, write_like, write_peers
-from llmkit.export.recipe import Recipe
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.imatrix import ImportanceMatrix, collect_importance
+from llmkit.export.quantization.llama_quantize import PLAIN, WITH_IMATRIX, write_like, write_peers
 
 FileType = gguf.LlamaFileType
 

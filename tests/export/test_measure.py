@@ -12,14 +12,14 @@ from gguf_surgery import keys_of, make_checkpoint, tensors_of, write_file
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import DataError, GGUFError
-from llmkit.export import speed
+from llmkit.export.compare import Comparison, compare
 from llmkit.export.convert import export
-from llmkit.export.gguf_file import dequantized_weights, read_gguf
-from llmkit.export.held_out import held_out_sequences
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.measure import Comparison, compare
-from llmkit.export.recipe import Recipe
-from llmkit.export.speed import measure_speed
+from llmkit.export.evaluation.eval_data import held_out_sequences
+from llmkit.export.gguf.reader import dequantized_weights, read_gguf
+from llmkit.export.llamacpp import benchmark
+from llmkit.export.llamacpp.benchmark import measure_speed
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.quantization.config import Recipe
 from llmkit.tokenizer import load_tokenizer
 
 ROW_KEYS = [
@@ -220,7 +220,7 @@ def test_what_failed_is_said_and_not_that_a_file_could_not_be_removed(
     def fail(*_arguments: object) -> None:
         raise GGUFError("cannot measure")
 
-    monkeypatch.setattr("llmkit.export.measure.measure_speed", fail)
+    monkeypatch.setattr("llmkit.export.compare.measure_speed", fail)
     with pytest.raises(GGUFError, match="cannot measure"):
         compare(tiny_checkpoint, [files["q4_0"]], max_tokens=64, against="llama.cpp")
 
@@ -241,7 +241,7 @@ def test_modules_in_the_users_folder_are_not_taken_for_packages(
 
 
 def test_speed_is_tokens_by_time(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 12.0, 17.0, *[20.0, 30.0, 40.0] * (speed.ROUNDS - 1)])
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
-    found = speed._run(files["f32"], 16, 10)
+    clock = iter([10.0, 12.0, 17.0, *[20.0, 30.0, 40.0] * (benchmark.ROUNDS - 1)])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    found = benchmark._run(files["f32"], 16, 10)
     assert (found.prompt_tokens_per_s, found.generate_tokens_per_s) == (8, 2)

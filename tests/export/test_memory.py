@@ -13,12 +13,12 @@ import pytest
 from finetuned import with_adapter
 from gguf_surgery import make_checkpoint
 
-from llmkit.export.adapter import adapter_of
 from llmkit.export.convert import export
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.memory import memory_needed, memory_needed_as, padded, repacked_bytes
-from llmkit.export.recipe import Recipe
-from llmkit.model.storage import quantization
+from llmkit.export.gguf.adapter import adapter_of
+from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as, padded, repacked_bytes
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.quantization.config import Recipe
+from llmkit.quantization.tensor_types import quantization
 
 MIB = 2**20
 ROUNDED = 0.02 * MIB  # the log has two digits after the point, and parts are added up

@@ -14,8 +14,8 @@ from llmkit.checkpoint import CheckpointConfig, save_config
 from llmkit.cli.main import app
 from llmkit.errors import ModelfileError
 from llmkit.export.convert import export
-from llmkit.export.modelfile_lint import lint_modelfile, local_file
-from llmkit.export.recipe import Recipe
+from llmkit.export.modelfile.lint import lint_modelfile, local_file
+from llmkit.export.quantization.config import Recipe
 from llmkit.modelfiles import go_engine
 from llmkit.modelfiles.go_engine import find_go
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION

@@ -15,10 +15,10 @@ from llmkit.checkpoint import Checkpoint, CheckpointConfig, save_config
 from llmkit.cli.main import app
 from llmkit.errors import ConfigError, GGUFError, ModelfileError
 from llmkit.export.convert import export
-from llmkit.export.imatrix import collect_importance, write_imatrix
-from llmkit.export.modelfile_lint import lint_modelfile
-from llmkit.export.modelfile_write import write_modelfile
-from llmkit.export.recipe import Recipe
+from llmkit.export.modelfile.lint import lint_modelfile
+from llmkit.export.modelfile.write import write_modelfile
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.parameters import Parameters
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION, PROMPT_FORMATS

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from llmkit.errors import OllamaError
-from llmkit.export.doctor.server import server_checks
+from llmkit.export.doctor.ollama_server import server_checks
 from llmkit.export.ollama.address import address, host_and_port, is_this_machine
 from llmkit.export.ollama.transport import Patience
 

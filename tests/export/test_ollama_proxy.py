@@ -13,7 +13,7 @@ from ollama_servers import stand_in
 
 from llmkit.cli.main import main
 from llmkit.errors import OllamaError
-from llmkit.export.doctor.server import server_checks
+from llmkit.export.doctor.ollama_server import server_checks
 from llmkit.export.ollama.proxy import ProxyError, proxy_of
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.transport import NotOllamaError, Patience

@@ -16,7 +16,7 @@ from ollama_servers import real_ollama, stand_in
 
 from llmkit.checkpoint import CheckpointConfig, save_config
 from llmkit.export.convert import export
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
 from llmkit.modelfiles.prompt_format import COMPLETION
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "ollama" / "recordings.json"

@@ -26,16 +26,16 @@ from typer.testing import CliRunner
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import DataError, GGUFError, LlmkitError
+from llmkit.export.check import Proof
 from llmkit.export.convert import export
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity.check import Proof
-from llmkit.export.parity.generation import generation_check
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.reference import FileTensors, Matrix
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
-from llmkit.export.parity.verify import verify
-from llmkit.export.recipe import Recipe
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.verify.generation_check import generation_check
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.reference import FileTensors, Matrix
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
+from llmkit.export.verify.verify import verify
 from llmkit.quant import quant_names, quant_type
 
 ALL = (

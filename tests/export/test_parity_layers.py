@@ -17,12 +17,13 @@ from gguf_surgery import make_checkpoint
 from parity_subjects import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
 from torch import Tensor
 
-from llmkit.export.eval_callback import EvalCallback
-from llmkit.export.parity import bounds, layers
-from llmkit.export.parity.layers import layers_check
-from llmkit.export.parity.reference import FileTensors, Matrix, Type
-from llmkit.export.parity.subject import Subject, open_subject
-from llmkit.model.gpt import attention_by_hand
+from llmkit.architectures.gpt2 import attention_by_hand
+from llmkit.export.llamacpp.eval_callback import EvalCallback
+from llmkit.export.verify import bounds
+from llmkit.export.verify import layers_check as layers
+from llmkit.export.verify.layers_check import layers_check
+from llmkit.export.verify.reference import FileTensors, Matrix, Type
+from llmkit.export.verify.target import Subject, open_subject
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 KINDS: dict[str, dict[str, Any]] = {

@@ -14,17 +14,17 @@ from gguf_surgery import make_checkpoint
 from numpy.typing import NDArray
 from parity_subjects import VARIANTS, lora_checkpoint, write_apart, written
 
-from llmkit.export.divergence import Distance, Divergence, divergence
-from llmkit.export.held_out import proof_sequences
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity.logits import (
+from llmkit.export.evaluation.divergence import Distance, Divergence, divergence
+from llmkit.export.evaluation.eval_data import proof_sequences
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.logits_check import (
     NOISE_MULTIPLE,
     LogitsComparison,
     compare_logits,
     logits_check,
 )
-from llmkit.export.parity.reference import FileTensors, Matrix, Reference, other_of_near_ties
-from llmkit.export.parity.subject import Subject, open_subject
+from llmkit.export.verify.reference import FileTensors, Matrix, Reference, other_of_near_ties
+from llmkit.export.verify.target import Subject, open_subject
 
 KINDS = ("as it comes", "untied, no qkv bias", "one layer", "context 8", "odd width")
 N_TOKENS = 128

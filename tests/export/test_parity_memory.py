@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 import torch
 from llmkit.checkpoint import load_checkpoint
-from llmkit.export.held_out import proof_sequences
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity.generation import generation_check
-from llmkit.export.parity.layers import layers_check
-from llmkit.export.parity.logits import compare_logits
-from llmkit.export.parity.reference import Reference
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
+from llmkit.export.evaluation.eval_data import proof_sequences
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.generation_check import generation_check
+from llmkit.export.verify.layers_check import layers_check
+from llmkit.export.verify.logits_check import compare_logits
+from llmkit.export.verify.reference import Reference
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.memory import peak_rss_bytes
 
 for folder in map(Path, sys.argv[1:]):

@@ -27,9 +27,9 @@ from parity_subjects import (
 )
 
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
-from llmkit.export.parity.check import Check
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.subject import open_subject
+from llmkit.export.check import Check
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.target import open_subject
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,14 @@ from ollama_stand_in_models import Stored
 
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
 from llmkit.errors import OllamaError
+from llmkit.export.check import Check
 from llmkit.export.convert import export
-from llmkit.export.held_out import proof_prompts
+from llmkit.export.evaluation.eval_data import proof_prompts
 from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
-from llmkit.export.parity.check import Check
-from llmkit.export.parity.ollama import as_ollama_reads, ollama_check, path_of
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.verify import verify
-from llmkit.export.recipe import Recipe
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.verify.ollama_check import as_ollama_reads, ollama_check, path_of
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.verify import verify
 from llmkit.modelfiles.go_engine import find_go, go_engine
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
 from llmkit.modelfiles.reading import read_modelfile
@@ -145,9 +145,9 @@ def test_verify_asks_first_and_proves_the_rest_all_the_same(
         told.append(capsys.readouterr().err)  # what was said before any proof
         return Check("tensors", True, 0, 0, "fine")
 
-    monkeypatch.setattr("llmkit.export.parity.verify.tensors_check", tensors_check)
-    monkeypatch.setattr("llmkit.export.parity.verify._Run.checks", lambda *_: [])
-    monkeypatch.setattr("llmkit.export.parity.verify.keep", lambda *_: None)
+    monkeypatch.setattr("llmkit.export.verify.verify.tensors_check", tensors_check)
+    monkeypatch.setattr("llmkit.export.verify.verify._Run.checks", lambda *_: [])
+    monkeypatch.setattr("llmkit.export.verify.verify.keep", lambda *_: None)
     checkpoint, gguf = exported
     proof = verify(checkpoint.folder, gguf, ollama="nope")
     assert {check.name: check.passed for check in proof.checks} == {

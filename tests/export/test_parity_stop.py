@@ -9,11 +9,11 @@ import pytest
 from deployable import QUESTIONS, answering_checkpoint
 from parity_subjects import written
 
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity import stop
-from llmkit.export.parity.generation import greedy_ids
-from llmkit.export.parity.stop import stop_check
-from llmkit.export.parity.subject import Subject
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify import stop_check as stop_module
+from llmkit.export.verify.generation_check import greedy_ids
+from llmkit.export.verify.stop_check import stop_check
+from llmkit.export.verify.target import Subject
 from llmkit.generation import Sampling, generate_ids
 
 
@@ -53,7 +53,7 @@ def test_half_of_what_ends_in_pytorch_has_to_end_in_llama_cpp(
         ids = greedy_ids(llama, prompt, n_new)
         return ids if len(prompts) <= n_ended else ids[:-1]
 
-    monkeypatch.setattr(stop, "greedy_ids", some_run_on)
+    monkeypatch.setattr(stop_module, "greedy_ids", some_run_on)
     check = stop_check(subject, llama, None)
     assert len(prompts) == len(QUESTIONS) == 5
     assert f"5 of 5 held-out answers end in PyTorch, {n_ended} in llama.cpp" in check.detail
@@ -62,19 +62,19 @@ def test_half_of_what_ends_in_pytorch_has_to_end_in_llama_cpp(
 
 
 def test_an_answer_that_never_ended_is_not_missed() -> None:
-    assert stop._ending_fault(in_torch=1, in_llama=1) is None
-    assert stop._ending_fault(in_torch=0, in_llama=1) is None
-    assert stop._ending_fault(in_torch=0, in_llama=0) is not None
-    assert stop._ending_fault(in_torch=99, in_llama=1) is not None
+    assert stop_module._ending_fault(in_torch=1, in_llama=1) is None
+    assert stop_module._ending_fault(in_torch=0, in_llama=1) is None
+    assert stop_module._ending_fault(in_torch=0, in_llama=0) is not None
+    assert stop_module._ending_fault(in_torch=99, in_llama=1) is not None
 
 
 def test_what_pytorch_answers_does_not_depend_on_the_draft(subject: Subject) -> None:
     source = subject.checkpoint
     model, stops = source.load_model(), source.stop_ids
-    for prompt in stop._asked(source.folder, source.sha256).prompts:
+    for prompt in stop_module._asked(source.folder, source.sha256).prompts:
         answer = list(islice(generate_ids(model, prompt, Sampling(temperature=0), stops), 60))
         n = len(answer)
         drafts = ([*answer, source.end_id], answer, answer[: n // 2], [*answer[:-1], 5, 6], [7] * n)
         for draft in drafts:
-            assert stop._ends(model, prompt, draft, n + 1, stops), draft
-            assert not stop._ends(model, prompt, draft[:n], n, stops), draft
+            assert stop_module._ends(model, prompt, draft, n + 1, stops), draft
+            assert not stop_module._ends(model, prompt, draft[:n], n, stops), draft

@@ -9,8 +9,8 @@ from gguf_surgery import make_checkpoint
 from parity_subjects import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
 
 from llmkit.checkpoint import Checkpoint
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
 
 
 @pytest.mark.parametrize("qtype", ["f32", "f16", "q4_0"])

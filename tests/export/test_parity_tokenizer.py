@@ -9,12 +9,12 @@ from gguf_surgery import Kind, make_checkpoint, with_array, with_key
 from parity_subjects import chatml_checkpoint, write
 
 from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
-from llmkit.export.hard_texts import LONG_RUN, fuzzed_texts, long_runs
-from llmkit.export.llama_cpp import LlamaCpp
-from llmkit.export.parity import tokenizer as module
-from llmkit.export.parity.check import Check
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tokenizer import tokenizer_check
+from llmkit.export.check import Check
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify import tokenizer_check as module
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tokenizer_check import tokenizer_check
+from llmkit.export.verify.tokenizer_stress_texts import LONG_RUN, fuzzed_texts, long_runs
 from llmkit.modelfiles.prompt_format import PromptFormat, Turn
 from llmkit.tokenizer import load_tokenizer, train_bpe, train_characters
 

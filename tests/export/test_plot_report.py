@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from llmkit.errors import ConfigError
+from llmkit.export.check import Check, Proof
+from llmkit.export.compare import Comparison, ComparisonRow
 from llmkit.export.convert import Export
 from llmkit.export.inspection import inspect
-from llmkit.export.measure import Comparison, ComparisonRow
-from llmkit.export.parity.check import Check, Proof
-from llmkit.export.plot import check_plot_path, save_figure, size_quality_figure
-from llmkit.export.report import write_report
-from llmkit.export.tables import (
+from llmkit.export.report.page import write_report
+from llmkit.export.report.plots import check_plot_path, save_figure, size_quality_figure
+from llmkit.export.report.tables import (
     comparison_measures,
     comparison_table,
     export_table,

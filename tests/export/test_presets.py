@@ -15,11 +15,11 @@ from gguf_surgery import make_checkpoint
 
 from llmkit.errors import QuantizationError
 from llmkit.export.convert import export
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.gguf_write import entry_type
-from llmkit.export.names import tensor_table
-from llmkit.export.recipe import Recipe
-from llmkit.model.storage import quantization, quantization_names, quantization_of
+from llmkit.export.gguf.names import tensor_table
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.gguf.writer import entry_type
+from llmkit.export.quantization.config import Recipe
+from llmkit.quantization.tensor_types import quantization, quantization_names, quantization_of
 
 PRESETS = {
     "q2_k": gguf.LlamaFileType.MOSTLY_Q2_K,

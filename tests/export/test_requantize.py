@@ -15,17 +15,17 @@ from gguf_surgery import keys_of, make_checkpoint, tensors_of
 from llmkit.checkpoint import load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, DataError
-from llmkit.export.calibration import calibration_of
+from llmkit.export.compare import compare
 from llmkit.export.convert import export
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.imatrix import collect_importance, write_imatrix
-from llmkit.export.measure import compare
-from llmkit.export.metadata import OF_QUANTIZATION
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
-from llmkit.export.recipe import Recipe
-from llmkit.export.requantize import requantize
+from llmkit.export.gguf.metadata import OF_QUANTIZATION
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.quantization.calibration import calibration_of
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
+from llmkit.export.quantization.requantize import requantize
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
 
 
 @pytest.mark.parametrize("quant", ["q8_0", "q4_0", "f16"])

@@ -10,11 +10,12 @@ from gguf_surgery import make_checkpoint, with_tensors
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
+from llmkit.export.compare import compare
 from llmkit.export.convert import Export, export
-from llmkit.export.measure import compare
-from llmkit.export.recipe import Recipe
-from llmkit.export.requantize import requantize
-from llmkit.export.running import generate, is_gguf
+from llmkit.export.gguf.reader import is_gguf
+from llmkit.export.llamacpp.runners import generate
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.requantize import requantize
 from llmkit.generation import Sampling
 from llmkit.tokenizer import train_characters
 

@@ -4,7 +4,7 @@ from statistics import NormalDist
 
 import pytest
 
-from llmkit.export.student_t import t_of_95_percent
+from llmkit.export.evaluation.student_t import t_of_95_percent
 
 # NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2, column 0.975.
 TABLE = {

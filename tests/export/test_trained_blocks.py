@@ -12,12 +12,12 @@ from gguf_surgery import make_checkpoint
 from llmkit.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.convert import export
-from llmkit.export.gguf_file import read_gguf
-from llmkit.export.parity.metadata import metadata_check
-from llmkit.export.parity.subject import open_subject
-from llmkit.export.parity.tensors import tensors_check
-from llmkit.export.recipe import Recipe
-from llmkit.export.requantize import requantize
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.requantize import requantize
+from llmkit.export.verify.metadata_check import metadata_check
+from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.finetuning.distill import finetune_distill
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.instruct import InstructResult, finetune_instruct
-from llmkit.model.lora import LoRAConfig
+from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import USER_ASSISTANT
 
 ANIMALS = ("fox", "hare", "owl", "cat")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import llmkit.checkpoint as checkpoint_module
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import (
     CheckpointConfig,
     fault_of,
@@ -26,8 +27,7 @@ from llmkit.checkpoint import (
 )
 from llmkit.errors import CheckpointError
 from llmkit.files import write_text
-from llmkit.model.gpt import GPT
-from llmkit.model.lora import LoRAConfig, adapter_tensors, add_lora, peft_config
+from llmkit.lora import LoRAConfig, adapter_tensors, add_lora, peft_config
 from llmkit.modelfiles.prompt_format import CHATML, COMPLETION, PromptFormat, Turn
 from llmkit.tokenizer import train_bpe
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.data.sources import note_left_out, read_documents, source_files
-from llmkit.data.text_files import AS_IT_COMES, Reading
 from llmkit.data.tokens import open_token_file, split_documents, windows, write_token_file
 from llmkit.errors import DataError
+from llmkit.records.text_files import AS_IT_COMES, Reading
 from llmkit.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 

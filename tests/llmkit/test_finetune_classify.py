@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, DataError
 from llmkit.finetuning.classify import ClassifyResult, blocks_to_train, finetune_classify
@@ -22,7 +23,6 @@ from llmkit.finetuning.held_out import held_out_examples
 from llmkit.finetuning.label_head import expanded_head, label_log_probabilities, last_states
 from llmkit.finetuning.scores import accuracy, confusion_matrix, label_scores
 from llmkit.generation import Sampling, generate_ids
-from llmkit.model.gpt import GPT
 
 LEARNT: dict[str, Any] = {
     "steps": 60,

@@ -14,6 +14,7 @@ from finetune_runs import KINDS, instruct, records, write_questions
 from safetensors.torch import load_file
 from training_runs import outcome, snapshot
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import (
     Checkpoint,
     CheckpointConfig,
@@ -27,11 +28,10 @@ from llmkit.finetuning import distill as finetuning_distill
 from llmkit.finetuning import start
 from llmkit.finetuning.distill import DistillResult, finetune_distill
 from llmkit.finetuning.examples import encode_conversation
-from llmkit.model.gpt import GPT
-from llmkit.model.grid import on_grid
-from llmkit.model.layerwise import error_feedback
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.quant import dequantize, quant_type, quantize
+from llmkit.quantization.qat import on_grid
+from llmkit.quantization.walk import error_feedback
 from llmkit.training import loop
 from llmkit.training.loop import TrainingLoop
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
 from llmkit.errors import DataError
 from llmkit.finetuning.examples import (
     IGNORED,
@@ -22,8 +24,6 @@ from llmkit.finetuning.examples import (
     without_too_long,
 )
 from llmkit.finetuning.instruct import answer_loss, summed_loss
-from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import ALPACA, PROMPT_FORMATS, Message
 from llmkit.tokenizer import Tokenizer, train_bpe
 

@@ -13,6 +13,7 @@ from finetune_runs import KINDS, instruct, records, write_questions
 from safetensors.torch import load_file
 from training_runs import metrics, snapshot
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import CheckpointConfig, load_checkpoint, save_config
 from llmkit.errors import CheckpointError, ConfigError, DataError
 from llmkit.finetuning.classify import finetune_classify
@@ -23,9 +24,7 @@ from llmkit.finetuning.held_out import held_out_examples
 from llmkit.finetuning.instruct import InstructResult, answer_loss, answers, finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
-from llmkit.model.gpt import GPT
-from llmkit.model.grid import on_grid
-from llmkit.model.lora import LoRAConfig
+from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import (
     ALPACA,
     CHATML,
@@ -34,6 +33,7 @@ from llmkit.modelfiles.prompt_format import (
     PromptFormat,
     Turn,
 )
+from llmkit.quantization.qat import on_grid
 from llmkit.training import TrainingConfig
 
 LEARNT: dict[str, Any] = {
@@ -105,7 +105,7 @@ def test_an_answer_that_runs_on_has_not_ended(small_base: Path) -> None:
         tensor.zero_()
     model.ln_f.bias.data[0] = 1.0
     model.wte.weight.data[7, 0] = 1.0  # says token 7 for ever
-    from llmkit.finetuning.conversations import Conversation
+    from llmkit.records.conversations import Conversation
 
     chat = Conversation((Message("user", "Where?"), Message("assistant", "There.")), "x")
     (given,) = answers(model, [chat], USER_ASSISTANT, opened.tokenizer, 5)
@@ -337,7 +337,7 @@ def test_format_of_a_base_without_one_is_alpaca(
 
 
 def test_stored_format_is_the_one_that_is_asked_in(learnt: InstructResult) -> None:
-    from llmkit.export.running import generate
+    from llmkit.export.llamacpp.runners import generate
     from llmkit.generation import Sampling
 
     opened = load_checkpoint(learnt.checkpoint)

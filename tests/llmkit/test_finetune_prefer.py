@@ -11,6 +11,7 @@ import pytest
 import torch
 from finetune_runs import ANIMALS, KINDS, PLACES, TRAINING
 
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.finetuning import prefer as finetuning_prefer
@@ -27,9 +28,8 @@ from llmkit.finetuning.prefer import (
     pair_log_probs,
     preference_accuracy,
 )
-from llmkit.finetuning.preferences import read_preferences
-from llmkit.model.gpt import GPT
 from llmkit.modelfiles.prompt_format import COMPLETION, Message
+from llmkit.records.preferences import read_preferences
 
 LONG: dict[str, Any] = {
     "steps": 60,

@@ -12,13 +12,13 @@ from training_runs import snapshot
 
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, DataError, LlmkitError
-from llmkit.export.plot import save_figure
-from llmkit.export.sweep import sweep_figure, sweep_table
+from llmkit.export.report.plots import save_figure
+from llmkit.export.report.sweep import sweep_figure, sweep_table
 from llmkit.finetuning import sweep as module
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.instruct import finetune_instruct
 from llmkit.finetuning.sweep import Sweep, SweepRow, sweep, variants
-from llmkit.model.lora import LoRAConfig
+from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import USER_ASSISTANT
 
 # --- variants -----------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.generation import Sampling, generate_ids, greedy_ids, prompt_ids, stream_text
-from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
 from llmkit.tokenizer import Tokenizer
 
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from llmkit.architectures.config import PRESETS, GPTConfig, gpt_config
+from llmkit.architectures.gpt2 import GPT, KVCache, attention_by_hand, gpt_without_weights
+from llmkit.device import choose_device
 from llmkit.errors import ConfigError
-from llmkit.model.config import PRESETS, GPTConfig, gpt_config
-from llmkit.model.device import choose_device
-from llmkit.model.gpt import GPT, KVCache, attention_by_hand, gpt_without_weights
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
 from llmkit.errors import QuantizationError
-from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT
-from llmkit.model.grid import Grid, matrix_types, on_grid
-from llmkit.model.storage import quantization
 from llmkit.quant import quantize
 from llmkit.quant.rounding import rounding_of
+from llmkit.quantization.qat import Grid, matrix_types, on_grid
+from llmkit.quantization.tensor_types import quantization
 
 SIZES: dict[str, Any] = {"vocab_size": 40, "context_length": 8, "n_layer": 2, "n_head": 2}
 TYPES = ["q8_0", "q4_0", "q5_1", "iq4_nl", "q4_k", "q6_k"]

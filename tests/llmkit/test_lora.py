@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from llmkit.architectures.config import GPTConfig, validated
+from llmkit.architectures.gpt2 import GPT
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.model.config import GPTConfig, validated
-from llmkit.model.gpt import GPT
-from llmkit.model.lora import (
+from llmkit.lora import (
     TARGETS,
     LoRAConfig,
     LoRALinear,
@@ -32,8 +32,8 @@ from llmkit.model.lora import (
     n_trainable,
     peft_config,
 )
-from llmkit.model.packed import pack_model
 from llmkit.quant import quant_type
+from llmkit.quantization.packed import pack_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

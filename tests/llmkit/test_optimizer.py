@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkit.model.config import gpt_config
-from llmkit.model.gpt import GPT
+from llmkit.architectures.config import gpt_config
+from llmkit.architectures.gpt2 import GPT
 from llmkit.training.config import TrainingConfig
 from llmkit.training.optimizer import Muon, make_optimizers, orthogonalized
 

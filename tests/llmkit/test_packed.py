@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT, KVCache
 from llmkit.errors import CheckpointError, ConfigError, QuantizationError
-from llmkit.model.config import GPTConfig
-from llmkit.model.gpt import GPT, KVCache
-from llmkit.model.lora import LoRAConfig, add_lora, lora_layers, n_trainable
-from llmkit.model.packed import (
+from llmkit.lora import LoRAConfig, add_lora, lora_layers, n_trainable
+from llmkit.quant import QuantType, quant_names, quant_type
+from llmkit.quantization.packed import (
     PackedEmbedding,
     PackedLinear,
     build_packed,
     n_weights,
     pack_model,
 )
-from llmkit.quant import QuantType, quant_names, quant_type
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -236,7 +236,7 @@ def test_building_holds_one_float_matrix_at_a_time() -> None:
 def test_asking_for_the_device_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
     pack_model(model, types_of(model, "q8_0"))
-    monkeypatch.setattr("llmkit.model.packed.dequantize", None)
+    monkeypatch.setattr("llmkit.quantization.packed.dequantize", None)
     assert model.device == torch.device("cpu")
 
 

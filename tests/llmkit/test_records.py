@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.data.text_files import Reading
 from llmkit.errors import ConfigError, DataError
-from llmkit.finetuning.conversations import Conversation, read_conversations
-from llmkit.finetuning.labelled import LabelledText, read_labelled
-from llmkit.finetuning.preferences import read_preferences
-from llmkit.finetuning.splits import Fractions, balance, split, split_stratified
 from llmkit.modelfiles.prompt_format import ALPACA, CHATML, COMPLETION, Message
+from llmkit.records.conversations import Conversation, read_conversations
+from llmkit.records.labelled import LabelledText, read_labelled
+from llmkit.records.preferences import read_preferences
+from llmkit.records.splits import Fractions, balance, split, split_stratified
+from llmkit.records.text_files import Reading
 
 Write = Callable[[str, object], Path]
 

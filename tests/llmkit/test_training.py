@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_runs import metrics, run, snapshot
 
+from llmkit.architectures.config import PRESETS, gpt_config
 from llmkit.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, DataError, LlmkitError
-from llmkit.model.config import PRESETS, gpt_config
 from llmkit.training import TrainingConfig, load_run_config, train
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop

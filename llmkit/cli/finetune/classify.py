@@ -115,14 +115,14 @@ def _classify(
 
 
 def _figure(result: ClassifyResult) -> Figure:
-    from llmkit.export.confusion import confusion_figure
+    from llmkit.export.report.confusion import confusion_figure
 
     return confusion_figure(result)
 
 
 def _show(result: ClassifyResult) -> None:
     from llmkit.console import results
-    from llmkit.export.confusion import classify_table
+    from llmkit.export.report.confusion import classify_table
 
     results.print(classify_table(result))
     results.print(

@@ -102,9 +102,9 @@ def finetune_config(
     **more: Any,
 ) -> FinetuneConfig:
     """The settings that the options stand for. Raises ConfigError."""
+    from llmkit.architectures.config import validated
     from llmkit.finetuning.config import DEFAULT_LORA_RANK, FinetuneConfig
-    from llmkit.model.config import validated
-    from llmkit.model.lora import LoRAConfig
+    from llmkit.lora import LoRAConfig
 
     adapters = None
     asked = (lora, qlora, lora_alpha, lora_targets, lora_dropout or None)
@@ -135,7 +135,7 @@ def run_or_sweep(
     """
     if plot is not None:
         from llmkit.errors import ConfigError
-        from llmkit.export.plot import check_plot_path
+        from llmkit.export.report.plots import check_plot_path
 
         if figure is None and not sweep_options:
             raise ConfigError("--plot needs --sweep here; give --sweep too, or omit --plot")
@@ -145,7 +145,7 @@ def run_or_sweep(
         return
     result = function(out=out, **arguments)
     if plot is not None and figure is not None:
-        from llmkit.export.plot import save_figure
+        from llmkit.export.report.plots import save_figure
 
         save_figure(figure(result), plot)
     if json_output:
@@ -169,8 +169,8 @@ def _sweep(
 ) -> None:
     """Run the function once for each variant, and print and draw the comparison."""
     from llmkit.console import results
-    from llmkit.export.plot import save_figure
-    from llmkit.export.sweep import sweep_figure, sweep_table
+    from llmkit.export.report.plots import save_figure
+    from llmkit.export.report.sweep import sweep_figure, sweep_table
     from llmkit.finetuning.sweep import sweep, variants
 
     compared = sweep(function, variants(sweep_options), out, **arguments)

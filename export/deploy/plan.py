@@ -1,0 +1,129 @@
+"""What is to be deployed: an export folder, and the checkpoint that it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.checkpoint import CONFIG_FILE, load_checkpoint
+from llmkit.errors import CheckpointError, ConfigError, ModelfileError
+from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.gguf.reader import config_of
+from llmkit.export.modelfile.lint import lint_modelfile, local_file
+from llmkit.export.ollama.store import Blob
+from llmkit.export.verify.modelfile import disagreements
+from llmkit.export.verify.ollama_check import NAME as OLLAMA
+from llmkit.export.verify.proof_store import PROOF_FILE, kept_proof
+from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.verify import MODELFILE
+from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.modelfiles.reading import read_modelfile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The files of a deployment."""
+
+    modelfile: Modelfile
+    subject: Subject
+    model: Blob
+    adapter: Blob | None
+    proof: DoctorCheck
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model will have room for."""
+        length = config_of(self.subject.file).context_length
+        return min(self.modelfile.parameters.num_ctx or length, length)
+
+
+def read_plan(folder: Path, checkpoint: Path | None) -> Plan:
+    """Read an export folder; `checkpoint` is the one that its proof names unless given.
+
+    Raises LlmkitError: a Modelfile with errors, files that are not there, no checkpoint.
+    """
+    path = folder / MODELFILE
+    if (folder / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"{folder} is a checkpoint; run llmkit export and deploy its output folder"
+        )
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; deploy the export folder that contains it")
+    modelfile = _sound_modelfile(path)
+    gguf = local_file(modelfile.source, folder)
+    if not gguf.is_file():
+        raise ModelfileError(f"{path}: FROM {modelfile.source}: no such GGUF file in this folder")
+    subject = open_subject(load_checkpoint(checkpoint or _checkpoint_of(gguf)), gguf)
+    model = _blob(gguf, subject.file.sha256())
+    adapter = None
+    for fault in disagreements(modelfile, folder, subject):
+        raise ModelfileError(f"{path}: {fault}; export again")
+    if subject.adapter is not None and modelfile.adapter is not None:
+        adapter = _blob(local_file(modelfile.adapter, folder), subject.adapter.sha256())
+    return Plan(modelfile, subject, model, adapter, _proof_check(gguf, subject, model))
+
+
+def _sound_modelfile(path: Path) -> Modelfile:
+    errors = [found for found in lint_modelfile(path).findings if found.level == "error"]
+    if errors:
+        more = f" ({len(errors) - 1} more: llmkit modelfile lint {path})" if errors[1:] else ""
+        raise ModelfileError(f"{errors[0]}{more}")
+    modelfile = read_modelfile(path).modelfile
+    if modelfile.drafts or modelfile.more_sources or modelfile.messages:
+        raise ModelfileError(
+            f"{path}: cannot verify DRAFT, MESSAGE or a second FROM against a checkpoint; "
+            "use ollama create"
+        )
+    return modelfile
+
+
+def _checkpoint_of(gguf: Path) -> Path:
+    proof = kept_proof(gguf)
+    advice = "pass it with --checkpoint"
+    if proof is None:
+        raise ConfigError(
+            f"{gguf.parent / PROOF_FILE} names no checkpoint for {gguf.name}; {advice}"
+        )
+    checkpoint = Path(str(proof.get("checkpoint")))
+    if not checkpoint.is_dir():
+        raise CheckpointError(
+            f"{gguf.name} was exported from {checkpoint}, which does not exist here; {advice}"
+        )
+    return checkpoint
+
+
+def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
+    """Whether these very bytes were verified: what Ollama computes is compared with them alone.
+
+    A part of which the proof holds no hash is not looked at.
+    """
+    proof = kept_proof(gguf)
+    again = f"run llmkit verify {subject.checkpoint.folder} {gguf}"
+    if proof is None:
+        return DoctorCheck("proof", True, f"{gguf.name} was not verified", again)
+    if proof.get("sha256") != model.digest.removeprefix("sha256:"):
+        return DoctorCheck("proof", False, f"{gguf.name} has changed since it was verified", again)
+    if subject.adapter is not None:
+        others = proof.get("sha256_of")
+        proved = others.get("adapter") if isinstance(others, dict) else None
+        if proved not in (None, subject.adapter.sha256()):
+            found = f"{subject.adapter.path.name} has changed since it was verified"
+            return DoctorCheck("proof", False, found, again)
+    if proof.get("checkpoint_sha256") not in (None, subject.checkpoint.sha256):
+        found = f"{subject.checkpoint.folder} has changed since {gguf.name} was verified"
+        return DoctorCheck("proof", False, found, again)
+    if not proof.get("passed") and not _only_ollama_failed(proof):
+        found = f"the verification of {gguf.name} failed"
+        return DoctorCheck("proof", False, found, f"see {gguf.parent / PROOF_FILE}")
+    return DoctorCheck("proof", True, f"{gguf.name} is unchanged since it was verified")
+
+
+def _only_ollama_failed(proof: dict[str, Any]) -> bool:
+    """Whether all that failed is what an Ollama of then was asked: this deployment asks anew."""
+    checks = proof.get("checks") or []
+    return bool(checks) and all(check["passed"] or check["name"] == OLLAMA for check in checks)
+
+
+def _blob(path: Path, sha256: str) -> Blob:
+    return Blob(path, f"sha256:{sha256}", path.stat().st_size)

@@ -1,0 +1,1 @@
+"""What is wrong with a tensor that is not the checkpoint's."""

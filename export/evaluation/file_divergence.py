@@ -1,0 +1,87 @@
+"""How far GGUF files in llama.cpp are from their checkpoint in PyTorch, on the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import gguf
+import torch
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.console import progress
+from llmkit.errors import DataError, GGUFError
+from llmkit.export.evaluation.divergence import Divergence, divergence, joined
+from llmkit.export.evaluation.eval_data import TextSequence, compared_sequences
+from llmkit.export.gguf.reader import GGUFFile, read_gguf, refuse_faulty_weights, refuse_not_finite
+from llmkit.export.llamacpp.runtime import LlamaCpp
+
+DEFAULT_MAX_TOKENS = 10240
+
+
+def measured_kl(source: Checkpoint, gguf: Path) -> float | None:
+    """Mean KL of a file on what training held out, as `compare` has it; None without such text."""
+    try:
+        sequences = compared_sequences(source, None, DEFAULT_MAX_TOKENS)
+    except DataError:
+        return None
+    (parts,) = divergences(source, [read_gguf(gguf)], sequences, among=source.label_ids or None)
+    return joined(parts).mean_kl
+
+
+@torch.inference_mode()
+def divergences(
+    source: Checkpoint,
+    files: Sequence[GGUFFile],
+    sequences: Sequence[TextSequence],
+    *,
+    among: Sequence[int] | None,
+) -> list[list[Divergence]]:
+    """For each file the divergence in each sequence, where the next token counts.
+
+    `among`: ids of the tokens between which the models choose, every token that counts one of
+    them; None for the whole vocabulary. A classifier is compared among its labels: its other tokens
+    are there only to be less likely.
+    """
+    model = source.load_model()
+    answers = torch.tensor(sorted(among or range(source.config.vocab_size)))
+    found: list[list[Divergence]] = [[] for _ in files]
+    with ExitStack() as stack:
+        llamas = [stack.enter_context(LlamaCpp(file.path)) for file in files]
+        for file, llama in zip(files, llamas, strict=True):
+            _check_is_of(source, file, llama)
+        with progress("compare", len(sequences), "texts") as bar:
+            for number, sequence in enumerate(sequences, start=1):
+                inputs, counts = sequence.inputs, torch.from_numpy(sequence.counts)
+                targets = torch.searchsorted(answers, sequence.targets[counts])
+                reference = model(inputs[None])[0, counts][:, answers]  # (n, V or n_labels)
+                for file, parts, llama in zip(files, found, llamas, strict=True):
+                    llama.reset()
+                    computed = llama.evaluate(inputs.tolist())
+                    refuse_not_finite(computed, file.path)
+                    logits = torch.from_numpy(computed)
+                    parts.append(divergence(reference, logits[counts][:, answers], targets))
+                bar.update(number)
+    return found
+
+
+def _check_is_of(source: Checkpoint, file: GGUFFile, llama: LlamaCpp) -> None:
+    refuse_faulty_weights(file)
+    config = source.config
+    if (llama.vocab_size, llama.context_length) != (config.vocab_size, config.context_length):
+        sizes = (
+            f"sizes ({llama.vocab_size} and {config.vocab_size} tokens, "
+            f"context of {llama.context_length} and {config.context_length})"
+        )
+        raise different_models(file.path, source, sizes)
+    if file.metadata[gguf.Keys.Tokenizer.LIST] != source.tokenizer.tokens:
+        raise different_models(file.path, source, "tokens")
+
+
+def different_models(path: Path, checkpoint: Checkpoint, what: str) -> GGUFError:
+    """The error for a file that was not made from this checkpoint."""
+    return GGUFError(
+        f"{path} and {checkpoint.folder} have different {what}; "
+        "use a file made from this checkpoint"
+    )

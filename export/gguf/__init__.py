@@ -1,0 +1,1 @@
+"""GGUF files: reading and writing them, what they say of a model, how much memory they take."""

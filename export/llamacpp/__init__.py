@@ -1,0 +1,1 @@
+"""llama.cpp run on a file: evaluation, generation, speed."""

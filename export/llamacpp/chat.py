@@ -1,0 +1,77 @@
+"""A conversation with a model, wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmkit.errors import ConfigError, PromptTooLongError
+from llmkit.export.gguf.keys import LABELS_KEY
+from llmkit.export.llamacpp.runners import open_runner
+from llmkit.export.ollama.server import OllamaServer
+from llmkit.generation import Sampling
+from llmkit.modelfiles.prompt_format import Message
+
+Reply = Callable[[Sequence[Message]], Iterator[str]]
+
+FORGOTTEN = "the context is full; dropped the oldest question and answer"
+
+
+@contextmanager
+def open_reply(
+    model: Path | None, ollama: str | None, host: str | None, sampling: Sampling
+) -> Iterator[Reply]:
+    """What answers messages: a checkpoint or GGUF file, or a model of a running Ollama.
+
+    It writes the prompt in the format that the model was trained with, and ends an answer where
+    training ended it. Raises LlmkitError: both or none given, what cannot be opened.
+    """
+    if (model is None) == (ollama is None):
+        raise ConfigError(
+            "give exactly one model: a checkpoint folder, a GGUF file, or --ollama NAME"
+        )
+    if ollama is not None:
+        with OllamaServer(host) as server:
+            shown = server.show(ollama)  # a name that is not there is told before any question
+            if LABELS_KEY in shown.metadata:
+                label = sampling.for_label()
+                yield lambda messages: server.chat(ollama, messages[-1:], label)
+            else:
+                yield lambda messages: server.chat(ollama, messages, sampling)
+    elif model is not None:
+        with open_runner(model) as runner:
+            yield lambda messages: runner.answer(runner.prompt(messages), sampling)
+
+
+def chat(
+    reply: Reply, questions: Iterable[str], system: str, note: Callable[[str], None]
+) -> Iterator[str]:
+    """Yield the answers to one question after the other, in pieces, with a line end after each.
+
+    The model is given all that was said. What no longer fits its context is forgotten, the oldest
+    first, and `note` is told so. Raises PromptTooLongError where a single question does not fit.
+    """
+    first = [Message("system", system)] if system else []
+    turns: list[Message] = []
+    for question in questions:
+        turns.append(Message("user", question))
+        while True:
+            try:
+                pieces = reply([*first, *turns])
+                answer = next(pieces, "")  # a prompt that does not fit shows here
+                break
+            except PromptTooLongError:
+                if len(turns) == 1:
+                    raise
+                turns = turns[2:]
+                note(FORGOTTEN)
+        yield answer
+        for piece in pieces:
+            answer += piece
+            yield piece
+        yield "\n"
+        if answer.strip():
+            turns.append(Message("assistant", answer.strip()))
+        else:
+            turns.pop()  # an empty answer cannot be part of what follows

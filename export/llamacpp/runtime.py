@@ -1,0 +1,233 @@
+"""Running a GGUF file in llama.cpp, through the C interface that llama-cpp-python wraps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from llmkit.errors import GGUFError
+from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
+from llmkit.export.llamacpp.eval_callback import EvalCallback
+from llmkit.threads import n_cores
+
+SMALL_MODEL = 32 << 20  # bytes of weights
+_BATCH = 256  # tokens at once: llama.cpp keeps logits of all of them several times
+_GGML_TYPE_F32 = 0
+_GGML_LOG_LEVEL_ERROR = 4
+_errors: list[str] = []
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _collect_errors(level: int, text: bytes, _user_data: Any) -> None:
+    if level == _GGML_LOG_LEVEL_ERROR:
+        _errors.append(text.decode("utf-8", errors="replace"))
+
+
+def quantize_file(source: Path, target: Path, file_type: int) -> None:
+    """What llama-quantize does, with its own choice of types, of a quantized file too.
+
+    Raises GGUFError with llama.cpp's own reason where it refuses.
+    """
+    _errors.clear()
+    llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = file_type, True
+    paths = os.fsencode(source), os.fsencode(target)
+    if llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)) != 0:
+        raise GGUFError(f"llama.cpp cannot quantize {source}: {_reason()}")
+
+
+class LlamaCpp:
+    """A GGUF file loaded on the CPU, with the adapter that it names. Use it in a `with` statement.
+
+    With `exact` the KV cache is f32 and attention is not fused, which is the arithmetic that
+    PyTorch does; without it llama.cpp's defaults run, as a user's would.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int | None = None,
+        exact: bool = True,
+        eval_callback: EvalCallback | None = None,
+    ) -> None:
+        """Load the file. Raises GGUFError with llama.cpp's own reason where it refuses."""
+        self.path = path
+        _errors.clear()
+        llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        model_params = llama_cpp.llama_model_default_params()
+        model_params.n_gpu_layers = 0
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
+        if not self._model:
+            raise GGUFError(f"llama.cpp cannot load {path}: {_reason()}")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.bos_id = int(llama_cpp.llama_vocab_bos(self._vocab))
+        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        self.n_ctx = min(n_ctx or self.context_length, self.context_length)
+        self._eval_callback = eval_callback  # llama.cpp calls it, so it must live as long
+        self._context = self._new_context(exact)
+        if not self._context:
+            llama_cpp.llama_model_free(self._model)
+            raise GGUFError(f"llama.cpp cannot run {path}: {_reason()}")
+        adapter = self._metadata(ADAPTER_KEY)
+        if adapter is not None:
+            self._add_adapter(path.parent / Path(adapter).name)
+        self._n_past = 0
+
+    def _add_adapter(self, path: Path) -> None:
+        _errors.clear()
+        adapter = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not adapter:
+            self._free()
+            raise GGUFError(f"llama.cpp cannot load the adapter {path}: {_reason()}")
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+        scales = (ctypes.c_float * 1)(1.0)
+        llama_cpp.llama_set_adapters_lora(self._context, adapters, 1, scales)
+
+    def _metadata(self, key: str) -> str | None:
+        """A metadata value as llama.cpp has it; None where the file has none."""
+        get = llama_cpp.llama_model_meta_val_str
+        length = get(self._model, key.encode(), None, 0)
+        if length < 0:
+            return None
+        buffer = ctypes.create_string_buffer(length + 1)
+        get(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace")
+
+    def _free(self) -> None:
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+    def _new_context(self, exact: bool) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = self.n_ctx
+        params.n_batch = params.n_ubatch = min(self.n_ctx, _BATCH)
+        # For one token of a small model threads wait for each other longer than they compute.
+        is_small = llama_cpp.llama_model_size(self._model) < SMALL_MODEL
+        params.n_threads = 1 if is_small else n_cores()
+        params.n_threads_batch = n_cores()
+        if exact:
+            params.type_k = params.type_v = _GGML_TYPE_F32
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if self._eval_callback is not None:
+            params.cb_eval = self._eval_callback.function
+        return llama_cpp.llama_init_from_model(self._model, params)
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._free()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's Jinja template."""
+        return self._metadata(CHAT_TEMPLATE_KEY)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the first token is the whole answer."""
+        return self._metadata(LABELS_KEY) is not None
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens by their text."""
+        found = {}
+        for token_id in range(self.vocab_size):
+            if llama_cpp.llama_vocab_is_control(self._vocab, token_id):
+                text = llama_cpp.llama_vocab_get_text(self._vocab, token_id) or b""
+                found[text.decode(errors="replace")] = token_id
+        return found
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Ids of `text`, in which the text of special tokens is text like any other.
+
+        With `parse_special` it is the tokens, as Ollama reads every prompt.
+        """
+        data = text.encode()
+        room = len(data) + 1
+        ids = (llama_cpp.llama_token * room)()
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, parse_special)
+        if n < 0:
+            raise GGUFError(f"llama.cpp made {-n} tokens from {len(data)} bytes of text")
+        return list(ids[:n])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for a special one."""
+        room = 4096
+        buffer = ctypes.create_string_buffer(room)
+        n = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, room, 0, False)
+        if n < 0:
+            raise GGUFError(f"token {token_id} stands for {-n} bytes, more than {room}")
+        return buffer.raw[:n]
+
+    def is_end_of_generation(self, token_id: int) -> bool:
+        """Whether a generation ends at this token."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token_id))
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        self._n_past = 0
+
+    def evaluate(self, ids: Sequence[int], *, all_positions: bool = True) -> NDArray[np.float32]:
+        """Go on with `ids`; logits (len(ids), vocab_size), or (1, vocab_size) of the last.
+
+        Raises GGUFError where llama.cpp fails or the context is full.
+        """
+        n = len(ids)
+        if self._n_past + n > self.n_ctx:
+            raise GGUFError(f"{self._n_past + n} tokens do not fit in a context of {self.n_ctx}")
+        parts = [ids[start : start + _BATCH] for start in range(0, n, _BATCH)]
+        logits = [self._evaluate(part, all_positions) for part in parts]
+        return np.concatenate(logits) if all_positions else logits[-1]
+
+    def _evaluate(self, ids: Sequence[int], all_positions: bool) -> NDArray[np.float32]:
+        _errors.clear()
+        with _batch(ids, self._n_past, all_positions) as batch:
+            status = llama_cpp.llama_decode(self._context, batch)
+        if status != 0:
+            raise GGUFError(f"llama.cpp failed with status {status}: {_reason()}")
+        self._n_past += len(ids)
+        n_rows = len(ids) if all_positions else 1
+        logits = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, shape=(n_rows, self.vocab_size)).copy()
+
+
+@contextmanager
+def _batch(ids: Sequence[int], n_past: int, all_positions: bool) -> Iterator[Any]:
+    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+    try:
+        batch.n_tokens = len(ids)
+        for i, token_id in enumerate(ids):
+            batch.token[i] = token_id
+            batch.pos[i] = n_past + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = all_positions or i == len(ids) - 1
+        yield batch
+    finally:
+        llama_cpp.llama_batch_free(batch)
+
+
+def _reason() -> str:
+    """The first error that llama.cpp logged: the cause, of which later ones are consequences."""
+    return " ".join(_errors[0].split()) if _errors else "no reason given"

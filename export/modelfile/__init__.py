@@ -1,0 +1,1 @@
+"""Modelfiles for a file, and what is wrong with one."""

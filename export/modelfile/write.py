@@ -1,0 +1,167 @@
+"""A Modelfile for a GGUF file, from what the file or its checkpoint says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from llmkit.checkpoint import load_checkpoint
+from llmkit.errors import ConfigError, GGUFError, ModelfileError, unknown_name
+from llmkit.export.gguf.adapter import adapter_of
+from llmkit.export.gguf.keys import LABELS_KEY
+from llmkit.export.gguf.reader import GGUFFile, is_gguf, read_gguf
+from llmkit.files import write_text
+from llmkit.modelfiles.modelfile import Modelfile, render
+from llmkit.modelfiles.parameters import KINDS, Parameters, read_number
+from llmkit.modelfiles.prompt_format import COMPLETION, PROMPT_FORMATS, PromptFormat
+
+
+def modelfile_for(
+    form: PromptFormat,
+    source: str,
+    *,
+    context_length: int | None,
+    is_classifier: bool = False,
+    adapter: str | None = None,
+    comment: Sequence[str] = (),
+) -> Modelfile:
+    """The Modelfile of a model that was trained with this prompt format."""
+    parameters = Parameters(stop=form.stops, num_ctx=context_length)
+    if is_classifier:  # the label is one token, and the most probable one
+        parameters = replace(parameters, num_predict=1, temperature=0)
+    return Modelfile(
+        source=source,
+        adapter=adapter,
+        template=form.template,
+        system=form.default_system or None,
+        parameters=parameters,
+        comment=tuple(comment),
+    )
+
+
+def write_modelfile(
+    model: Path,
+    out: Path | None = None,
+    *,
+    gguf_file: Path | None = None,
+    form: PromptFormat | None = None,
+    system: str | None = None,
+    parameters: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the Modelfile of a GGUF file; `out` is `Modelfile` beside it unless given.
+
+    `model` is that file, or a checkpoint whose file `gguf_file` is. A file names its prompt format
+    by its chat template; one without is a base model, which completes. Raises LlmkitError: a
+    format that has to be named, a parameter Ollama has not, a file `out` that is already there.
+    """
+    if is_gguf(model) == (gguf_file is not None):
+        raise ConfigError(
+            f"{model} is already a GGUF file; remove --gguf"
+            if gguf_file
+            else f"{model} is a checkpoint; pass the GGUF file exported from it with --gguf"
+        )
+    file = read_gguf(gguf_file or model)
+    if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
+        raise GGUFError(f"{file.path} is an adapter; use its base model, and ADAPTER is added")
+    if gguf.Keys.General.ARCHITECTURE not in file.metadata:
+        raise GGUFError(
+            f"{file.path} has no {gguf.Keys.General.ARCHITECTURE}; Ollama needs a model"
+        )
+    if gguf_file is not None:
+        checkpoint = load_checkpoint(model)
+        form = form or checkpoint.prompt_format
+        _check_context(file, checkpoint.config.context_length, model)
+    out = out or file.path.parent / "Modelfile"
+    if out.exists():
+        raise ConfigError(f"{out} already exists; choose another --out, or remove it")
+    text = render(_filled(file, out, form or _format_or_completion(file), system, parameters or {}))
+    write_text(out, text)
+    return out
+
+
+def prompt_format_of(file: GGUFFile) -> PromptFormat | None:
+    """The built-in format that a file's chat template is; None for another, or for none."""
+    there = file.metadata.get(gguf.Keys.Tokenizer.CHAT_TEMPLATE)
+    return next((form for form in PROMPT_FORMATS.values() if form.chat_template == there), None)
+
+
+def context_length(file: GGUFFile) -> int | None:
+    """How many tokens the model sees, whatever its architecture."""
+    architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
+    found = file.metadata.get(gguf.Keys.LLM.CONTEXT_LENGTH.format(arch=architecture))
+    return found if isinstance(found, int) else None
+
+
+def end_token(file: GGUFFile) -> str | None:
+    """The text of the token that ends a generation."""
+    tokens = file.metadata.get(gguf.Keys.Tokenizer.LIST)
+    end_id = file.metadata.get(gguf.Keys.Tokenizer.EOS_ID)
+    if not isinstance(tokens, list) or not isinstance(end_id, int):
+        return None
+    return str(tokens[end_id]) if 0 <= end_id < len(tokens) else None
+
+
+def _filled(
+    file: GGUFFile,
+    out: Path,
+    form: PromptFormat,
+    system: str | None,
+    parameters: Mapping[str, str],
+) -> Modelfile:
+    adapter = adapter_of(file)
+    modelfile = modelfile_for(
+        form,
+        _seen_from(out, file.path),
+        context_length=context_length(file),
+        is_classifier=LABELS_KEY in file.metadata,
+        adapter=_seen_from(out, adapter.path) if adapter else None,
+    )
+    end = end_token(file)
+    stops = modelfile.parameters.stop
+    if end is not None and end not in stops:
+        stops = (end, *stops)
+    numbers = {name: _number(name, text) for name, text in parameters.items()}
+    return replace(
+        modelfile,
+        system=modelfile.system if system is None else system,
+        parameters=replace(modelfile.parameters, stop=stops, **numbers),
+    )
+
+
+def _number(name: str, text: str) -> Any:
+    if name not in KINDS or name == "stop":
+        raise ConfigError(unknown_name("parameter", name, [n for n in KINDS if n != "stop"]))
+    try:
+        return read_number(KINDS[name], text)
+    except ModelfileError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _seen_from(modelfile: Path, file: Path) -> str:
+    """The file's path from the Modelfile's folder, so that both can be moved together."""
+    folder, file = modelfile.resolve().parent, file.resolve()
+    if file.is_relative_to(folder):
+        return f"./{file.relative_to(folder).as_posix()}"
+    return file.as_posix()
+
+
+def _format_or_completion(file: GGUFFile) -> PromptFormat:
+    form = prompt_format_of(file)
+    if form is None and gguf.Keys.Tokenizer.CHAT_TEMPLATE in file.metadata:
+        raise ConfigError(
+            f"{file.path} has an unknown chat template; set its format with --format: "
+            f"{', '.join(PROMPT_FORMATS)}, or the path of a .toml file"
+        )
+    return form or COMPLETION
+
+
+def _check_context(file: GGUFFile, length: int, checkpoint: Path) -> None:
+    if context_length(file) != length:
+        raise ConfigError(
+            f"{file.path} has a context of {context_length(file)}, but {checkpoint} has {length}; "
+            "use a file exported from this checkpoint"
+        )

@@ -1,0 +1,126 @@
+"""Blocks chosen with a calibration text or with importances, instead of plain rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
+from llmkit.checkpoint import Checkpoint, build_model
+from llmkit.console import say
+from llmkit.device import device_with_float64
+from llmkit.errors import ConfigError, QuantizationError
+from llmkit.export.gguf.metadata import ChosenBlocks, hash_of_choice
+from llmkit.export.gguf.names import tensor_table
+from llmkit.export.gguf.writer import entry_type, open_weights
+from llmkit.export.quantization.calibration import Calibration
+from llmkit.export.quantization.imatrix import ImportanceFile, InputStatistics
+from llmkit.files import StrPath
+from llmkit.quant import quantize
+from llmkit.quant.grids import grid_of
+from llmkit.quant.types import FloatRows, PackedRows, QuantType
+from llmkit.quantization.tensor_types import Quantization, is_matrix
+from llmkit.quantization.walk import error_feedback
+
+Method = Literal["rtn", "gptq"]
+_PROBED_ROWS = 8  # of which a costly rounding is tried before all are
+
+
+def check_inputs(method: str, calibration: StrPath | None, imatrix: StrPath | None) -> None:
+    """Raise ConfigError for a text or an importance matrix that the method does not use."""
+    if calibration is not None and method != "gptq":
+        raise ConfigError(
+            f"--calibration needs --method gptq; {method} does not use a calibration text"
+        )
+    if imatrix is not None and method != "rtn":
+        raise ConfigError(
+            f"--imatrix needs --method rtn; {method} does not use an importance matrix"
+        )
+
+
+def by_error_feedback(
+    model: GPT, types: Mapping[str, QuantType], text: Calibration
+) -> ChosenBlocks:
+    """GPTQ of every matrix in `types` whose type has numbers to choose.
+
+    Raises QuantizationError where none has.
+    """
+    choosable = {name: qtype for name, qtype in types.items() if grid_of(qtype) is not None}
+    if not choosable:
+        names = ", ".join(dict.fromkeys(qtype.name for qtype in types.values()))
+        raise QuantizationError(
+            f"--method gptq does not support {names}: "
+            "it needs q8_0 or a type of 4 to 6 bits; omit --method"
+        )
+    model = model.eval().to(device_with_float64())
+    weights = dict(model.named_parameters())
+    blocks = error_feedback(model, choosable, text.tokens)
+    hashes = {
+        name: hash_of_choice(weights[name].detach().cpu().numpy(), packed)
+        for name, packed in blocks.items()
+    }
+    return ChosenBlocks("gptq", text.sha256, blocks, hashes)
+
+
+def by_importance(
+    matrices: Iterable[tuple[str, FloatRows, QuantType]],
+    config: GPTConfig,
+    importances: ImportanceFile,
+) -> ChosenBlocks | None:
+    """Ggml's rounding with the squared error of each column weighed, as llama-quantize does.
+
+    `matrices`: name in the checkpoint, weights and type. None where importances change no block.
+    Columns without importance are rounded as if all were equal, which one line says.
+    Raises QuantizationError for importances of another width, or of a matrix whose type needs them
+    and that has none.
+    """
+    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config)}
+    blocks, hashes, lacking = {}, {}, []
+    for name, weights, qtype in matrices:
+        found = importances.matrix.statistics.get(names[name])
+        packed = quantize(weights, qtype, names[name], _usable(found, qtype))
+        if qtype.needs_importance or not _is_rounded(packed, weights, qtype):
+            blocks[name], hashes[name] = packed, hash_of_choice(weights, packed)
+        n_without = weights.shape[-1] if found is None else found.n_without
+        if n_without:
+            lacking.append(f"{names[name]} ({n_without} of {weights.shape[-1]} columns)")
+    if not blocks:
+        return None
+    if lacking:
+        say(f"no importances, rounded with equal weights instead: {', '.join(lacking)}")
+    return ChosenBlocks("imatrix", importances.sha256, blocks, hashes)
+
+
+def _usable(found: InputStatistics | None, qtype: QuantType) -> NDArray[np.float32] | None:
+    """None for a matrix to be rounded plainly: one without importances, if its type needs none."""
+    if found is None or (found.n_without == found.in_sum2.size and not qtype.needs_importance):
+        return None
+    return found.importance
+
+
+def _is_rounded(packed: PackedRows, weights: FloatRows, qtype: QuantType) -> bool:
+    """Whether blocks are those of rounding without importances: f16 and q8_0 pass them over."""
+    return all(
+        np.array_equal(packed[:n], quantize(weights[:n], qtype, "rounded"))
+        for n in (_PROBED_ROWS, len(weights))
+    )
+
+
+def open_model(source: Checkpoint, *, merged: bool) -> GPT:
+    """The model whose weights a file is made of, in evaluation mode."""
+    with open_weights(source, merged=merged) as tensors:
+        weights = {name: tensors.get_tensor(name).float() for name in tensors.keys()}  # noqa: SIM118
+    return build_model(source.config, weights, str(source.folder)).eval()
+
+
+def stored_types(config: GPTConfig, quantization: Quantization) -> dict[str, QuantType]:
+    """The type of every matrix, by its name in the checkpoint."""
+    return {
+        entry.checkpoint_name: entry_type(entry, quantization, config)
+        for entry in tensor_table(config)
+        if is_matrix(entry.checkpoint_name, entry.shape)
+    }

@@ -1,0 +1,55 @@
+"""A classifier's test as a table and a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from llmkit.export.report.tables import plain_table
+from llmkit.finetuning.classify import ClassifyResult
+
+MAX_NUMBERED = 20  # labels whose counts can still be read in the picture
+
+
+def classify_table(result: ClassifyResult) -> Table:
+    """Each label's precision and recall, and what its texts were taken for."""
+    title = f"{result.accuracy:.2%} of {result.n_records[2]:,} test texts (row: the true label)"
+    columns = ("label", "precision", "recall", "texts", *(f"as {name}" for name in result.labels))
+    rows = [
+        (
+            scores.label,
+            _percent(scores.precision),
+            _percent(scores.recall),
+            f"{scores.n:,}",
+            *(f"{count:,}" for count in counts),
+        )
+        for scores, counts in zip(result.per_label, result.confusion, strict=True)
+    ]
+    return plain_table(title, columns, rows)
+
+
+def confusion_figure(result: ClassifyResult) -> Figure:
+    """The confusion matrix: darker where a larger share of the true label's texts went."""
+    counts = np.asarray(result.confusion)  # (n_labels, n_labels)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.2 + 0.6 * min(len(counts), MAX_NUMBERED)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true label's texts")
+    places = range(len(counts))
+    axes.set_xticks(places, result.labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, result.labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"accuracy {result.accuracy:.2%}, {counts.sum():,} texts", fontsize=11)
+    if len(counts) <= MAX_NUMBERED:
+        for (row, column), count in np.ndenumerate(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
+    return figure
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"

@@ -1,0 +1,141 @@
+"""The `logits` check: every position of many texts, in llama.cpp and in PyTorch.
+
+Two numbers, never one. Conversion error: llama.cpp against PyTorch that computes from the file's
+own numbers what llama.cpp does (`reference.py`). Quantization cost: llama.cpp against the
+checkpoint's original weights.
+
+Float32 sums depend on their order, and a sum that ends near a rounding border takes one step up
+or down; the steps grow from layer to layer. So the limit is no number: the reference is computed
+in float64, in float32, and with every near-tie rounded the other way, and llama.cpp may differ
+from it by a small multiple of what it differs from itself.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from llmkit.console import progress
+from llmkit.export.check import Check
+from llmkit.export.evaluation.divergence import Distance, Divergence, divergence, joined, larger
+from llmkit.export.evaluation.eval_data import TextSequence
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.original import original_head as read_original_head
+from llmkit.export.verify.original import original_hidden_states
+from llmkit.export.verify.reference import Reference, hidden_states, other_of_near_ties
+from llmkit.export.verify.target import Subject
+
+# llama.cpp's distance was between 0.2 and 1.0 of the reference's own over all types, kinds of
+# models and lengths of text (docs/parity.md): what it rounds otherwise is among the near-ties.
+NOISE_MULTIPLE = 2.0
+PAIRS_PER_TEXT = 100  # for the plot
+_POSITIONS_AT_ONCE = 128  # whose logits are held, in float64 50 MB of 50k tokens
+
+
+@dataclass(frozen=True)
+class LogitsComparison:
+    """llama.cpp's logits against three computations in PyTorch, position by position."""
+
+    conversion: Divergence  # against the reference in float64
+    noise: Divergence  # the reference against itself, in float32 and with other near-ties
+    cost: Divergence  # against the checkpoint's original weights
+    logit_pairs: NDArray[np.float64]  # (n, 2): PyTorch's and llama.cpp's, drawn at random
+
+    @property
+    def distances(self) -> dict[str, Distance]:
+        """What each is over all positions, by name."""
+        return {
+            "conversion": Distance.of(self.conversion),
+            "rounding alone": Distance.of(self.noise),
+            "quantization": Distance.of(self.cost),
+        }
+
+    @property
+    def logit_noise(self) -> float:
+        """The largest logit difference that rounding explains."""
+        return NOISE_MULTIPLE * float(self.noise.max_logit_difference.max())
+
+
+@torch.inference_mode()
+def compare_logits(
+    llama: LlamaCpp,
+    subject: Subject,
+    texts: Sequence[TextSequence],
+) -> LogitsComparison:
+    """Evaluate every text in llama.cpp and four times in PyTorch.
+
+    PyTorch takes all texts through one layer after the other. Logits are made and compared some
+    positions at a time, because those of all texts take more memory than the model.
+    """
+    exact = Reference(subject, torch.float64)
+    other_ties = Reference(subject, torch.float64, other_of_near_ties)
+    single = Reference(subject, torch.float32)
+    references = exact, single, other_ties
+    inputs, n_positions = [text.inputs for text in texts], [len(text.inputs) for text in texts]
+    with progress("compare logits", sum(n_positions), "positions") as bar:
+        states = hidden_states(references, inputs)
+        original = original_hidden_states(subject.checkpoint, inputs)
+        head, original_head = exact.head(), read_original_head(subject.checkpoint)
+        conversion, noise, cost, pairs = [], [], [], []
+        generator = torch.Generator().manual_seed(0)
+        done = 0
+        for text in texts:
+            llama.reset()
+            n = len(text.inputs)
+            drawn = torch.randint(n * llama.vocab_size, (PAIRS_PER_TEXT,), generator=generator)
+            for start in range(0, n, _POSITIONS_AT_ONCE):
+                here = slice(start, min(start + _POSITIONS_AT_ONCE, n))
+                rows = slice(done, done + here.stop - here.start)
+                logits = torch.from_numpy(llama.evaluate(text.inputs[here].tolist()))  # (T, V)
+                targets = text.targets[here]
+                wanted = exact.head_logits(states[0][rows], head)
+                conversion.append(divergence(wanted, logits, targets))
+                own = (
+                    divergence(wanted, reference.head_logits(hidden[rows], head), targets)
+                    for reference, hidden in zip(references[1:], states[1:], strict=True)
+                )
+                noise.append(larger(*own))
+                cost.append(divergence(F.linear(original[rows], original_head), logits, targets))
+                at = drawn - start * llama.vocab_size
+                at = at[(at >= 0) & (at < logits.numel())]
+                pairs.append(torch.stack((wanted.flatten()[at], logits.flatten()[at]), dim=1))
+                done = rows.stop
+                bar.update(done)
+    drawn_pairs = torch.cat(pairs).double().numpy()
+    return LogitsComparison(joined(conversion), joined(noise), joined(cost), drawn_pairs)
+
+
+def logits_check(found: LogitsComparison) -> Check:
+    """Value: llama.cpp's distance in units of the reference's distance from itself."""
+    broken = np.flatnonzero(~np.isfinite(found.cost.max_logit_difference))
+    if len(broken):
+        detail = (
+            f"llama.cpp's logits are infinite or NaN at {len(broken):,} of "
+            f"{len(found.cost.kl):,} positions, first at position {broken[0]}; f32 and bf16 hold "
+            "the largest numbers"
+        )
+        return Check("logits", False, sys.float_info.max, NOISE_MULTIPLE, detail)
+    distance, noise = Distance.of(found.conversion), Distance.of(found.noise)
+    value = distance.in_units_of(noise)
+    passed = value <= NOISE_MULTIPLE
+    detail = (
+        f"mean KL of {len(found.conversion.kl):,} positions: conversion {distance.mean_kl:.1e} "
+        f"(rounding alone {noise.mean_kl:.1e}), quantization {found.cost.mean_kl:.1e}; "
+        f"largest logit difference {distance.max_difference:.1e} "
+        f"({noise.max_difference:.1e}); top-1 {found.cost.top1:.2%}"
+    )
+    if not passed:
+        worst = int(np.argmax(found.conversion.max_logit_difference))
+        detail += (
+            f"; conversion is {value:.3g} times rounding alone, the limit is {NOISE_MULTIPLE:g}; "
+            f"largest difference at position {worst}; see the operation in `layers`"
+        )
+    shown = value if math.isfinite(value) else sys.float_info.max  # JSON has no infinity
+    return Check("logits", passed, shown, NOISE_MULTIPLE, detail)

@@ -1,0 +1,289 @@
+"""Whether a running Ollama stores the file, renders its prompts and computes its numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import gguf
+import torch
+
+from llmkit.errors import OllamaError
+from llmkit.export.check import Check
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.ollama.server import OllamaServer, Said, Shown
+from llmkit.export.verify.prompt_check import conversations, id_fault
+from llmkit.export.verify.reference import Reference, with_f16_cache
+from llmkit.export.verify.target import Subject
+from llmkit.finetuning.held_out import held_out_questions
+from llmkit.generation import ends_inside_character
+from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.tokenizer import Tokenizer
+
+NAME = "ollama"
+N_PROMPTS, N_TOKENS = 10, 12
+N_ANSWERS, MAX_ANSWER = 10, 256
+# Ollama keeps keys and values as f16 and sums attention in f16; the reference with f16 keys and
+# values differs from itself by what one of these roundings does (docs/parity.md).
+MULTIPLE = 4.0
+
+
+@dataclass
+class Compared:
+    """Log-probabilities of Ollama against PyTorch's."""
+
+    faults: list[str] = field(default_factory=list)
+    n_prompts: int = 0
+    n: int = 0
+    largest: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def limit(self) -> float:
+        """How far apart they may be."""
+        return MULTIPLE * self.noise
+
+
+def ollama_check(
+    subject: Subject,
+    modelfile: Modelfile | None,
+    prompts: Sequence[Sequence[int]],
+    name: str,
+    host: str | None = None,
+) -> Check:
+    """Compare a model in Ollama with the file. Value: largest difference of log-probabilities.
+
+    Raises OllamaError if no server answers or it has no such model.
+    """
+    with OllamaServer(host) as server:
+        version = server.version()
+        faults = list(stored_faults(server.show(name), subject, modelfile))
+        faults += rendering_faults(server, name, subject)
+        found = compared_logprobs(server, name, subject, prompts)
+        faults += found.faults
+        n, n_stopped = stopped(server, name, subject)
+        if n and not n_stopped:
+            faults.append(never_stops(n))
+    detail = (
+        f"Ollama {version}: metadata, tensors and prompts match; {found.n} log-probabilities match"
+    ) + (f"; {n_stopped} of {n} answers stop" if n else "")
+    if faults:
+        detail = summed_up(faults)
+    return Check(NAME, not faults, found.largest, found.limit, detail)
+
+
+def summed_up(faults: Sequence[str]) -> str:
+    """The first fault and how many more there are."""
+    return faults[0] + (f"; {len(faults) - 1} more faults" if faults[1:] else "")
+
+
+def never_stops(n: int) -> str:
+    """The fault of a model that reached no end token in n answers."""
+    return f"the model never stops: {n} of {n} answers ran to the token limit"
+
+
+def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -> Iterator[str]:
+    """Where the stored model differs from the file or the Modelfile.
+
+    Ollama rewrites the file: it adds general.quantization_version and tells no arrays.
+    """
+    for key, wanted in subject.file.metadata.items():
+        found = shown.metadata.get(key)
+        if isinstance(wanted, list) or (found is None and key not in shown.metadata):
+            continue  # it does not tell all keys
+        if isinstance(wanted, float) and isinstance(found, float | int):
+            if abs(found - wanted) <= 1e-6 * abs(wanted):
+                continue
+        elif found == wanted:
+            continue
+        yield f"{key} is {found!r} in Ollama instead of {wanted!r}; create the model again"
+    architecture = shown.metadata.get(gguf.Keys.General.ARCHITECTURE)
+    if architecture != "gpt2":
+        yield f"architecture is {architecture!r} in Ollama instead of 'gpt2'"
+    for name, tensor in subject.file.tensors.items():
+        if name not in shown.tensors:
+            if shown.tensors:
+                yield f"tensor {name} is missing in Ollama"
+            continue
+        kind, shape = shown.tensors[name]
+        wanted_shape = tuple(reversed(tensor.shape))  # Ollama names the row length first
+        if (kind, shape) != (tensor.ggml_type.name, wanted_shape):
+            wanted = f"{tensor.ggml_type.name} {wanted_shape}"
+            yield f"{name} is {kind} {shape} in Ollama instead of {wanted}"
+    if modelfile:
+        for what, there, wanted in (
+            ("TEMPLATE", shown.template, modelfile.template or ""),
+            ("SYSTEM", shown.system, modelfile.system or ""),
+        ):
+            if there != wanted:
+                yield f"{what} in Ollama differs from the Modelfile: {there[:60]!r}"
+        for stop in modelfile.parameters.stop:
+            if f'"{stop}"' not in shown.parameters:
+                yield f"stop {stop!r} is missing in Ollama"
+
+
+def rendering_faults(server: OllamaServer, name: str, subject: Subject) -> Iterator[str]:
+    """Conversations whose prompt the server writes otherwise than training did."""
+    form = subject.checkpoint.prompt_format
+    with LlamaCpp(subject.file.path) as llama:
+        for conversation in conversations(subject.checkpoint):
+            wanted = form.text(conversation.messages, for_answer=True)
+            found = server.rendered(name, conversation.messages)
+            if found != wanted:
+                shown = f"{found[:80]!r} instead of {wanted[:80]!r}"
+                yield f"Ollama renders {conversation.kind} as {shown}"
+                continue
+            fault = id_fault(conversation.messages, subject.checkpoint, llama, found)
+            if fault is not None:
+                yield f"{conversation.kind}, as Ollama renders it: {fault}"
+
+
+@torch.inference_mode()
+def compared_logprobs(
+    server: OllamaServer, name: str, subject: Subject, prompts: Sequence[Sequence[int]]
+) -> Compared:
+    """Greedy tokens and their log-probabilities, as far as Ollama tells them."""
+    source = subject.checkpoint
+    exact = Reference(subject, torch.float64)
+    rounded = Reference(subject, torch.float64, attention=with_f16_cache)
+    ids_of = _whole_tokens(source.tokenizer)
+    n_ctx = source.config.context_length
+    compared = Compared()
+    for prompt in prompts[:N_PROMPTS]:
+        text, ids = as_ollama_reads(prompt, source.tokenizer)
+        if not 0 < len(ids) < n_ctx:
+            continue
+        said = server.continued(name, text, N_TOKENS, n_ctx)
+        if said.text and not said.tokens:
+            compared.faults.append("Ollama returns no log-probabilities; update Ollama")
+            break
+        compared.n_prompts += 1
+        path, places = path_of(said, ids, ids_of, source.tokenizer, exact)
+        if path:
+            _compare_tokens(said, ids, path, places, ids_of, exact, rounded, compared)
+    if not compared.n and not compared.faults:
+        compared.faults.append(nothing_compared(compared.n_prompts))
+    if not compared.largest <= compared.limit:
+        compared.faults.append(
+            f"log-probabilities differ by {compared.largest:.1e}, the limit is {compared.limit:.1e}"
+        )
+    return compared
+
+
+def nothing_compared(n_prompts: int) -> str:
+    """The fault of a comparison without a single number."""
+    if not n_prompts:
+        return "no log-probability was compared: no prompt fits the context"
+    return (
+        f"no log-probability was compared: Ollama returned no usable token for {n_prompts} prompts"
+    )
+
+
+def as_ollama_reads(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """A prompt as the text that Ollama is given, special tokens written out, and its tokens there.
+
+    Ollama parses special tokens wherever they stand. Characters that the prompt cuts are left out.
+    """
+    names = {tokenizer.tokens[token_id]: token_id for token_id in tokenizer.special_ids}
+    content = b"".join(
+        tokenizer.tokens[token_id].encode()
+        if token_id in tokenizer.special_ids
+        else tokenizer.decode_bytes([token_id])
+        for token_id in ids
+    )
+    text = content.decode("utf-8", errors="ignore")
+    longest_first = sorted(names, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+    read: list[int] = []
+    for number, part in enumerate(parts):
+        read += [names[part]] if number % 2 else tokenizer.encode(part)
+    return text, read
+
+
+def _whole_tokens(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Ids by the bytes that Ollama tells of a token: those of whole characters."""
+    found = {}
+    for token_id in range(tokenizer.vocab_size):
+        content = tokenizer.decode_bytes([token_id])
+        text = content.decode("utf-8", errors="replace")
+        if content and "\ufffd" not in text:
+            found[content] = token_id
+    return found
+
+
+def path_of(
+    said: Said,
+    prompt: list[int],
+    ids_of: dict[bytes, int],
+    tokenizer: Tokenizer,
+    exact: Reference,
+) -> tuple[list[int], list[int]]:
+    """The ids that Ollama chose, and at which of them each of its entries stands.
+
+    Tokens within a character come as one entry, of the last of them: the way through is PyTorch's,
+    as far as it gives the same text.
+    """
+    path: list[int] = []
+    places: list[int] = []
+    for token in said.tokens:
+        through: list[int] = []
+        held = b""
+        if token.token in ids_of:
+            through = [ids_of[token.token]]
+        while not through or ends_inside_character(held):
+            logits = exact.logits(torch.tensor([*prompt, *path, *through]))
+            through.append(int(logits[-1].argmax()))
+            piece = tokenizer.decode_bytes(through[-1:])
+            held += piece
+            if not piece:
+                return path, places
+        if held and held.decode("utf-8", errors="replace").encode() != token.token:
+            break
+        path += through
+        places.append(len(path) - 1)
+    return path, places
+
+
+def _compare_tokens(
+    said: Said,
+    prompt: list[int],
+    path: list[int],
+    places: list[int],
+    ids_of: dict[bytes, int],
+    exact: Reference,
+    rounded: Reference,
+    compared: Compared,
+) -> None:
+    """Compare each entry's log-probabilities at its place on the path that Ollama took."""
+    ids, n = torch.tensor([*prompt, *path[:-1]]), len(path)
+    wanted = next(exact.last_logits([ids], [n]))[places].log_softmax(-1)  # (entries, V)
+    noise = (next(rounded.last_logits([ids], [n]))[places].log_softmax(-1) - wanted).abs()
+    chosen = [path[place] for place in places]
+    for row, noise_row, token, token_id in zip(wanted, noise, said.tokens, chosen, strict=False):
+        for content, logprob in token.logprobs.items():
+            if content in ids_of:
+                difference = abs(float(row[ids_of[content]]) - logprob)
+                compared.n += 1
+                compared.largest = max(compared.largest, difference)
+                compared.noise = max(compared.noise, float(noise_row[ids_of[content]]))
+        gap = float(row.max() - row[token_id])
+        if gap > 2 * MULTIPLE * max(compared.noise, compared.largest):
+            compared.faults.append(
+                f"Ollama chose token {token_id}, PyTorch {int(row.argmax())}, whose "
+                f"log-probability is {gap:.1e} higher"
+            )
+
+
+def stopped(server: OllamaServer, name: str, subject: Subject) -> tuple[int, int]:
+    """How many held-out questions were asked, and how many answers stopped by themselves."""
+    source = subject.checkpoint
+    if source.labels:
+        return 0, 0
+    questions = held_out_questions(source)[:N_ANSWERS]
+    n_ctx = source.config.context_length
+    try:
+        said = [server.answered(name, question, MAX_ANSWER, n_ctx) for question in questions]
+    except OllamaError as error:
+        raise OllamaError(f"{error} (while answering a held-out question)") from error
+    return len(said), sum(answer.done_reason == "stop" for answer in said)

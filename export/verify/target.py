@@ -1,0 +1,27 @@
+"""What is proved: a GGUF file, its adapter, and the checkpoint that they have to equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.checkpoint import Checkpoint
+from llmkit.export.gguf.adapter import adapter_of
+from llmkit.export.gguf.reader import GGUFFile, read_gguf
+from llmkit.quantization.tensor_types import Quantization
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint and a file of it."""
+
+    checkpoint: Checkpoint
+    file: GGUFFile
+    adapter: GGUFFile | None  # LoRA matrices that the file names; None where there are none
+    quantization: Quantization
+
+
+def open_subject(checkpoint: Checkpoint, gguf: Path) -> Subject:
+    """Read a GGUF file and its adapter. Raises GGUFError or QuantizationError for no such file."""
+    file = read_gguf(gguf)
+    return Subject(checkpoint, file, adapter_of(file), file.quantization())

@@ -1,1 +1,0 @@
-"""A GPT-2 shaped model, its sizes and where it computes."""

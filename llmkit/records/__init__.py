@@ -1,0 +1,1 @@
+"""Records of a user's files: conversations, labelled texts, preferences."""
