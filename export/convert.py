@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import ConfigError
 from llmkit.export.check import Proof
 from llmkit.export.evaluation.file_divergence import measured_kl

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, open_tensors
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.layout import CONFIG_FILE
+from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import CheckpointError, ModelfileError
 from llmkit.export.gguf.reader import is_gguf, read_gguf
 from llmkit.files import StrPath

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint import CONFIG_FILE, load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
+from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import CheckpointError, ConfigError, ModelfileError
 from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.gguf.reader import config_of

@@ -16,7 +16,8 @@ import torch
 
 from llmkit.architectures.config import GPTConfig
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import CheckpointConfig, save_config, save_tensors
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.tensors import save_tensors
 from llmkit.errors import LlmkitError
 from llmkit.export.convert import export
 from llmkit.export.doctor.check import DoctorCheck

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.data.sources import read_documents
 from llmkit.data.tales import tales
 from llmkit.data.tokens import open_token_file, windows

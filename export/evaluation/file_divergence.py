@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import torch
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.console import progress
 from llmkit.errors import DataError, GGUFError
 from llmkit.export.evaluation.divergence import Divergence, divergence, joined

@@ -13,7 +13,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.checkpoint import Checkpoint, open_tensors
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import ARCHITECTURE, adapter_metadata_of

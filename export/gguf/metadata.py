@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import gguf
 import numpy as np
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.quant.types import FloatRows, PackedRows
 from llmkit.quantization.tensor_types import Quantization, quantization_of

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmkit.architectures.config import GPTConfig, validated
-from llmkit.checkpoint import fault_of
+from llmkit.checkpoint.tensors import fault_of
 from llmkit.errors import GGUFError, QuantizationError
 from llmkit.export.gguf.metadata import ARCHITECTURE, METHOD_KEY, QUANTIZATION_KEY
 from llmkit.export.gguf.names import tensor_table

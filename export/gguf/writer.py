@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from llmkit.architectures.config import GPTConfig
-from llmkit.checkpoint import CONFIG_FILE, Checkpoint, TensorReader, open_tensors
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.layout import CONFIG_FILE
+from llmkit.checkpoint.tensors import TensorReader, open_tensors
 from llmkit.console import progress
 from llmkit.errors import CheckpointError
 from llmkit.export.gguf.metadata import ARCHITECTURE, ChosenBlocks, MetadataEntry, metadata_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError, ModelfileError, unknown_name
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.keys import LABELS_KEY

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.evaluation.divergence import joined
 from llmkit.export.evaluation.eval_data import TextSequence

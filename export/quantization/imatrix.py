@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import progress
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.names import tensor_table

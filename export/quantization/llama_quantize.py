@@ -15,7 +15,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.checkpoint import Checkpoint, TensorReader
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.tensors import TensorReader
 from llmkit.console import progress
 from llmkit.export.evaluation.file_divergence import different_models
 from llmkit.export.gguf.adapter import adapter_of

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from llmkit.architectures.config import GPTConfig
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import Checkpoint, build_model
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.tensors import build_model
 from llmkit.console import say
 from llmkit.device import device_with_float64
 from llmkit.errors import ConfigError, QuantizationError

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import torch
 
-from llmkit.checkpoint import build_model
+from llmkit.checkpoint.tensors import build_model
 from llmkit.console import progress
 from llmkit.data.sources import read_documents
 from llmkit.data.tokens import windows

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.architectures.gpt2 import gpt_without_weights
-from llmkit.checkpoint import HEAD, Checkpoint
+from llmkit.checkpoint.checkpoint import HEAD, Checkpoint
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import LlmkitError
 from llmkit.export.check import Check, counted
 from llmkit.export.llamacpp.chat_template import ChatTemplate

@@ -12,7 +12,7 @@ import gguf
 import torch
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.console import progress
 from llmkit.export.check import Check, counted
 from llmkit.export.llamacpp.runtime import LlamaCpp

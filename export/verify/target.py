@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.reader import GGUFFile, read_gguf
 from llmkit.quantization.tensor_types import Quantization

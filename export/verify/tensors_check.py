@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.check import Check, counted
 from llmkit.export.diagnosis.diagnose import Suspect, WantedTensor, rounded
 from llmkit.export.diagnosis.faults import Faults, fault_texts, rows_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import gguf
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.check import Check, counted
 from llmkit.export.gguf.reader import GGUFFile
 from llmkit.export.llamacpp.runtime import LlamaCpp

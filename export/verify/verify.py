@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.errors import GGUFError, LlmkitError, OllamaError
 from llmkit.export.check import Check, Proof

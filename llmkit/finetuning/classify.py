@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import ADAPTER_FILE, HEAD, MODEL_FILE, load_checkpoint, open_tensors
+from llmkit.checkpoint.checkpoint import HEAD, load_checkpoint
+from llmkit.checkpoint.layout import ADAPTER_FILE, MODEL_FILE
+from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import ConfigError
 from llmkit.files import StrPath, optional_path
 from llmkit.finetuning.config import FinetuneConfig, seed_of

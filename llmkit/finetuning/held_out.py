@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import DataError
 from llmkit.finetuning.examples import Example, encode_conversation
 from llmkit.modelfiles.prompt_format import Message

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import load_checkpoint, stop_ids
+from llmkit.checkpoint.checkpoint import load_checkpoint, stop_ids
 from llmkit.console import progress
 from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of

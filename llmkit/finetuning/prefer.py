@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import load_checkpoint, open_tensors, save_tensors
+from llmkit.checkpoint.checkpoint import load_checkpoint
+from llmkit.checkpoint.tensors import open_tensors, save_tensors
 from llmkit.console import say
 from llmkit.device import choose_device
 from llmkit.errors import ConfigError

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError
 from llmkit.files import write_text

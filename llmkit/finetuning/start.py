@@ -12,21 +12,16 @@ from torch import Tensor
 
 from llmkit.architectures.config import GPTConfig
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import (
+from llmkit.checkpoint.checkpoint import HEAD, Checkpoint, label_ids, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.layout import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     BLOCKS_FILE,
-    HEAD,
     MODEL_FILE,
     TOKENIZER_FILE,
-    Checkpoint,
-    CheckpointConfig,
-    build_model,
-    label_ids,
-    load_checkpoint,
-    save_config,
-    save_tensors,
 )
+from llmkit.checkpoint.tensors import build_model, save_tensors
 from llmkit.console import say
 from llmkit.device import device_with_float64
 from llmkit.errors import ConfigError

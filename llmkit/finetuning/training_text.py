@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.data.tokens import token_dtype
 from llmkit.errors import CheckpointError, DataError
 from llmkit.files import written_beside

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from llmkit.checkpoint import TRAINING_FOLDER, Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.layout import TRAINING_FOLDER
 from llmkit.console import say
 from llmkit.data.tokens import open_token_file
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmkit.architectures.config import GPTConfig
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.training.config import TrainingConfig
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.state import RunFolder, RunState

@@ -17,7 +17,7 @@ from types import FrameType
 import numpy as np
 import torch
 
-from llmkit.checkpoint import BLOCKS_FILE, MODEL_FILE
+from llmkit.checkpoint.layout import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import progress, say
 from llmkit.device import has_fast_bfloat16
 from llmkit.errors import ConfigError

@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.architectures.config import GPTConfig
-from llmkit.checkpoint import (
-    CHECKPOINT_FILES,
-    TOKENIZER_FILE,
-    CheckpointConfig,
-    save_config,
-)
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.layout import CHECKPOINT_FILES, TOKENIZER_FILE
 from llmkit.console import Progress, progress, say
 from llmkit.data.sources import note_left_out, read_documents, source_files
 from llmkit.data.tokens import split_documents, token_dtype, write_token_file

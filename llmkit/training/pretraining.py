@@ -12,7 +12,8 @@ from torch import Tensor
 
 from llmkit.architectures.config import GPTConfig
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import MODEL_FILE, load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
+from llmkit.checkpoint.layout import MODEL_FILE
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.generation import Sampling, generate_ids
 from llmkit.tokenizer import load_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmkit.architectures.config import GPTConfig, gpt_config
 from llmkit.architectures.gpt2 import gpt_without_weights
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.data.sources import source_files
 from llmkit.device import choose_device

@@ -17,13 +17,8 @@ from typing import Any
 import torch
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import (
-    HELD_OUT_FILE,
-    TRAINED_FILE,
-    TRAINING_FOLDER,
-    open_tensors,
-    save_tensors,
-)
+from llmkit.checkpoint.layout import HELD_OUT_FILE, TRAINED_FILE, TRAINING_FOLDER
+from llmkit.checkpoint.tensors import open_tensors, save_tensors
 from llmkit.errors import CheckpointError
 from llmkit.files import cannot_write, write_text
 from llmkit.training.task import TensorFiles

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.export.diagnosis.diagnose import rounded
 from llmkit.export.diagnosis.faults import rows_of
 from llmkit.export.verify.prequantized_blocks import NearRows, hashes_of

@@ -20,7 +20,8 @@ import torch
 
 from llmkit.architectures.config import gpt_config
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import CheckpointConfig, save_config, save_tensors
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.tensors import save_tensors
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.tokenizer import train_bpe
 

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "export"))
 from gguf_surgery import make_checkpoint
 from parity_subjects import VARIANTS, write
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.export.evaluation.divergence import Distance
 from llmkit.export.evaluation.eval_data import proof_sequences
 from llmkit.export.llamacpp.runtime import LlamaCpp

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench_export import write_checkpoint
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.export.gguf.writer import write_gguf
 from llmkit.quantization.tensor_types import quantization
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.cli.main import main
 
 RECORD = {"instruction": "Say it.", "output": "It."}

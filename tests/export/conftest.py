@@ -11,7 +11,7 @@ import psutil
 import pytest
 from gguf_surgery import make_checkpoint
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.convert import Export
 from llmkit.export.evaluation import eval_data
 from llmkit.export.verify import tokenizer_check

@@ -11,7 +11,8 @@ from typing import Any
 
 from gguf_surgery import make_checkpoint
 
-from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.convert import export
 from llmkit.export.quantization.config import Recipe
 from llmkit.modelfiles.prompt_format import (

@@ -9,15 +9,10 @@ from typing import Any
 
 import torch
 
-from llmkit.checkpoint import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_FILE,
-    Checkpoint,
-    CheckpointConfig,
-    load_checkpoint,
-    save_config,
-    save_tensors,
-)
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.layout import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from llmkit.checkpoint.tensors import save_tensors
 from llmkit.files import write_text
 from llmkit.finetuning.label_head import expanded_head
 from llmkit.lora import LoRAConfig, adapter_tensors, add_lora, peft_config

@@ -14,13 +14,9 @@ from numpy.typing import NDArray
 
 from llmkit.architectures.config import GPTConfig
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    load_checkpoint,
-    save_config,
-    save_tensors,
-)
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.tensors import save_tensors
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.tokenizer import Tokenizer, train_bpe

@@ -10,12 +10,8 @@ import pytest
 from finetuned import with_adapter
 from gguf_surgery import make_checkpoint
 
-from llmkit.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    load_checkpoint,
-    save_config,
-)
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.check import Check, Proof
 from llmkit.export.gguf.adapter import write_adapter
 from llmkit.export.gguf.writer import write_gguf

@@ -13,7 +13,7 @@ from finetuned import as_classifier, with_adapter
 from gguf_surgery import Kind, make_checkpoint, tensors_of, with_key, with_tensors
 from typer.testing import CliRunner
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.cli.main import app
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.check import Proof

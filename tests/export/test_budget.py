@@ -12,7 +12,7 @@ import torch
 from finetuned import as_classifier, with_adapter
 from gguf_surgery import make_checkpoint
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.compare import compare

@@ -12,7 +12,7 @@ from finetuned import as_classifier
 from gguf_surgery import make_checkpoint
 from numpy.typing import NDArray
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.data.tokens import open_token_file, token_dtype
 from llmkit.errors import DataError
 from llmkit.export.quantization.calibration import (

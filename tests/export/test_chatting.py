@@ -15,7 +15,7 @@ from ollama_servers import real_ollama, stand_in
 from ollama_stand_in import StandIn, Trouble
 from ollama_stand_in_models import Stored
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, OllamaError, PromptTooLongError
 from llmkit.export.deploy.deploy import deploy

@@ -23,7 +23,7 @@ from gguf_surgery import (
     without_key,
 )
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError, GGUFError, QuantizationError
 from llmkit.export.compare import compare
 from llmkit.export.convert import export

@@ -16,7 +16,7 @@ import torch
 from gguf_surgery import keys_of, make_checkpoint
 from safetensors.torch import load_file
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError, QuantizationError
 from llmkit.export.convert import Export, export
 from llmkit.export.gguf import writer

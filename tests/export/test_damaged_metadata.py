@@ -11,7 +11,7 @@ import torch
 from gguf_surgery import Kind, make_checkpoint, with_array, with_key, without_key
 from parity_subjects import chatml_checkpoint, complaints, write
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.layers_check import layers_check
 from llmkit.export.verify.metadata_check import metadata_check

@@ -13,7 +13,8 @@ import pytest
 from gguf_surgery import Kind, make_checkpoint, with_array, with_key
 from parity_subjects import complaints, proof_of, rewritten, said
 
-from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.convert import export
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import Recipe

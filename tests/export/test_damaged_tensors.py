@@ -22,7 +22,7 @@ from gguf_surgery import (
 )
 from parity_subjects import write, written
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import GGUFError
 from llmkit.export.check import Check
 from llmkit.export.convert import export

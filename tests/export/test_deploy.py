@@ -21,7 +21,8 @@ from ollama_servers import real_ollama, stand_in
 from ollama_stand_in import StandIn, Trouble
 from ollama_stand_in_models import Stored
 
-from llmkit.checkpoint import Checkpoint, save_tensors
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.tensors import save_tensors
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, LlmkitError, ModelfileError, OllamaError
 from llmkit.export.deploy.deploy import Deployment, deploy

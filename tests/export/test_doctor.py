@@ -19,7 +19,7 @@ from gguf_surgery import make_checkpoint
 from ollama_servers import real_ollama, stand_in
 from ollama_stand_in import StandIn, Trouble
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.convert import export

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import GGUFError, LlmkitError
 from llmkit.export.gguf.reader import GGUFFile, Writer, config_of, dequantized_weights, read_gguf
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llmkit.architectures.gpt2 import GPT, attention_by_hand
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import GGUFError
 from llmkit.export.convert import export

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import CheckpointError, GGUFError, LlmkitError, ModelfileError
 from llmkit.export.inspection import inspect
 from llmkit.finetuning.distill import finetune_distill

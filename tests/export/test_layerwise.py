@@ -13,7 +13,7 @@ from gguf_surgery import make_checkpoint
 from torch import Tensor
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import QuantizationError
 from llmkit.export.quantization.calibration import calibration_of

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.writer import write_gguf
 from llmkit.export.llamacpp.runtime import LlamaCpp

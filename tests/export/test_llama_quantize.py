@@ -11,7 +11,7 @@ import pytest
 import torch
 from gguf_surgery import make_checkpoint, tensors_of
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import GGUFError
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf

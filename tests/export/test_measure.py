@@ -10,7 +10,7 @@ import torch
 from finetuned import as_classifier
 from gguf_surgery import keys_of, make_checkpoint, tensors_of, write_file
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import DataError, GGUFError
 from llmkit.export.compare import Comparison, compare
 from llmkit.export.convert import export

@@ -10,7 +10,7 @@ from gguf_surgery import Kind, make_checkpoint, with_key, with_tensors, without_
 from parity_subjects import chatml_checkpoint, lora_checkpoint
 from typer.testing import CliRunner
 
-from llmkit.checkpoint import CheckpointConfig, save_config
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.cli.main import app
 from llmkit.errors import ModelfileError
 from llmkit.export.convert import export

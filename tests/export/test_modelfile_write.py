@@ -11,7 +11,8 @@ from gguf_surgery import Kind, make_checkpoint, with_key, without_key
 from parity_subjects import chatml_checkpoint, lora_checkpoint
 from typer.testing import CliRunner
 
-from llmkit.checkpoint import Checkpoint, CheckpointConfig, save_config
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.cli.main import app
 from llmkit.errors import ConfigError, GGUFError, ModelfileError
 from llmkit.export.convert import export

@@ -14,7 +14,7 @@ from deployable import exported, stammering_checkpoint
 from gguf_surgery import make_checkpoint
 from ollama_servers import real_ollama, stand_in
 
-from llmkit.checkpoint import CheckpointConfig, save_config
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.convert import export
 from llmkit.export.quantization.config import Recipe
 from llmkit.modelfiles.prompt_format import COMPLETION

@@ -24,7 +24,7 @@ from gguf_surgery import (
 from parity_subjects import SLOW_TYPES, proof_of, said, write
 from typer.testing import CliRunner
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import DataError, GGUFError, LlmkitError
 from llmkit.export.check import Proof
 from llmkit.export.convert import export

@@ -14,7 +14,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.export.evaluation.eval_data import proof_sequences
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.generation_check import generation_check

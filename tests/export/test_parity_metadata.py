@@ -26,7 +26,8 @@ from parity_subjects import (
     written,
 )
 
-from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.check import Check
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.target import open_subject

@@ -14,7 +14,8 @@ from ollama_stand_in import StandIn
 from ollama_stand_in_http import running
 from ollama_stand_in_models import Stored
 
-from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.errors import OllamaError
 from llmkit.export.check import Check
 from llmkit.export.convert import export

@@ -8,7 +8,7 @@ import pytest
 from gguf_surgery import make_checkpoint
 from parity_subjects import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
 
-from llmkit.checkpoint import Checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.verify.target import open_subject
 from llmkit.export.verify.tensors_check import tensors_check
 

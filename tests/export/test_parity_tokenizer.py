@@ -8,7 +8,8 @@ import pytest
 from gguf_surgery import Kind, make_checkpoint, with_array, with_key
 from parity_subjects import chatml_checkpoint, write
 
-from llmkit.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, save_config
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.check import Check
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify import tokenizer_check as module

@@ -12,7 +12,7 @@ import torch
 from finetuned import with_adapter
 from gguf_surgery import keys_of, make_checkpoint, tensors_of
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, DataError
 from llmkit.export.compare import compare

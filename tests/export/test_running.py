@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gguf_surgery import make_checkpoint, with_tensors
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
 from llmkit.export.compare import compare
 from llmkit.export.convert import Export, export

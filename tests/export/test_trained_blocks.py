@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf_surgery import make_checkpoint
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf

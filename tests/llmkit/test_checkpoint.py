@@ -16,15 +16,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import llmkit.checkpoint as checkpoint_module
+import llmkit.checkpoint.tensors as tensors_module
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import (
-    CheckpointConfig,
-    fault_of,
-    load_checkpoint,
-    save_config,
-    save_tensors,
-)
+from llmkit.checkpoint.checkpoint import load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.tensors import fault_of, save_tensors
 from llmkit.errors import CheckpointError
 from llmkit.files import write_text
 from llmkit.lora import LoRAConfig, adapter_tensors, add_lora, peft_config
@@ -57,7 +53,8 @@ def test_model_has_the_weights_in_the_file(tiny_checkpoint: Path) -> None:
 @pytest.mark.slow
 def test_loading_a_model_leaves_the_compiler_of_torch_out(tiny_checkpoint: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from llmkit.checkpoint import load_checkpoint; "
+        "import sys; from pathlib import Path; "
+        "from llmkit.checkpoint.checkpoint import load_checkpoint; "
         "load_checkpoint(Path()).load_model(); print('torch._dynamo' in sys.modules)"
     )
     done = subprocess.run(
@@ -211,8 +208,8 @@ def test_interrupted_save_leaves_the_old_weights(
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoint_module, "save_file", half_written)
-    expected = checkpoint_module.CheckpointError.__base__ if error is OSError else error
+    monkeypatch.setattr(tensors_module, "save_file", half_written)
+    expected = tensors_module.CheckpointError.__base__ if error is OSError else error
     assert expected is not None
     with pytest.raises(expected):
         save_tensors(folder / "model.safetensors", {"x": torch.zeros(2)}, step=1)

@@ -112,7 +112,7 @@ FILLS_THE_DISK = """
 import resource, sys
 from pathlib import Path
 import torch
-from llmkit.checkpoint import save_tensors
+from llmkit.checkpoint.tensors import save_tensors
 from llmkit.data.tokens import write_token_file
 from llmkit.errors import LlmkitError
 from llmkit.files import write_text

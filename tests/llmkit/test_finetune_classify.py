@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, DataError
 from llmkit.finetuning.classify import ClassifyResult, blocks_to_train, finetune_classify
 from llmkit.finetuning.config import FinetuneConfig

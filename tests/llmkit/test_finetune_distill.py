@@ -15,13 +15,9 @@ from safetensors.torch import load_file
 from training_runs import outcome, snapshot
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    load_checkpoint,
-    save_config,
-    save_tensors,
-)
+from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.tensors import save_tensors
 from llmkit.data.tokens import windows
 from llmkit.errors import CheckpointError, ConfigError, DataError, QuantizationError
 from llmkit.finetuning import distill as finetuning_distill

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from training_runs import metrics, snapshot
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import CheckpointConfig, load_checkpoint, save_config
+from llmkit.checkpoint.checkpoint import load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.errors import CheckpointError, ConfigError, DataError
 from llmkit.finetuning.classify import finetune_classify
 from llmkit.finetuning.config import FinetuneConfig, seed_of

@@ -12,7 +12,7 @@ import torch
 from finetune_runs import ANIMALS, KINDS, PLACES, TRAINING
 
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.finetuning import prefer as finetuning_prefer
 from llmkit.finetuning.config import FinetuneConfig

@@ -14,7 +14,7 @@ import pytest
 from finetune_runs import KINDS, instruct, instruct_in_process, records, write_questions
 from training_runs import Killed, killed_states, outcome, run, snapshot
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError
 from llmkit.finetuning import start
 from llmkit.finetuning.config import FinetuneConfig

@@ -10,7 +10,7 @@ from finetune_runs import TRAINING
 from rich.console import Console
 from training_runs import snapshot
 
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, DataError, LlmkitError
 from llmkit.export.report.plots import save_figure
 from llmkit.export.report.sweep import sweep_figure, sweep_table

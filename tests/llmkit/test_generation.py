@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmkit.architectures.config import GPTConfig
 from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.generation import Sampling, generate_ids, greedy_ids, prompt_ids, stream_text
 from llmkit.tokenizer import Tokenizer

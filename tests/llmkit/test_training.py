@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from training_runs import metrics, run, snapshot
 
 from llmkit.architectures.config import PRESETS, gpt_config
-from llmkit.checkpoint import load_checkpoint
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, DataError, LlmkitError
 from llmkit.training import TrainingConfig, load_run_config, train
 from llmkit.training.config import training_config

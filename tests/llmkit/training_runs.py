@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import llmkit.checkpoint
+import llmkit.checkpoint.tensors
 from llmkit.training import TrainingResult, train
 
 MODEL: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 16}
@@ -68,7 +68,7 @@ OPERATIONS = (
     *((Path, name) for name in ("open", "touch", "chmod", "replace", "unlink", "mkdir", "rmdir")),
     (os, "fsync"),
     (shutil, "rmtree"),
-    (llmkit.checkpoint, "save_file"),
+    (llmkit.checkpoint.tensors, "save_file"),
 )
 
 

@@ -1,70 +1,51 @@
-"""A checkpoint folder: config.json, model.safetensors, tokenizer.json. Never a pickle."""
+"""A checkpoint on disk: its model, adapter, blocks and hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from llmkit.architectures.config import GPTConfig, validated
-from llmkit.architectures.gpt2 import GPT, gpt_without_weights
-from llmkit.errors import CheckpointError, ConfigError
-from llmkit.files import write_text, written_beside
-from llmkit.lora import (
-    LoRAConfig,
-    add_lora,
-    load_adapter,
-    lora_config_of,
-    merged_delta,
-    peft_name,
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT
+from llmkit.checkpoint.config import read_config
+from llmkit.checkpoint.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    BLOCKS_FILE,
+    CONFIG_FILE,
+    HELD_OUT_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+    TRAINED_FILE,
+    TRAINING_FOLDER,
 )
-from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format_from
-from llmkit.quant import dequantize
+from llmkit.checkpoint.tensors import (
+    TensorReader,
+    build_model,
+    checked_tensors,
+    merged_tensors,
+    open_tensors,
+    rounded_tensors,
+    unpacked_tensors,
+)
+from llmkit.errors import CheckpointError, ConfigError
+from llmkit.lora import LoRAConfig, add_lora, load_adapter, lora_config_of
+from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.quant.rounding import Repacked, rounding_of
 from llmkit.quant.types import PackedRows, QuantType
 from llmkit.quantization.packed import build_packed
-from llmkit.quantization.qat import Grid, matrix_types, rounded
+from llmkit.quantization.qat import Grid, matrix_types
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import Tokenizer, load_tokenizer
 
-CONFIG_FILE = "config.json"
-MODEL_FILE = "model.safetensors"
-ADAPTER_FILE = "adapter_model.safetensors"  # PEFT's names, so that PEFT loads the folder
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-TOKENIZER_FILE = "tokenizer.json"
-BLOCKS_FILE = "blocks.safetensors"  # what training for blocks made of the matrices
-CHECKPOINT_FILES = (
-    CONFIG_FILE,
-    MODEL_FILE,
-    BLOCKS_FILE,
-    ADAPTER_FILE,
-    ADAPTER_CONFIG_FILE,
-    TOKENIZER_FILE,
-)
-MAX_WEIGHT = 1e15  # the square of what it computes, in LayerNorm, would be beyond float32
 HEAD = "lm_head.weight"  # of a model whose head is not its token embedding
-TRAINING_FOLDER = "training"
-HELD_OUT_FILE = "held_out.jsonl"  # records that fine-tuning held out
-TRAINED_FILE = "trained.jsonl"  # records that fine-tuning trained on
-
-
-class TensorReader(Protocol):
-    """Reads single tensors of an open file."""
-
-    def keys(self) -> list[str]: ...  # noqa: D102
-    def get_tensor(self, name: str) -> Tensor: ...  # noqa: D102
-    def metadata(self) -> dict[str, str] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -162,10 +143,12 @@ class Checkpoint:
         """The weights without the adapter, as the blocks have them where there are some."""
         with open_tensors(self.model_file) as file:
             if self.base_quant is not None:
-                yield _Rounded(file, matrix_types(self.config, quantization(self.base_quant)))
+                yield rounded_tensors(
+                    file, matrix_types(self.config, quantization(self.base_quant))
+                )
             elif self.qat is not None:
-                unpacked = _Unpacked(file, self.trained_blocks(), self._trained_types())
-                yield _Checked(unpacked, self.blocks_file)
+                unpacked = unpacked_tensors(file, self.trained_blocks(), self._trained_types())
+                yield checked_tensors(unpacked, self.blocks_file)
             else:
                 yield file
 
@@ -177,7 +160,7 @@ class Checkpoint:
                 yield base
                 return
             with open_tensors(self.adapter_file) as adapter:
-                yield _Merged(base, adapter, self.lora)
+                yield merged_tensors(base, adapter, self.lora)
 
     def trained_blocks(self) -> dict[str, PackedRows]:
         """The blocks that the weights were trained as, by tensor; none without `qat`.
@@ -221,131 +204,6 @@ class Checkpoint:
         return "+".join(hashes)
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """Reads tensors of a file, and raises CheckpointError for weights that nothing can use."""
-
-    file: TensorReader
-    path: Path
-
-    def keys(self) -> list[str]:
-        return self.file.keys()
-
-    def metadata(self) -> dict[str, str] | None:
-        return self.file.metadata()
-
-    def get_tensor(self, name: str) -> Tensor:
-        tensor = self.file.get_tensor(name)
-        if fault := fault_of(tensor):
-            raise CheckpointError(
-                f"{self.path}: tensor {name} {fault}; train again or use an earlier checkpoint"
-            )
-        return tensor
-
-
-@dataclass(frozen=True)
-class _Rounded:
-    """Reads tensors as the blocks have them that they are packed into."""
-
-    file: TensorReader
-    types: Mapping[str, QuantType]
-
-    def keys(self) -> list[str]:
-        return self.file.keys()
-
-    def metadata(self) -> dict[str, str] | None:
-        return self.file.metadata()
-
-    def get_tensor(self, name: str) -> Tensor:
-        weights = self.file.get_tensor(name)
-        return rounded(weights, self.types[name], name) if name in self.types else weights
-
-
-@dataclass(frozen=True)
-class _Unpacked:
-    """Reads matrices from blocks, and all other tensors from a file."""
-
-    file: TensorReader
-    blocks: Mapping[str, PackedRows]
-    types: Mapping[str, QuantType]
-
-    def keys(self) -> list[str]:
-        return self.file.keys()
-
-    def metadata(self) -> dict[str, str] | None:
-        return self.file.metadata()
-
-    def get_tensor(self, name: str) -> Tensor:
-        weights = self.file.get_tensor(name)
-        if name not in self.blocks:
-            return weights
-        shape = tuple(weights.shape)
-        return torch.from_numpy(dequantize(self.blocks[name], self.types[name], shape))
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """Reads tensors of a base with the LoRA matrices of an adapter added."""
-
-    base: TensorReader
-    adapter: TensorReader
-    lora: LoRAConfig
-
-    def keys(self) -> list[str]:
-        return self.base.keys()
-
-    def metadata(self) -> dict[str, str] | None:
-        return self.base.metadata()
-
-    def get_tensor(self, name: str) -> Tensor:
-        weights = self.base.get_tensor(name)
-        a, b = (peft_name(name.removesuffix(".weight"), half) for half in ("lora_A", "lora_B"))
-        if a not in self.adapter.keys():  # noqa: SIM118
-            return weights
-        A, B = self.adapter.get_tensor(a), self.adapter.get_tensor(b)  # (rank, in), (out, rank)
-        return weights.float() + merged_delta(A, B, self.lora.scale)
-
-
-def fault_of(weights: Tensor) -> str | None:
-    """What is wrong with weights that no model can compute with; None where nothing is."""
-    if not weights.is_floating_point() or not weights.numel():
-        return None
-    low, high = (float(end) for end in torch.aminmax(weights))  # a single pass; NaN is passed on
-    if math.isnan(low):
-        return f"has {int(weights.isnan().sum()):,} NaN values"
-    if math.isinf(low) or math.isinf(high):
-        return f"has {int(weights.isinf().sum()):,} infinite values"
-    largest = max(-low, high)
-    too_large = f"has a weight of magnitude {largest:.3g}, above the limit of {MAX_WEIGHT:.0e}"
-    return too_large if largest > MAX_WEIGHT else None
-
-
-def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -> GPT:
-    """A GPT around existing tensors, without initialising it first.
-
-    Raises CheckpointError naming `source` and the first tensor that is missing, left over or of
-    another shape.
-    """
-    model = gpt_without_weights(config)
-    wanted = model.state_dict()
-    for name in (*wanted, *weights):
-        if name not in weights:
-            raise CheckpointError(
-                f"{source}: tensor {name} is missing; the file does not match {CONFIG_FILE}"
-            )
-        if name not in wanted:
-            raise CheckpointError(
-                f"{source}: unexpected tensor {name}; the file does not match {CONFIG_FILE}"
-            )
-        if weights[name].shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tuple(weights[name].shape)}, expected "
-                f"{tuple(wanted[name].shape)} from {CONFIG_FILE}"
-            )
-    model.load_state_dict(dict(weights), assign=True)
-    return model
-
-
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Open a checkpoint folder. Raises CheckpointError saying what is missing or damaged."""
     if not folder.is_dir():
@@ -355,7 +213,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{folder} has no {name}; give a checkpoint folder written by llmkit"
             )
-    content = _read_config(folder / CONFIG_FILE)
+    content = read_config(folder / CONFIG_FILE)
     config = content.model
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size != config.vocab_size:
@@ -400,77 +258,6 @@ def label_ids(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
             raise ConfigError(f"the tokenizer has no single token for the label {label!r}")
         ids.append(token_id)
     return ids
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """The content of config.json."""
-
-    model: GPTConfig
-    prompt_format: PromptFormat
-    labels: tuple[str, ...] = ()
-    base_quant: str | None = None
-    qat: str | None = None
-
-
-def save_config(folder: Path, content: CheckpointConfig) -> None:
-    """Write config.json."""
-    fields = {
-        "model": asdict(content.model),
-        "prompt_format": content.prompt_format.to_dict(),
-        **({"labels": list(content.labels)} if content.labels else {}),
-        **({"base_quant": content.base_quant} if content.base_quant else {}),
-        **({"qat": content.qat} if content.qat else {}),
-    }
-    write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
-    """Write tensors and the training step they belong to as safetensors, whole or not at all."""
-    with written_beside(path) as beside:
-        try:
-            save_file(
-                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-                beside,
-                metadata={"step": str(step)},  # one key: the library stores several in any order
-            )
-        except SafetensorError as error:
-            raise CheckpointError(f"cannot write {path}: {error}") from error
-
-
-@contextmanager
-def open_tensors(path: Path) -> Iterator[TensorReader]:
-    """Open a safetensors file. Raises CheckpointError where it is truncated or something else."""
-    try:
-        opened = safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}); copy it again or retrain"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    with opened as file:
-        yield _Checked(file, path)
-
-
-def _read_config(path: Path) -> CheckpointConfig:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return CheckpointConfig(
-            validated(GPTConfig, content["model"], str(path)),
-            prompt_format_from(content["prompt_format"], str(path)),
-            tuple(str(label) for label in content.get("labels", ())),
-            content.get("base_quant"),
-            content.get("qat"),
-        )
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is not a llmkit config: it needs `model` and `prompt_format` ({error})"
-        ) from error
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def _read_lora(folder: Path) -> LoRAConfig | None:

@@ -1,0 +1,1 @@
+"""A checkpoint folder: config.json, model.safetensors, tokenizer.json. Never a pickle."""

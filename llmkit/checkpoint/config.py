@@ -1,0 +1,57 @@
+"""config.json: sizes, prompt format, and what else is known about the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmkit.architectures.config import GPTConfig, validated
+from llmkit.checkpoint.layout import CONFIG_FILE
+from llmkit.errors import CheckpointError, ConfigError
+from llmkit.files import write_text
+from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format_from
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """The content of config.json."""
+
+    model: GPTConfig
+    prompt_format: PromptFormat
+    labels: tuple[str, ...] = ()
+    base_quant: str | None = None
+    qat: str | None = None
+
+
+def read_config(path: Path) -> CheckpointConfig:
+    """Read a config.json. Raises CheckpointError for one that llmkit did not write."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return CheckpointConfig(
+            validated(GPTConfig, content["model"], str(path)),
+            prompt_format_from(content["prompt_format"], str(path)),
+            tuple(str(label) for label in content.get("labels", ())),
+            content.get("base_quant"),
+            content.get("qat"),
+        )
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not a llmkit config: it needs `model` and `prompt_format` ({error})"
+        ) from error
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def save_config(folder: Path, content: CheckpointConfig) -> None:
+    """Write config.json."""
+    fields = {
+        "model": asdict(content.model),
+        "prompt_format": content.prompt_format.to_dict(),
+        **({"labels": list(content.labels)} if content.labels else {}),
+        **({"base_quant": content.base_quant} if content.base_quant else {}),
+        **({"qat": content.qat} if content.qat else {}),
+    }
+    write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,172 @@
+"""Tensors of safetensors files: open, check, round to blocks, merge, save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.gpt2 import GPT, gpt_without_weights
+from llmkit.checkpoint.layout import CONFIG_FILE
+from llmkit.errors import CheckpointError
+from llmkit.files import written_beside
+from llmkit.lora import LoRAConfig, merged_delta, peft_name
+from llmkit.quant import dequantize
+from llmkit.quant.types import PackedRows, QuantType
+from llmkit.quantization.qat import rounded
+
+MAX_WEIGHT = 1e15  # the square of what it computes, in LayerNorm, would be beyond float32
+
+
+class TensorReader(Protocol):
+    """Reads single tensors of an open file."""
+
+    def keys(self) -> list[str]: ...  # noqa: D102
+    def get_tensor(self, name: str) -> Tensor: ...  # noqa: D102
+    def metadata(self) -> dict[str, str] | None: ...  # noqa: D102
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorReader]:
+    """Open a safetensors file. Raises CheckpointError where it is truncated or something else."""
+    try:
+        opened = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); copy it again or retrain"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    with opened as file:
+        yield checked_tensors(file, path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
+    """Write tensors and the training step they belong to as safetensors, whole or not at all."""
+    with written_beside(path) as beside:
+        try:
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+                beside,
+                metadata={"step": str(step)},  # one key: the library stores several in any order
+            )
+        except SafetensorError as error:
+            raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Has the names and metadata of a file, but its own way to get a tensor."""
+
+    file: TensorReader
+    get: Callable[[str], Tensor]
+
+    def keys(self) -> list[str]:
+        return self.file.keys()
+
+    def metadata(self) -> dict[str, str] | None:
+        return self.file.metadata()
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self.get(name)
+
+
+def checked_tensors(file: TensorReader, path: Path) -> TensorReader:
+    """A reader that raises CheckpointError for weights that no model can compute with."""
+
+    def get(name: str) -> Tensor:
+        tensor = file.get_tensor(name)
+        if fault := fault_of(tensor):
+            raise CheckpointError(
+                f"{path}: tensor {name} {fault}; train again or use an earlier checkpoint"
+            )
+        return tensor
+
+    return _Reader(file, get)
+
+
+def fault_of(weights: Tensor) -> str | None:
+    """What is wrong with weights that no model can compute with; None where nothing is."""
+    if not weights.is_floating_point() or not weights.numel():
+        return None
+    low, high = (float(end) for end in torch.aminmax(weights))  # a single pass; NaN is passed on
+    if math.isnan(low):
+        return f"has {int(weights.isnan().sum()):,} NaN values"
+    if math.isinf(low) or math.isinf(high):
+        return f"has {int(weights.isinf().sum()):,} infinite values"
+    largest = max(-low, high)
+    too_large = f"has a weight of magnitude {largest:.3g}, above the limit of {MAX_WEIGHT:.0e}"
+    return too_large if largest > MAX_WEIGHT else None
+
+
+def rounded_tensors(file: TensorReader, types: Mapping[str, QuantType]) -> TensorReader:
+    """A reader that rounds matrices to what their quantized blocks hold."""
+
+    def get(name: str) -> Tensor:
+        weights = file.get_tensor(name)
+        return rounded(weights, types[name], name) if name in types else weights
+
+    return _Reader(file, get)
+
+
+def unpacked_tensors(
+    file: TensorReader, blocks: Mapping[str, PackedRows], types: Mapping[str, QuantType]
+) -> TensorReader:
+    """A reader that takes matrices from quantized blocks, all other tensors from the file."""
+
+    def get(name: str) -> Tensor:
+        weights = file.get_tensor(name)
+        if name not in blocks:
+            return weights
+        return torch.from_numpy(dequantize(blocks[name], types[name], tuple(weights.shape)))
+
+    return _Reader(file, get)
+
+
+def merged_tensors(base: TensorReader, adapter: TensorReader, lora: LoRAConfig) -> TensorReader:
+    """A reader that adds an adapter's LoRA matrices to those of the base."""
+
+    def get(name: str) -> Tensor:
+        weights = base.get_tensor(name)
+        a, b = (peft_name(name.removesuffix(".weight"), half) for half in ("lora_A", "lora_B"))
+        if a not in adapter.keys():  # noqa: SIM118
+            return weights
+        A, B = adapter.get_tensor(a), adapter.get_tensor(b)  # (rank, in), (out, rank)
+        return weights.float() + merged_delta(A, B, lora.scale)
+
+    return _Reader(base, get)
+
+
+def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -> GPT:
+    """A GPT around existing tensors, without initialising it first.
+
+    Raises CheckpointError naming `source` and the first tensor that is missing, left over or of
+    another shape.
+    """
+    model = gpt_without_weights(config)
+    wanted = model.state_dict()
+    for name in (*wanted, *weights):
+        if name not in weights:
+            raise CheckpointError(
+                f"{source}: tensor {name} is missing; the file does not match {CONFIG_FILE}"
+            )
+        if name not in wanted:
+            raise CheckpointError(
+                f"{source}: unexpected tensor {name}; the file does not match {CONFIG_FILE}"
+            )
+        if weights[name].shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(weights[name].shape)}, expected "
+                f"{tuple(wanted[name].shape)} from {CONFIG_FILE}"
+            )
+    model.load_state_dict(dict(weights), assign=True)
+    return model
