@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from llmkit.architectures.gpt2 import GPT, KVCache
+from llmkit.architectures.base import KVCache, LanguageModel
 from llmkit.errors import CheckpointError, ConfigError, PromptTooLongError
 
 
@@ -77,7 +77,7 @@ class Sampling:
 
 @torch.inference_mode()
 def generate_ids(
-    model: GPT, prompt: Sequence[int], sampling: Sampling, stops: Container[int]
+    model: LanguageModel, prompt: Sequence[int], sampling: Sampling, stops: Container[int]
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt` until one of `stops` or the end of the context."""
     generator = sampling.generator()
@@ -93,7 +93,7 @@ def generate_ids(
 
 @torch.inference_mode()
 def greedy_ids(
-    model: GPT,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     stops: Collection[int],

@@ -19,12 +19,13 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from llmkit.architectures.config import validated
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.registry import block_matrices, tensor_specs
 from llmkit.errors import CheckpointError, ConfigError, unknown_name
 from llmkit.quantization.packed import PackedLinear
+from llmkit.validation import validated
 
-TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # the matrices of a block
+TARGETS = tuple(block_matrices())
 
 # Settings of PEFT that change what is computed and that this LoRA has not; each must be unset.
 _FOREIGN = (
@@ -97,7 +98,7 @@ class LoRALinear(nn.Module):
         return y + F.linear(low, self.lora_B) * self.config.scale
 
 
-def add_lora(model: GPT, config: LoRAConfig) -> None:
+def add_lora(model: LanguageModel, config: LoRAConfig) -> None:
     """Wrap the targets of every block in place, and freeze everything but the adapters.
 
     Where the same adapters are already there, nothing changes. Raises ConfigError where others
@@ -109,16 +110,15 @@ def add_lora(model: GPT, config: LoRAConfig) -> None:
             raise ConfigError(f"the model already has LoRA adapters ({found}); merge them first")
         return
     model.requires_grad_(False)
-    for layer in range(len(model.h)):
-        for target in config.targets:
-            path = f"h.{layer}.{target}"
-            base = cast(nn.Linear | PackedLinear, model.get_submodule(path))
+    for spec in tensor_specs(model.config):
+        if spec.is_block_matrix and spec.module_in_block in config.targets:
+            base = cast(nn.Linear | PackedLinear, model.get_submodule(spec.module))
             # A new module is in training mode, whatever the model is in.
-            model.set_submodule(path, LoRALinear(base, config).train(model.training))
+            model.set_submodule(spec.module, LoRALinear(base, config).train(model.training))
 
 
-def lora_layers(model: GPT) -> dict[str, LoRALinear]:
-    """The wrapped layers by name, such as `h.0.attn.c_attn`; empty without adapters."""
+def lora_layers(model: LanguageModel) -> dict[str, LoRALinear]:
+    """The wrapped layers by the path of their module; empty without adapters."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
 
 
@@ -127,7 +127,7 @@ def merged_delta(A: Tensor, B: Tensor, scale: float) -> Tensor:  # noqa: N803
     return scale * (B.detach().float() @ A.detach().float())
 
 
-def merge_lora(model: GPT) -> None:
+def merge_lora(model: LanguageModel) -> None:
     """Put nn.Linear layers with weight base + merged_delta, summed in float32, in place.
 
     Blocks of a packed base become floats. The model stays frozen.
@@ -150,11 +150,11 @@ def n_trainable(model: nn.Module) -> int:
 
 
 def peft_name(path: str, half: str) -> str:
-    """PEFT's name for `lora_A` or `lora_B` of a layer such as `h.0.attn.c_attn`."""
+    """PEFT's name for `lora_A` or `lora_B` of a layer at this path."""
     return f"base_model.model.transformer.{path}.{half}.weight"
 
 
-def adapter_tensors(model: GPT) -> dict[str, Tensor]:
+def adapter_tensors(model: LanguageModel) -> dict[str, Tensor]:
     """A (rank, in) and B (out, rank) of every wrapped layer, under PEFT's names; not copies."""
     tensors = {}
     for path, lora in lora_layers(model).items():
@@ -163,7 +163,7 @@ def adapter_tensors(model: GPT) -> dict[str, Tensor]:
     return tensors
 
 
-def load_adapter(model: GPT, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_adapter(model: LanguageModel, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy the tensors of an adapter file into a wrapped model.
 
     Raises CheckpointError naming `source` and the first tensor that is missing, left over or of

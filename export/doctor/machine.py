@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.registry import FAMILIES, model_config, new_model
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors
 from llmkit.errors import LlmkitError
@@ -130,12 +129,12 @@ def gigabytes(n_bytes: int) -> str:
 
 def _tiny_model(folder: Path) -> Path:
     tokenizer = train_bpe([""], 257)
-    config = GPTConfig(
-        vocab_size=tokenizer.vocab_size, context_length=8, n_layer=1, n_head=1, n_embd=32
-    )
+    preset = next(iter(next(iter(FAMILIES.values())).presets))
+    sizes = {"context_length": 8, "n_layer": 1, "n_head": 1, "n_embd": 32}
+    config = model_config(preset, tokenizer.vocab_size, **sizes)
     checkpoint = folder / "tiny"
     checkpoint.mkdir()
     save_config(checkpoint, CheckpointConfig(config, COMPLETION))
-    save_tensors(checkpoint / "model.safetensors", GPT(config).state_dict(), step=0)
+    save_tensors(checkpoint / "model.safetensors", new_model(config).state_dict(), step=0)
     tokenizer.save(checkpoint / "tokenizer.json")
     return export(checkpoint, folder / "out", Recipe(["q8_0"]), prove=False).files[0].path

@@ -13,12 +13,12 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.keys import ADAPTER_KEY
-from llmkit.export.gguf.metadata import ARCHITECTURE, adapter_metadata_of
-from llmkit.export.gguf.names import tensor_table
+from llmkit.export.gguf.metadata import adapter_metadata_of
 from llmkit.export.gguf.reader import GGUFFile, Writer, read_gguf
 from llmkit.export.gguf.writer import ExportedFile, add_metadata
 from llmkit.files import written_beside
@@ -32,7 +32,7 @@ HALVES = {"lora_a": "lora_A", "lora_b": "lora_B"}
 def write_adapter(checkpoint: Checkpoint, path: Path, name: str) -> ExportedFile:
     """Write the checkpoint's LoRA matrices."""
     tensors = adapter_arrays(checkpoint)
-    writer = Writer(None, ARCHITECTURE)
+    writer = Writer(None, checkpoint.config.architecture)
     add_metadata(writer, adapter_metadata_of(checkpoint, name))
     for tensor_name, array in tensors.items():
         writer.add_tensor(tensor_name, array, raw_dtype=gguf.GGMLQuantizationType.F32)
@@ -49,7 +49,7 @@ def adapter_arrays(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
         stored = set(file.keys())
         return {
             f"{entry.gguf_name}.{suffix}": file.get_tensor(name).float().numpy()
-            for entry in tensor_table(checkpoint.config)
+            for entry in tensor_specs(checkpoint.config)
             for suffix, half in HALVES.items()
             if (name := peft_name(entry.checkpoint_name.removesuffix(".weight"), half)) in stored
         }

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from llmkit.export.gguf.reader import GGUFFile
+from llmkit.architectures.base import Role
+from llmkit.architectures.registry import tensor_specs
+from llmkit.export.gguf.reader import GGUFFile, config_of
 
-# The first part of a GGUF name that fits says the group. A tied head is the embedding.
+# A tied head is the embedding. Biases, norms and positions are in no group: they stay f32.
 _GROUPS = {
-    "token_embd.": "embedding",
-    "attn_": "attention",
-    "ffn_": "feed_forward",
-    "output.": "head",
+    Role.TOKEN_EMBEDDING: "embedding",
+    Role.QKV: "attention",
+    Role.ATTENTION_OUTPUT: "attention",
+    Role.FEED_FORWARD_UP: "feed_forward",
+    Role.FEED_FORWARD_DOWN: "feed_forward",
+    Role.HEAD: "head",
 }
-GROUPS = tuple(_GROUPS.values())
+GROUPS = tuple(dict.fromkeys(_GROUPS.values()))
 
 
 def bits_by_group(file: GGUFFile) -> dict[str, float]:
-    """Bits per weight of the matrices of each group that the file has.
-
-    Biases, norms and positions are in none: they are added, and stay f32.
-    """
+    """Bits per weight of the matrices of each group that the file has."""
     n_bits: dict[str, int] = defaultdict(int)
     n_weights: dict[str, int] = defaultdict(int)
-    for tensor in file.tensors.values():
-        name = tensor.name.split(".", 2)[-1] if tensor.name.startswith("blk.") else tensor.name
-        group = next((_GROUPS[start] for start in _GROUPS if name.startswith(start)), None)
-        if group is not None and len(tensor.shape) == 2:
+    for spec in tensor_specs(config_of(file)):
+        group, tensor = _GROUPS.get(spec.role), file.tensors.get(spec.gguf_name)
+        if group is not None and tensor is not None:
             n_bits[group] += 8 * tensor.blocks.nbytes
             n_weights[group] += tensor.n_weights
     return {group: n_bits[group] / n_weights[group] for group in GROUPS if group in n_bits}

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import gguf
 import numpy as np
 
+from llmkit.architectures.registry import family_of
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.quant.types import FloatRows, PackedRows
 from llmkit.quantization.tensor_types import Quantization, quantization_of
 from llmkit.tokenizer import Tokenizer
 
-ARCHITECTURE = "gpt2"
 # Keys of llmkit's own, which llama.cpp and Ollama pass over; more of them in keys.py.
 QUANTIZATION_KEY = "llmkit.quantization"  # its name, where `general.file_type` means another
 # Of blocks that no rounding of the weights gives: how they were chosen, the hash of the text they
@@ -87,22 +87,15 @@ def metadata_of(
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     kind = gguf.GGUFValueType
     keys = gguf.Keys
-    arch = ARCHITECTURE
+    known = family_of(config)
     entries = [
-        MetadataEntry(keys.General.ARCHITECTURE, arch, kind.STRING),
+        MetadataEntry(keys.General.ARCHITECTURE, known.name, kind.STRING),
         MetadataEntry(keys.General.TYPE, gguf.GGUFType.MODEL, kind.STRING),
         MetadataEntry(keys.General.NAME, name, kind.STRING),
         MetadataEntry(keys.General.QUANTIZATION_VERSION, int(gguf.GGML_QUANT_VERSION), kind.UINT32),
-        MetadataEntry(
-            keys.LLM.CONTEXT_LENGTH.format(arch=arch), config.context_length, kind.UINT32
-        ),
-        MetadataEntry(keys.LLM.EMBEDDING_LENGTH.format(arch=arch), config.n_embd, kind.UINT32),
-        MetadataEntry(keys.LLM.BLOCK_COUNT.format(arch=arch), config.n_layer, kind.UINT32),
-        MetadataEntry(keys.LLM.FEED_FORWARD_LENGTH.format(arch=arch), config.n_ff, kind.UINT32),
-        MetadataEntry(keys.LLM.VOCAB_SIZE.format(arch=arch), config.vocab_size, kind.UINT32),
-        MetadataEntry(keys.Attention.HEAD_COUNT.format(arch=arch), config.n_head, kind.UINT32),
-        MetadataEntry(
-            keys.Attention.LAYERNORM_EPS.format(arch=arch), config.layer_norm_epsilon, kind.FLOAT32
+        *(
+            MetadataEntry(size.key.format(arch=known.name), getattr(config, size.size), size.kind)
+            for size in known.sizes
         ),
         # llama.cpp's tokenizer model `gpt2` is byte-level BPE, its pre `gpt-2` is GPT-2's split.
         MetadataEntry(keys.Tokenizer.MODEL, "gpt2", kind.STRING),
@@ -133,7 +126,7 @@ def adapter_metadata_of(checkpoint: Checkpoint, name: str) -> list[MetadataEntry
     kind = gguf.GGUFValueType
     keys = gguf.Keys
     entries = [
-        MetadataEntry(keys.General.ARCHITECTURE, ARCHITECTURE, kind.STRING),
+        MetadataEntry(keys.General.ARCHITECTURE, checkpoint.config.architecture, kind.STRING),
         MetadataEntry(keys.General.TYPE, gguf.GGUFType.ADAPTER, kind.STRING),
         MetadataEntry(keys.General.NAME, name, kind.STRING),
         MetadataEntry(keys.Adapter.TYPE, "lora", kind.STRING),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmkit.architectures.config import GPTConfig, validated
+from llmkit.architectures.base import GGUF_HEAD, ModelConfig
+from llmkit.architectures.registry import FAMILIES, tensor_specs
 from llmkit.checkpoint.tensors import fault_of
 from llmkit.errors import GGUFError, QuantizationError
-from llmkit.export.gguf.metadata import ARCHITECTURE, METHOD_KEY, QUANTIZATION_KEY
-from llmkit.export.gguf.names import tensor_table
+from llmkit.export.gguf.metadata import METHOD_KEY, QUANTIZATION_KEY
 from llmkit.quant import dequantize, quant_type_of
 from llmkit.quantization.tensor_types import CUSTOM, Quantization, quantization, quantization_of
+from llmkit.validation import validated
 
 MAGIC = b"GGUF"
 
@@ -114,7 +115,7 @@ class GGUFFile:
             return quantization_of(file_type)
         if self.quant != CUSTOM:
             return quantization(self.quant)
-        table = {entry.gguf_name: entry for entry in tensor_table(config_of(self))}
+        table = {entry.gguf_name: entry for entry in tensor_specs(config_of(self))}
         chosen = {
             table[name].checkpoint_name: quant_type_of(tensor.ggml_type)
             for name, tensor in self.tensors.items()
@@ -167,36 +168,39 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def config_of(file: GGUFFile) -> GPTConfig:
+def config_of(file: GGUFFile) -> ModelConfig:
     """The model's sizes as the file states them. Raises GGUFError for another architecture."""
     architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
-    if architecture != ARCHITECTURE:
+    if architecture not in FAMILIES:
         kind = f"is a {architecture} model" if architecture else "does not name its architecture"
-        raise GGUFError(f"{file.path} {kind}; only {ARCHITECTURE} is supported")
+        raise GGUFError(f"{file.path} {kind}; supported: {', '.join(FAMILIES)}")
+    known = FAMILIES[architecture]
 
     def value(key: str, kind: type) -> Any:
-        name = key.format(arch=ARCHITECTURE)
-        if name not in file.metadata:
-            raise GGUFError(f"{file.path} has no {name}; export it again")
-        if not isinstance(file.metadata[name], kind):
-            raise GGUFError(f"{file.path}: {name} is not of type {kind.__name__}; export it again")
-        return file.metadata[name]
+        if key not in file.metadata:
+            raise GGUFError(f"{file.path} has no {key}; export it again")
+        if not isinstance(file.metadata[key], kind):
+            raise GGUFError(f"{file.path}: {key} is not of type {kind.__name__}; export it again")
+        return file.metadata[key]
 
+    settable = {field.name for field in fields(known.config)}
     sizes = {
-        "vocab_size": len(value(gguf.Keys.Tokenizer.LIST, list)),
-        "context_length": value(gguf.Keys.LLM.CONTEXT_LENGTH, int),
-        "n_layer": value(gguf.Keys.LLM.BLOCK_COUNT, int),
-        "n_head": value(gguf.Keys.Attention.HEAD_COUNT, int),
-        "n_embd": value(gguf.Keys.LLM.EMBEDDING_LENGTH, int),
-        "layer_norm_epsilon": value(gguf.Keys.Attention.LAYERNORM_EPS, float),
-        "tie_embeddings": "output.weight" not in file.tensors,
+        size.size: value(
+            size.key.format(arch=known.name),
+            float if size.kind is gguf.GGUFValueType.FLOAT32 else int,
+        )
+        for size in known.sizes
+        if size.size in settable - {"vocab_size"}
     }
+    sizes["vocab_size"] = len(value(gguf.Keys.Tokenizer.LIST, list))
+    sizes["tie_embeddings"] = GGUF_HEAD not in file.tensors
     if sizes["n_layer"] > len(file.tensors):  # damage: every size derived from it would be huge
         raise GGUFError(
             f"{file.path}: the metadata says {sizes['n_layer']} layers, but the file has only "
             f"{len(file.tensors)} tensors; export or copy it again"
         )
-    return validated(GPTConfig, sizes, str(file.path))
+    config: ModelConfig = validated(known.config, sizes, str(file.path))
+    return config
 
 
 def dequantized_weights(file: GGUFFile) -> dict[str, torch.Tensor]:
@@ -205,7 +209,7 @@ def dequantized_weights(file: GGUFFile) -> dict[str, torch.Tensor]:
     Raises GGUFError naming a tensor that is missing or has another shape.
     """
     weights = {}
-    for entry in tensor_table(config_of(file)):
+    for entry in tensor_specs(config_of(file)):
         stored = file.tensors.get(entry.gguf_name)
         if stored is None:
             raise GGUFError(f"{file.path} has no tensor {entry.gguf_name}; export it again")

@@ -14,19 +14,19 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.base import ModelConfig, TensorSpec
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.checkpoint.tensors import TensorReader, open_tensors
 from llmkit.console import progress
 from llmkit.errors import CheckpointError
-from llmkit.export.gguf.metadata import ARCHITECTURE, ChosenBlocks, MetadataEntry, metadata_of
-from llmkit.export.gguf.names import TensorEntry, tensor_table
+from llmkit.export.gguf.metadata import ChosenBlocks, MetadataEntry, metadata_of
 from llmkit.export.gguf.reader import Writer
 from llmkit.files import written_beside
 from llmkit.quant import quantize
 from llmkit.quant.types import QuantType
-from llmkit.quantization.tensor_types import Quantization, is_matrix
+from llmkit.quantization.tensor_types import Quantization
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def write_gguf(
     to it. Without, the checkpoint's adapter, if it has one, is merged into the weights. Matrices
     that are not in `chosen` are rounded.
     """
-    table = tensor_table(checkpoint.config)
-    types = [entry_type(entry, quantization, checkpoint.config) for entry in table]
+    table = tensor_specs(checkpoint.config)
+    types = [quantization.type_of(entry, checkpoint.config) for entry in table]
     entries = metadata_of(checkpoint, quantization, name, adapter, chosen)
     writer = _writer(entries, table, types)
     with (
@@ -77,9 +77,10 @@ def write_gguf(
 
 
 def _writer(
-    entries: Iterable[MetadataEntry], table: Sequence[TensorEntry], types: Sequence[QuantType]
+    entries: Sequence[MetadataEntry], table: Sequence[TensorSpec], types: Sequence[QuantType]
 ) -> Writer:
-    writer = Writer(None, ARCHITECTURE)
+    architecture = next(e.value for e in entries if e.key == gguf.Keys.General.ARCHITECTURE)
+    writer = Writer(None, str(architecture))
     add_metadata(writer, entries)
     for entry, stored in zip(table, types, strict=True):
         writer.add_tensor_info(
@@ -107,19 +108,14 @@ def n_header_bytes(
     chosen: ChosenBlocks | None = None,
 ) -> int:
     """Bytes of a file that are not its tensors', at most."""
-    table = tensor_table(checkpoint.config)
-    types = [entry_type(entry, quantization, checkpoint.config) for entry in table]
+    table = tensor_specs(checkpoint.config)
+    types = [quantization.type_of(entry, checkpoint.config) for entry in table]
     entries = metadata_of(checkpoint, quantization, name, adapter, chosen)
     with TemporaryDirectory(prefix="llmkit-") as folder:
         path = Path(folder) / "header"
         with closing(_writer(entries, table, types)) as writer:
             write_header(writer, path)
         return path.stat().st_size + len(table) * gguf.GGUF_DEFAULT_ALIGNMENT
-
-
-def entry_type(entry: TensorEntry, quantization: Quantization, config: GPTConfig) -> QuantType:
-    """The type in which a tensor is stored."""
-    return quantization.type_of(entry.checkpoint_name, entry.shape, config)
 
 
 def open_weights(checkpoint: Checkpoint, *, merged: bool) -> AbstractContextManager[TensorReader]:
@@ -133,11 +129,11 @@ def open_weights(checkpoint: Checkpoint, *, merged: bool) -> AbstractContextMana
 def add_metadata(writer: Writer, entries: Iterable[MetadataEntry]) -> None:
     """Add every entry but the architecture, which the writer has already."""
     for entry in entries:
-        if entry.key != "general.architecture":
+        if entry.key != gguf.Keys.General.ARCHITECTURE:
             writer.add_key_value(entry.key, entry.value, entry.kind)
 
 
-def pack_tensor(tensors: TensorReader, entry: TensorEntry, stored: QuantType) -> NDArray[np.uint8]:
+def pack_tensor(tensors: TensorReader, entry: TensorSpec, stored: QuantType) -> NDArray[np.uint8]:
     """A checkpoint's tensor as blocks (rows, bytes). Raises CheckpointError, QuantizationError."""
     rows = (-1, entry.shape[-1])
     if entry.is_absent:
@@ -157,12 +153,12 @@ def pack_tensor(tensors: TensorReader, entry: TensorEntry, stored: QuantType) ->
     return quantize(array, stored, entry.checkpoint_name)
 
 
-def n_tensor_bytes(entry: TensorEntry, stored: QuantType) -> int:
+def n_tensor_bytes(entry: TensorSpec, stored: QuantType) -> int:
     """Bytes of a tensor's blocks."""
     return int(np.prod(entry.shape[:-1])) * stored.row_bytes(entry.shape[-1])
 
 
-def _check_names(tensors: TensorReader, table: Sequence[TensorEntry]) -> None:
+def _check_names(tensors: TensorReader, table: Sequence[TensorSpec]) -> None:
     known = {entry.checkpoint_name for entry in table if not entry.is_absent}
     foreign = sorted(set(tensors.keys()) - known)
     if foreign:
@@ -174,8 +170,8 @@ def _check_names(tensors: TensorReader, table: Sequence[TensorEntry]) -> None:
 def _summary(
     path: Path,
     quantization: Quantization,
-    config: GPTConfig,
-    table: Sequence[TensorEntry],
+    config: ModelConfig,
+    table: Sequence[TensorSpec],
     types: Sequence[QuantType],
 ) -> ExportedFile:
     n_weights = n_bytes = 0
@@ -184,8 +180,8 @@ def _summary(
         n = int(np.prod(entry.shape))
         n_weights += n
         n_bytes += n_tensor_bytes(entry, stored)
-        wanted = quantization.wanted(entry.checkpoint_name, config)
-        if is_matrix(entry.checkpoint_name, entry.shape) and stored is not wanted:
+        wanted = quantization.wanted(entry, config)
+        if entry.is_matrix and stored is not wanted:
             fallbacks.append(f"{entry.gguf_name}: {stored.name}")
             fallback_bits += n * (stored.bits_per_weight - wanted.bits_per_weight)
     return ExportedFile(

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.device import choose_device
 from llmkit.errors import ConfigError
@@ -72,7 +72,7 @@ class CheckpointRunner:
     """A checkpoint's model in PyTorch (a Runner)."""
 
     checkpoint: Checkpoint
-    model: GPT
+    model: LanguageModel
 
     @property
     def context_length(self) -> int:  # noqa: D102

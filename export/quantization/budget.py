@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel, TensorSpec
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.evaluation.divergence import joined
@@ -23,7 +24,6 @@ from llmkit.export.evaluation.file_divergence import divergences
 from llmkit.export.gguf.adapter import adapter_arrays
 from llmkit.export.gguf.memory_need import bytes_beside_weights, loaded_bytes
 from llmkit.export.gguf.metadata import ChosenBlocks
-from llmkit.export.gguf.names import TensorEntry, tensor_table
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.gguf.writer import n_header_bytes, n_tensor_bytes, write_gguf
 from llmkit.export.quantization.calibration import Calibration
@@ -33,7 +33,7 @@ from llmkit.export.quantization.sensitivity import Sensitivity, measure_sensitiv
 from llmkit.quant import quantize
 from llmkit.quant.grids import grid_of
 from llmkit.quant.types import PackedRows, QuantType, quant_names, quant_type
-from llmkit.quantization.tensor_types import CUSTOM, Quantization, is_matrix, quantization
+from llmkit.quantization.tensor_types import CUSTOM, Quantization, quantization
 from llmkit.quantization.walk import error_feedback
 
 REFERENCE = "q4_0"  # the type in which sensitivities are measured: it fits most rows
@@ -55,8 +55,8 @@ class Budget:
 
         Raises ConfigError where those are too few.
         """
-        table = tensor_table(source.config)
-        beside = sum(n_tensor_bytes(e, quant_type("f32")) for e in table if not _is_matrix(e))
+        table = tensor_specs(source.config)
+        beside = sum(n_tensor_bytes(e, quant_type("f32")) for e in table if not e.is_matrix)
         unit = 1.0
         if self.of == "weights":
             unit = sum(int(np.prod(entry.shape)) for entry in table) / 8
@@ -70,7 +70,7 @@ class Budget:
         smallest = beside + sum(
             min(self.bytes_of(entry, qtype) for qtype in types_for(entry))
             for entry in table
-            if _is_matrix(entry)
+            if entry.is_matrix
         )
         if self.limit * unit < smallest:
             step = 0.001 if self.of == "weights" else 1e4  # as it is shown: rounded up it is enough
@@ -78,7 +78,7 @@ class Budget:
             raise ConfigError(f"{self} is too small; the smallest types need {least}")
         return int(self.limit * unit) - beside
 
-    def bytes_of(self, entry: TensorEntry, qtype: QuantType) -> int:
+    def bytes_of(self, entry: TensorSpec, qtype: QuantType) -> int:
         """What a matrix takes of it."""
         if self.of == "memory":
             return loaded_bytes(entry, qtype)
@@ -140,7 +140,7 @@ def plan(
 
     Raises ConfigError where no types are small enough.
     """
-    entries = {e.checkpoint_name: e for e in tensor_table(source.config) if _is_matrix(e)}
+    entries = {e.checkpoint_name: e for e in tensor_specs(source.config) if e.is_matrix}
     room = budget.for_matrices(source, _header_bytes(source, entries), merged=merged)
     model = open_model(source, merged=merged)
     sensitivity = _sensitivity(source, model, method, text)
@@ -168,11 +168,9 @@ def _header_bytes(source: Checkpoint, names: Iterable[str]) -> int:
     return n_header_bytes(source, types, "-" * _LONGEST_NAME, "-" * _LONGEST_NAME, nothing)
 
 
-def _is_matrix(entry: TensorEntry) -> bool:
-    return is_matrix(entry.checkpoint_name, entry.shape)
-
-
-def _sensitivity(source: Checkpoint, model: GPT, method: Method, text: Calibration) -> Sensitivity:
+def _sensitivity(
+    source: Checkpoint, model: LanguageModel, method: Method, text: Calibration
+) -> Sensitivity:
     n = max(1, len(text.tokens) // MEASURED_PART)
     measured = text.tokens[-n:]
     calibrating = text.tokens[:-n] if len(text.tokens) > n else measured
@@ -205,7 +203,7 @@ def _floor(source: Checkpoint, tokens: Tensor) -> float:
     return joined(parts).mean_kl
 
 
-def types_for(entry: TensorEntry) -> list[QuantType]:
+def types_for(entry: TensorSpec) -> list[QuantType]:
     """Those that a matrix's rows fit and of which the rest is a matter of bits alone."""
     return [
         qtype

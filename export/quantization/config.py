@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.console import say
 from llmkit.errors import ConfigError
 from llmkit.export.gguf.metadata import ChosenBlocks
-from llmkit.export.gguf.names import tensor_table
 from llmkit.export.gguf.writer import open_weights
 from llmkit.export.quantization.budget import Budget, Plan, plan
 from llmkit.export.quantization.calibration import Calibration, calibration_of
@@ -26,7 +26,7 @@ from llmkit.export.quantization.prequantized import (
 )
 from llmkit.files import StrPath, optional_path
 from llmkit.quant.types import QuantType, quant_type
-from llmkit.quantization.tensor_types import CUSTOM, Quantization, is_matrix, quantization
+from llmkit.quantization.tensor_types import CUSTOM, Quantization, quantization
 
 DEFAULT_QUANTS = ("f16", "q8_0", "q4_0")
 
@@ -162,9 +162,8 @@ def _quantizations(source: Checkpoint, recipe: Recipe, *, merged: bool) -> list[
     for pattern, qtype in recipe.tensor_types.items():
         matching = [
             entry.checkpoint_name
-            for entry in tensor_table(source.config)
-            if is_matrix(entry.checkpoint_name, entry.shape)
-            and fnmatchcase(entry.gguf_name.removesuffix(".weight"), pattern)
+            for entry in tensor_specs(source.config)
+            if entry.is_matrix and fnmatchcase(entry.gguf_name.removesuffix(".weight"), pattern)
         ]
         if not matching:
             raise ConfigError(

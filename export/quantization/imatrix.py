@@ -20,16 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.registry import head_spec, tensor_specs
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import progress
 from llmkit.errors import GGUFError
-from llmkit.export.gguf.names import tensor_table
 from llmkit.export.gguf.reader import GGUFFile, Writer, read_gguf
 from llmkit.export.quantization.calibration import calibration_of
 from llmkit.files import StrPath, optional_path, written_beside
 from llmkit.quant import has_importance
-from llmkit.quantization.tensor_types import is_matrix
 
 KIND = str(gguf.GGUFType.IMATRIX)
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -86,7 +85,7 @@ class ImportanceFile:
 
 
 @torch.inference_mode()
-def collect_importance(model: GPT, tokens: Tensor, dataset: str) -> ImportanceMatrix:
+def collect_importance(model: LanguageModel, tokens: Tensor, dataset: str) -> ImportanceMatrix:
     """Run calibration tokens (n, T) through a model and sum the squares of its matrices' inputs.
 
     The head's inputs are those of `output.weight`, or of `token_embd.weight` where the two are
@@ -102,7 +101,7 @@ def collect_importance(model: GPT, tokens: Tensor, dataset: str) -> ImportanceMa
 
         return add
 
-    add_head = adder("token_embd.weight" if model.config.tie_embeddings else "output.weight")
+    add_head = adder(head_spec(model.config).gguf_name)
     with ExitStack() as stack:
         for gguf_name, module in _matrices(model):
             stack.callback(module.register_forward_pre_hook(adder(gguf_name)).remove)
@@ -123,12 +122,12 @@ def collect_importance(model: GPT, tokens: Tensor, dataset: str) -> ImportanceMa
     )
 
 
-def _matrices(model: GPT) -> list[tuple[str, nn.Module]]:
+def _matrices(model: LanguageModel) -> list[tuple[str, nn.Module]]:
     """The layers that run as modules; the head and the embeddings do not."""
     return [
-        (entry.gguf_name, model.get_submodule(entry.checkpoint_name.removesuffix(".weight")))
-        for entry in tensor_table(model.config)
-        if entry.checkpoint_name.startswith("h.") and is_matrix(entry.checkpoint_name, entry.shape)
+        (entry.gguf_name, model.get_submodule(entry.module))
+        for entry in tensor_specs(model.config)
+        if entry.is_block_matrix
     ]
 
 

@@ -15,12 +15,13 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from llmkit.architectures.base import TensorSpec
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tensors import TensorReader
 from llmkit.console import progress
 from llmkit.export.evaluation.file_divergence import different_models
 from llmkit.export.gguf.adapter import adapter_of
-from llmkit.export.gguf.names import TensorEntry, tensor_table
 from llmkit.export.gguf.reader import GGUFFile, read_gguf
 from llmkit.export.gguf.writer import open_weights
 from llmkit.export.quantization.imatrix import ImportanceMatrix
@@ -73,7 +74,7 @@ def write_like(
     Types, metadata and the number of bytes are the same. Raises GGUFError where the tensors are
     not the checkpoint's.
     """
-    table = {entry.gguf_name: entry for entry in tensor_table(checkpoint.config)}
+    table = {entry.gguf_name: entry for entry in tensor_specs(checkpoint.config)}
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     if shapes != {name: entry.shape for name, entry in table.items()}:
         raise different_models(file.path, checkpoint, "tensors")
@@ -92,7 +93,7 @@ def write_like(
     copy.data.flush()
 
 
-def _weights(tensors: TensorReader, entry: TensorEntry) -> NDArray[np.float32]:
+def _weights(tensors: TensorReader, entry: TensorSpec) -> NDArray[np.float32]:
     if entry.is_absent:
         return np.zeros(entry.shape, np.float32)
     weights: NDArray[np.float32] = tensors.get_tensor(entry.checkpoint_name).float().numpy()

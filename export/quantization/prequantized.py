@@ -8,23 +8,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel, ModelConfig
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tensors import build_model
 from llmkit.console import say
 from llmkit.device import device_with_float64
 from llmkit.errors import ConfigError, QuantizationError
 from llmkit.export.gguf.metadata import ChosenBlocks, hash_of_choice
-from llmkit.export.gguf.names import tensor_table
-from llmkit.export.gguf.writer import entry_type, open_weights
+from llmkit.export.gguf.writer import open_weights
 from llmkit.export.quantization.calibration import Calibration
 from llmkit.export.quantization.imatrix import ImportanceFile, InputStatistics
 from llmkit.files import StrPath
 from llmkit.quant import quantize
 from llmkit.quant.grids import grid_of
 from llmkit.quant.types import FloatRows, PackedRows, QuantType
-from llmkit.quantization.tensor_types import Quantization, is_matrix
+from llmkit.quantization.tensor_types import Quantization
 from llmkit.quantization.walk import error_feedback
 
 Method = Literal["rtn", "gptq"]
@@ -44,7 +43,7 @@ def check_inputs(method: str, calibration: StrPath | None, imatrix: StrPath | No
 
 
 def by_error_feedback(
-    model: GPT, types: Mapping[str, QuantType], text: Calibration
+    model: LanguageModel, types: Mapping[str, QuantType], text: Calibration
 ) -> ChosenBlocks:
     """GPTQ of every matrix in `types` whose type has numbers to choose.
 
@@ -69,7 +68,7 @@ def by_error_feedback(
 
 def by_importance(
     matrices: Iterable[tuple[str, FloatRows, QuantType]],
-    config: GPTConfig,
+    config: ModelConfig,
     importances: ImportanceFile,
 ) -> ChosenBlocks | None:
     """Ggml's rounding with the squared error of each column weighed, as llama-quantize does.
@@ -79,7 +78,7 @@ def by_importance(
     Raises QuantizationError for importances of another width, or of a matrix whose type needs them
     and that has none.
     """
-    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config)}
+    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_specs(config)}
     blocks, hashes, lacking = {}, {}, []
     for name, weights, qtype in matrices:
         found = importances.matrix.statistics.get(names[name])
@@ -111,17 +110,17 @@ def _is_rounded(packed: PackedRows, weights: FloatRows, qtype: QuantType) -> boo
     )
 
 
-def open_model(source: Checkpoint, *, merged: bool) -> GPT:
+def open_model(source: Checkpoint, *, merged: bool) -> LanguageModel:
     """The model whose weights a file is made of, in evaluation mode."""
     with open_weights(source, merged=merged) as tensors:
         weights = {name: tensors.get_tensor(name).float() for name in tensors.keys()}  # noqa: SIM118
     return build_model(source.config, weights, str(source.folder)).eval()
 
 
-def stored_types(config: GPTConfig, quantization: Quantization) -> dict[str, QuantType]:
+def stored_types(config: ModelConfig, quantization: Quantization) -> dict[str, QuantType]:
     """The type of every matrix, by its name in the checkpoint."""
     return {
-        entry.checkpoint_name: entry_type(entry, quantization, config)
-        for entry in tensor_table(config)
-        if is_matrix(entry.checkpoint_name, entry.shape)
+        entry.checkpoint_name: quantization.type_of(entry, config)
+        for entry in tensor_specs(config)
+        if entry.is_matrix
     }

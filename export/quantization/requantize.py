@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import torch
 
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.tensors import build_model
 from llmkit.console import progress
 from llmkit.data.sources import read_documents
@@ -19,12 +20,10 @@ from llmkit.data.tokens import windows
 from llmkit.errors import ConfigError, DataError, GGUFError
 from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import (
-    ARCHITECTURE,
     OF_QUANTIZATION,
     ChosenBlocks,
     quantization_entries,
 )
-from llmkit.export.gguf.names import tensor_table
 from llmkit.export.gguf.reader import (
     GGUFFile,
     Writer,
@@ -89,7 +88,7 @@ def requantize(
             build_model(config, dequantized_weights(file), str(source)), types, text
         )
     elif imatrix is not None:
-        names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(config)}
+        names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_specs(config)}
         matrices = (
             (name, file.tensors[names[name]].dequantized(), qtype) for name, qtype in types.items()
         )
@@ -99,7 +98,7 @@ def requantize(
 
 
 def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
-    names = {entry.gguf_name for entry in tensor_table(config_of(file))}
+    names = {entry.gguf_name for entry in tensor_specs(config_of(file))}
     foreign = sorted(names ^ file.tensors.keys())
     if foreign:
         raise GGUFError(f"{file.path}: tensor {foreign[0]} is missing or unknown; export it again")
@@ -140,14 +139,14 @@ def _write(
     types: Mapping[str, QuantType],
     chosen: ChosenBlocks | None,
 ) -> None:
-    writer = Writer(None, ARCHITECTURE)
+    writer = Writer(None, config_of(file).architecture)
     for name, field in gguf.GGUFReader(file.path).fields.items():
         kept = not name.startswith("GGUF.") and name != gguf.Keys.General.ARCHITECTURE
         if kept and name not in OF_QUANTIZATION:
             item = field.types[1] if field.types[1:] else None
             writer.add_key_value(name, field.contents(), field.types[0], item)
     add_metadata(writer, quantization_entries(wanted, chosen))
-    names = {entry.gguf_name: entry.checkpoint_name for entry in tensor_table(config_of(file))}
+    names = {entry.gguf_name: entry.checkpoint_name for entry in tensor_specs(config_of(file))}
     for tensor in file.tensors.values():
         kind, row_bytes = tensor.ggml_type, tensor.blocks.shape[-1]
         if qtype := types.get(names[tensor.name]):

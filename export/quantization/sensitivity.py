@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.registry import tensor_specs
 from llmkit.console import progress
 from llmkit.export.evaluation.divergence import divergence, joined
 from llmkit.quant import dequantize, quantize
 from llmkit.quant.types import FloatRows, PackedRows, QuantType
 
 SEQUENCES_AT_ONCE = 4
-_AT_THE_ENDS = ("wte.weight", "lm_head.weight")
 
 Choose = Callable[[Mapping[str, QuantType]], Mapping[str, PackedRows]]
 
@@ -41,7 +41,7 @@ class Sensitivity:
 
 @torch.no_grad()  # error feedback takes gradients inside
 def measure_sensitivity(
-    model: GPT,
+    model: LanguageModel,
     reference: Mapping[str, QuantType],
     tokens: Tensor,
     choose: Choose,
@@ -62,8 +62,9 @@ def measure_sensitivity(
             errors[name] = squared_error(array, qtype, name)
             kl[name] = measured.kl(blocks, reference)
             bar.update(number)
-    inner = {name: qtype for name, qtype in reference.items() if name not in _AT_THE_ENDS}
-    ends = [name for name in reference if name in _AT_THE_ENDS]
+    of_blocks = {s.checkpoint_name for s in tensor_specs(model.config) if s.is_block_matrix}
+    inner = {name: qtype for name, qtype in reference.items() if name in of_blocks}
+    ends = [name for name in reference if name not in of_blocks]
     inner_kl = measured.kl(choose(inner), reference)
     ends_kl = max(0.0, measured.kl(choose(reference), reference) - inner_kl)
     scaled = {name: kl[name] * _ratio(inner_kl, sum(kl[n] for n in inner)) for name in inner}
@@ -84,13 +85,13 @@ def _ratio(value: float, to: float) -> float:
 class _Measured:
     """A model, what it says of a text, and how far it is from that with other weights."""
 
-    def __init__(self, model: GPT, tokens: Tensor) -> None:
+    def __init__(self, model: LanguageModel, tokens: Tensor) -> None:
         self._model = model
         self._weights = dict(model.named_parameters())
         self._parts = torch.split(tokens, SEQUENCES_AT_ONCE)
         # The logits of all tokens would fill the memory; those of one part at a time do not.
         self._hidden = [model.hidden_states(part[:, :-1]) for part in self._parts]
-        self._head = (model.wte if model.lm_head is None else model.lm_head).weight.clone()
+        self._head = model.head_weight.clone()
 
     def weight(self, name: str) -> Tensor:
         """A matrix as it was trained."""

@@ -10,10 +10,10 @@ from typing import Any
 import gguf
 import numpy as np
 
+from llmkit.architectures.registry import FAMILIES, tensor_specs
 from llmkit.export.check import Check, counted
 from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.export.gguf.metadata import (
-    ARCHITECTURE,
     BLOCKS_KEY,
     CALIBRATION_KEY,
     METHOD_KEY,
@@ -21,11 +21,8 @@ from llmkit.export.gguf.metadata import (
     adapter_metadata_of,
     metadata_of,
 )
-from llmkit.export.gguf.names import tensor_table
-from llmkit.export.gguf.writer import entry_type
 from llmkit.export.verify.modelfile import modelfile_faults
 from llmkit.export.verify.target import Subject
-from llmkit.quantization.tensor_types import is_matrix
 
 SHOWN = 5  # differences in a detail; the first of them is the one to mend
 _SHORT = 40  # characters of a value that are shown
@@ -34,10 +31,11 @@ _ABSENT = object()
 _KEYS = gguf.Keys
 # Keys that llama.cpp, llama-server or llmkit read where they are there. What `general.` says
 # besides is for people.
-_READ = (f"{ARCHITECTURE}.", "tokenizer.", "general.sampling.", "split.", "llmkit.")
+_SIZES = tuple(f"{name}." for name in FAMILIES)
+_READ = (*_SIZES, "tokenizer.", "general.sampling.", "split.", "llmkit.")
 # How blocks were chosen: the checkpoint does not know, and the tensors are checked against it.
 _OF_BLOCKS = {METHOD_KEY, CALIBRATION_KEY, BLOCKS_KEY}
-_READ_OF_ADAPTER = (f"{ARCHITECTURE}.", "tokenizer.", "adapter.")
+_READ_OF_ADAPTER = (*_SIZES, "tokenizer.", "adapter.")
 
 # What a wrong value does to whoever runs the file.
 _CONSEQUENCES = {
@@ -225,7 +223,8 @@ def _shown(value: Any) -> str:
 
 
 def _consequence(key: str) -> str:
-    generic = key.replace(f"{ARCHITECTURE}.", "{arch}.", 1)
+    arch, _, size = key.partition(".")
+    generic = f"{{arch}}.{size}" if arch in FAMILIES else key
     consequence = _CONSEQUENCES.get(key) or _CONSEQUENCES.get(generic)
     return f" ({consequence})" if consequence else ""
 
@@ -234,10 +233,9 @@ def _file_type_difference(subject: Subject) -> Iterator[str]:
     """A difference if most matrices do not have the type that the file states."""
     config = subject.checkpoint.config
     types = [
-        (found.ggml_type, entry_type(entry, subject.quantization, config).ggml_type)
-        for entry in tensor_table(config)
-        if is_matrix(entry.checkpoint_name, entry.shape)
-        and (found := subject.file.tensors.get(entry.gguf_name)) is not None
+        (found.ggml_type, subject.quantization.type_of(entry, config).ggml_type)
+        for entry in tensor_specs(config)
+        if entry.is_matrix and (found := subject.file.tensors.get(entry.gguf_name)) is not None
     ]
     others = [found for found, wanted in types if found != wanted]
     if 2 * len(others) > len(types):

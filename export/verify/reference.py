@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.gpt2 import attention_by_hand
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.reader import GGUFFile, StoredTensor, config_of
@@ -282,7 +282,7 @@ class Reference:
     ) -> None:
         """Unpack nothing yet. Raises GGUFError where the file or its adapter lacks something."""
         self._ties, self._attention, self._dtype = ties, attention, dtype
-        self.config: GPTConfig = config_of(subject.file)
+        self.config: ModelConfig = config_of(subject.file)
         self.tensors = FileTensors(subject.file, subject.adapter, _lora_alpha(subject.adapter))
 
     def logits(self, ids: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import torch
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.console import progress
 from llmkit.export.check import Check, counted
@@ -133,7 +133,7 @@ def _asked(checkpoint: Path, _sha256: str) -> _Asked:
 
 @torch.inference_mode()
 def _ends(
-    model: GPT, prompt: list[int], draft: Sequence[int], room: int, stops: frozenset[int]
+    model: LanguageModel, prompt: list[int], draft: Sequence[int], room: int, stops: frozenset[int]
 ) -> bool:
     """Whether the most probable tokens after a prompt come to a stop within `room` tokens.
 

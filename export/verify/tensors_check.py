@@ -8,15 +8,16 @@ from types import MappingProxyType
 
 import numpy as np
 
+from llmkit.architectures.base import TensorSpec
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.check import Check, counted
 from llmkit.export.diagnosis.diagnose import Suspect, WantedTensor, rounded
 from llmkit.export.diagnosis.faults import Faults, fault_texts, rows_of
 from llmkit.export.gguf.adapter import adapter_arrays
 from llmkit.export.gguf.metadata import BLOCKS_KEY, hash_of_choice
-from llmkit.export.gguf.names import TensorEntry, tensor_table
 from llmkit.export.gguf.reader import GGUFFile, StoredTensor
-from llmkit.export.gguf.writer import entry_type, open_weights, pack_tensor
+from llmkit.export.gguf.writer import open_weights, pack_tensor
 from llmkit.export.verify.prequantized_blocks import far_rows, hashes_of
 from llmkit.export.verify.target import Subject
 from llmkit.quant import dequantize, quant_type, quantize
@@ -55,7 +56,7 @@ def wanted_tensors(subject: Subject) -> list[WantedTensor]:
     """What the file has to hold, read from the checkpoint when it is asked for."""
     source, merged = subject.checkpoint, subject.adapter is None
     trained = source.trained_blocks() if subject.quantization.name == source.qat else {}
-    return [_wanted(entry, subject, merged, trained) for entry in tensor_table(source.config)]
+    return [_wanted(entry, subject, merged, trained) for entry in tensor_specs(source.config)]
 
 
 def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
@@ -64,12 +65,12 @@ def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
 
 
 def _wanted(
-    entry: TensorEntry,
+    entry: TensorSpec,
     subject: Subject,
     merged: bool,
     trained: Mapping[str, PackedRows] = MappingProxyType({}),
 ) -> WantedTensor:
-    wanted = entry_type(entry, subject.quantization, subject.checkpoint.config)
+    wanted = subject.quantization.type_of(entry, subject.checkpoint.config)
     f32 = quant_type("f32")
 
     def read(stored: QuantType) -> PackedRows:
@@ -134,7 +135,7 @@ def _faults(
 
 def _adapter_text(subject: Subject, faults: Faults) -> list[str]:
     """Says so where the differing tensors are those with, or without, the adapter merged in."""
-    entries = {entry.gguf_name: entry for entry in tensor_table(subject.checkpoint.config)}
+    entries = {entry.gguf_name: entry for entry in tensor_specs(subject.checkpoint.config)}
     merged = subject.adapter is None
     is_other = all(
         is_equal(

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.errors import GGUFError, LlmkitError, OllamaError
 from llmkit.export.check import Check, Proof
 from llmkit.export.evaluation.eval_data import TextSequence, proof_prompts, proof_sequences
-from llmkit.export.gguf.names import tensor_table
 from llmkit.export.gguf.reader import config_of
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.ollama.server import OllamaServer
@@ -152,8 +152,11 @@ class _Run:
     def checks(self, subject: Subject) -> list[Check]:
         """Run llama.cpp. Raises GGUFError if it or the reference cannot run the file."""
         source, file = subject.checkpoint, subject.file
-        wanted = tensor_table(replace(source.config, qkv_bias=True))
-        if tensor_table(config_of(file)) != wanted:
+        found, wanted = (
+            [(spec.gguf_name, spec.shape) for spec in tensor_specs(config)]
+            for config in (config_of(file), source.config)
+        )
+        if found != wanted:
             raise GGUFError("the file and the checkpoint have different sizes; metadata names them")
         reference = Reference(subject, torch.float32)
         # It loads the file by itself, so that memory holds it once.

@@ -1,4 +1,4 @@
-"""A GPT-2 shaped language model, to be read from top to bottom.
+"""GPT-2: the model to be read from top to bottom, then what llama.cpp has to know of it.
 
 Shapes in comments: B sequences, T tokens, C = n_embd channels, H heads of D = C / H channels,
 V tokens in the vocabulary. Parameter names are GPT-2's (wte, wpe, h.0.attn.c_attn, ...);
@@ -8,17 +8,73 @@ weights are stored (out, in) as torch.nn.Linear has them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar
 
+import gguf
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.base import (
+    GGUF_HEAD,
+    HEAD,
+    Family,
+    KVCache,
+    LanguageModel,
+    Role,
+    SizeKey,
+    TensorSpec,
+)
+from llmkit.architectures.graph import Attention, Embed, Gelu, Norm, Operation, Product
 from llmkit.errors import ConfigError
+
+Size = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class GPTConfig:
+    """Sizes and switches of a GPT-2 shaped model. Everything a forward pass depends on."""
+
+    architecture: ClassVar[str] = "gpt2"
+
+    vocab_size: Size
+    context_length: Annotated[int, Field(gt=1)]  # a prompt and one token after it
+    n_layer: Size
+    n_head: Size
+    n_embd: Size
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    qkv_bias: bool = True
+    tie_embeddings: bool = True
+    layer_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def n_ff(self) -> int:
+        """Inner width of the feed-forward layer: 4 x n_embd as in GPT-2."""
+        return 4 * self.n_embd
+
+
+# nano and micro are for a laptop's CPU. Their widths are multiples of 256, so that every GGUF
+# type, K-quants included, can hold their rows. The others are OpenAI's GPT-2 sizes.
+PRESETS: dict[str, dict[str, int]] = {
+    "nano": {"n_layer": 4, "n_head": 4, "n_embd": 256, "context_length": 256},
+    "micro": {"n_layer": 6, "n_head": 8, "n_embd": 512, "context_length": 512},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "context_length": 1024},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "context_length": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "context_length": 1024},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "context_length": 1024},
+}
 
 
 def attention_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -37,27 +93,6 @@ def attention_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """GELU by the tanh formula, as GPT-2 and llama.cpp's gpt2 graph have it."""
     return F.gelu(x, approximate="tanh")
-
-
-@dataclass
-class KVCache:
-    """Keys and values of the tokens seen so far, a pair (B, H, T, D) per layer."""
-
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Number of tokens seen."""
-        return self.layers[0][0].shape[2] if self.layers else 0
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values of a layer; return all of them."""
-        if layer == len(self.layers):
-            self.layers.append((k, v))
-        else:
-            past_k, past_v = self.layers[layer]
-            self.layers[layer] = (torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2))
-        return self.layers[layer]
 
 
 class CausalSelfAttention(nn.Module):
@@ -128,7 +163,7 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """Token ids in, a logit for every token of the vocabulary out."""
 
     def __init__(self, config: GPTConfig) -> None:
@@ -156,29 +191,10 @@ class GPT(nn.Module):
         if isinstance(module, CausalSelfAttention | FeedForward):
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) for token ids (B, T); see `hidden_states` for the cache."""
-        return self.logits(self.hidden_states(tokens, cache))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """What the head says of hidden states: (..., C) -> (..., V)."""
-        head = self.wte.weight if self.lm_head is None else self.lm_head.weight  # (V, C)
-        return F.linear(hidden, head)
-
-    def hidden_states(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Normalised outputs (B, T, C) of the last block for token ids (B, T).
-
-        With a cache, `tokens` go on where it ends, and it grows by them. Raises ConfigError
-        where the tokens reach past context_length.
-        """
-        start = cache.length if cache is not None else 0
-        end = start + tokens.shape[1]
-        if end > self.config.context_length:
-            raise ConfigError(
-                f"{end} tokens exceed the model's context length of {self.config.context_length}"
-            )
-        positions = torch.arange(start, end, device=tokens.device)  # (T,)
-        return self.transform(self.wte(tokens) + self.wpe(positions), cache)
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """Token and position rows added, for token ids (B, T): (B, T, C)."""
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)  # (T,)
+        return self.wte(tokens) + self.wpe(positions)  # type: ignore[no-any-return]
 
     def transform(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the blocks make of embedded tokens: (B, T, C) -> (B, T, C), normalised."""
@@ -187,42 +203,145 @@ class GPT(nn.Module):
             x = block(x, cache)
         return self.ln_f(x)  # type: ignore[no-any-return]
 
+    # The head's product with the result, wte^T or lm_head^T, is LanguageModel.logits.
+
     @property
-    def blocks(self) -> list[Block]:
+    def token_embedding(self) -> nn.Embedding:
+        """Token ids are looked up in it; a tied head multiplies with it."""
+        return self.wte
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
         """The blocks in the order in which they are run."""
-        return [block for block in self.h if isinstance(block, Block)]
+        return list(self.h)
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return self.wpe.weight.device  # never packed, as wte may be
-
-    def n_parameters(self) -> int:
-        """Number of trained numbers."""
-        return sum(p.numel() for p in self.parameters())
+    def final_norm(self) -> nn.Module:
+        """The LayerNorm before the head."""
+        return self.ln_f
 
 
-class _NoInitialisation(TorchFunctionMode):
-    """Makes the functions of torch.nn.init leave tensors as they are."""
+# What llama.cpp has to know: names, keys, memory and the order of operations.
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+_KEYS = gguf.Keys.LLM
+SIZE_KEYS = (
+    SizeKey(_KEYS.CONTEXT_LENGTH, "context_length"),
+    SizeKey(_KEYS.EMBEDDING_LENGTH, "n_embd"),
+    SizeKey(_KEYS.BLOCK_COUNT, "n_layer"),
+    SizeKey(_KEYS.FEED_FORWARD_LENGTH, "n_ff"),
+    SizeKey(_KEYS.VOCAB_SIZE, "vocab_size"),
+    SizeKey(gguf.Keys.Attention.HEAD_COUNT, "n_head"),
+    SizeKey(gguf.Keys.Attention.LAYERNORM_EPS, "layer_norm_epsilon", gguf.GGUFValueType.FLOAT32),
+)
 
 
-def gpt_without_weights(config: GPTConfig) -> GPT:
-    """A GPT of names and shapes alone, on the meta device: weights are to be assigned.
+def tensors(config: GPTConfig) -> Iterator[TensorSpec]:
+    """Every tensor of a model with these sizes, in file order."""
+    C, F, V, T = config.n_embd, config.n_ff, config.vocab_size, config.context_length
+    yield TensorSpec("wte.weight", "token_embd.weight", (V, C), Role.TOKEN_EMBEDDING)
+    yield TensorSpec("wpe.weight", "position_embd.weight", (T, C), Role.POSITION_EMBEDDING)
+    for i in range(config.n_layer):
+        yield from _norm(f"h.{i}.ln_1", f"blk.{i}.attn_norm", C, i)
+        for ours, theirs, shape, role in (
+            ("attn.c_attn", "attn_qkv", (3 * C, C), Role.QKV),
+            ("attn.c_proj", "attn_output", (C, C), Role.ATTENTION_OUTPUT),
+        ):
+            has_bias = role is not Role.QKV or config.qkv_bias
+            yield from _linear(f"h.{i}.{ours}", f"blk.{i}.{theirs}", shape, role, i, has_bias)
+        yield from _norm(f"h.{i}.ln_2", f"blk.{i}.ffn_norm", C, i)
+        for ours, theirs, shape, role in (
+            ("mlp.c_fc", "ffn_up", (F, C), Role.FEED_FORWARD_UP),
+            ("mlp.c_proj", "ffn_down", (C, F), Role.FEED_FORWARD_DOWN),
+        ):
+            yield from _linear(f"h.{i}.{ours}", f"blk.{i}.{theirs}", shape, role, i)
+    yield from _norm("ln_f", "output_norm", C, None)
+    if not config.tie_embeddings:
+        yield TensorSpec(HEAD, GGUF_HEAD, (V, C), Role.HEAD)
 
-    It initialises nothing: random numbers on the meta device make PyTorch import its compiler,
-    which takes a second or more.
+
+def _norm(ours: str, theirs: str, width: int, layer: int | None) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{ours}.weight", f"{theirs}.weight", (width,), Role.NORM, layer)
+    yield TensorSpec(f"{ours}.bias", f"{theirs}.bias", (width,), Role.BIAS, layer)
+
+
+def _linear(
+    ours: str,
+    theirs: str,
+    shape: tuple[int, int],
+    role: Role,
+    layer: int,
+    has_bias: bool = True,
+) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{ours}.weight", f"{theirs}.weight", shape, role, layer)
+    # llama.cpp needs a bias of q, k and v; zeros stand in for one that the model has not.
+    yield TensorSpec(
+        f"{ours}.bias", f"{theirs}.bias", shape[:1], Role.BIAS, layer, is_absent=not has_bias
+    )
+
+
+def graph(config: GPTConfig) -> Iterator[Operation]:
+    """llama.cpp's graph of `gpt2` (llm_build_gpt2, src/models/gpt2.cpp), in its order."""
+    stream = "inpL"
+    yield Embed(
+        (), stream, "token_embd + position_embd", "token_embd.weight", "position_embd.weight"
+    )
+
+    def norm(inputs: str, output: str, title: str, name: str) -> Norm:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        return Norm((inputs,), output, f"{title}: {name}", weight, bias, config.layer_norm_epsilon)
+
+    def product(inputs: tuple[str, ...], output: str, title: str, name: str) -> Product:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        return Product(inputs, output, f"{title}: {weight}", weight, bias)
+
+    for i in range(config.n_layer):
+        b = f"blk.{i}"
+        yield norm(stream, f"attn_norm-{i}", f"{b}: stream -> attn_norm", f"{b}.attn_norm")
+        yield product((f"attn_norm-{i}",), f"wqkv_b-{i}", f"{b}: attn_norm -> qkv", f"{b}.attn_qkv")
+        yield Attention((f"wqkv_b-{i}",), f"kqv_out-{i}", f"{b}: qkv -> attention", config.n_head)
+        yield product(
+            (f"kqv_out-{i}", stream),
+            f"ffn_inp-{i}",
+            f"{b}: attention -> stream",
+            f"{b}.attn_output",
+        )
+        stream = f"ffn_inp-{i}"
+        yield norm(stream, f"ffn_norm-{i}", f"{b}: stream -> ffn_norm", f"{b}.ffn_norm")
+        yield product(
+            (f"ffn_norm-{i}",), f"ffn_up_b-{i}", f"{b}: ffn_norm -> ffn_up", f"{b}.ffn_up"
+        )
+        yield Gelu((f"ffn_up_b-{i}",), f"ffn_gelu-{i}", f"{b}: ffn_up -> gelu")
+        yield product(
+            (f"ffn_gelu-{i}", stream), f"l_out-{i}", f"{b}: gelu -> stream", f"{b}.ffn_down"
+        )
+        stream = f"l_out-{i}"
+    yield norm(stream, "result_norm", "stream -> output_norm", "output_norm")
+    head = "token_embd.weight" if config.tie_embeddings else GGUF_HEAD
+    yield Product(("result_norm",), "result_output", f"output_norm -> logits: {head}", head)
+
+
+_BATCH = 512  # tokens of a prompt that are computed at once (n_ubatch)
+_F16, _F32 = 2, 4  # bytes
+
+
+def kv_cache_bytes(config: GPTConfig, context: int) -> int:
+    """Keys and values as f16, with room for a context that llama.cpp has padded."""
+    return 2 * config.n_layer * context * config.n_embd * _F16
+
+
+def compute_buffer_bytes(config: GPTConfig, context: int, padded_context: int) -> int:
+    """The wider of two moments of the graph, and the logits that are handed out.
+
+    In a feed-forward layer its input and output are there, (batch, 4 C) each, beside the mask of
+    attention (batch, context) in f16; at the end the logits (batch, V) beside three (batch, C).
+    A model of one layer takes less: no later one needs the mask.
     """
-    with torch.device("meta"), _NoInitialisation():
-        return GPT(config)
+    batch = min(_BATCH, context)
+    feed_forward = 2 * config.n_ff * _F32 + padded_context * _F16
+    logits = (config.vocab_size + 3 * config.n_embd) * _F32
+    return batch * max(feed_forward, logits) + config.vocab_size * _F32
+
+
+GPT2 = Family(
+    GPTConfig, GPT, PRESETS, tensors, SIZE_KEYS, graph, kv_cache_bytes, compute_buffer_bytes
+)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import HEAD, LanguageModel, ModelConfig
 from llmkit.checkpoint.config import read_config
 from llmkit.checkpoint.layout import (
     ADAPTER_CONFIG_FILE,
@@ -45,15 +44,13 @@ from llmkit.quantization.qat import Grid, matrix_types
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import Tokenizer, load_tokenizer
 
-HEAD = "lm_head.weight"  # of a model whose head is not its token embedding
-
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint on disk; tensors are read when asked for."""
 
     folder: Path
-    config: GPTConfig
+    config: ModelConfig
     prompt_format: PromptFormat
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()  # of a classifier
@@ -111,7 +108,9 @@ class Checkpoint:
         """Path of the records that fine-tuning trained on; absent where there was none."""
         return self.folder / TRAINING_FOLDER / TRAINED_FILE
 
-    def load_model(self, device: torch.device | None = None, *, for_training: bool = False) -> GPT:
+    def load_model(
+        self, device: torch.device | None = None, *, for_training: bool = False
+    ) -> LanguageModel:
         """The model with its adapter, in evaluation mode.
 
         What was trained on blocks or for them has the numbers of the blocks. With `for_training`
@@ -129,7 +128,7 @@ class Checkpoint:
             self.add_adapter(model)
         return model.to(device or "cpu").eval()
 
-    def add_adapter(self, model: GPT) -> None:
+    def add_adapter(self, model: LanguageModel) -> None:
         """Put this checkpoint's LoRA matrices around a model's own."""
         if self.lora is None:
             raise CheckpointError(f"{self.folder} has no adapter")

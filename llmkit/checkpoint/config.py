@@ -6,18 +6,23 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llmkit.architectures.config import GPTConfig, validated
+from llmkit.architectures.base import ModelConfig
+from llmkit.architectures.gpt2 import GPT2
+from llmkit.architectures.registry import family
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import write_text
 from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format_from
+from llmkit.validation import validated
+
+FORMAT = 1  # goes up when older versions of llmkit cannot read what is written
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """The content of config.json."""
 
-    model: GPTConfig
+    model: ModelConfig
     prompt_format: PromptFormat
     labels: tuple[str, ...] = ()
     base_quant: str | None = None
@@ -28,8 +33,14 @@ def read_config(path: Path) -> CheckpointConfig:
     """Read a config.json. Raises CheckpointError for one that llmkit did not write."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format", FORMAT) != FORMAT:
+            raise ConfigError(
+                f"{path} has format {content['format']}, but this llmkit reads format {FORMAT}; "
+                "update llmkit"
+            )
+        known = family(content.get("architecture", GPT2.name))  # those without one are GPT-2's
         return CheckpointConfig(
-            validated(GPTConfig, content["model"], str(path)),
+            validated(known.config, content["model"], str(path)),
             prompt_format_from(content["prompt_format"], str(path)),
             tuple(str(label) for label in content.get("labels", ())),
             content.get("base_quant"),
@@ -48,6 +59,8 @@ def read_config(path: Path) -> CheckpointConfig:
 def save_config(folder: Path, content: CheckpointConfig) -> None:
     """Write config.json."""
     fields = {
+        "format": FORMAT,
+        "architecture": content.model.architecture,
         "model": asdict(content.model),
         "prompt_format": content.prompt_format.to_dict(),
         **({"labels": list(content.labels)} if content.labels else {}),

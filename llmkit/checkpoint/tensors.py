@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT, gpt_without_weights
+from llmkit.architectures.base import LanguageModel, ModelConfig
+from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import CheckpointError
 from llmkit.files import written_beside
@@ -146,13 +146,13 @@ def merged_tensors(base: TensorReader, adapter: TensorReader, lora: LoRAConfig) 
     return _Reader(base, get)
 
 
-def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -> GPT:
+def build_model(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> LanguageModel:
     """A GPT around existing tensors, without initialising it first.
 
     Raises CheckpointError naming `source` and the first tensor that is missing, left over or of
     another shape.
     """
-    model = gpt_without_weights(config)
+    model = model_without_weights(config)
     wanted = model.state_dict()
     for name in (*wanted, *weights):
         if name not in weights:

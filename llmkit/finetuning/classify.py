@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint.checkpoint import HEAD, load_checkpoint
+from llmkit.architectures.base import HEAD, LanguageModel
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import ADAPTER_FILE, MODEL_FILE
 from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import ConfigError
@@ -85,7 +85,7 @@ class Classify:
         n_tokens = sum(len(text.ids) for text in self.train)
         return n_tokens / len(self.train) * self.config.batch_size
 
-    def load_model(self, step: int, device: torch.device) -> GPT:
+    def load_model(self, step: int, device: torch.device) -> LanguageModel:
         """The model that was saved last, with the labels' rows alone as its head."""
         checkpoint = load_checkpoint(self.folder)
         model = checkpoint.load_model(device, for_training=True)
@@ -96,7 +96,7 @@ class Classify:
             train_only(model, self.n_blocks)
         return model
 
-    def loss(self, model: GPT, step: int) -> Tensor:
+    def loss(self, model: LanguageModel, step: int) -> Tensor:
         """Cross-entropy of the labels, at each text's last token."""
         indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
         batch = [self.train[index] for index in indices]
@@ -104,14 +104,14 @@ class Classify:
         truth = torch.tensor([text.label for text in batch], device=model.device)  # (B,)
         return F.cross_entropy(logits.float(), truth)
 
-    def evaluate(self, model: GPT) -> Evaluation:
+    def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss and accuracy on the validation part."""
         logits = self._validation_logits(model, len(self.validation))
         truth = torch.tensor([text.label for text in self.validation])
         right = (logits.argmax(dim=1) == truth).float()
         return Evaluation(float(F.cross_entropy(logits, truth)), accuracy=float(right.mean()))
 
-    def samples(self, model: GPT) -> list[str]:
+    def samples(self, model: LanguageModel) -> list[str]:
         """Texts of the validation part with what they are taken for."""
         predicted = self._validation_logits(model, N_SAMPLES).argmax(dim=1)
         decode, labels = self.start.tokenizer.decode, self.start.labels
@@ -121,7 +121,7 @@ class Classify:
             for text, said in zip(self.validation[:N_SAMPLES], predicted.tolist(), strict=False)
         ]
 
-    def trained_tensors(self, model: GPT) -> TensorFiles:
+    def trained_tensors(self, model: LanguageModel) -> TensorFiles:
         """The model with a row for every token in its head; with LoRA the adapter too."""
         head = self.start.head(label_head(model).detach())
         if self.start.config.lora is None:
@@ -130,7 +130,7 @@ class Classify:
             base = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return {ADAPTER_FILE: adapter_tensors(model), MODEL_FILE: {**base, HEAD: head}}
 
-    def _validation_logits(self, model: GPT, n: int) -> Tensor:
+    def _validation_logits(self, model: LanguageModel, n: int) -> Tensor:
         texts = [text.ids for text in self.validation[:n]]
         return label_logits(model, label_head(model), texts)  # (n, n_labels)
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from llmkit.architectures.config import validated
 from llmkit.errors import ConfigError
 from llmkit.lora import LoRAConfig
 from llmkit.quantization.tensor_types import quantization
 from llmkit.training.config import TrainingConfig
+from llmkit.validation import validated
 
 DEFAULT_LORA_RANK = 16
 # A new start at a pretrained minimum: smaller than in pretraining, and less for the matrices

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from llmkit.architectures.config import validated
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.data.sources import source_files
 from llmkit.data.tokens import open_token_file, windows
@@ -26,6 +25,7 @@ from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import write_token_files
 from llmkit.training.run import open_run
 from llmkit.training.state import Metrics, RunFolder, RunState
+from llmkit.validation import validated
 
 CALIBRATION_TOKENS = 32768  # for the blocks to begin with
 DEFAULTS: dict[str, Any] = {

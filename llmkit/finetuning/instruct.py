@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import load_checkpoint, stop_ids
 from llmkit.console import progress
 from llmkit.files import StrPath
@@ -73,26 +73,26 @@ class Instruct:
         n_tokens = sum(len(example.ids) for example in self.train)
         return n_tokens / len(self.train) * self.config.batch_size
 
-    def load_model(self, step: int, device: torch.device) -> GPT:
+    def load_model(self, step: int, device: torch.device) -> LanguageModel:
         """The model that was saved last."""
         return load_checkpoint(self.folder).load_model(device, for_training=True)
 
-    def loss(self, model: GPT, step: int) -> Tensor:
+    def loss(self, model: LanguageModel, step: int) -> Tensor:
         """Cross-entropy of the batch's tokens: of answers alone where the prompt is masked."""
         indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
         batch = [self.train[index] for index in indices]
         total, n = summed_loss(model, batch, answers_only=self.mask_prompt)
         return total / n
 
-    def evaluate(self, model: GPT) -> Evaluation:
+    def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss of the validation records' answers, whatever is trained on."""
         return Evaluation(answer_loss(model, self.validation, self.config.batch_size))
 
-    def samples(self, model: GPT) -> list[str]:
+    def samples(self, model: LanguageModel) -> list[str]:
         """Answers to prompts of the validation part."""
         return sample_answers(model, self.asked, self.start)
 
-    def trained_tensors(self, model: GPT) -> TensorFiles:
+    def trained_tensors(self, model: LanguageModel) -> TensorFiles:
         """The adapter, or all of the model."""
         return self.start.trained_tensors(model)
 
@@ -108,7 +108,7 @@ class Answer:
 
 
 def answers(
-    model: GPT,
+    model: LanguageModel,
     conversations: Sequence[Conversation],
     form: PromptFormat,
     tokenizer: Tokenizer,
@@ -129,14 +129,16 @@ def answers(
     return found
 
 
-def sample_answers(model: GPT, asked: Sequence[Conversation], start: Start) -> list[str]:
+def sample_answers(model: LanguageModel, asked: Sequence[Conversation], start: Start) -> list[str]:
     """A line each for the first conversations: the question and what is answered by now."""
     form, tokenizer = start.prompt_format, start.tokenizer
     given = answers(model, asked[:N_SAMPLES], form, tokenizer, SAMPLE_TOKENS)
     return [f"{answer.question[:70]!r} -> {answer.answer!r}" for answer in given]
 
 
-def summed_loss(model: GPT, batch: Sequence[Example], *, answers_only: bool) -> tuple[Tensor, int]:
+def summed_loss(
+    model: LanguageModel, batch: Sequence[Example], *, answers_only: bool
+) -> tuple[Tensor, int]:
     """Sum of the tokens' cross-entropy, and their number; logits are computed only where needed."""
     inputs, targets = padded(batch, pad_id=0, answers_only=answers_only)
     inputs, targets = inputs.to(model.device), targets.to(model.device)  # (B, T) each
@@ -147,7 +149,7 @@ def summed_loss(model: GPT, batch: Sequence[Example], *, answers_only: bool) -> 
 
 
 @torch.inference_mode()
-def answer_loss(model: GPT, examples: Sequence[Example], batch_size: int) -> float:
+def answer_loss(model: LanguageModel, examples: Sequence[Example], batch_size: int) -> float:
     """Mean loss in nats per token of the examples' answers."""
     total, n_tokens = 0.0, 0
     for begin in range(0, len(examples), batch_size):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 from llmkit.errors import ConfigError
 
 TEXTS_AT_ONCE = 32
@@ -35,14 +35,14 @@ def expanded_head(head: Tensor, label_ids: Sequence[int], vocab_size: int) -> Te
     return rows
 
 
-def put_label_head(model: GPT, head: Tensor) -> None:
+def put_label_head(model: LanguageModel, head: Tensor) -> None:
     """Give a model the head (n_labels, C) in the place of its own; it trains."""
     with torch.device("meta"):  # no weights that are thrown away
         model.lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False)
     model.lm_head.weight = nn.Parameter(head.detach().to(model.device, torch.float32, copy=True))
 
 
-def label_head(model: GPT) -> Tensor:
+def label_head(model: LanguageModel) -> Tensor:
     """The head's weight: (n_labels, C) in training, (V, C) of a checkpoint's model.
 
     Raises ConfigError where the token embedding is the head too.
@@ -52,16 +52,16 @@ def label_head(model: GPT) -> Tensor:
     return model.lm_head.weight
 
 
-def train_only(model: GPT, n_blocks: int | None) -> None:
-    """Let the head train and the last blocks, with ln_f between; None lets all of the model."""
+def train_only(model: LanguageModel, n_blocks: int | None) -> None:
+    """Let the head train and the last blocks, with the norm between; None lets all of the model."""
     model.requires_grad_(n_blocks is None)
     label_head(model).requires_grad_(True)
     if n_blocks:
-        for module in (*model.h[-n_blocks:], model.ln_f):
+        for module in (*model.blocks[-n_blocks:], model.final_norm):
             module.requires_grad_(True)
 
 
-def last_states(model: GPT, texts: Sequence[Sequence[int]]) -> Tensor:
+def last_states(model: LanguageModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """Hidden states (B, C) of each text's own last token, whatever it is filled up with."""
     rows = pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True)  # (B, T)
     hidden = model.hidden_states(rows.to(model.device))  # (B, T, C)
@@ -70,7 +70,7 @@ def last_states(model: GPT, texts: Sequence[Sequence[int]]) -> Tensor:
 
 
 @torch.inference_mode()
-def label_logits(model: GPT, head: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+def label_logits(model: LanguageModel, head: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
     """What a head (n_labels, C) says of each text: (n, n_labels) in float32 on the CPU."""
     logits = torch.empty(len(texts), len(head))
     by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # little filling
@@ -82,14 +82,16 @@ def label_logits(model: GPT, head: Tensor, texts: Sequence[Sequence[int]]) -> Te
 
 
 def predict(
-    model: GPT, label_ids: Sequence[int], token_ids_list: Sequence[Sequence[int]]
+    model: LanguageModel, label_ids: Sequence[int], token_ids_list: Sequence[Sequence[int]]
 ) -> list[int]:
     """Which label a checkpoint's model gives each text: places in `label_ids`."""
     head = label_head(model)[list(label_ids)]  # (n_labels, C)
     return [int(place) for place in label_logits(model, head, token_ids_list).argmax(dim=1)]
 
 
-def label_log_probabilities(model: GPT, label_ids: Sequence[int], ids: Sequence[int]) -> Tensor:
+def label_log_probabilities(
+    model: LanguageModel, label_ids: Sequence[int], ids: Sequence[int]
+) -> Tensor:
     """Log-probabilities (n_labels,) in nats of the labels alone after a text's ids."""
     head = label_head(model)[list(label_ids)]  # (n_labels, C)
     return label_logits(model, head, [ids])[0].log_softmax(dim=0)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.tensors import open_tensors, save_tensors
 from llmkit.console import say
@@ -89,18 +89,18 @@ class Prefer:
         n_tokens = sum(len(pair.chosen.ids) + len(pair.rejected.ids) for pair in self.train)
         return n_tokens / len(self.train) * self.config.batch_size
 
-    def load_model(self, step: int, device: torch.device) -> GPT:
+    def load_model(self, step: int, device: torch.device) -> LanguageModel:
         """The model that was saved last."""
         return load_checkpoint(self.folder).load_model(device, for_training=True)
 
-    def loss(self, model: GPT, step: int) -> Tensor:
+    def loss(self, model: LanguageModel, step: int) -> Tensor:
         """DPO's loss of the step's pairs."""
         indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
         log_probs = pair_log_probs(model, [self.train[index] for index in indices])  # (B, 2)
         reference = self.train_reference[indices].to(log_probs)
         return -F.logsigmoid(margins(log_probs, reference, self.beta)).mean()
 
-    def evaluate(self, model: GPT) -> Evaluation:
+    def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss, margin and how often the chosen answer is the likelier, on the validation part."""
         log_probs = all_log_probs(model, self.validation, self.config.batch_size)
         margin = margins(log_probs, self.validation_reference, self.beta)
@@ -110,11 +110,11 @@ class Prefer:
             margin=float(margin.mean()),
         )
 
-    def samples(self, model: GPT) -> list[str]:
+    def samples(self, model: LanguageModel) -> list[str]:
         """Answers to prompts of the validation part."""
         return sample_answers(model, self.asked, self.start)
 
-    def trained_tensors(self, model: GPT) -> TensorFiles:
+    def trained_tensors(self, model: LanguageModel) -> TensorFiles:
         """The adapter, or all of the model."""
         return self.start.trained_tensors(model)
 
@@ -142,7 +142,7 @@ class Prefer:
         return torch.split(log_probs, sizes)
 
 
-def pair_log_probs(model: GPT, pairs: Sequence[Pair]) -> Tensor:
+def pair_log_probs(model: LanguageModel, pairs: Sequence[Pair]) -> Tensor:
     """Sum of the log-probabilities of each answer's tokens, (B, 2) in nats: chosen, rejected."""
     both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     inputs, targets = padded(both, pad_id=0, answers_only=True)  # (2B, T) each
@@ -157,7 +157,7 @@ def pair_log_probs(model: GPT, pairs: Sequence[Pair]) -> Tensor:
 
 
 @torch.inference_mode()
-def all_log_probs(model: GPT, pairs: Sequence[Pair], batch_size: int) -> Tensor:
+def all_log_probs(model: LanguageModel, pairs: Sequence[Pair], batch_size: int) -> Tensor:
     """The same of any number of pairs, (n, 2), on the CPU."""
     batches = (pairs[begin : begin + batch_size] for begin in range(0, len(pairs), batch_size))
     return torch.cat([pair_log_probs(model, batch).cpu() for batch in batches])

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError
@@ -114,7 +114,7 @@ def train_task(
     )
 
 
-def trained_model(result: FinetuneResult, device: str | None) -> tuple[Checkpoint, GPT]:
+def trained_model(result: FinetuneResult, device: str | None) -> tuple[Checkpoint, LanguageModel]:
     """The finished model, as the checkpoint on disk has it."""
     checkpoint = load_checkpoint(result.checkpoint)
     return checkpoint, checkpoint.load_model(choose_device(device))

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
-from llmkit.checkpoint.checkpoint import HEAD, Checkpoint, label_ids, load_checkpoint
+from llmkit.architectures.base import HEAD, LanguageModel, ModelConfig, Role
+from llmkit.architectures.registry import tensor_specs
+from llmkit.checkpoint.checkpoint import Checkpoint, label_ids, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import (
     ADAPTER_CONFIG_FILE,
@@ -53,7 +53,7 @@ class Start:
     seed: int
 
     @property
-    def sizes(self) -> GPTConfig:
+    def sizes(self) -> ModelConfig:
         """The model's sizes. A classifier's head is its own, never the token embedding."""
         tied = self.base.config.tie_embeddings and not self.labels
         vocab_size = self.tokenizer.vocab_size
@@ -118,7 +118,7 @@ class Start:
         ids = label_ids(self.tokenizer, self.labels)
         return expanded_head(rows, ids, self.sizes.vocab_size)
 
-    def trained_tensors(self, model: GPT) -> TensorFiles:
+    def trained_tensors(self, model: LanguageModel) -> TensorFiles:
         """What the steps change of this checkpoint's files: the adapter, or all of the model."""
         if self.config.lora is not None:
             return {ADAPTER_FILE: adapter_tensors(model)}
@@ -149,8 +149,9 @@ class Start:
         n_new = self.tokenizer.vocab_size - self.base.config.vocab_size
         with self.base.open_merged() as tensors:
             weights = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        for name in ("wte.weight", HEAD):
-            if name in weights and n_new:
+        for spec in tensor_specs(self.base.config):
+            if spec.role in (Role.TOKEN_EMBEDDING, Role.HEAD) and n_new:
+                name = spec.checkpoint_name
                 weights[name] = _with_rows(weights[name], n_new, generator)
         if self.labels:
             weights[HEAD] = self.head(new_head(len(self.labels), self.sizes.n_embd, generator))

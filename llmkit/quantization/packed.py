@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT, gpt_without_weights
+from llmkit.architectures.base import LanguageModel, ModelConfig
+from llmkit.architectures.registry import model_without_weights
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.quant import QuantType, dequantize, quantize
 
@@ -96,7 +96,7 @@ class PackedEmbedding(nn.Module):
         return rows.view(*ids.shape, rows.shape[-1])
 
 
-def pack_model(model: GPT, types: Mapping[str, QuantType]) -> None:
+def pack_model(model: LanguageModel, types: Mapping[str, QuantType]) -> None:
     """Pack, in place, the matrices named in `types`, such as `wte.weight`; freeze all others.
 
     Raises ConfigError for a name that is no matrix of the model, QuantizationError for weights
@@ -109,15 +109,15 @@ def pack_model(model: GPT, types: Mapping[str, QuantType]) -> None:
 
 
 def build_packed(
-    config: GPTConfig, read: Callable[[str], Tensor], types: Mapping[str, QuantType]
-) -> GPT:
+    config: ModelConfig, read: Callable[[str], Tensor], types: Mapping[str, QuantType]
+) -> LanguageModel:
     """A frozen GPT of the tensors that `read` gives by name, packed where `types` says so.
 
     Tensors are read one by one, and floats that are packed are let go at once: peak memory is
     that of the packed model and one float tensor. Raises CheckpointError for a tensor of another
     shape, and what `pack_model` raises.
     """
-    model = gpt_without_weights(config)
+    model = model_without_weights(config)
     _check_names(model, types)
 
     def read_checked(name: str, shape: torch.Size) -> Tensor:
@@ -149,7 +149,7 @@ def n_weights(model: nn.Module) -> int:
     return n
 
 
-def _pack(model: GPT, name: str, weight: Tensor, qtype: QuantType) -> None:
+def _pack(model: LanguageModel, name: str, weight: Tensor, qtype: QuantType) -> None:
     """Replace the module that owns the matrix `name` by a packed one."""
     path = name.removesuffix(".weight")
     module = model.get_submodule(path)
@@ -161,7 +161,7 @@ def _pack(model: GPT, name: str, weight: Tensor, qtype: QuantType) -> None:
         model.set_submodule(path, PackedEmbedding(blocks, qtype))
 
 
-def _check_names(model: GPT, types: Mapping[str, QuantType]) -> None:
+def _check_names(model: LanguageModel, types: Mapping[str, QuantType]) -> None:
     matrices = {
         f"{path}.weight"
         for path, module in model.named_modules()

@@ -15,23 +15,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT, gpt_without_weights
+from llmkit.architectures.base import LanguageModel, ModelConfig
+from llmkit.architectures.registry import tensor_specs
 from llmkit.quant.rounding import Repacked, Rounding
 from llmkit.quant.types import QuantType
-from llmkit.quantization.tensor_types import Quantization, is_matrix
+from llmkit.quantization.tensor_types import Quantization
 
 Grid = Mapping[str, Rounding]  # of each matrix, by checkpoint name
 
 
-def matrix_types(config: GPTConfig, quantization: Quantization) -> dict[str, QuantType]:
+def matrix_types(config: ModelConfig, quantization: Quantization) -> dict[str, QuantType]:
     """The types of a model's matrices in a file, by checkpoint name."""
-    tensors = gpt_without_weights(config).state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return {
-        name: quantization.type_of(name, shape, config)
-        for name, shape in shapes.items()
-        if is_matrix(name, shape)
+        spec.checkpoint_name: quantization.type_of(spec, config)
+        for spec in tensor_specs(config)
+        if spec.is_matrix
     }
 
 
@@ -46,7 +44,7 @@ def packed(grid: Grid, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def on_grid(model: GPT, grid: Grid) -> Iterator[None]:
+def on_grid(model: LanguageModel, grid: Grid) -> Iterator[None]:
     """Let the model compute with its matrices rounded; afterwards they are the floats again.
 
     Gradients of a backward pass inside are those of the rounded weights, and stay with the

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import gguf
 
-from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.base import ModelConfig, Role, TensorSpec, head_role
 from llmkit.errors import QuantizationError, unknown_name
 from llmkit.quant.types import ALIASES, QuantType, quant_names, quant_type
 
@@ -20,9 +19,8 @@ _FALLBACKS |= dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0"), "q4_0")
 _FALLBACKS |= dict.fromkeys(
     ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"
 )
-_LAYER = re.compile(r"h\.(\d+)\.(.*)\.weight")
-# The type of a layer's matrix where it is not the preset's base: matrix, layer, number of layers.
-Rule = Callable[[str, int, int], str | None]
+# The type of a layer's matrix where it is not the preset's base: role, layer, number of layers.
+Rule = Callable[[Role, int, int], str | None]
 
 
 @dataclass(frozen=True)
@@ -39,59 +37,60 @@ class Quantization:
     rule: Rule | None = None
     chosen: Mapping[str, QuantType] = field(default_factory=dict)  # goes before all else
 
-    def type_of(self, name: str, shape: tuple[int, ...], config: GPTConfig) -> QuantType:
-        """The type of a tensor, by its name in the checkpoint.
+    def type_of(self, tensor: TensorSpec, config: ModelConfig) -> QuantType:
+        """The type in which a tensor is stored.
 
         Matrices whose rows do not fit its blocks get what llama.cpp falls back to, or f16.
         """
-        if not is_matrix(name, shape):
+        if not tensor.is_matrix:
             return quant_type("f32")
-        return fitting(self.wanted(name, config), shape[-1])
+        return fitting(self.wanted(tensor, config), tensor.shape[-1])
 
-    def wanted(self, name: str, config: GPTConfig) -> QuantType:
+    def wanted(self, tensor: TensorSpec, config: ModelConfig) -> QuantType:
         """The type of a matrix if its rows fit."""
-        if name in self.chosen:
-            return self.chosen[name]
-        if self.head and name == ("wte.weight" if config.tie_embeddings else "lm_head.weight"):
+        if tensor.checkpoint_name in self.chosen:
+            return self.chosen[tensor.checkpoint_name]
+        if self.head and tensor.role is head_role(config):
             return self.head
-        found = _LAYER.fullmatch(name)
-        other = self.rule(found[2], int(found[1]), config.n_layer) if self.rule and found else None
+        other = None
+        if self.rule and tensor.layer is not None:
+            other = self.rule(tensor.role, tensor.layer, config.n_layer)
         return quant_type(other) if other else self.base
 
 
-# The rules of `llama_tensor_get_type_impl` in llama-quant.cpp, by GPT-2's names; the fused c_attn
-# goes by those of attn_v.
+# The rules of `llama_tensor_get_type_impl` in llama-quant.cpp. Fused q, k and v go by those of
+# attn_v.
 
 
-def _q2_k(matrix: str, _layer: int, _n_layer: int) -> str | None:
-    return None if matrix == "mlp.c_fc" else "q3_k"
+def _q2_k(role: Role, _layer: int, _n_layer: int) -> str | None:
+    return None if role is Role.FEED_FORWARD_UP else "q3_k"
 
 
-def _q2_k_s(matrix: str, layer: int, n_layer: int) -> str | None:
-    return "q4_k" if matrix == "mlp.c_proj" and layer < n_layer // 8 else None
+def _q2_k_s(role: Role, layer: int, n_layer: int) -> str | None:
+    return "q4_k" if role is Role.FEED_FORWARD_DOWN and layer < n_layer // 8 else None
 
 
-def _q3_k_m(matrix: str, layer: int, n_layer: int) -> str | None:
-    if matrix == "mlp.c_fc":
+def _q3_k_m(role: Role, layer: int, n_layer: int) -> str | None:
+    if role is Role.FEED_FORWARD_UP:
         return None
-    with_more = {"attn.c_attn": 2, "mlp.c_proj": n_layer // 16}
-    return "q5_k" if layer < with_more.get(matrix, 0) else "q4_k"
+    with_more = {Role.QKV: 2, Role.FEED_FORWARD_DOWN: n_layer // 16}
+    return "q5_k" if layer < with_more.get(role, 0) else "q4_k"
 
 
-def _q3_k_l(matrix: str, _layer: int, _n_layer: int) -> str | None:
-    return None if matrix == "mlp.c_fc" else "q5_k"
+def _q3_k_l(role: Role, _layer: int, _n_layer: int) -> str | None:
+    return None if role is Role.FEED_FORWARD_UP else "q5_k"
 
 
-def _q4_k_s(matrix: str, layer: int, n_layer: int) -> str | None:
-    with_more = {"attn.c_attn": 4, "mlp.c_proj": n_layer // 8}
-    return "q5_k" if layer < with_more.get(matrix, 0) else None
+def _q4_k_s(role: Role, layer: int, n_layer: int) -> str | None:
+    with_more = {Role.QKV: 4, Role.FEED_FORWARD_DOWN: n_layer // 8}
+    return "q5_k" if layer < with_more.get(role, 0) else None
 
 
-def _some_q6_k(matrix: str, layer: int, n_layer: int) -> str | None:
+def _some_q6_k(role: Role, layer: int, n_layer: int) -> str | None:
     """`use_more_bits`."""
     eighth = n_layer // 8
     more = layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
-    return "q6_k" if more and matrix in ("attn.c_attn", "mlp.c_proj") else None
+    return "q6_k" if more and role in (Role.QKV, Role.FEED_FORWARD_DOWN) else None
 
 
 def _presets() -> dict[str, Quantization]:
@@ -159,11 +158,3 @@ def quantization_of(file_type: gguf.LlamaFileType) -> Quantization:
             return candidate
     names = ", ".join(candidate.file_type.name for candidate in known)
     raise QuantizationError(f"unsupported file type {file_type.name}; supported: {names}")
-
-
-def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is multiplied with, so that it may be quantized.
-
-    Position embeddings, biases and norms are added; they stay f32, as llama.cpp keeps them.
-    """
-    return len(shape) == 2 and name != "wpe.weight"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llmkit.architectures.gpt2 import GPT, Block, gelu
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.graph import Attention, Embed, Gelu, Norm, Operation, Product
+from llmkit.architectures.registry import family_of, tensor_specs
 from llmkit.console import Progress, progress
 from llmkit.quant import dequantize
 from llmkit.quant.gptq import InputStatistics, gptq
@@ -25,29 +28,62 @@ SEED = 0
 
 @torch.no_grad()
 def error_feedback(
-    model: GPT, types: Mapping[str, QuantType], tokens: Tensor
+    model: LanguageModel, types: Mapping[str, QuantType], tokens: Tensor
 ) -> dict[str, PackedRows]:
     """Blocks of the matrices in `types`, by their names in the checkpoint.
 
-    `tokens` (n, T) calibrate. Two streams go through the model: one as it was trained, the other
-    through the matrices already quantized. A matrix learns from the second what it reads, and
-    from the difference of both what to make up for.
+    `tokens` (n, T) calibrate. Two streams go through the model's graph: one as it was trained, the
+    other through the matrices already quantized. A matrix learns from the second what it reads,
+    and from the difference of both what to make up for.
     """
     tokens = tokens.to(model.device)
+    operations = list(family_of(model.config).graph(model.config))
     with progress("quantize", len(types), "matrices") as bar:
-        walk = _Walk(types, bar)
-        embedding = walk.quantize("wte.weight", model.wte, lambda: _of_embedding(model, tokens))
-        positions = model.wpe.weight[: tokens.shape[1]]
-        streams = _Streams(
-            model.wte(tokens) + positions, F.embedding(tokens, embedding) + positions
-        )
-        for number, block in enumerate(model.blocks):
-            streams = _through_block(f"h.{number}", block, streams, walk)
-        if model.lm_head is not None:
-            walk.quantize(
-                "lm_head.weight", model.lm_head, lambda: streams.through(model.ln_f).statistics()
-            )
+        walk = _Walk(model, types, bar)
+        streams: dict[str, _Streams] = {}
+        while operations:
+            operation, *operations = operations
+            output = operation.output
+            if isinstance(operation, Embed):
+                streams[output] = _embedded(walk, operation, tokens)
+                continue
+            read = [streams[name] for name in operation.inputs]
+            if isinstance(operation, Product):
+                weight = walk.quantize(operation.weight, read[0].statistics)
+                if not operations:  # of the logits nobody learns
+                    break
+                after: Callable[[Tensor], Tensor] = _same
+                if _is_only_read_by(output, operations):
+                    fused, *operations = operations
+                    after, output = walk.function(fused), fused.output
+                found = walk.linear(operation, weight, read[0], after)
+                found = read[1] + found if len(read) > 1 else found
+            else:
+                found = read[0].through(walk.function(operation))
+            streams[output] = found
+            still_read = {name for later in operations for name in later.inputs}
+            streams = {name: kept for name, kept in streams.items() if name in still_read}
+            del read, found
     return walk.blocks
+
+
+def _is_only_read_by(name: str, later: Sequence[Operation]) -> bool:
+    """Whether the next operation alone reads a tensor, and does so for each sequence by itself.
+
+    Both are then one step, so that the largest activations of a model are never there as a whole.
+    """
+    readers = [operation for operation in later if name in operation.inputs]
+    return readers == [later[0]] and isinstance(later[0], Attention | Gelu)
+
+
+def _embedded(walk: _Walk, operation: Embed, tokens: Tensor) -> _Streams:
+    trained = walk.parameter(operation.tokens)
+    quantized = walk.quantize(operation.tokens, lambda: _of_embedding(walk.model, tokens))
+    rows = _Streams(F.embedding(tokens, trained), F.embedding(tokens, quantized))
+    if operation.positions is None:
+        return rows
+    positions = walk.parameter(operation.positions)[: tokens.shape[1]]
+    return _Streams(rows.trained + positions, rows.quantized + positions)
 
 
 @dataclass(frozen=True)
@@ -80,58 +116,89 @@ class _Streams:
 
 @dataclass(frozen=True)
 class _Walk:
-    """The blocks so far."""
+    """A model and the blocks so far. Weights go by their GGUF names, as the graph has them."""
 
-    types: Mapping[str, QuantType]
+    model: LanguageModel
+    types: Mapping[str, QuantType]  # by name in the checkpoint, as the blocks
     bar: Progress
     blocks: dict[str, PackedRows] = field(default_factory=dict)
 
-    def quantize(
-        self, name: str, module: nn.Embedding | nn.Linear, inputs: Callable[[], InputStatistics]
-    ) -> Tensor:
-        """The module's weight from now on: quantized, or as it is where it has no type."""
-        weight, qtype = module.weight, self.types.get(name)
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Names in the checkpoint of the tensors that it has."""
+        specs = tensor_specs(self.model.config)
+        return {spec.gguf_name: spec.checkpoint_name for spec in specs if not spec.is_absent}
+
+    def parameter(self, gguf_name: str) -> Tensor:
+        """A weight as it was trained."""
+        return self.model.get_parameter(self.names[gguf_name])
+
+    def bias(self, gguf_name: str | None) -> Tensor | None:
+        """A bias; None where the model has none."""
+        return self.parameter(gguf_name) if gguf_name in self.names else None
+
+    def quantize(self, gguf_name: str, inputs: Callable[[], InputStatistics]) -> Tensor:
+        """A matrix from now on: quantized, or as it is where it has no type.
+
+        A tied head has been quantized as the embedding.
+        """
+        name, weight = self.names[gguf_name], self.parameter(gguf_name)
+        qtype = self.types.get(name)
         if qtype is None:
             return weight
-        self.blocks[name] = gptq(weight, qtype, inputs(), name)
-        self.bar.update(len(self.blocks))
+        if name not in self.blocks:
+            self.blocks[name] = gptq(weight, qtype, inputs(), name)
+            self.bar.update(len(self.blocks))
         rounded = dequantize(self.blocks[name], qtype, tuple(weight.shape))
         return torch.from_numpy(rounded).to(weight.device)
 
     def linear(
-        self, name: str, module: nn.Linear, inputs: _Streams, after: Callable[[Tensor], Tensor]
+        self,
+        product: Product,
+        quantized: Tensor,
+        inputs: _Streams,
+        after: Callable[[Tensor], Tensor],
     ) -> _Streams:
-        """Both streams through a linear layer and what comes `after` it.
-
-        The second goes through the quantized weight. What lies between, the largest activations
-        of a model, is never there as a whole.
-        """
-        weight = self.quantize(f"{name}.weight", module, inputs.statistics)
+        """Both streams through a product and what comes `after` it."""
+        trained, bias = self.parameter(product.weight), self.bias(product.bias)
         return _Streams(
-            _mapped(lambda x: after(module(x)), inputs.trained),
-            _mapped(lambda x: after(F.linear(x, weight, module.bias)), inputs.quantized),
+            _mapped(lambda x: after(F.linear(x, trained, bias)), inputs.trained),
+            _mapped(lambda x: after(F.linear(x, quantized, bias)), inputs.quantized),
         )
 
+    def function(self, operation: Operation) -> Callable[[Tensor], Tensor]:
+        """An operation of one input that holds no matrix: (n, T, C) to the same or another C."""
+        if isinstance(operation, Norm):
+            weight, bias = self.parameter(operation.weight), self.bias(operation.bias)
+            normalize = F.layer_norm if operation.subtracts_mean else _rms_norm
+            return lambda x: normalize(x, weight.shape, weight, bias, operation.epsilon)
+        if isinstance(operation, Attention):
+            return lambda qkv: _causal_attention(qkv, operation.n_head)
+        if isinstance(operation, Gelu):
+            return lambda x: F.gelu(x, approximate="tanh")
+        raise TypeError(operation)
 
-def _through_block(name: str, block: Block, x: _Streams, walk: _Walk) -> _Streams:
-    """Quantize a block's four matrices in the order in which they are computed with."""
-    attn, mlp = block.attn, block.mlp
-    x += walk.linear(  # what attention saw is let go with the call
-        f"{name}.attn.c_proj",
-        attn.c_proj,
-        walk.linear(f"{name}.attn.c_attn", attn.c_attn, x.through(block.ln_1), attn.attend),
-        _as_it_is,
-    )
-    inner = walk.linear(f"{name}.mlp.c_fc", mlp.c_fc, x.through(block.ln_2), gelu)
-    return x + walk.linear(f"{name}.mlp.c_proj", mlp.c_proj, inner, _as_it_is)
+
+def _rms_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor, _bias: Tensor | None, epsilon: float
+) -> Tensor:
+    return F.rms_norm(x, list(shape), weight, epsilon)
 
 
-def _as_it_is(x: Tensor) -> Tensor:
+def _causal_attention(qkv: Tensor, n_head: int) -> Tensor:
+    """Queries, keys and values side by side (n, T, 3C) -> (n, T, C)."""
+    n, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    q, k, v = (part.view(n, T, n_head, -1).transpose(1, 2) for part in torch.split(qkv, C, dim=2))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (n, H, T, D)
+    return y.transpose(1, 2).reshape(n, T, C)
+
+
+def _same(x: Tensor) -> Tensor:
     return x
 
 
 @torch.enable_grad()
-def _of_embedding(model: GPT, tokens: Tensor) -> InputStatistics:
+def _of_embedding(model: LanguageModel, tokens: Tensor) -> InputStatistics:
     """What weighs the error e of a row of the token embedding: e^T H e, H being the moment.
 
     As an input the row adds e to the stream at each token it stands for. To second order that
@@ -146,12 +213,11 @@ def _of_embedding(model: GPT, tokens: Tensor) -> InputStatistics:
     width = model.config.n_embd
     moment = torch.zeros(width, width, dtype=torch.float64, device=model.device)
     for part in torch.split(some, max(1, MODEL_TOKENS_AT_ONCE // some.shape[1])):
-        embedded = model.wte(part) + model.wpe.weight[: part.shape[1]]
-        embedded = embedded.detach().requires_grad_()
+        embedded = model.embed(part).detach().requires_grad_()
         hidden = embedded
         for block in model.blocks:  # what is inside of it is computed again on the way back
             hidden = checkpoint(block, hidden, None, use_reentrant=False)
-        hidden = model.ln_f(hidden).flatten(0, 1)  # (B T, C)
+        hidden = model.final_norm(hidden).flatten(0, 1)  # (B T, C)
         logits = model.logits(hidden)  # (B T, V)
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         loss = F.cross_entropy(logits, drawn, reduction="sum")

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel, ModelConfig
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.training.config import TrainingConfig
 from llmkit.training.pretraining import Pretraining
@@ -32,28 +31,28 @@ class Distillation(Pretraining):
         folder: RunFolder,
         state: RunState,
         config: TrainingConfig,
-        sizes: GPTConfig,
-        teacher: GPT,
+        sizes: ModelConfig,
+        teacher: LanguageModel,
     ) -> None:
         super().__init__(folder, state, config, sizes)
         self.teacher = teacher
 
-    def load_model(self, step: int, device: torch.device) -> GPT:
+    def load_model(self, step: int, device: torch.device) -> LanguageModel:
         """The model that was saved last; a copy of the teacher at the beginning."""
         return load_checkpoint(self.folder).load_model(device, for_training=True)
 
-    def loss(self, model: GPT, step: int) -> Tensor:
+    def loss(self, model: LanguageModel, step: int) -> Tensor:
         """Mean KL(teacher || model) in nats over every position of the batch."""
         inputs, _ = self._batch(step, model.device)  # (B, T)
         return summed_kl(self.teacher, model, inputs) / inputs.numel()
 
-    def evaluate(self, model: GPT) -> Evaluation:
+    def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss on fixed windows of the held-out text, and the mean KL there."""
         kl = mean_kl(self.teacher, model, self.held_out, self.config.batch_size)
         return replace(super().evaluate(model), kl=kl)
 
 
-def summed_kl(teacher: GPT, student: GPT, inputs: Tensor) -> Tensor:
+def summed_kl(teacher: LanguageModel, student: LanguageModel, inputs: Tensor) -> Tensor:
     """Sum of KL(teacher || student) in nats over the positions of token ids (B, T)."""
     with torch.no_grad():
         wanted = teacher(inputs).float().log_softmax(dim=-1)  # (B, T, V)
@@ -62,7 +61,9 @@ def summed_kl(teacher: GPT, student: GPT, inputs: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def mean_kl(teacher: GPT, student: GPT, held_out: NDArray[np.int64], batch_size: int) -> float:
+def mean_kl(
+    teacher: LanguageModel, student: LanguageModel, held_out: NDArray[np.int64], batch_size: int
+) -> float:
     """Mean KL(teacher || student) in nats per token over windows (n, T + 1)."""
     total = 0.0
     for start in range(0, len(held_out), batch_size):

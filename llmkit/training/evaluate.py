@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 
 
 @torch.inference_mode()
-def validation_loss(model: GPT, held_out: NDArray[np.int64], batch_size: int) -> float:
+def validation_loss(model: LanguageModel, held_out: NDArray[np.int64], batch_size: int) -> float:
     """Mean loss in nats per token over windows (n, T + 1)."""
     total = 0.0
     for start in range(0, len(held_out), batch_size):

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel, Role
+from llmkit.architectures.registry import tensor_specs
 from llmkit.device import has_fast_bfloat16
 from llmkit.training.config import TrainingConfig
 
@@ -77,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         return p.grad.lerp(state["momentum"], momentum)
 
 
-def make_optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: LanguageModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """The optimizers that together train every parameter of a model that requires a gradient.
 
     Weight decay acts on matrices and embeddings, not on biases and norms.
@@ -98,12 +99,14 @@ def make_optimizers(model: GPT, config: TrainingConfig) -> list[torch.optim.Opti
     return [adamw, Muon(_groups_of_one_shape(by_muon), config)]
 
 
-def _block_matrices(model: GPT) -> dict[nn.Parameter, int]:
+def _block_matrices(model: LanguageModel) -> dict[nn.Parameter, int]:
     """The trained matrices of all blocks, and how many lie above each other in each: q, k and v."""
+    of_blocks = {p for block in model.blocks for p in block.parameters()}
+    fused = {spec.checkpoint_name for spec in tensor_specs(model.config) if spec.role is Role.QKV}
     return {
-        p: 3 if name.endswith("attn.c_attn.weight") else 1
-        for name, p in model.h.named_parameters()
-        if p.dim() == 2 and p.requires_grad
+        p: 3 if name in fused else 1
+        for name, p in model.named_parameters()
+        if p in of_blocks and p.dim() == 2 and p.requires_grad
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.architectures.config import GPTConfig
+from llmkit.architectures.base import ModelConfig
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import CHECKPOINT_FILES, TOKENIZER_FILE
 from llmkit.console import Progress, progress, say
@@ -86,7 +86,7 @@ def prepare(
     folder: RunFolder,
     data: Path,
     settings: dict[str, Any],
-    sizes: GPTConfig,
+    sizes: ModelConfig,
     reading: Reading = AS_IT_COMES,
 ) -> RunState:
     """Train the tokenizer, write the token files and commit step 0."""

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel, ModelConfig
+from llmkit.architectures.registry import new_model
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import MODEL_FILE
 from llmkit.data.tokens import open_token_file, windows
@@ -29,7 +29,7 @@ class Pretraining:
     """The token files of a prepared run and the model that learns from them (a Task)."""
 
     def __init__(
-        self, folder: RunFolder, state: RunState, config: TrainingConfig, sizes: GPTConfig
+        self, folder: RunFolder, state: RunState, config: TrainingConfig, sizes: ModelConfig
     ) -> None:
         self.folder, self.config = folder.folder, config
         self.tokenizer = load_tokenizer(self.folder)
@@ -44,32 +44,32 @@ class Pretraining:
         """Every batch is full."""
         return self.config.batch_size * self.sizes.context_length
 
-    def load_model(self, step: int, device: torch.device) -> GPT:
+    def load_model(self, step: int, device: torch.device) -> LanguageModel:
         """A new model from the seed, or the one saved."""
         if step:
             return load_checkpoint(self.folder).load_model(device)
         torch.manual_seed(self.config.seed)
-        return GPT(self.sizes).to(device)
+        return new_model(self.sizes).to(device)
 
-    def loss(self, model: GPT, step: int) -> Tensor:
+    def loss(self, model: LanguageModel, step: int) -> Tensor:
         """Cross-entropy of every token of the batch, given those before it."""
         inputs, targets = self._batch(step, model.device)  # (B, T) each
         logits = model(inputs)  # (B, T, V)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    def evaluate(self, model: GPT) -> Evaluation:
+    def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss on fixed windows of the held-out text."""
         loss = validation_loss(model, self.held_out, self.config.batch_size)
         return Evaluation(loss, val_bits_per_byte=loss / math.log(2) / self.bytes_per_token)
 
-    def samples(self, model: GPT) -> list[str]:
+    def samples(self, model: LanguageModel) -> list[str]:
         """The beginning of a document."""
         end = self.tokenizer.end_of_text_id
         sampling = Sampling(seed=self.config.seed, top_k=40, max_tokens=SAMPLE_TOKENS)
         text = self.tokenizer.decode(generate_ids(model, [end], sampling, {end}))
         return [f"sample: {text!r}"]
 
-    def trained_tensors(self, model: GPT) -> TensorFiles:
+    def trained_tensors(self, model: LanguageModel) -> TensorFiles:
         """All of the model."""
         return {MODEL_FILE: model.state_dict()}
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkit.architectures.config import GPTConfig, gpt_config
-from llmkit.architectures.gpt2 import gpt_without_weights
+from llmkit.architectures.base import ModelConfig
+from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.data.sources import source_files
@@ -73,7 +73,7 @@ def train(
                 f"the vocabulary of tokenizer {tokenizer} has a fixed size; omit vocab_size"
             )
         changes["vocab_size"] = vocab_size
-    sizes = gpt_config(preset, **changes)
+    sizes = model_config(preset, **changes)
     reading = Reading(text_column, None, delimiter, encoding)
     where = choose_device(device)
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
@@ -124,12 +124,12 @@ def open_run(
 
 def _result(folder: RunFolder) -> TrainingResult:
     checkpoint = load_checkpoint(folder.folder)
-    n_parameters = gpt_without_weights(checkpoint.config).n_parameters()
+    n_parameters = model_without_weights(checkpoint.config).n_parameters()
     metrics = folder.read_metrics()
     return TrainingResult(folder.folder, metrics[-1].step, n_parameters, metrics)
 
 
-def _quantization_note(sizes: GPTConfig) -> str:
+def _quantization_note(sizes: ModelConfig) -> str:
     """What exports store instead of types that do not fit n_embd, without the IQ and TQ types."""
     instead: dict[str, list[str]] = {}
     for name in (name for name in quant_names() if name.startswith("q")):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.layout import HELD_OUT_FILE, TRAINED_FILE, TRAINING_FOLDER
 from llmkit.checkpoint.tensors import open_tensors, save_tensors
 from llmkit.errors import CheckpointError
@@ -109,7 +109,7 @@ class RunFolder:
         self,
         state: RunState,
         trained: TensorFiles,
-        model: GPT,
+        model: LanguageModel,
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
         """Write trained tensors and optimizers of `state.step` and commit them together."""
@@ -145,7 +145,7 @@ class RunFolder:
 
     def load_optimizers(
         self,
-        model: GPT,
+        model: LanguageModel,
         optimizers: Sequence[torch.optim.Optimizer],
         step: int,
         trained_files: Iterable[str],
@@ -204,7 +204,7 @@ class RunFolder:
 
 
 def _optimizer_tensors(
-    model: GPT, optimizers: Iterable[torch.optim.Optimizer]
+    model: LanguageModel, optimizers: Iterable[torch.optim.Optimizer]
 ) -> dict[str, torch.Tensor]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {

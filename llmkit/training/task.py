@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.base import LanguageModel
 
 # Tensors by the name of their file and their own, such as {"model.safetensors": {"h.0...": ...}}.
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
@@ -53,22 +53,22 @@ class Task(Protocol):
         """Mean number of tokens in a batch."""
         ...
 
-    def load_model(self, step: int, device: torch.device) -> GPT:
+    def load_model(self, step: int, device: torch.device) -> LanguageModel:
         """The model as it is after `step` steps; parameters to train require gradients."""
         ...
 
-    def loss(self, model: GPT, step: int) -> Tensor:
+    def loss(self, model: LanguageModel, step: int) -> Tensor:
         """Mean loss of the step's batch, a float32 scalar."""
         ...
 
-    def evaluate(self, model: GPT) -> Evaluation:
+    def evaluate(self, model: LanguageModel) -> Evaluation:
         """Measure the model on held-out data."""
         ...
 
-    def samples(self, model: GPT) -> list[str]:
+    def samples(self, model: LanguageModel) -> list[str]:
         """Lines that show what the model does by now."""
         ...
 
-    def trained_tensors(self, model: GPT) -> TensorFiles:
+    def trained_tensors(self, model: LanguageModel) -> TensorFiles:
         """Every file of the run's folder that the steps change: its name and all its tensors."""
         ...

@@ -18,8 +18,8 @@ from string import ascii_lowercase
 
 import torch
 
-from llmkit.architectures.config import gpt_config
 from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.registry import model_config
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors
 from llmkit.modelfiles.prompt_format import COMPLETION
@@ -41,7 +41,7 @@ def write_checkpoint(folder: Path, preset: str) -> int:
     letters = random.Random(0).choices(f"{ascii_lowercase} ", k=600_000)
     tokenizer = train_bpe(["".join(letters)], 50_257)  # merges, as GPT-2 has them
     torch.manual_seed(0)
-    config = gpt_config(preset, tokenizer.vocab_size)
+    config = model_config(preset, tokenizer.vocab_size)
     tokenizer.save(folder / "tokenizer.json")
     save_config(folder, CheckpointConfig(config, COMPLETION))
     save_tensors(folder / "model.safetensors", GPT(config).state_dict(), 0)

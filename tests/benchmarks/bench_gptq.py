@@ -13,12 +13,11 @@ import time
 
 import torch
 
-from llmkit.architectures.config import gpt_config
 from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.registry import model_config, tensor_specs
 from llmkit.export.quantization.calibration import DEFAULT_TOKENS
 from llmkit.memory import peak_rss_bytes
 from llmkit.quant import quant_type
-from llmkit.quantization.tensor_types import is_matrix
 from llmkit.quantization.walk import error_feedback
 
 VOCABULARY = 50_257
@@ -27,14 +26,12 @@ VOCABULARY = 50_257
 def main(preset: str, quant: str, n_tokens: int) -> None:
     """Print the model's size, then what it took."""
     torch.manual_seed(0)
-    config = gpt_config(preset, VOCABULARY)
+    config = model_config(preset, VOCABULARY)
     model = GPT(config).eval()
     length = min(config.context_length, n_tokens)
     tokens = torch.randint(VOCABULARY, (n_tokens // length, length))
     types = {
-        name: quant_type(quant)
-        for name, weights in model.state_dict().items()
-        if is_matrix(name, tuple(weights.shape))
+        spec.checkpoint_name: quant_type(quant) for spec in tensor_specs(config) if spec.is_matrix
     }
     print(
         f"{preset}: {model.n_parameters() / 1e6:.0f}M parameters, {len(types)} matrices in {quant},"

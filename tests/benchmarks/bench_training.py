@@ -24,13 +24,13 @@ def step_milliseconds(products: str, optimizer: str) -> float:
     import torch
     import torch.nn.functional as F
 
-    from llmkit.architectures.config import gpt_config
     from llmkit.architectures.gpt2 import GPT
+    from llmkit.architectures.registry import model_config
     from llmkit.demo import MODEL
     from llmkit.training.config import TrainingConfig
     from llmkit.training.optimizer import make_optimizers
 
-    model = GPT(gpt_config("nano", 1512, **MODEL))
+    model = GPT(model_config("nano", 1512, **MODEL))
     optimizers = make_optimizers(model, TrainingConfig(optimizer=optimizer))
     tokens = torch.randint(0, 1512, (16, model.config.context_length + 1))
     times = []

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors

@@ -23,13 +23,13 @@ from gguf_surgery import (
     without_key,
 )
 
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError, GGUFError, QuantizationError
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
 from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import BLOCKS_KEY, CALIBRATION_KEY, METHOD_KEY, hash_of_choice
-from llmkit.export.gguf.names import tensor_table
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.quantization.calibration import calibration_of
 from llmkit.export.quantization.config import Recipe, tensor_types
@@ -86,7 +86,7 @@ def test_the_file_says_what_it_was_calibrated_with(chosen: Path, source: Checkpo
     assert file.method == "gptq"
     assert file.metadata[CALIBRATION_KEY] == calibration_of(source).sha256
     hashes = json.loads(file.metadata[BLOCKS_KEY])
-    blocks = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
+    blocks = {entry.checkpoint_name: entry.gguf_name for entry in tensor_specs(source.config)}
     weights = source.load_model().state_dict()
     for name, stated in hashes.items():
         content = weights[name].numpy().tobytes() + file.tensors[blocks[name]].blocks.tobytes()
@@ -101,7 +101,7 @@ def test_one_other_bit_is_found(chosen: Path, source: Checkpoint, tmp_path: Path
 
 def rehashed(path: Path, target: Path, source: Checkpoint) -> Path:
     """The file with the hashes of the blocks that it has."""
-    table = {entry.checkpoint_name: entry.gguf_name for entry in tensor_table(source.config)}
+    table = {entry.checkpoint_name: entry.gguf_name for entry in tensor_specs(source.config)}
     tensors = tensors_of(path)
     weights = source.load_model().state_dict()
     hashes = {

@@ -13,6 +13,7 @@ from gguf_surgery import make_checkpoint
 from torch import Tensor
 
 from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import QuantizationError
@@ -21,7 +22,6 @@ from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.quant.gptq import InputStatistics, gptq
 from llmkit.quant.types import PackedRows, QuantType
 from llmkit.quantization import walk
-from llmkit.quantization.tensor_types import is_matrix
 from llmkit.quantization.walk import error_feedback
 
 Blocks = dict[str, PackedRows]
@@ -29,9 +29,9 @@ Blocks = dict[str, PackedRows]
 
 def all_types(model: GPT, name: str = "q4_0") -> dict[str, QuantType]:
     return {
-        tensor: quant_type(name)
-        for tensor, weights in model.state_dict().items()
-        if is_matrix(tensor, tuple(weights.shape))
+        spec.checkpoint_name: quant_type(name)
+        for spec in tensor_specs(model.config)
+        if spec.is_matrix
     }
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from gguf_surgery import make_checkpoint
 
+from llmkit.architectures.registry import tensor_specs
 from llmkit.errors import QuantizationError
 from llmkit.export.convert import export
-from llmkit.export.gguf.names import tensor_table
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.gguf.writer import entry_type
 from llmkit.export.quantization.config import Recipe
@@ -78,7 +78,7 @@ def test_each_tensor_has_the_type_that_llama_quantize_takes(model: str, tmp_path
     for preset in PRESETS:
         ours = {
             entry.gguf_name: entry_type(entry, quantization(preset), made.config).ggml_type.name
-            for entry in tensor_table(made.config)
+            for entry in tensor_specs(made.config)
         }
         assert ours == types_by_llama_quantize(f32, tmp_path / "theirs.gguf", preset), preset
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.errors import DataError
 from llmkit.finetuning.examples import (
     IGNORED,

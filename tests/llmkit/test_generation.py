@@ -9,8 +9,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.generation import Sampling, generate_ids, greedy_ids, prompt_ids, stream_text

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from llmkit.architectures.config import PRESETS, GPTConfig, gpt_config
-from llmkit.architectures.gpt2 import GPT, KVCache, attention_by_hand, gpt_without_weights
+from llmkit.architectures.base import KVCache
+from llmkit.architectures.gpt2 import GPT, PRESETS, GPTConfig, attention_by_hand
+from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.device import choose_device
 from llmkit.errors import ConfigError
 
@@ -147,7 +148,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_weights_start_as_in_gpt2() -> None:
     torch.manual_seed(0)
-    model = GPT(gpt_config("nano", vocab_size=2000))
+    model = GPT(model_config("nano", vocab_size=2000))
     weights = model.state_dict()
     residual = 0.02 / (2 * 4) ** 0.5
     for name, std in {
@@ -174,20 +175,20 @@ def test_weights_start_as_in_gpt2() -> None:
     ],
 )
 def test_presets_have_the_published_number_of_parameters(preset: str, n_parameters: int) -> None:
-    model = gpt_without_weights(gpt_config(preset, vocab_size=50257))
+    model = model_without_weights(model_config(preset, vocab_size=50257))
     assert model.n_parameters() == n_parameters
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid(preset: str) -> None:
-    config = gpt_config(preset, vocab_size=300)
+    config = model_config(preset, vocab_size=300)
     assert config.head_dim * config.n_head == config.n_embd
     assert config.n_ff == 4 * config.n_embd
 
 
 def test_fields_of_a_preset_can_be_changed() -> None:
-    config = gpt_config("nano", vocab_size=300, n_layer=1, dropout=0, qkv_bias=False)
+    config = model_config("nano", vocab_size=300, n_layer=1, dropout=0, qkv_bias=False)
     assert config == GPTConfig(300, 256, 1, 4, 256, dropout=0.0, qkv_bias=False)
 
 
@@ -214,7 +215,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(
     preset: str, changes: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        gpt_config(preset, vocab_size=300, **changes)
+        model_config(preset, vocab_size=300, **changes)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.errors import QuantizationError
 from llmkit.quant import quantize
 from llmkit.quant.rounding import rounding_of

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from llmkit.architectures.config import GPTConfig, validated
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.lora import (
     TARGETS,
@@ -34,6 +33,7 @@ from llmkit.lora import (
 )
 from llmkit.quant import quant_type
 from llmkit.quantization.packed import pack_model
+from llmkit.validation import validated
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

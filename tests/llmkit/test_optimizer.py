@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkit.architectures.config import gpt_config
 from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.registry import model_config
 from llmkit.training.config import TrainingConfig
 from llmkit.training.optimizer import Muon, make_optimizers, orthogonalized
 
@@ -17,7 +17,7 @@ ALONE = TrainingConfig(learning_rate=0.01, momentum=0.9, weight_decay=0.1, optim
 @pytest.fixture
 def model() -> GPT:
     torch.manual_seed(0)
-    return GPT(gpt_config("nano", 300, n_layer=2, n_embd=64, tie_embeddings=False))
+    return GPT(model_config("nano", 300, n_layer=2, n_embd=64, tie_embeddings=False))
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 96)])

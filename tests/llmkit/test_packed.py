@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmkit.architectures.config import GPTConfig
-from llmkit.architectures.gpt2 import GPT, KVCache
+from llmkit.architectures.base import KVCache
+from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.errors import CheckpointError, ConfigError, QuantizationError
 from llmkit.lora import LoRAConfig, add_lora, lora_layers, n_trainable
 from llmkit.quant import QuantType, quant_names, quant_type

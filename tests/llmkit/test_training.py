@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_runs import metrics, run, snapshot
 
-from llmkit.architectures.config import PRESETS, gpt_config
+from llmkit.architectures.gpt2 import PRESETS
+from llmkit.architectures.registry import model_config
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import CheckpointError, ConfigError, DataError, LlmkitError
 from llmkit.training import TrainingConfig, load_run_config, train
@@ -152,7 +153,7 @@ def test_notes_go_to_stderr(
     ],
 )
 def test_note_says_what_types_that_do_not_fit_are_stored_as(n_embd: int, words: list[str]) -> None:
-    note = _quantization_note(gpt_config("nano", vocab_size=300, n_embd=n_embd))
+    note = _quantization_note(model_config("nano", vocab_size=300, n_embd=n_embd))
     assert all(word in note for word in words), note
     assert ("instead of" in note) == (n_embd != 256)
 

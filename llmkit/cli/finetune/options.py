@@ -102,9 +102,9 @@ def finetune_config(
     **more: Any,
 ) -> FinetuneConfig:
     """The settings that the options stand for. Raises ConfigError."""
-    from llmkit.architectures.config import validated
     from llmkit.finetuning.config import DEFAULT_LORA_RANK, FinetuneConfig
     from llmkit.lora import LoRAConfig
+    from llmkit.validation import validated
 
     adapters = None
     asked = (lora, qlora, lora_alpha, lora_targets, lora_dropout or None)

@@ -1,0 +1,218 @@
+"""What a model family must say, so that everything else can ask and names no tensor itself.
+
+A family is one file beside this one: its config, its PyTorch module, its tensors with their roles,
+its GGUF keys and the graph of operations that llama.cpp runs. `registry.py` finds it by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, ClassVar, Protocol
+
+import gguf
+import torch
+from torch import Tensor, nn
+
+from llmkit.architectures.graph import Operation
+from llmkit.errors import ConfigError
+
+HEAD = "lm_head.weight"  # in every family's checkpoint, where the head is not the token embedding
+GGUF_HEAD = "output.weight"  # llama.cpp's name for it
+
+
+class ModelConfig(Protocol):
+    """Sizes that every family has. A family's config is a frozen dataclass with these and more."""
+
+    architecture: ClassVar[str]  # the family's name in config.json and in general.architecture
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def context_length(self) -> int: ...  # noqa: D102
+    @property
+    def n_layer(self) -> int: ...  # noqa: D102
+    @property
+    def n_head(self) -> int: ...  # noqa: D102
+    @property
+    def n_embd(self) -> int: ...  # noqa: D102
+    @property
+    def tie_embeddings(self) -> bool: ...  # noqa: D102
+
+
+class Role(Enum):
+    """What a tensor is for. Whether it is quantized, adapted or copied follows from it."""
+
+    TOKEN_EMBEDDING = auto()
+    POSITION_EMBEDDING = auto()
+    QKV = auto()  # queries, keys and values above each other
+    ATTENTION_OUTPUT = auto()
+    FEED_FORWARD_UP = auto()
+    FEED_FORWARD_DOWN = auto()
+    NORM = auto()
+    BIAS = auto()
+    HEAD = auto()
+
+
+_BLOCK_MATRICES = frozenset(
+    (Role.QKV, Role.ATTENTION_OUTPUT, Role.FEED_FORWARD_UP, Role.FEED_FORWARD_DOWN)
+)
+_MATRICES = _BLOCK_MATRICES | {Role.TOKEN_EMBEDDING, Role.HEAD}
+
+
+def head_role(config: ModelConfig) -> Role:
+    """Of the matrix that makes the logits."""
+    return Role.TOKEN_EMBEDDING if config.tie_embeddings else Role.HEAD
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor under both names. Shapes are (out, in).
+
+    `is_absent`: llama.cpp needs it, this checkpoint lacks it; zeros stand in.
+    """
+
+    checkpoint_name: str
+    gguf_name: str
+    shape: tuple[int, ...]
+    role: Role
+    layer: int | None = None
+    is_absent: bool = False
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it may be quantized. What is added (biases, norms, positions) stays f32."""
+        return self.role in _MATRICES
+
+    @property
+    def is_block_matrix(self) -> bool:
+        """Whether it is a matrix of a layer, which LoRA can adapt and Muon trains."""
+        return self.role in _BLOCK_MATRICES
+
+    @property
+    def module(self) -> str:
+        """The path of the PyTorch module that it belongs to."""
+        return self.checkpoint_name.rpartition(".")[0]
+
+    @property
+    def module_in_block(self) -> str:
+        """The same path within its block."""
+        return self.module.partition(f".{self.layer}.")[2]
+
+
+@dataclass(frozen=True)
+class SizeKey:
+    """A GGUF key and the property of the config that it states."""
+
+    key: str  # with {arch} for the family's name
+    size: str
+    kind: gguf.GGUFValueType = gguf.GGUFValueType.UINT32
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the tokens seen so far, a pair (B, H, T, D) per layer."""
+
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens seen."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new tokens' keys and values of a layer; return all of them."""
+        if layer == len(self.layers):
+            self.layers.append((k, v))
+        else:
+            past_k, past_v = self.layers[layer]
+            self.layers[layer] = (torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2))
+        return self.layers[layer]
+
+
+class LanguageModel(nn.Module, ABC):
+    """A family's PyTorch module: token ids in, a logit for every token of the vocabulary out."""
+
+    config: ModelConfig
+    lm_head: nn.Linear | None  # None where the token embedding is the head
+
+    @property
+    @abstractmethod
+    def token_embedding(self) -> nn.Embedding:
+        """The table that token ids are looked up in; a tied head multiplies with it."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks in the order in which they are run, each called as block(x, cache)."""
+
+    @property
+    @abstractmethod
+    def final_norm(self) -> nn.Module:
+        """The norm before the head."""
+
+    @abstractmethod
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """What the first block reads of token ids (B, T), the first at position `start`."""
+
+    @abstractmethod
+    def transform(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the blocks make of embedded tokens: (B, T, C) -> (B, T, C), normalised."""
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) for token ids (B, T); see `hidden_states` for the cache."""
+        return self.logits(self.hidden_states(tokens, cache))
+
+    def hidden_states(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Normalised outputs (B, T, C) of the last block for token ids (B, T).
+
+        With a cache, `tokens` go on where it ends, and it grows by them. Raises ConfigError
+        where the tokens reach past context_length.
+        """
+        start = cache.length if cache is not None else 0
+        end = start + tokens.shape[1]
+        if end > self.config.context_length:
+            raise ConfigError(
+                f"{end} tokens exceed the model's context length of {self.config.context_length}"
+            )
+        return self.transform(self.embed(tokens, start), cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head says of hidden states: (..., C) -> (..., V)."""
+        return nn.functional.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix (V, C) that makes the logits."""
+        return (self.token_embedding if self.lm_head is None else self.lm_head).weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.final_norm.parameters()).device  # never packed, as matrices may be
+
+    def n_parameters(self) -> int:
+        """Number of trained numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family. `config` arguments are instances of its config class."""
+
+    config: type[Any]
+    model: Callable[[Any], LanguageModel]
+    presets: Mapping[str, Mapping[str, int]]  # sizes by the preset's name
+    tensors: Callable[[Any], Iterable[TensorSpec]]  # in file order
+    sizes: tuple[SizeKey, ...]  # of general.architecture's own keys, in file order
+    graph: Callable[[Any], Iterable[Operation]]  # in llama.cpp's order
+    kv_cache_bytes: Callable[[Any, int], int]  # of a config and the padded context
+    compute_buffer_bytes: Callable[[Any, int, int], int]  # of the context as asked for, too
+
+    @property
+    def name(self) -> str:
+        """As config.json and general.architecture have it."""
+        return str(self.config.architecture)
