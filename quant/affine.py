@@ -19,10 +19,12 @@ from llmkit.quant.blocks import (
     reciprocal,
     split_planes,
 )
+from llmkit.quant.floats import F16
 from llmkit.quant.symmetric import fifth_bits, pack_fifth_bits
 from llmkit.quant.types import (
     BlockFields,
     BlockLayout,
+    BlockOffset,
     FloatRows,
     PackedRows,
     QuantType,
@@ -90,33 +92,22 @@ def _pack_q5_1(fields: BlockFields) -> PackedRows:
     return blocks.view(np.uint8)
 
 
-_Q4_1_LAYOUT = BlockLayout(tuple(range(16)), _unpack_q4_1, _pack_q4_1)
-_Q5_1_LAYOUT = BlockLayout(tuple(range(32)), _unpack_q5_1, _pack_q5_1)
-
-Q4_1 = register(
-    QuantType(
-        name="q4_1",
-        ggml_type=gguf.GGMLQuantizationType.Q4_1,
-        file_type=gguf.LlamaFileType.MOSTLY_Q4_1,
-        block_size=BLOCK_SIZE,
-        block_bytes=Q4_1_BLOCK.itemsize,
-        limit=F16_OVERFLOW,
-        dequantize=partial(dequantize_blocks, _Q4_1_LAYOUT),
-        round=partial(_quantize, _Q4_1_LAYOUT),
-        layout=_Q4_1_LAYOUT,
+def _register(name: str, layout: BlockLayout) -> QuantType:
+    return register(
+        QuantType(
+            ggml_type=gguf.GGMLQuantizationType[name],
+            file_type=gguf.LlamaFileType[f"MOSTLY_{name}"],
+            limit=F16_OVERFLOW,
+            dequantize=partial(dequantize_blocks, layout),
+            dot_type=gguf.GGMLQuantizationType.Q8_1,
+            offset=BlockOffset(2, 1),
+            fallback=F16,
+            is_repacked=False,
+            round=partial(_quantize, layout),
+            layout=layout,
+        )
     )
-)
 
-Q5_1 = register(
-    QuantType(
-        name="q5_1",
-        ggml_type=gguf.GGMLQuantizationType.Q5_1,
-        file_type=gguf.LlamaFileType.MOSTLY_Q5_1,
-        block_size=BLOCK_SIZE,
-        block_bytes=Q5_1_BLOCK.itemsize,
-        limit=F16_OVERFLOW,
-        dequantize=partial(dequantize_blocks, _Q5_1_LAYOUT),
-        round=partial(_quantize, _Q5_1_LAYOUT),
-        layout=_Q5_1_LAYOUT,
-    )
-)
+
+Q4_1 = _register("Q4_1", BlockLayout(tuple(range(16)), _unpack_q4_1, _pack_q4_1))
+Q5_1 = _register("Q5_1", BlockLayout(tuple(range(32)), _unpack_q5_1, _pack_q5_1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gguf
 import numpy as np
 
@@ -46,41 +48,29 @@ def _dequantize_bf16(packed: PackedRows) -> FloatRows:
     return bits.view(np.float32)
 
 
-F32 = register(
-    QuantType(
-        name="f32",
-        ggml_type=gguf.GGMLQuantizationType.F32,
-        file_type=gguf.LlamaFileType.ALL_F32,
-        block_size=1,
-        block_bytes=4,
-        limit=np.inf,
-        dequantize=_dequantize_f32,
-        round=_round_f32,
+def _register(
+    ggml_type: gguf.GGMLQuantizationType,
+    file_type: gguf.LlamaFileType,
+    limit: float,
+    dequantize: Callable[[PackedRows], FloatRows],
+    rounding: Callable[[FloatRows], PackedRows],
+) -> QuantType:
+    return register(
+        QuantType(
+            ggml_type=ggml_type,
+            file_type=file_type,
+            limit=limit,
+            dequantize=dequantize,
+            dot_type=ggml_type,
+            offset=None,
+            fallback=None,
+            is_repacked=False,
+            round=rounding,
+        )
     )
-)
 
-F16 = register(
-    QuantType(
-        name="f16",
-        ggml_type=gguf.GGMLQuantizationType.F16,
-        file_type=gguf.LlamaFileType.MOSTLY_F16,
-        block_size=1,
-        block_bytes=2,
-        limit=F16_OVERFLOW,
-        dequantize=_dequantize_f16,
-        round=_round_f16,
-    )
-)
 
-BF16 = register(
-    QuantType(
-        name="bf16",
-        ggml_type=gguf.GGMLQuantizationType.BF16,
-        file_type=gguf.LlamaFileType.MOSTLY_BF16,
-        block_size=1,
-        block_bytes=2,
-        limit=_BF16_OVERFLOW,
-        dequantize=_dequantize_bf16,
-        round=_round_bf16,
-    )
-)
+_Type, _FileType = gguf.GGMLQuantizationType, gguf.LlamaFileType
+_register(_Type.F32, _FileType.ALL_F32, np.inf, _dequantize_f32, _round_f32)
+F16 = _register(_Type.F16, _FileType.MOSTLY_F16, F16_OVERFLOW, _dequantize_f16, _round_f16)
+_register(_Type.BF16, _FileType.MOSTLY_BF16, _BF16_OVERFLOW, _dequantize_bf16, _round_bf16)

@@ -11,40 +11,49 @@ import gguf
 
 from llmkit.quant.blocks import F16_OVERFLOW
 from llmkit.quant.ggml import dequantize_rows
-from llmkit.quant.types import QuantType, register
+from llmkit.quant.iq4_nl import IQ4_NL
+from llmkit.quant.symmetric import Q4_0
+from llmkit.quant.types import BlockOffset, QuantType, register
 
-# Without importances of the columns ggml does not search (`ggml_quantize_requires_imatrix`).
-_NEED_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
-# By the file type that a file of one of them throughout has.
-_FILE_TYPES = {
-    "Q3_K": "MOSTLY_Q3_K_S",
-    **{
-        name: f"MOSTLY_{name}"
-        for name in (
-            "Q2_K", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
-            "TQ2_0", "TQ1_0",
-        )
-    },
-}  # fmt: skip
+# Where importances differ much, the search for IQ1 may choose scales far above the weights.
+_IQ1_LIMIT = F16_OVERFLOW / 64
 
 
-def _limit(name: str) -> float:
-    # Where importances differ much, the search for IQ1 may choose scales far above the weights.
-    return F16_OVERFLOW / 64 if name.startswith("IQ1") else F16_OVERFLOW
-
-
-for _name, _file_type in _FILE_TYPES.items():
-    _ggml_type = gguf.GGMLQuantizationType[_name]
-    _block_size, _block_bytes = gguf.GGML_QUANT_SIZES[_ggml_type]
+def _register(
+    name: str,
+    fallback: QuantType,
+    offset: BlockOffset | None = None,
+    *,
+    file_type: str | None = None,  # of a file that is of this type throughout
+    limit: float = F16_OVERFLOW,
+    is_repacked: bool = False,
+    needs_importance: bool = False,  # `ggml_quantize_requires_imatrix`
+) -> None:
+    ggml_type = gguf.GGMLQuantizationType[name]
     register(
         QuantType(
-            name=_name.lower(),
-            ggml_type=_ggml_type,
-            file_type=gguf.LlamaFileType[_file_type],
-            block_size=_block_size,
-            block_bytes=_block_bytes,
-            limit=_limit(_name),
-            dequantize=partial(dequantize_rows, _ggml_type),
-            needs_importance=_name in _NEED_IMPORTANCE,
+            ggml_type=ggml_type,
+            file_type=gguf.LlamaFileType[f"MOSTLY_{file_type or name}"],
+            limit=limit,
+            dequantize=partial(dequantize_rows, ggml_type),
+            dot_type=gguf.GGMLQuantizationType.Q8_K,
+            offset=offset,
+            fallback=fallback,
+            is_repacked=is_repacked,
+            needs_importance=needs_importance,
         )
     )
+
+
+_register("Q2_K", Q4_0, BlockOffset(82, 15), is_repacked=True)
+_register("Q3_K", Q4_0, file_type="Q3_K_S")
+_register("TQ1_0", Q4_0, BlockOffset(52, 1))  # codes of 0 to 2, less the block's scale
+_register("TQ2_0", Q4_0, BlockOffset(64, 1))
+_register("IQ4_XS", IQ4_NL)
+_register("IQ3_S", IQ4_NL)
+_register("IQ3_XXS", IQ4_NL)
+_register("IQ2_S", IQ4_NL)
+_register("IQ2_XS", IQ4_NL, needs_importance=True)
+_register("IQ2_XXS", IQ4_NL, needs_importance=True)
+_register("IQ1_M", IQ4_NL, limit=_IQ1_LIMIT)
+_register("IQ1_S", IQ4_NL, limit=_IQ1_LIMIT, needs_importance=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llmkit.errors import QuantizationError
-from llmkit.quant.grids import ChosenNumbers, Grid, Scales, Units, grid_of
+from llmkit.quant.grids import ChosenNumbers, Grid, Scales, Units
 from llmkit.quant.types import PackedRows, QuantType
 
 # Errors of 20 candidates x 32 columns x 1024 rows are 2.6 MB: inside the caches of most machines.
@@ -59,11 +59,11 @@ def gptq(
     Raises QuantizationError naming the tensor: for a type whose numbers cannot be chosen one by
     one, rows that are not whole blocks, weights or inputs that are not finite.
     """
-    grid = grid_of(qtype)
-    if grid is None:
+    if qtype.layout is None:
         raise QuantizationError(
             f"{tensor_name}: GPTQ does not support {qtype.name}; use the method rtn"
         )
+    grid = Grid(qtype.layout, qtype.block_size)
     try:
         qtype.row_bytes(weights.shape[1])
     except QuantizationError as error:

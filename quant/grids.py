@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmkit.quant.types import BlockFields, BlockLayout, PackedRows, QuantType
+from llmkit.quant.types import BlockFields, BlockLayout, PackedRows
 
 Number = TypeVar("Number", np.int8, np.float16)
 # The ranges that are tried for a block: its own, and by so many parts smaller or larger, a part
@@ -185,11 +185,6 @@ class ChosenNumbers:
                 _numpy(self._minimum, np.int8).reshape(subs) if minimum else None,
             )
         )
-
-
-def grid_of(qtype: QuantType) -> Grid | None:
-    """The numbers of a format; None of one whose blocks only ggml takes apart, or of floats."""
-    return Grid(qtype.layout, qtype.block_size) if qtype.layout is not None else None
 
 
 def _as_f16(numbers: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 
 from llmkit.quant.blocks import F16_OVERFLOW, dequantize_blocks, join_planes, split_planes
+from llmkit.quant.floats import F16
 from llmkit.quant.types import BlockFields, BlockLayout, PackedRows, QuantType, register
 
 BLOCK_SIZE = 32
@@ -39,13 +40,14 @@ _LAYOUT = BlockLayout(LEVELS, _unpack, _pack)
 
 IQ4_NL = register(
     QuantType(
-        name="iq4_nl",
         ggml_type=gguf.GGMLQuantizationType.IQ4_NL,
         file_type=gguf.LlamaFileType.MOSTLY_IQ4_NL,
-        block_size=BLOCK_SIZE,
-        block_bytes=BLOCK.itemsize,
         limit=F16_OVERFLOW,
         dequantize=partial(dequantize_blocks, _LAYOUT),
+        dot_type=gguf.GGMLQuantizationType.Q8_0,
+        offset=None,
+        fallback=F16,
+        is_repacked=True,
         layout=_LAYOUT,
     )
 )

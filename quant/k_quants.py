@@ -13,8 +13,18 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from llmkit.quant.affine import Q5_1
 from llmkit.quant.blocks import F16_OVERFLOW, dequantize_blocks, join_planes, split_planes
-from llmkit.quant.types import BlockFields, BlockLayout, PackedRows, QuantType, register
+from llmkit.quant.q8_0 import Q8_0
+from llmkit.quant.symmetric import Q5_0
+from llmkit.quant.types import (
+    BlockFields,
+    BlockLayout,
+    BlockOffset,
+    PackedRows,
+    QuantType,
+    register,
+)
 
 BLOCK_SIZE = 256
 Q4_K_BLOCK = np.dtype(
@@ -120,45 +130,27 @@ def _pack_q6_k(fields: BlockFields) -> PackedRows:
     return blocks.view(np.uint8)
 
 
+def _register(
+    name: str, file_type: str, layout: BlockLayout, offset: BlockOffset | None, fallback: QuantType
+) -> None:
+    register(
+        QuantType(
+            ggml_type=gguf.GGMLQuantizationType[name],
+            file_type=gguf.LlamaFileType[f"MOSTLY_{file_type}"],
+            limit=F16_OVERFLOW,
+            dequantize=partial(dequantize_blocks, layout),
+            dot_type=gguf.GGMLQuantizationType.Q8_K,
+            offset=offset,
+            fallback=fallback,
+            is_repacked=True,
+            layout=layout,
+        )
+    )
+
+
 _Q4_K_LAYOUT = BlockLayout(tuple(range(16)), _unpack_q4_k, _pack_q4_k, 32, (0, 63))
 _Q5_K_LAYOUT = BlockLayout(tuple(range(32)), _unpack_q5_k, _pack_q5_k, 32, (0, 63))
 _Q6_K_LAYOUT = BlockLayout(tuple(range(-32, 32)), _unpack_q6_k, _pack_q6_k, 16, (-128, 127))
-
-Q4_K = register(
-    QuantType(
-        name="q4_k",
-        ggml_type=gguf.GGMLQuantizationType.Q4_K,
-        file_type=gguf.LlamaFileType.MOSTLY_Q4_K_S,
-        block_size=BLOCK_SIZE,
-        block_bytes=Q4_K_BLOCK.itemsize,
-        limit=F16_OVERFLOW,
-        dequantize=partial(dequantize_blocks, _Q4_K_LAYOUT),
-        layout=_Q4_K_LAYOUT,
-    )
-)
-
-Q5_K = register(
-    QuantType(
-        name="q5_k",
-        ggml_type=gguf.GGMLQuantizationType.Q5_K,
-        file_type=gguf.LlamaFileType.MOSTLY_Q5_K_S,
-        block_size=BLOCK_SIZE,
-        block_bytes=Q5_K_BLOCK.itemsize,
-        limit=F16_OVERFLOW,
-        dequantize=partial(dequantize_blocks, _Q5_K_LAYOUT),
-        layout=_Q5_K_LAYOUT,
-    )
-)
-
-Q6_K = register(
-    QuantType(
-        name="q6_k",
-        ggml_type=gguf.GGMLQuantizationType.Q6_K,
-        file_type=gguf.LlamaFileType.MOSTLY_Q6_K,
-        block_size=BLOCK_SIZE,
-        block_bytes=Q6_K_BLOCK.itemsize,
-        limit=F16_OVERFLOW,
-        dequantize=partial(dequantize_blocks, _Q6_K_LAYOUT),
-        layout=_Q6_K_LAYOUT,
-    )
-)
+_register("Q4_K", "Q4_K_S", _Q4_K_LAYOUT, BlockOffset(2, 63), fallback=Q5_0)
+_register("Q5_K", "Q5_K_S", _Q5_K_LAYOUT, BlockOffset(2, 63), fallback=Q5_1)
+_register("Q6_K", "Q6_K", _Q6_K_LAYOUT, offset=None, fallback=Q8_0)

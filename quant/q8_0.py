@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.quant.blocks import F16_OVERFLOW, dequantize_blocks, reciprocal
+from llmkit.quant.floats import F16
 from llmkit.quant.types import (
     BlockFields,
     BlockLayout,
@@ -77,13 +78,14 @@ _LAYOUT = BlockLayout(tuple(range(-_LARGEST, _LARGEST + 1)), _unpack, _pack)
 
 Q8_0 = register(
     QuantType(
-        name="q8_0",
         ggml_type=gguf.GGMLQuantizationType.Q8_0,
         file_type=gguf.LlamaFileType.MOSTLY_Q8_0,
-        block_size=BLOCK_SIZE,
-        block_bytes=BLOCK.itemsize,
         limit=F16_OVERFLOW * _LARGEST,
         dequantize=partial(dequantize_blocks, _LAYOUT),
+        dot_type=gguf.GGMLQuantizationType.Q8_0,
+        offset=None,
+        fallback=F16,
+        is_repacked=False,
         round=_round,
         layout=_LAYOUT,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmkit.errors import QuantizationError
 from llmkit.quant.blocks import offsets, steps
-from llmkit.quant.grids import Grid, grid_of
+from llmkit.quant.grids import Grid
 from llmkit.quant.rows import dequantize, quantize
 from llmkit.quant.types import BlockFields, PackedRows, QuantType
 
@@ -37,13 +37,12 @@ def rounding_of(
     blocks: PackedRows, qtype: QuantType, tensor_name: str, device: torch.device
 ) -> Rounding:
     """The rounding that keeps the scales of `blocks`, where they can be taken apart."""
-    grid = grid_of(qtype)
-    if grid is None or qtype.layout is None:
+    if qtype.layout is None:
         return Repacked(qtype, tensor_name)
     fields = qtype.layout.unpack(np.ascontiguousarray(blocks))
     offset = offsets(fields)
     return KeptScales(
-        grid,
+        Grid(qtype.layout, qtype.block_size),
         fields,
         tensor_name,
         torch.from_numpy(steps(fields)).to(device).flatten(1)[..., None],

@@ -19,6 +19,7 @@ from llmkit.quant.blocks import (
     reciprocal,
     split_planes,
 )
+from llmkit.quant.floats import F16
 from llmkit.quant.types import (
     BlockFields,
     BlockLayout,
@@ -101,33 +102,24 @@ def pack_fifth_bits(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little")
 
 
+def _register(name: str, layout: BlockLayout, *, is_repacked: bool) -> QuantType:
+    return register(
+        QuantType(
+            ggml_type=gguf.GGMLQuantizationType[name],
+            file_type=gguf.LlamaFileType[f"MOSTLY_{name}"],
+            limit=F16_OVERFLOW * -layout.levels[0],
+            dequantize=partial(dequantize_blocks, layout),
+            dot_type=gguf.GGMLQuantizationType.Q8_0,
+            offset=None,
+            fallback=F16,
+            is_repacked=is_repacked,
+            round=partial(_quantize, layout),
+            layout=layout,
+        )
+    )
+
+
 _Q4_0_LAYOUT = BlockLayout(tuple(range(-8, 8)), _unpack_q4_0, _pack_q4_0)
 _Q5_0_LAYOUT = BlockLayout(tuple(range(-16, 16)), _unpack_q5_0, _pack_q5_0)
-
-Q4_0 = register(
-    QuantType(
-        name="q4_0",
-        ggml_type=gguf.GGMLQuantizationType.Q4_0,
-        file_type=gguf.LlamaFileType.MOSTLY_Q4_0,
-        block_size=BLOCK_SIZE,
-        block_bytes=Q4_0_BLOCK.itemsize,
-        limit=F16_OVERFLOW * 8,
-        dequantize=partial(dequantize_blocks, _Q4_0_LAYOUT),
-        round=partial(_quantize, _Q4_0_LAYOUT),
-        layout=_Q4_0_LAYOUT,
-    )
-)
-
-Q5_0 = register(
-    QuantType(
-        name="q5_0",
-        ggml_type=gguf.GGMLQuantizationType.Q5_0,
-        file_type=gguf.LlamaFileType.MOSTLY_Q5_0,
-        block_size=BLOCK_SIZE,
-        block_bytes=Q5_0_BLOCK.itemsize,
-        limit=F16_OVERFLOW * 16,
-        dequantize=partial(dequantize_blocks, _Q5_0_LAYOUT),
-        round=partial(_quantize, _Q5_0_LAYOUT),
-        layout=_Q5_0_LAYOUT,
-    )
-)
+Q4_0 = _register("Q4_0", _Q4_0_LAYOUT, is_repacked=True)
+Q5_0 = _register("Q5_0", _Q5_0_LAYOUT, is_repacked=False)

@@ -46,6 +46,14 @@ class BlockLayout:
 
 
 @dataclass(frozen=True)
+class BlockOffset:
+    """What blocks add to scale * quant: a multiple of an f16 (block_q4_1 etc., ggml-common.h)."""
+
+    start: int  # the f16's first byte in the block
+    largest: int  # multiple
+
+
+@dataclass(frozen=True)
 class QuantType:
     """A GGUF block format: how `block_size` weights become `block_bytes` bytes, and back.
 
@@ -53,25 +61,53 @@ class QuantType:
     trust the rows they are given; `quantize` and `dequantize` of the package check them.
     """
 
-    name: str
     ggml_type: gguf.GGMLQuantizationType
     file_type: gguf.LlamaFileType
-    block_size: int
-    block_bytes: int
     limit: float  # weights of this magnitude or more are refused: f16 or the format ends there
     dequantize: Callable[[PackedRows], FloatRows]
+    dot_type: gguf.GGMLQuantizationType  # of activations: vec_dot_type, type_traits_cpu, ggml-cpu.c
+    offset: BlockOffset | None
+    # Stored where rows are not whole blocks: `tensor_type_fallback` of llama-quant.cpp.
+    fallback: QuantType | None  # None: rows of any length fit
+    is_repacked: bool  # copied in the order of the CPU's instructions: ggml-cpu/repack.cpp
     round: Callable[[FloatRows], PackedRows] | None = None  # None: only ggml's own search packs it
     layout: BlockLayout | None = None  # None: no blocks, or such as only ggml takes apart
     needs_importance: bool = False  # without importances of the columns ggml packs none
+
+    @property
+    def name(self) -> str:
+        """As in q4_k."""
+        return self.ggml_type.name.lower()
+
+    @property
+    def block_size(self) -> int:
+        """Weights of one block."""
+        return gguf.GGML_QUANT_SIZES[self.ggml_type][0]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return gguf.GGML_QUANT_SIZES[self.ggml_type][1]
 
     @property
     def bits_per_weight(self) -> float:
         """Bits of file for one weight, the block's scale included."""
         return 8 * self.block_bytes / self.block_size
 
+    @property
+    def supports_gptq(self) -> bool:
+        """Whether error feedback can choose the numbers of its blocks."""
+        return self.layout is not None
+
     def fits(self, row_length: int) -> bool:
         """Whether a row of this many weights divides into whole blocks."""
         return row_length > 0 and row_length % self.block_size == 0
+
+    def fitting(self, row_length: int) -> QuantType:
+        """The type that rows of this many weights are stored in: this one or a fallback."""
+        if self.fallback is None or self.fits(row_length):
+            return self
+        return self.fallback.fitting(row_length)
 
     def row_bytes(self, row_length: int) -> int:
         """Bytes of one packed row. Raises QuantizationError if it is not whole blocks."""

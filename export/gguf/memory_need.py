@@ -15,15 +15,13 @@ from llmkit.architectures.registry import family_of, tensor_specs
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.reader import GGUFFile, config_of
 from llmkit.export.gguf.writer import n_tensor_bytes
-from llmkit.quant.types import QuantType
+from llmkit.quant import QuantType, quant_names, quant_type
 from llmkit.quantization.tensor_types import Quantization
 
 _PADDING = 256  # llama.cpp rounds the context up to a multiple of it
-# Matrices of these types are copied once more, in an order that suits the CPU's instructions
-# (ggml-cpu/repack.cpp). The pages of the file that they came from can be given back.
-_REPACKED = {
-    gguf.GGMLQuantizationType[name] for name in ("Q4_0", "IQ4_NL", "Q2_K", "Q4_K", "Q5_K", "Q6_K")
-}
+# Matrices of these types are copied once more. The pages of the file that they came from can be
+# given back.
+_REPACKED = {qtype.ggml_type for qtype in map(quant_type, quant_names()) if qtype.is_repacked}
 _REPACKED_ROWS = 8  # only whole groups of so many rows
 
 

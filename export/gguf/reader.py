@@ -18,7 +18,7 @@ from llmkit.architectures.registry import FAMILIES, tensor_specs
 from llmkit.checkpoint.tensors import fault_of
 from llmkit.errors import GGUFError, QuantizationError
 from llmkit.export.gguf.metadata import METHOD_KEY, QUANTIZATION_KEY
-from llmkit.quant import dequantize, quant_type_of
+from llmkit.quant import QuantType, dequantize, quant_type_of
 from llmkit.quantization.tensor_types import CUSTOM, Quantization, quantization, quantization_of
 from llmkit.validation import validated
 
@@ -65,13 +65,23 @@ class StoredTensor:
         return np.asarray(np.memmap(self.path, np.uint8, "r", self.offset, self.blocks_shape))
 
     @property
+    def qtype(self) -> QuantType:
+        """The blocks' format. Raises QuantizationError for a type that llmkit does not read."""
+        return quant_type_of(self.ggml_type)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether blocks hold several weights each, of any type."""
+        return gguf.GGML_QUANT_SIZES[self.ggml_type][0] > 1
+
+    @property
     def n_weights(self) -> int:
         """Number of weights."""
         return int(np.prod(self.shape))
 
     def dequantized(self) -> NDArray[np.float32]:
         """The weights that the blocks stand for. Raises QuantizationError for an unknown type."""
-        return dequantize(self.blocks, quant_type_of(self.ggml_type), self.shape)
+        return dequantize(self.blocks, self.qtype, self.shape)
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ class GGUFFile:
             return quantization(self.quant)
         table = {entry.gguf_name: entry for entry in tensor_specs(config_of(self))}
         chosen = {
-            table[name].checkpoint_name: quant_type_of(tensor.ggml_type)
+            table[name].checkpoint_name: tensor.qtype
             for name, tensor in self.tensors.items()
             if name in table
         }

@@ -31,7 +31,6 @@ from llmkit.export.quantization.knapsack import Option, allocate
 from llmkit.export.quantization.prequantized import Method, open_model, stored_types
 from llmkit.export.quantization.sensitivity import Sensitivity, measure_sensitivity, squared_error
 from llmkit.quant import quantize
-from llmkit.quant.grids import grid_of
 from llmkit.quant.types import PackedRows, QuantType, quant_names, quant_type
 from llmkit.quantization.tensor_types import CUSTOM, Quantization, quantization
 from llmkit.quantization.walk import error_feedback
@@ -185,7 +184,7 @@ def _sensitivity(
         }
 
     types = stored_types(source.config, quantization(REFERENCE))
-    reference = {name: qtype for name, qtype in types.items() if grid_of(qtype) is not None}
+    reference = {name: qtype for name, qtype in types.items() if qtype.supports_gptq}
     return measure_sensitivity(model, reference, measured, choose, _floor(source, measured))
 
 
@@ -208,5 +207,5 @@ def types_for(entry: TensorSpec) -> list[QuantType]:
     return [
         qtype
         for qtype in map(quant_type, quant_names())
-        if qtype.fits(entry.shape[-1]) and (qtype.name == "f16" or grid_of(qtype) is not None)
+        if qtype.fits(entry.shape[-1]) and (qtype.name == "f16" or qtype.supports_gptq)
     ]

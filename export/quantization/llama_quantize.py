@@ -28,8 +28,6 @@ from llmkit.export.quantization.imatrix import ImportanceMatrix
 from llmkit.quant import quant_type_of, quantize
 
 PLAIN, WITH_IMATRIX = "llama.cpp", "llama.cpp imatrix"  # methods, as `compare` names them
-_Type = gguf.GGMLQuantizationType
-_NOT_QUANTIZED = {_Type.F32, _Type.F16, _Type.BF16}
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def write_peers(
     """
     alike: dict[object, list[GGUFFile]] = {}
     for file in files:
-        if any(tensor.ggml_type not in _NOT_QUANTIZED for tensor in file.tensors.values()):
+        if any(tensor.is_quantized for tensor in file.tensors.values()):
             alike.setdefault(_types(file), []).append(file)
     peers = []
     with progress("quantize as llama.cpp", len(alike), "files") as bar:
@@ -108,4 +106,4 @@ def _types(file: GGUFFile) -> object:
 
 
 def _needs_importance(file: GGUFFile) -> bool:
-    return any(quant_type_of(t.ggml_type).needs_importance for t in file.tensors.values())
+    return any(tensor.qtype.needs_importance for tensor in file.tensors.values())

@@ -21,7 +21,6 @@ from llmkit.export.quantization.calibration import Calibration
 from llmkit.export.quantization.imatrix import ImportanceFile, InputStatistics
 from llmkit.files import StrPath
 from llmkit.quant import quantize
-from llmkit.quant.grids import grid_of
 from llmkit.quant.types import FloatRows, PackedRows, QuantType
 from llmkit.quantization.tensor_types import Quantization
 from llmkit.quantization.walk import error_feedback
@@ -49,7 +48,7 @@ def by_error_feedback(
 
     Raises QuantizationError where none has.
     """
-    choosable = {name: qtype for name, qtype in types.items() if grid_of(qtype) is not None}
+    choosable = {name: qtype for name, qtype in types.items() if qtype.supports_gptq}
     if not choosable:
         names = ", ".join(dict.fromkeys(qtype.name for qtype in types.values()))
         raise QuantizationError(

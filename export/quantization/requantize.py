@@ -48,7 +48,6 @@ from llmkit.quant.types import QuantType
 from llmkit.quantization.tensor_types import Quantization, quantization, quantization_of
 
 Method = Literal["rtn", "gptq", "llama.cpp"]
-_FLOATS = {gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")}
 
 
 def requantize(
@@ -102,7 +101,7 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
     foreign = sorted(names ^ file.tensors.keys())
     if foreign:
         raise GGUFError(f"{file.path}: tensor {foreign[0]} is missing or unknown; export it again")
-    quantized = [tensor for tensor in file.tensors.values() if tensor.ggml_type not in _FLOATS]
+    quantized = [tensor for tensor in file.tensors.values() if tensor.is_quantized]
     if out.exists() and out.samefile(file.path):
         raise ConfigError(f"{out} is the input file; choose another --out")
     if quantized and not again:

@@ -21,7 +21,6 @@ _SMALLEST_NORMAL = 2.0**-126  # below it float32 has no relative precision
 _ROWS_AT_ONCE = 8192  # of a matrix: a head of 50k rows in float64 would be 300 MB
 _SUMMED_BLOCK = 32  # products that ggml sums as integers or in one lane, at least
 _FLIP_ROUNDINGS = 2 + 3  # between two CPUs' x in units of the step: see `linear`
-_FLOATS = (Type.F32, Type.F16, Type.BF16)
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ def linear(x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | No
 def _linear(x: Tensor, matrix: Matrix) -> Bounded:
     n = x.shape[-1]
     read = rounded(x, matrix.dot_type)
-    is_quantized = matrix.dot_type not in _FLOATS
-    relative = gamma(n // _SUMMED_BLOCK + 24 if is_quantized else n + 4)
+    relative = gamma(n + 4 if read.scaled is None else n // _SUMMED_BLOCK + 24)
     of_input = relative * read.values.abs()  # (T, in)
     if read.scaled is not None and read.step is not None:
         to_tie = (read.scaled - read.scaled.floor() - 0.5).abs()

@@ -35,25 +35,7 @@ from llmkit.export.verify.target import Subject
 
 Type = gguf.GGMLQuantizationType
 
-# vec_dot_type in the table type_traits_cpu of ggml-cpu.c: what ggml rounds activations to.
-DOT_TYPES = {
-    **{kind: kind for kind in (Type.F32, Type.F16, Type.BF16)},
-    **dict.fromkeys((Type.Q8_0, Type.Q4_0, Type.Q5_0, Type.IQ4_NL), Type.Q8_0),
-    **dict.fromkeys((Type.Q4_1, Type.Q5_1), Type.Q8_1),
-    **dict.fromkeys((Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K), Type.Q8_K),
-    **dict.fromkeys((Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS, Type.TQ1_0, Type.TQ2_0), Type.Q8_K),
-    **dict.fromkeys((Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XXS, Type.IQ1_S, Type.IQ1_M), Type.Q8_K),
-}
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
-# Of types whose weight is scale * code + offset: where in a block the f16 is that the offset is a
-# multiple of, and the largest multiple (block_q4_1 and so on in ggml-common.h).
-_OFFSETS = {
-    **dict.fromkeys((Type.Q4_1, Type.Q5_1), (2, 1)),
-    **dict.fromkeys((Type.Q4_K, Type.Q5_K), (2, 63)),
-    Type.Q2_K: (82, 15),
-    Type.TQ1_0: (52, 1),  # codes of 0 to 2, less the block's scale
-    Type.TQ2_0: (64, 1),
-}
 _CODE_MAX = 127
 # In units of the largest of the values that are rounded together. A sum of some hundred products
 # in float32 is off by about the root of their number times 2**-24 (Higham and Mary 2019, "A New
@@ -225,15 +207,10 @@ class FileTensors:
     def matrix(self, name: str) -> Matrix:
         """A matrix and how it is multiplied. Raises GGUFError where it is missing."""
         stored = self._stored(name)
-        if stored.ggml_type not in DOT_TYPES:
-            raise GGUFError(
-                f"{self.file.path}: {name} has type {stored.ggml_type.name}, which llmkit cannot "
-                "verify; export it again with another type"
-            )
         return Matrix(
             name,
             self.tensor(name),
-            DOT_TYPES[stored.ggml_type],
+            stored.qtype.dot_type,
             self._offsets(stored),
             self._lora(name),
         )
@@ -244,13 +221,13 @@ class FileTensors:
         return self.file.tensors[name]
 
     def _offsets(self, stored: StoredTensor) -> Tensor | None:
-        if stored.ggml_type not in _OFFSETS:
+        qtype = stored.qtype
+        if qtype.offset is None:
             return None
-        start, largest = _OFFSETS[stored.ggml_type]
-        block_bytes = gguf.GGML_QUANT_SIZES[stored.ggml_type][1]
-        blocks = stored.blocks.reshape(stored.shape[0], -1, block_bytes)
+        blocks = stored.blocks.reshape(stored.shape[0], -1, qtype.block_bytes)
+        start = qtype.offset.start
         halves = np.ascontiguousarray(blocks[..., start : start + 2]).view("<f2")[..., 0]
-        return torch.from_numpy(halves.astype(np.float32) * largest)
+        return torch.from_numpy(halves.astype(np.float32) * qtype.offset.largest)
 
     def _lora(self, name: str) -> LoRA | None:
         if self.adapter is None or f"{name}.lora_a" not in self.adapter.tensors:

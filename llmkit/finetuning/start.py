@@ -31,7 +31,6 @@ from llmkit.finetuning.label_head import expanded_head, new_head
 from llmkit.lora import adapter_tensors, add_lora, peft_config
 from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.quant import dequantize, quantize
-from llmkit.quant.grids import grid_of
 from llmkit.quant.types import PackedRows, QuantType
 from llmkit.quantization.qat import matrix_types
 from llmkit.quantization.tensor_types import quantization
@@ -135,7 +134,7 @@ class Start:
         moved: dict[str, Tensor] = {}
         if calibration is not None:
             model = build_model(self.sizes, weights, str(self.base.folder))
-            types = {name: qtype for name, qtype in self.types.items() if grid_of(qtype)}
+            types = {name: qtype for name, qtype in self.types.items() if qtype.supports_gptq}
             blocks = error_feedback(model.to(device_with_float64(device)), types, calibration)
             for name, rows in blocks.items():
                 floats = dequantize(rows, types[name], tuple(weights[name].shape))

@@ -12,13 +12,6 @@ from llmkit.errors import QuantizationError, unknown_name
 from llmkit.quant.types import ALIASES, QuantType, quant_names, quant_type
 
 CUSTOM = "custom"  # the name of a quantization whose types were chosen tensor by tensor
-# What llama.cpp stores instead in rows that are no multiple of 256 (`tensor_type_fallback` of
-# llama-quant.cpp).
-_FALLBACKS = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-_FALLBACKS |= dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0"), "q4_0")
-_FALLBACKS |= dict.fromkeys(
-    ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"
-)
 # The type of a layer's matrix where it is not the preset's base: role, layer, number of layers.
 Rule = Callable[[Role, int, int], str | None]
 
@@ -44,7 +37,7 @@ class Quantization:
         """
         if not tensor.is_matrix:
             return quant_type("f32")
-        return fitting(self.wanted(tensor, config), tensor.shape[-1])
+        return self.wanted(tensor, config).fitting(tensor.shape[-1])
 
     def wanted(self, tensor: TensorSpec, config: ModelConfig) -> QuantType:
         """The type of a matrix if its rows fit."""
@@ -112,14 +105,6 @@ def _presets() -> dict[str, Quantization]:
         name: Quantization(name, file_type, quant_type(base), head, rule)
         for name, file_type, base, rule in presets
     }
-
-
-def fitting(qtype: QuantType, row_length: int) -> QuantType:
-    """The type that rows of this length are stored in where `qtype` is wanted."""
-    for candidate in (qtype.name, _FALLBACKS.get(qtype.name, "f16")):
-        if quant_type(candidate).fits(row_length):
-            return quant_type(candidate)
-    return quant_type("f16")
 
 
 def quantization_names() -> list[str]:

@@ -16,7 +16,6 @@ from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath
 from llmkit.quant import quant_names, quant_type
-from llmkit.quantization.tensor_types import fitting
 from llmkit.records.text_files import Reading
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
@@ -133,7 +132,7 @@ def _quantization_note(sizes: ModelConfig) -> str:
     """What exports store instead of types that do not fit n_embd, without the IQ and TQ types."""
     instead: dict[str, list[str]] = {}
     for name in (name for name in quant_names() if name.startswith("q")):
-        stored = fitting(quant_type(name), sizes.n_embd).name
+        stored = quant_type(name).fitting(sizes.n_embd).name
         if stored != name:
             instead.setdefault(stored, []).append(name)
     if not instead:

@@ -17,7 +17,6 @@ from llmkit.architectures.registry import tensor_specs
 from llmkit.errors import QuantizationError
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf
-from llmkit.export.gguf.writer import entry_type
 from llmkit.export.quantization.config import Recipe
 from llmkit.quantization.tensor_types import quantization, quantization_names, quantization_of
 
@@ -77,7 +76,7 @@ def test_each_tensor_has_the_type_that_llama_quantize_takes(model: str, tmp_path
     f32 = export(made.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
     for preset in PRESETS:
         ours = {
-            entry.gguf_name: entry_type(entry, quantization(preset), made.config).ggml_type.name
+            entry.gguf_name: quantization(preset).type_of(entry, made.config).ggml_type.name
             for entry in tensor_specs(made.config)
         }
         assert ours == types_by_llama_quantize(f32, tmp_path / "theirs.gguf", preset), preset

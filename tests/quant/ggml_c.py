@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def _load() -> ctypes.CDLL:
+def _load(library: str) -> ctypes.CDLL:
     folder = Path(llama_cpp.__file__).parent / "lib"
-    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+    names = (f"lib{library}.so", f"lib{library}.dylib", f"{library}.dll")
     return ctypes.CDLL(str(next(folder / name for name in names if (folder / name).exists())))
 
 
-_LIB = _load()
+_LIB, _CPU = _load("ggml-base"), _load("ggml-cpu")
 _LIB.ggml_quantize_chunk.restype = ctypes.c_size_t
 _LIB.ggml_quantize_chunk.argtypes = (
     ctypes.c_int,  # type
@@ -75,3 +75,27 @@ def c_dequantize(
 def needs_importance(ggml_type: gguf.GGMLQuantizationType) -> bool:
     _LIB.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     return bool(_LIB.ggml_quantize_requires_imatrix(int(ggml_type)))
+
+
+def block_sizes(ggml_type: gguf.GGMLQuantizationType) -> tuple[int, int]:
+    """Weights and bytes of a block."""
+    _LIB.ggml_blck_size.restype = ctypes.c_int64
+    _LIB.ggml_type_size.restype = ctypes.c_size_t
+    return _LIB.ggml_blck_size(int(ggml_type)), _LIB.ggml_type_size(int(ggml_type))
+
+
+class _CPUTraits(ctypes.Structure):
+    """ggml_type_traits_cpu of ggml-cpu.h."""
+
+    _fields_ = (
+        ("from_float", ctypes.c_void_p),
+        ("vec_dot", ctypes.c_void_p),
+        ("vec_dot_type", ctypes.c_int),
+        ("nrows", ctypes.c_int64),
+    )
+
+
+def dot_type(ggml_type: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
+    _CPU.ggml_get_type_traits_cpu.restype = ctypes.POINTER(_CPUTraits)
+    traits = _CPU.ggml_get_type_traits_cpu(int(ggml_type)).contents
+    return gguf.GGMLQuantizationType(traits.vec_dot_type)

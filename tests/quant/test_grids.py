@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.quant import quant_names, quant_type
-from llmkit.quant.grids import ChosenNumbers, Grid, Scales, Units, grid_of
+from llmkit.quant.grids import ChosenNumbers, Grid, Scales, Units
 
 TYPES = [name for name in quant_names() if quant_type(name).layout]
 WITH_SUB_BLOCKS = ["q4_k", "q5_k", "q6_k"]
 
 
 def grid(name: str) -> Grid:
-    found = grid_of(quant_type(name))
-    assert found is not None
-    return found
+    qtype = quant_type(name)
+    assert qtype.layout is not None
+    return Grid(qtype.layout, qtype.block_size)
 
 
 def levels_of(name: str) -> torch.Tensor:
@@ -32,7 +32,7 @@ def levels_of(name: str) -> torch.Tensor:
 def test_there_is_a_grid_for_each_format_that_is_taken_apart() -> None:
     assert len(TYPES) == 9
     for name in quant_names():
-        assert (grid_of(quant_type(name)) is not None) == (name in TYPES), name
+        assert quant_type(name).supports_gptq == (name in TYPES), name
 
 
 @pytest.mark.parametrize("name", TYPES)

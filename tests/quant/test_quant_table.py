@@ -3,10 +3,16 @@ from __future__ import annotations
 import dataclasses
 
 import gguf
+import numpy as np
 import pytest
+from ggml_c import block_sizes, c_dequantize, dot_type
 
 from llmkit.errors import QuantizationError
-from llmkit.quant import quant_names, quant_type, quant_type_of
+from llmkit.quant import QuantType, quant_names, quant_type, quant_type_of
+
+# Of types with an offset: the bytes of a block that hold its multiples.
+MULTIPLES = {"q4_k": slice(4, 16), "q5_k": slice(4, 16), "q2_k": slice(0, 16)}
+MULTIPLES |= dict.fromkeys(("q4_1", "q5_1", "tq1_0", "tq2_0"), slice(0))
 
 
 def test_the_promised_formats_are_registered() -> None:
@@ -16,12 +22,46 @@ def test_the_promised_formats_are_registered() -> None:
 
 
 @pytest.mark.parametrize("name", quant_names())
-def test_sizes_are_those_of_gguf(name: str) -> None:
+def test_sizes_and_dot_type_are_those_of_ggml(name: str) -> None:
     qtype = quant_type(name)
-    assert (qtype.block_size, qtype.block_bytes) == gguf.GGML_QUANT_SIZES[qtype.ggml_type]
+    assert (qtype.block_size, qtype.block_bytes) == block_sizes(qtype.ggml_type)
+    assert qtype.dot_type == dot_type(qtype.ggml_type)
     row_bytes = gguf.quants.quant_shape_to_byte_shape((3, 768), qtype.ggml_type)[1]
     assert qtype.row_bytes(768) == row_bytes
     assert qtype.bits_per_weight == row_bytes * 8 / 768
+
+
+@pytest.mark.parametrize("name", quant_names())
+def test_largest_offset_is_the_weight_of_code_0(name: str) -> None:
+    qtype = quant_type(name)
+    assert (qtype.offset is not None) == (name in MULTIPLES)
+    if qtype.offset is None:
+        return
+    block = np.zeros((1, qtype.block_bytes), np.uint8)
+    block[:, MULTIPLES[name]] = 255
+    block[0, qtype.offset.start :][:2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)
+    weights = c_dequantize(block, qtype.ggml_type, qtype.block_size)
+    assert (abs(weights) == qtype.offset.largest).all()
+
+
+@pytest.mark.parametrize("name", quant_names())
+def test_any_row_fits_a_fallback(name: str) -> None:
+    qtype = quant_type(name)
+    assert (qtype.fallback is None) == (qtype.block_size == 1)
+    assert qtype.fitting(qtype.block_size) is qtype
+    assert qtype.fitting(1).block_size == 1
+    if qtype.block_size > 32:
+        assert qtype.fitting(32).block_size == 32
+
+
+@pytest.mark.parametrize("fact", ["limit", "dot_type", "offset", "fallback", "is_repacked"])
+def test_a_type_states_each_fact(fact: str) -> None:
+    qtype = quant_type("q4_k")
+    facts = {f.name: getattr(qtype, f.name) for f in dataclasses.fields(qtype)}
+    assert QuantType(**facts) == qtype
+    del facts[fact]
+    with pytest.raises(TypeError, match=fact):
+        QuantType(**facts)
 
 
 @pytest.mark.parametrize("name", quant_names())
