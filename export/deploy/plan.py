@@ -13,8 +13,8 @@ from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.gguf.reader import config_of
 from llmkit.export.modelfile.lint import lint_modelfile, local_file
 from llmkit.export.ollama.store import Blob
+from llmkit.export.verify.checks import Needs, check_names
 from llmkit.export.verify.modelfile import disagreements
-from llmkit.export.verify.ollama_check import NAME as OLLAMA
 from llmkit.export.verify.proof_store import PROOF_FILE, kept_proof
 from llmkit.export.verify.target import Subject, open_subject
 from llmkit.export.verify.verify import MODELFILE
@@ -123,7 +123,8 @@ def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
 def _only_ollama_failed(proof: dict[str, Any]) -> bool:
     """Whether all that failed is what an Ollama of then was asked: this deployment asks anew."""
     checks = proof.get("checks") or []
-    return bool(checks) and all(check["passed"] or check["name"] == OLLAMA for check in checks)
+    in_ollama = check_names(Needs.OLLAMA)
+    return bool(checks) and all(check["passed"] or check["name"] in in_ollama for check in checks)
 
 
 def _blob(path: Path, sha256: str) -> Blob:

@@ -21,7 +21,6 @@ from llmkit.generation import ends_inside_character
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.tokenizer import Tokenizer
 
-NAME = "ollama"
 N_PROMPTS, N_TOKENS = 10, 12
 N_ANSWERS, MAX_ANSWER = 10, 256
 # Ollama keeps keys and values as f16 and sums attention in f16; the reference with f16 keys and
@@ -70,7 +69,7 @@ def ollama_check(
     ) + (f"; {n_stopped} of {n} answers stop" if n else "")
     if faults:
         detail = summed_up(faults)
-    return Check(NAME, not faults, found.largest, found.limit, detail)
+    return Check("ollama", not faults, found.largest, found.limit, detail)
 
 
 def summed_up(faults: Sequence[str]) -> str:

@@ -1,14 +1,12 @@
 """`verify`: does llama.cpp compute from a GGUF file what PyTorch computes from its checkpoint?
 
-Each check compares one part and names the place where it differs. `metadata` and `tensors` read
-the file; the other checks run it in llama.cpp.
+Each check compares one part and names the place where it differs. `checks.py` lists them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,19 +21,10 @@ from llmkit.export.evaluation.eval_data import TextSequence, proof_prompts, proo
 from llmkit.export.gguf.reader import config_of
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.ollama.server import OllamaServer
-from llmkit.export.verify.generation_check import generation_check
-from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.logits_check import LogitsComparison, compare_logits, logits_check
-from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.ollama_check import NAME as OLLAMA
-from llmkit.export.verify.ollama_check import ollama_check
-from llmkit.export.verify.prompt_check import prompt_check
+from llmkit.export.verify.checks import CHECKS, CheckContext, Needs, check_names
 from llmkit.export.verify.proof_store import keep
 from llmkit.export.verify.reference import Reference
-from llmkit.export.verify.stop_check import stop_check
 from llmkit.export.verify.target import Subject, open_subject
-from llmkit.export.verify.tensors_check import tensors_check
-from llmkit.export.verify.tokenizer_check import tokenizer_check
 from llmkit.files import StrPath, optional_path
 from llmkit.modelfiles.grammar import RefusalError
 from llmkit.modelfiles.modelfile import Modelfile
@@ -43,9 +32,6 @@ from llmkit.modelfiles.reading import read_modelfile
 
 MODELFILE = "Modelfile"
 DEFAULT_MAX_TOKENS = 2048
-RUN_CHECKS = ("tokenizer", "prompt", "stop", "layers", "logits", "generation")
-N_TEXTS = 50  # of the user's own, for the tokenizer
-LAYER_TOKENS = 64  # each goes through every operation by itself
 
 
 def verify(
@@ -76,19 +62,8 @@ def verify(
     beside = gguf.parent / MODELFILE
     modelfile = optional_path(modelfile) or (beside if beside.exists() else None)
     said = _read(modelfile) if modelfile else None
-    checks = [metadata_check(subject, modelfile), tensors_check(subject)]
-    found = _Run(texts, prompts, said)
-    try:
-        checks += found.checks(subject)
-    except GGUFError as error:
-        checks += [_not_run(name, error) for name in RUN_CHECKS]
-    if ollama is not None:
-        try:
-            if unreachable:
-                raise unreachable
-            checks.append(ollama_check(subject, said, prompts, ollama))
-        except OllamaError as error:
-            checks.append(_not_run(OLLAMA, error))
+    context = CheckContext(subject, texts, prompts, modelfile, said, ollama)
+    checks = _results(context, unreachable)
     proof = Proof(
         passed=all(check.passed for check in checks),
         checkpoint=str(checkpoint),
@@ -96,7 +71,7 @@ def verify(
         sha256=subject.file.sha256(),
         quant=subject.quantization.name,
         checks=checks,
-        distances=found.comparison.distances if found.comparison else {},
+        distances=context.comparison.distances if context.comparison else {},
         checkpoint_sha256=subject.checkpoint.sha256,
         texts=source,
         sha256_of=_hashes(subject, texts, modelfile),
@@ -113,8 +88,48 @@ def verify(
         from llmkit.export.verify.page import write_page  # matplotlib takes a while to import
 
         shown = [subject.checkpoint.tokenizer.decode(prompt) for prompt in prompts]
-        write_page(Path(html), proof, found.comparison, shown)
+        write_page(Path(html), proof, context.comparison, shown)
     return proof
+
+
+def _results(context: CheckContext, unreachable: OllamaError | None) -> list[Check]:
+    """Run the checks by what they need; the results are in the order of the table."""
+    found = _run(context, Needs.FILES)
+    try:
+        _require_same_sizes(context.target)
+        context.reference = Reference(context.target, torch.float32)
+        in_llama = _run(context, Needs.OWN_LLAMA_CPP)
+        n_ctx = context.target.checkpoint.config.context_length
+        with LlamaCpp(context.target.file.path, n_ctx=n_ctx) as context.llama:
+            in_llama |= _run(context, Needs.LLAMA_CPP)
+    except GGUFError as error:
+        in_llama = _not_run(error, Needs.OWN_LLAMA_CPP, Needs.LLAMA_CPP)
+    found |= in_llama
+    if context.ollama is not None:
+        try:
+            if unreachable:
+                raise unreachable
+            found |= _run(context, Needs.OLLAMA)
+        except OllamaError as error:
+            found |= _not_run(error, Needs.OLLAMA)
+    return [found[check.name] for check in CHECKS if check.name in found]
+
+
+def _run(context: CheckContext, needs: Needs) -> dict[str, Check]:
+    return {check.name: check.run(context) for check in CHECKS if check.needs is needs}
+
+
+def _not_run(error: LlmkitError, *needs: Needs) -> dict[str, Check]:
+    return {name: Check(name, False, 1, 0, f"not run: {error}") for name in check_names(*needs)}
+
+
+def _require_same_sizes(subject: Subject) -> None:
+    found, wanted = (
+        [(spec.gguf_name, spec.shape) for spec in tensor_specs(config)]
+        for config in (config_of(subject.file), subject.checkpoint.config)
+    )
+    if found != wanted:
+        raise GGUFError("the file and the checkpoint have different sizes; metadata names them")
 
 
 def _unreachable(model: str) -> OllamaError | None:
@@ -128,50 +143,12 @@ def _unreachable(model: str) -> OllamaError | None:
     return None
 
 
-def _not_run(name: str, error: LlmkitError) -> Check:
-    return Check(name, False, 1, 0, f"not run: {error}")
-
-
 def _read(modelfile: Path) -> Modelfile | None:
     """None if Ollama refuses it, which `metadata` reports."""
     try:
         return read_modelfile(modelfile).modelfile
     except RefusalError:
         return None
-
-
-@dataclass
-class _Run:
-    """The checks that run llama.cpp, and their comparison of logits."""
-
-    texts: list[TextSequence]
-    prompts: list[list[int]]
-    modelfile: Modelfile | None
-    comparison: LogitsComparison | None = None
-
-    def checks(self, subject: Subject) -> list[Check]:
-        """Run llama.cpp. Raises GGUFError if it or the reference cannot run the file."""
-        source, file = subject.checkpoint, subject.file
-        found, wanted = (
-            [(spec.gguf_name, spec.shape) for spec in tensor_specs(config)]
-            for config in (config_of(file), source.config)
-        )
-        if found != wanted:
-            raise GGUFError("the file and the checkpoint have different sizes; metadata names them")
-        reference = Reference(subject, torch.float32)
-        # It loads the file by itself, so that memory holds it once.
-        layers = layers_check(subject, self.texts[0].inputs[:LAYER_TOKENS])
-        with LlamaCpp(file.path, n_ctx=source.config.context_length) as llama:
-            own_texts = [source.tokenizer.decode(text.ids.tolist()) for text in self.texts]
-            checks = [tokenizer_check(subject, llama, own_texts[:N_TEXTS])]
-            checks.append(prompt_check(subject, llama, self.modelfile))
-            checks.append(stop_check(subject, llama, self.modelfile))
-            checks.append(layers)
-            self.comparison = compare_logits(llama, subject, self.texts)
-            checks.append(logits_check(self.comparison))
-            noise = self.comparison.logit_noise
-            checks.append(generation_check(llama, reference, self.prompts, noise))
-        return checks
 
 
 def _hashes(
