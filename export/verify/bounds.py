@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.export.verify.reference import Matrix, Type, attention, gelu, rounded
+from llmkit.export.verify.activations import Type, gelu, rounded
+from llmkit.export.verify.attention import attention
+from llmkit.export.verify.file_tensors import Matrix
 
 UNIT = 2.0**-24
 _SMALLEST_NORMAL = 2.0**-126  # below it float32 has no relative precision
@@ -41,29 +43,39 @@ def gamma(n: int) -> float:
     return n * UNIT / (1 - n * UNIT)
 
 
-def embedding_sum(tokens: Tensor, positions: Tensor) -> Bounded:
+def embedding_sum(tokens: Tensor, positions: Tensor | None) -> Bounded:
     """Token and position rows (T, C) added: one rounding of the sum, two of unpacking a row."""
-    exact = tokens.double() + positions.double()
+    exact = tokens.double()
+    if positions is not None:
+        exact = exact + positions.double()
     return Bounded(exact, UNIT * (2 * tokens.abs() + exact.abs()))
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Bounded:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Bounded:
     """LayerNorm of (T, C).
 
     With z = (x - mean) / s: the mean is off by m = gamma(C) mean|x|, so each x - mean by
     m + u |x - mean|, which s divides. s^2 is a sum of C squares of those, so s is off by m and by
     gamma(C) s / 2; add the roundings of the root, the division and the scaling.
     """
-    x, weight, bias = x.double(), weight.double(), bias.double()
+    x, weight = x.double(), weight.double()
+    shift = torch.zeros_like(weight) if bias is None else bias.double()
     mean = x.mean(-1, keepdim=True)
     s = (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
     z = (x - mean) / s
     n = x.shape[-1]
     of_mean = gamma(n + 1) * x.abs().mean(-1, keepdim=True) / s
     of_z = of_mean + z.abs() * (of_mean + gamma(n // 2 + 6))
-    exact = F.layer_norm(x, weight.shape, weight, bias, eps)
-    bound = weight.abs() * of_z + 2 * UNIT * ((weight * z).abs() + bias.abs())
+    exact = F.layer_norm(x, weight.shape, weight, shift, eps)
+    bound = weight.abs() * of_z + 2 * UNIT * ((weight * z).abs() + shift.abs())
     return Bounded(exact, bound)
+
+
+def rms_norm(x: Tensor, weight: Tensor, _bias: Tensor | None, eps: float) -> Bounded:
+    """RMSNorm of (T, C): as LayerNorm without a mean to be off."""
+    x, weight = x.double(), weight.double()
+    exact = F.rms_norm(x, weight.shape, weight, eps)
+    return Bounded(exact, exact.abs() * (gamma(x.shape[-1] // 2 + 6) + 2 * UNIT))
 
 
 def linear(x: Tensor, matrix: Matrix, bias: Tensor | None, residual: Tensor | None) -> Bounded:

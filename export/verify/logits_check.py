@@ -27,9 +27,10 @@ from llmkit.export.check import Check
 from llmkit.export.evaluation.divergence import Distance, Divergence, divergence, joined, larger
 from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.activations import other_of_near_ties
 from llmkit.export.verify.original import original_head as read_original_head
 from llmkit.export.verify.original import original_hidden_states
-from llmkit.export.verify.reference import Reference, hidden_states, other_of_near_ties
+from llmkit.export.verify.reference import Reference, hidden_states
 from llmkit.export.verify.target import Subject
 
 # llama.cpp's distance was between 0.2 and 1.0 of the reference's own over all types, kinds of

@@ -13,8 +13,9 @@ from llmkit.errors import OllamaError
 from llmkit.export.check import Check
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.ollama.server import OllamaServer, Said, Shown
+from llmkit.export.verify.attention import with_f16_cache
 from llmkit.export.verify.prompt_check import conversations, id_fault
-from llmkit.export.verify.reference import Reference, with_f16_cache
+from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import Subject
 from llmkit.finetuning.held_out import held_out_questions
 from llmkit.generation import ends_inside_character

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import gguf
@@ -297,7 +298,8 @@ def graph(config: GPTConfig) -> Iterator[Operation]:
     for i in range(config.n_layer):
         b = f"blk.{i}"
         yield norm(stream, f"attn_norm-{i}", f"{b}: stream -> attn_norm", f"{b}.attn_norm")
-        yield product((f"attn_norm-{i}",), f"wqkv_b-{i}", f"{b}: attn_norm -> qkv", f"{b}.attn_qkv")
+        qkv = product((f"attn_norm-{i}",), f"wqkv_b-{i}", f"{b}: attn_norm -> qkv", f"{b}.attn_qkv")
+        yield replace(qkv, parts=("q", "k", "v"))
         yield Attention((f"wqkv_b-{i}",), f"kqv_out-{i}", f"{b}: qkv -> attention", config.n_head)
         yield product(
             (f"kqv_out-{i}", stream),

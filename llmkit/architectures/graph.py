@@ -43,6 +43,7 @@ class Product(Operation):
 
     weight: str
     bias: str | None = None
+    parts: tuple[str, ...] = ()  # what equal parts of the output are called, if it has parts
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.export.evaluation.divergence import Distance
 from llmkit.export.evaluation.eval_data import proof_sequences
 from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.logits_check import compare_logits
-from llmkit.export.verify.reference import FileTensors, Matrix
 from llmkit.export.verify.target import open_subject
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")

@@ -31,9 +31,9 @@ from llmkit.export.convert import export
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import Recipe
 from llmkit.export.verify.checks import CHECKS, Needs
+from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.generation_check import generation_check
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.reference import FileTensors, Matrix
 from llmkit.export.verify.target import open_subject
 from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.export.verify.verify import verify

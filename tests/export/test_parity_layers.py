@@ -21,8 +21,9 @@ from llmkit.architectures.gpt2 import attention_by_hand
 from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.export.verify import bounds
 from llmkit.export.verify import layers_check as layers
+from llmkit.export.verify.activations import Type
+from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.reference import FileTensors, Matrix, Type
 from llmkit.export.verify.target import Subject, open_subject
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")

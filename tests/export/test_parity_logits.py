@@ -17,13 +17,15 @@ from parity_subjects import VARIANTS, lora_checkpoint, write_apart, written
 from llmkit.export.evaluation.divergence import Distance, Divergence, divergence
 from llmkit.export.evaluation.eval_data import proof_sequences
 from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.activations import other_of_near_ties
+from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.logits_check import (
     NOISE_MULTIPLE,
     LogitsComparison,
     compare_logits,
     logits_check,
 )
-from llmkit.export.verify.reference import FileTensors, Matrix, Reference, other_of_near_ties
+from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import Subject, open_subject
 
 KINDS = ("as it comes", "untied, no qkv bias", "one layer", "context 8", "odd width")

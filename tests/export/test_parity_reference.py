@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmkit.export.verify.reference import Type, rounded
+from llmkit.export.verify.activations import Type, rounded
 
 
 @pytest.mark.parametrize("dot_type", [Type.Q8_0, Type.Q8_1, Type.Q8_K], ids=lambda t: t.name)

@@ -1,0 +1,101 @@
+"""What ggml rounds on the way: what a matrix reads, and what GELU is looked up for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import gguf
+import torch
+from torch import Tensor
+
+Type = gguf.GGMLQuantizationType
+
+_FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
+_CODE_MAX = 127
+# In units of the largest of the values that are rounded together. A sum of some hundred products
+# in float32 is off by about the root of their number times 2**-24 (Higham and Mary 2019, "A New
+# Approach to Probabilistic Rounding Error Analysis"), and layers add up.
+NEAR_TIE = 32 * 2.0**-24
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a matrix reads of x (T, in), rounded to its dot type."""
+
+    values: Tensor  # (T, in), float32
+    # Quantized types only: x in units of the step, before it was rounded to whole ones, and the
+    # step, (T, n_blocks, block) and (T, n_blocks, 1).
+    scaled: Tensor | None = None
+    step: Tensor | None = None
+    # Q8_1 only, (T, n_blocks): it also stores each block's sum, as f16. This much is it off.
+    sum_error: Tensor | None = None
+
+
+def nearest(x: Tensor, rounding: Callable[[Tensor], Tensor], largest: Tensor | float) -> Tensor:
+    """Round x, each value by itself."""
+    return rounding(x)
+
+
+def other_of_near_ties(
+    x: Tensor, rounding: Callable[[Tensor], Tensor], largest: Tensor | float
+) -> Tensor:
+    """Round x, but to the neighbour where x is a near-tie; `largest` of what x belongs to."""
+    usual = rounding(x)
+    above, below = rounding(x + NEAR_TIE * largest), rounding(x - NEAR_TIE * largest)
+    return torch.where(above != usual, above, below)
+
+
+Ties = Callable[[Tensor, Callable[[Tensor], Tensor], Tensor | float], Tensor]
+
+
+def rounded(x: Tensor, dot_type: Type, ties: Ties = nearest) -> Activations:
+    """Round activations (T, in) as ggml does; it computes in f32 here, so float64 becomes that."""
+    x = x.float()
+    if dot_type in _FLOATS:
+        largest = x.abs().amax(-1, keepdim=True)
+        return Activations(ties(x, lambda v: v.to(_FLOATS[dot_type]).float(), largest))
+    block_size = gguf.GGML_QUANT_SIZES[dot_type][0]
+    blocks = x.reshape(len(x), -1, block_size)  # (T, n_blocks, block)
+    if dot_type == Type.Q8_K:
+        extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+        inverse = _or_zero(_divided(-_CODE_MAX, extreme))
+        step = exact_step = _or_zero(1 / inverse)
+    else:
+        largest = blocks.abs().amax(-1, keepdim=True)
+        inverse = _or_zero(_divided(_CODE_MAX, largest))
+        exact_step = largest / _CODE_MAX
+        step = ties(exact_step, lambda v: v.half().float(), exact_step)
+    scaled = blocks * inverse
+    # Ties to even, as on x86; other CPUs round them away from zero.
+    codes = ties(scaled, torch.round, _CODE_MAX)
+    sum_error = None
+    if dot_type == Type.Q8_1:
+        sums = codes.sum(-1, keepdim=True)
+        sum_error = ((exact_step * sums).half().float() - step * sums).squeeze(-1)
+    return Activations((codes * step).flatten(1), scaled, step, sum_error)
+
+
+def _divided(number: float, by: Tensor) -> Tensor:
+    """Rounded once, as in C: `number / by` in PyTorch is `by.reciprocal() * number`."""
+    return torch.full_like(by, number) / by
+
+
+def _or_zero(inverse: Tensor) -> Tensor:
+    return inverse.where(inverse.isfinite(), 0.0)
+
+
+def gelu(x: Tensor, ties: Ties = nearest) -> Tensor:
+    """The tanh form of (T, n) through ggml's table, which ends at -10 and 10."""
+    halves = ties(x.float(), lambda v: v.half().float(), x.float().abs().amax(-1, keepdim=True))
+    looked_up = _gelu_table(x.dtype)[halves.half().view(torch.int16).int() & 0xFFFF]
+    return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, looked_up))
+
+
+@cache
+def _gelu_table(dtype: torch.dtype) -> Tensor:
+    """GELU of every f16 by its bits, computed in float32 by the formula of ggml_gelu_f32."""
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    inner = 0.79788456080286535587989211986876 * x * (1 + 0.044715 * x * x)
+    return (0.5 * x * (1 + inner.tanh())).half().to(dtype)

@@ -1,0 +1,137 @@
+"""The tensors of a GGUF file as llama.cpp multiplies with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmkit.errors import GGUFError
+from llmkit.export.gguf.reader import GGUFFile, StoredTensor
+from llmkit.export.verify.activations import Activations, Ties, Type, nearest, rounded
+
+_ROWS_AT_ONCE = 8192  # of a matrix in float64: a head of 50k rows would be 300 MB or more
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A correction y + scale * B (A x), with A (rank, in) and B (out, rank)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of the file with all that llama.cpp's product with it depends on."""
+
+    name: str
+    weight: Tensor  # (out, in), dequantized
+    dot_type: Type
+    # (out, n_blocks), of types that have one: the largest magnitude that a block adds to its
+    # weights. In q4_1 and q5_1 it is what is added, with its sign.
+    offsets: Tensor | None = None
+    lora: LoRA | None = None
+
+    def product(self, x: Tensor, ties: Ties = nearest) -> Tensor:
+        """(T, in) -> (T, out), in the precision of x."""
+        read = Activations(x) if self.dot_type == Type.F32 else rounded(x, self.dot_type, ties)
+        values = read.values.to(x.dtype)
+        y = x.new_empty(len(x), len(self.weight))
+        for start in range(0, len(self.weight), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            y[:, rows] = values @ self.weight[rows].to(x.dtype).T
+        if self.offsets is not None and read.sum_error is not None:
+            y += read.sum_error.to(x.dtype) @ self.offsets.to(x.dtype).T
+        if self.lora is not None:  # in f32, and reads x as it was
+            a, b = self.lora.a.to(x.dtype), self.lora.b.to(x.dtype)
+            y += self.lora.scale * (x @ a.T @ b.T)
+        return y
+
+    def rows(self, rows: slice) -> Matrix:
+        """The same for some of the outputs."""
+        return replace(
+            self,
+            weight=self.weight[rows],
+            offsets=None if self.offsets is None else self.offsets[rows],
+            lora=None if self.lora is None else replace(self.lora, b=self.lora.b[rows]),
+        )
+
+
+@dataclass(frozen=True)
+class FileTensors:
+    """The tensors of a file and its adapter, unpacked to float32 when they are asked for."""
+
+    file: GGUFFile
+    adapter: GGUFFile | None
+    lora_alpha: float
+
+    def has(self, name: str) -> bool:
+        """Whether the file has a tensor of this name."""
+        return name in self.file.tensors
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor's weights. Raises GGUFError where it is missing."""
+        return torch.from_numpy(self._stored(name).dequantized())
+
+    def matrix(self, name: str) -> Matrix:
+        """A matrix and how it is multiplied. Raises GGUFError where it is missing."""
+        stored = self._stored(name)
+        return Matrix(
+            name,
+            self.tensor(name),
+            stored.qtype.dot_type,
+            self._offsets(stored),
+            self._lora(name),
+        )
+
+    def _stored(self, name: str) -> StoredTensor:
+        if name not in self.file.tensors:
+            raise GGUFError(f"{self.file.path} has no tensor {name}; export it again")
+        return self.file.tensors[name]
+
+    def _offsets(self, stored: StoredTensor) -> Tensor | None:
+        qtype = stored.qtype
+        if qtype.offset is None:
+            return None
+        blocks = stored.blocks.reshape(stored.shape[0], -1, qtype.block_bytes)
+        start = qtype.offset.start
+        halves = np.ascontiguousarray(blocks[..., start : start + 2]).view("<f2")[..., 0]
+        return torch.from_numpy(halves.astype(np.float32) * qtype.offset.largest)
+
+    def _lora(self, name: str) -> LoRA | None:
+        if self.adapter is None or f"{name}.lora_a" not in self.adapter.tensors:
+            return None
+        a, b = (
+            torch.from_numpy(self.adapter.tensors[f"{name}.{half}"].dequantized())
+            for half in ("lora_a", "lora_b")
+        )
+        return LoRA(a, b, self.lora_alpha / len(a))
+
+
+class UnpackedTensors:
+    """Tensors of a file, each unpacked once and kept as long as this is."""
+
+    def __init__(self, tensors: FileTensors) -> None:
+        self.tensor: Callable[[str], Tensor] = cache(tensors.tensor)
+        self.matrix: Callable[[str], Matrix] = cache(tensors.matrix)
+        self.has = tensors.has
+
+
+Tensors = FileTensors | UnpackedTensors
+
+
+def lora_alpha(adapter: GGUFFile | None) -> float:
+    """Of an adapter's file; 0 without one. Raises GGUFError where it does not state it."""
+    if adapter is None:
+        return 0.0
+    alpha = adapter.metadata.get(gguf.Keys.Adapter.LORA_ALPHA)
+    if not isinstance(alpha, float):
+        raise GGUFError(f"{adapter.path} has no {gguf.Keys.Adapter.LORA_ALPHA}; export it again")
+    return alpha
