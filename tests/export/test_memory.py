@@ -84,6 +84,17 @@ def test_the_need_is_what_llama_cpp_allocates(sizes: dict[str, Any], tmp_path: P
                 assert copies == pytest.approx(there["repacked"], abs=ROUNDED)
 
 
+@pytest.mark.parametrize("name", ["q4_0", "iq4_nl", "q2_k", "q4_k", "q5_k", "q6_k"])
+def test_types_are_repacked_as_llama_cpp_does(name: str, tmp_path: Path) -> None:
+    made = make_checkpoint(tmp_path / "c", n_layer=1, n_embd=256)
+    recipe = Recipe(["q4_0"], tensor_types={"*": name})
+    done = export(made.folder, tmp_path / "out", recipe, prove=False)
+    file = read_gguf(done.files[0].path)
+    there = allocated(file.path, 32)["repacked"]
+    if there:  # other CPUs repack other types, or none
+        assert sum(map(repacked_bytes, file.tensors.values())) == pytest.approx(there, abs=ROUNDED)
+
+
 def test_more_context_than_the_model_has_costs_nothing(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", context_length=300)
     done = export(made.folder, tmp_path / "out", Recipe(["q8_0"]), prove=False)
