@@ -1,7 +1,8 @@
-"""The result of one check, and of all checks of a file."""
+"""The result of one check, and of all checks of a GGUF file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,13 +11,42 @@ from llmkit.export.evaluation.divergence import Distance
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was compared. `value` passes up to `limit`."""
+    """The result of one check."""
 
     name: str
     passed: bool
-    value: float
-    limit: float
-    detail: str  # on failure: where it differs, and by how much
+    detail: str  # what was found; on failure of a comparison: where it differs, and by how much
+    advice: str = ""  # what to do; beside a tick, what to know
+    value: float = 0  # of a comparison: passes up to `limit`
+    limit: float = 0
+
+    @property
+    def mark(self) -> str:
+        """A tick or a cross."""
+        return "✔" if self.passed else "✘"
+
+    def __str__(self) -> str:
+        advice = f" → {self.advice}" if self.advice else ""
+        return f"{self.mark} {self.name}: {self.detail}{advice}"
+
+    def measured(self) -> dict[str, Any]:
+        """Plain values for `verify --json` and parity.json."""
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "value": self.value,
+            "limit": self.limit,
+            "detail": self.detail,
+        }
+
+    def advised(self) -> dict[str, Any]:
+        """Plain values for `doctor --json` and `deploy --json`."""
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "found": self.detail,
+            "advice": self.advice,
+        }
 
 
 @dataclass(frozen=True)
@@ -37,9 +67,14 @@ class Proof:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `--json`."""
-        return asdict(self)
+        return asdict(self) | {"checks": [check.measured() for check in self.checks]}
+
+
+def all_passed(checks: Iterable[Check]) -> bool:
+    """Whether all checks passed."""
+    return all(check.passed for check in checks)
 
 
 def counted(name: str, wrong: int, fine: str, failure: str) -> Check:
     """A check that everything is equal. Value: how many things differ."""
-    return Check(name, wrong == 0, wrong, 0, failure if wrong else fine)
+    return Check(name, wrong == 0, failure if wrong else fine, value=wrong)

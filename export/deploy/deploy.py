@@ -11,8 +11,8 @@ from typing import Any
 
 from llmkit.console import say
 from llmkit.errors import OllamaError
+from llmkit.export.check import Check, all_passed
 from llmkit.export.deploy.plan import Plan, read_plan
-from llmkit.export.doctor.check import DoctorCheck, all_passed
 from llmkit.export.doctor.examine import room_checks
 from llmkit.export.doctor.machine import gigabytes
 from llmkit.export.doctor.ollama_server import server_checks
@@ -40,7 +40,7 @@ class Deployment:
     url: str | None
     file: str
     taken: bool  # whether another model had the name
-    checks: tuple[DoctorCheck, ...]
+    checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
@@ -59,7 +59,12 @@ class Deployment:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
-        return {"passed": self.passed, "summary": self.summary, **asdict(self)}
+        return {
+            "passed": self.passed,
+            "summary": self.summary,
+            **asdict(self),
+            "checks": [check.advised() for check in self.checks],
+        }
 
 
 def deploy(
@@ -93,19 +98,19 @@ def deploy(
     return Deployment(name, found.url, str(plan.model.path), taken, tuple(checks))
 
 
-def _steps(server: OllamaServer, plan: Plan, name: str) -> Iterator[DoctorCheck]:
+def _steps(server: OllamaServer, plan: Plan, name: str) -> Iterator[Check]:
     """Up to the first that fails."""
     http = server.http
     blobs = [plan.model, *([plan.adapter] if plan.adapter else [])]
     sent = [blob for blob in blobs if upload(http, blob)]
     n_bytes = sum(blob.n_bytes for blob in sent)
-    yield DoctorCheck(
+    yield Check(
         "upload", True, f"{gigabytes(n_bytes)} sent" if sent else "Ollama already has the files"
     )
     with _unverified(server, name) as temporary:
         say(f"creating {temporary}")
         create(http, temporary, plan.modelfile, plan.model, plan.adapter)
-        yield DoctorCheck("create", True, "Ollama created the model")
+        yield Check("create", True, "Ollama created the model")
         for check in _verified(server, plan, temporary):
             yield check
             if not check.passed:
@@ -133,7 +138,7 @@ def _unverified(server: OllamaServer, name: str) -> Iterator[str]:
                 raise
 
 
-def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[DoctorCheck]:
+def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[Check]:
     subject = plan.subject
     shown = server.show(model)
     faults = list(stored_faults(shown, subject, plan.modelfile))
@@ -159,7 +164,7 @@ def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[DoctorCh
     yield _check("stop", faults, fine, "check PARAMETER stop for the end token, or train longer")
 
 
-def _check(name: str, faults: list[str], fine: str, advice: str) -> DoctorCheck:
+def _check(name: str, faults: list[str], fine: str, advice: str) -> Check:
     if faults:
-        return DoctorCheck(name, False, summed_up(faults), advice)
-    return DoctorCheck(name, True, fine)
+        return Check(name, False, summed_up(faults), advice)
+    return Check(name, True, fine)

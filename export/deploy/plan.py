@@ -9,7 +9,7 @@ from typing import Any
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import CheckpointError, ConfigError, ModelfileError
-from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.check import Check
 from llmkit.export.gguf.reader import config_of
 from llmkit.export.modelfile.lint import lint_modelfile, local_file
 from llmkit.export.ollama.store import Blob
@@ -30,7 +30,7 @@ class Plan:
     subject: Subject
     model: Blob
     adapter: Blob | None
-    proof: DoctorCheck
+    proof: Check
 
     @property
     def context(self) -> int:
@@ -94,7 +94,7 @@ def _checkpoint_of(gguf: Path) -> Path:
     return checkpoint
 
 
-def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
+def _proof_check(gguf: Path, subject: Subject, model: Blob) -> Check:
     """Whether these very bytes were verified: what Ollama computes is compared with them alone.
 
     A part of which the proof holds no hash is not looked at.
@@ -102,22 +102,22 @@ def _proof_check(gguf: Path, subject: Subject, model: Blob) -> DoctorCheck:
     proof = kept_proof(gguf)
     again = f"run llmkit verify {subject.checkpoint.folder} {gguf}"
     if proof is None:
-        return DoctorCheck("proof", True, f"{gguf.name} was not verified", again)
+        return Check("proof", True, f"{gguf.name} was not verified", again)
     if proof.get("sha256") != model.digest.removeprefix("sha256:"):
-        return DoctorCheck("proof", False, f"{gguf.name} has changed since it was verified", again)
+        return Check("proof", False, f"{gguf.name} has changed since it was verified", again)
     if subject.adapter is not None:
         others = proof.get("sha256_of")
         proved = others.get("adapter") if isinstance(others, dict) else None
         if proved not in (None, subject.adapter.sha256()):
             found = f"{subject.adapter.path.name} has changed since it was verified"
-            return DoctorCheck("proof", False, found, again)
+            return Check("proof", False, found, again)
     if proof.get("checkpoint_sha256") not in (None, subject.checkpoint.sha256):
         found = f"{subject.checkpoint.folder} has changed since {gguf.name} was verified"
-        return DoctorCheck("proof", False, found, again)
+        return Check("proof", False, found, again)
     if not proof.get("passed") and not _only_ollama_failed(proof):
         found = f"the verification of {gguf.name} failed"
-        return DoctorCheck("proof", False, found, f"see {gguf.parent / PROOF_FILE}")
-    return DoctorCheck("proof", True, f"{gguf.name} is unchanged since it was verified")
+        return Check("proof", False, found, f"see {gguf.parent / PROOF_FILE}")
+    return Check("proof", True, f"{gguf.name} is unchanged since it was verified")
 
 
 def _only_ollama_failed(proof: dict[str, Any]) -> bool:

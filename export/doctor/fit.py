@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmkit.export.check import Check
 from llmkit.export.doctor import machine
-from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.doctor.machine import gigabytes
 from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as, padded
 from llmkit.export.gguf.reader import GGUFFile, config_of
@@ -17,7 +17,7 @@ from llmkit.quantization.tensor_types import quantization, quantization_names
 _STEP = 256  # tokens of context, as llama.cpp counts them
 
 
-def fit_check(file: GGUFFile, context: int) -> DoctorCheck:
+def fit_check(file: GGUFFile, context: int) -> Check:
     """What a file needs at a context against what is free, with commands for what would fit.
 
     Raises GGUFError for another architecture than `gpt2`.
@@ -34,11 +34,11 @@ def fit_check(file: GGUFFile, context: int) -> DoctorCheck:
         f"{gigabytes(free)} free"
     )
     if need.total <= free:
-        return DoctorCheck("memory", True, found)
+        return Check("memory", True, found)
     advice = (
         "; or ".join(_ways(file, context, free)) or "close other programs; no smaller type fits"
     )
-    return DoctorCheck("memory", False, f"not enough: {found}", advice)
+    return Check("memory", False, f"not enough: {found}", advice)
 
 
 def _ways(file: GGUFFile, context: int, free: int) -> Iterator[str]:

@@ -18,8 +18,8 @@ from llmkit.architectures.registry import FAMILIES, model_config, new_model
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors
 from llmkit.errors import LlmkitError
+from llmkit.export.check import Check
 from llmkit.export.convert import export
-from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.llamacpp.benchmark import measure_speed
 from llmkit.export.quantization.config import Recipe
 from llmkit.modelfiles.prompt_format import COMPLETION
@@ -32,23 +32,23 @@ MODELS_VARIABLE = "OLLAMA_MODELS"
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def python_check() -> DoctorCheck:
+def python_check() -> Check:
     """Whether Python is new enough."""
     passed = sys.version_info >= OLDEST_PYTHON
     advice = "" if passed else "install Python {}.{} or newer".format(*OLDEST_PYTHON)
-    return DoctorCheck("python", passed, f"{platform.python_version()}, {sys.executable}", advice)
+    return Check("python", passed, f"{platform.python_version()}, {sys.executable}", advice)
 
 
-def torch_check() -> DoctorCheck:
+def torch_check() -> Check:
     """PyTorch and the devices that it can train on."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("Apple GPU (mps)")
     found = f"{torch.__version__} on {', '.join([*devices, 'CPU'])}"
-    return DoctorCheck("torch", True, found)
+    return Check("torch", True, found)
 
 
-def llama_cpp_check() -> DoctorCheck:
+def llama_cpp_check() -> Check:
     """Whether llama-cpp-python loads and computes: a tiny model, in a process of its own.
 
     A library that was compiled for another CPU ends the process that it is loaded into.
@@ -62,14 +62,14 @@ def llama_cpp_check() -> DoctorCheck:
             "build it on this machine: pip install --force-reinstall --no-deps "
             "--no-binary llama-cpp-python llama-cpp-python"
         )
-        return DoctorCheck("llama.cpp", False, f"{found} does not run: {error}", advice)
-    return DoctorCheck("llama.cpp", True, f"{found} loads and runs a model")
+        return Check("llama.cpp", False, f"{found} does not run: {error}", advice)
+    return Check("llama.cpp", True, f"{found} loads and runs a model")
 
 
-def memory_check() -> DoctorCheck:
+def memory_check() -> Check:
     """How much memory there is."""
     total = psutil.virtual_memory().total
-    return DoctorCheck("memory", True, f"{gigabytes(free_memory())} free of {gigabytes(total)}")
+    return Check("memory", True, f"{gigabytes(free_memory())} free of {gigabytes(total)}")
 
 
 def free_memory() -> int:
@@ -86,7 +86,7 @@ def free_gpu_memory() -> int:
     return max((torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), default=0)
 
 
-def disk_check(needed: int = 0) -> DoctorCheck:
+def disk_check(needed: int = 0) -> Check:
     """Whether Ollama's folder has room for a model of so many bytes."""
     folder, source = models_folder()
     free = free_disk(folder)
@@ -94,11 +94,11 @@ def disk_check(needed: int = 0) -> DoctorCheck:
     if needed:
         found += f"; storing the model takes up to {gigabytes(needed)}"
     if free >= needed:
-        return DoctorCheck("disk", True, found)
+        return Check("disk", True, found)
     advice = (
         f"free space, or start the server with {MODELS_VARIABLE} set to a folder on another disk"
     )
-    return DoctorCheck("disk", False, found, advice)
+    return Check("disk", False, found, advice)
 
 
 def models_folder() -> tuple[Path, str]:

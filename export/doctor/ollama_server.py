@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.errors import OllamaError
-from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.check import Check
 from llmkit.export.doctor.port import free_port, holder
 from llmkit.export.ollama.address import (
     DEFAULT_PORT,
@@ -43,7 +43,7 @@ _PATIENCE = Patience(connect=3, answer=5, pause=0.2)
 class Found:
     """What was found out about the server, and its URL if its address was understood."""
 
-    checks: tuple[DoctorCheck, ...]
+    checks: tuple[Check, ...]
     url: str | None
     answers: bool
 
@@ -59,7 +59,7 @@ def server_checks(host: str | None = None, patience: Patience = _PATIENCE) -> Fo
         where = read_address(host)
     except OllamaError as error:
         advice = "write [http://]HOST[:PORT], for example 127.0.0.1:11434, or unset it"
-        return Found((DoctorCheck("host", False, str(error), advice),), None, False)
+        return Found((Check("host", False, str(error), advice),), None, False)
     url = where.url
     checks = [_host_check(given_address(host), where)]
     try:
@@ -67,43 +67,43 @@ def server_checks(host: str | None = None, patience: Patience = _PATIENCE) -> Fo
             version = server.version()
     except ProxyError as error:
         found = f"{error.proxy.variable} is {error.proxy.place}: {error.fault}"
-        checks.append(DoctorCheck("proxy", False, found, error.proxy.advice))
+        checks.append(Check("proxy", False, found, error.proxy.advice))
         return Found(tuple(checks), url, False)
     except OllamaError as error:
         return Found((*checks, *_proxy_checks(url), _no_answer(url, error)), url, False)
     checks += _proxy_checks(url)
-    checks.append(DoctorCheck("server", True, f"Ollama answers at {url}", _already_there(url)))
+    checks.append(Check("server", True, f"Ollama answers at {url}", _already_there(url)))
     return Found((*checks, version_check(version)), url, True)
 
 
-def installed_check(found: Found) -> DoctorCheck:
+def installed_check(found: Found) -> Check:
     """Whether the program is on this machine, where the server is or would be here too."""
     program = shutil.which("ollama") or next(
         (str(path) for name in _PROGRAMS if (path := Path(name).expanduser()).exists()), None
     )
     if program is not None:
-        return DoctorCheck("ollama", True, f"installed: {program}")
+        return Check("ollama", True, f"installed: {program}")
     if found.answers or not found.is_here:
         note = "only `ollama run` needs it; deploy and chat do not"
-        return DoctorCheck("ollama", True, "not on the PATH of this machine", note)
-    return DoctorCheck("ollama", False, "not installed on this machine", _DOWNLOAD)
+        return Check("ollama", True, "not on the PATH of this machine", note)
+    return Check("ollama", False, "not installed on this machine", _DOWNLOAD)
 
 
-def version_check(version: str) -> DoctorCheck:
+def version_check(version: str) -> Check:
     """Whether a server can do what a deployment asks of it."""
     if version == FROM_SOURCE:
-        return DoctorCheck("version", True, f"{version}, built from source")
+        return Check("version", True, f"{version}, built from source")
     numbers = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
     if numbers and tuple(map(int, numbers.groups())) >= OLDEST_VERSION:
-        return DoctorCheck("version", True, version)
+        return Check("version", True, version)
     oldest = ".".join(map(str, OLDEST_VERSION))
     found = f"Ollama {version} is too old: it does not return log-probabilities"
-    return DoctorCheck("version", False, found, f"update to {oldest} or newer and restart Ollama")
+    return Check("version", False, found, f"update to {oldest} or newer and restart Ollama")
 
 
-def _host_check(given: str, where: Address) -> DoctorCheck:
+def _host_check(given: str, where: Address) -> Check:
     if not given:
-        return DoctorCheck("host", True, f"OLLAMA_HOST is not set; using {where.url}")
+        return Check("host", True, f"OLLAMA_HOST is not set; using {where.url}")
     notes = []
     if where.bad_port:
         notes.append(f"{where.bad_port!r} is not a port; Ollama uses {where.port}")
@@ -114,17 +114,17 @@ def _host_check(given: str, where: Address) -> DoctorCheck:
         )
     if where.means_all:
         notes.append("a server with this setting accepts connections from the whole network")
-    return DoctorCheck("host", True, f"{given!r} means {where.url}", "; ".join(notes))
+    return Check("host", True, f"{given!r} means {where.url}", "; ".join(notes))
 
 
-def _proxy_checks(url: str) -> list[DoctorCheck]:
+def _proxy_checks(url: str) -> list[Check]:
     """A line where a proxy is set, used or not."""
     if proxy := proxy_of(url):
         found = f"{proxy.variable}: requests to {url} go through {proxy.place}"
         advice = "add hosts to NO_PROXY to bypass the proxy"
-        return [DoctorCheck("proxy", True, found, advice)]
+        return [Check("proxy", True, found, advice)]
     if proxy := unused_proxy(url):
-        return [DoctorCheck("proxy", True, f"{proxy.variable} is set; requests to {url} bypass it")]
+        return [Check("proxy", True, f"{proxy.variable} is set; requests to {url} bypass it")]
     return []
 
 
@@ -136,13 +136,13 @@ def _already_there(url: str) -> str:
     return f"no need to run `ollama serve`: it would report that port {port} is in use"
 
 
-def _no_answer(url: str, error: OllamaError) -> DoctorCheck:
+def _no_answer(url: str, error: OllamaError) -> Check:
     if isinstance(error, NoServerError):
         found = f"not running: nothing listens at {url}"
-        return DoctorCheck("server", False, found, _start_advice(url))
+        return Check("server", False, found, _start_advice(url))
     if isinstance(error, NotOllamaError | TooSlowError):
         return _held(url, error)
-    return DoctorCheck("server", False, str(error), "see Ollama's log")
+    return Check("server", False, str(error), "see Ollama's log")
 
 
 def _start_advice(url: str) -> str:
@@ -154,12 +154,12 @@ def _start_advice(url: str) -> str:
     return f"run `{serve_command(port)}`" + (f", or {service}" if port == DEFAULT_PORT else "")
 
 
-def _held(url: str, error: OllamaError) -> DoctorCheck:
+def _held(url: str, error: OllamaError) -> Check:
     """A port on which something listens that is not Ollama."""
     _, port = host_and_port(url)
     if not is_this_machine(url):
         advice = "check host and port"
-        return DoctorCheck("server", False, str(error), advice)
+        return Check("server", False, str(error), advice)
     program = holder(port) or "another program"
     says = "does not answer" if isinstance(error, TooSlowError) else "is not Ollama"
     other = free_port(port)
@@ -168,7 +168,7 @@ def _held(url: str, error: OllamaError) -> DoctorCheck:
         f"port {other} is free: run `{serve_command(other)}` and use llmkit with "
         f"--host 127.0.0.1:{other}"
     )
-    return DoctorCheck("server", False, found, advice)
+    return Check("server", False, found, advice)
 
 
 def serve_command(port: int) -> str:

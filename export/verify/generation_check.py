@@ -60,7 +60,7 @@ def generation_check(
             f"; {len(real)} tokens differ, most at prompt {worst.prompt}, token {worst.position}: "
             f"llama.cpp chose {worst.chosen}, PyTorch {worst.wanted}, logit gap {worst.gap:.3g}"
         )
-    return Check("generation", not real, len(real), 0, detail)
+    return Check("generation", not real, detail, value=len(real))
 
 
 def _other_choices(

@@ -25,7 +25,6 @@ from llmkit.export.verify.file_tensors import FileTensors
 from llmkit.export.verify.operations import bounded
 from llmkit.export.verify.target import Subject
 
-NAME = "layers"
 LIMIT = 1.0
 
 
@@ -60,17 +59,18 @@ def layers_check(subject: Subject, ids: Tensor) -> Check:
     missing = walk.missing()
     if missing is not None:
         detail = f"not compared: llama.cpp's graph has no {missing.output} ({missing.title})"
-        return Check(NAME, False, sys.float_info.max, LIMIT, detail)
+        return Check("layers", False, detail, value=sys.float_info.max, limit=LIMIT)
     worst = max(walk.outcomes, key=lambda outcome: outcome.ratio)
     wrong = [outcome for outcome in walk.outcomes if not outcome.ratio <= LIMIT]
     value = min(worst.ratio, sys.float_info.max)  # JSON has no infinity
     if wrong:
-        return Check(NAME, False, value, LIMIT, _failure(wrong, len(walk.outcomes)))
-    detail = (
-        f"{len(walk.outcomes)} operations on {len(ids)} tokens are within float32 rounding; "
-        f"largest error: {worst.operation.title}"
-    )
-    return Check(NAME, True, value, LIMIT, detail)
+        detail = _failure(wrong, len(walk.outcomes))
+    else:
+        detail = (
+            f"{len(walk.outcomes)} operations on {len(ids)} tokens are within float32 rounding; "
+            f"largest error: {worst.operation.title}"
+        )
+    return Check("layers", not wrong, detail, value=value, limit=LIMIT)
 
 
 def _failure(wrong: list[_Outcome], n_operations: int) -> str:

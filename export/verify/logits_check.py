@@ -122,7 +122,7 @@ def logits_check(found: LogitsComparison) -> Check:
             f"{len(found.cost.kl):,} positions, first at position {broken[0]}; f32 and bf16 hold "
             "the largest numbers"
         )
-        return Check("logits", False, sys.float_info.max, NOISE_MULTIPLE, detail)
+        return Check("logits", False, detail, value=sys.float_info.max, limit=NOISE_MULTIPLE)
     distance, noise = Distance.of(found.conversion), Distance.of(found.noise)
     value = distance.in_units_of(noise)
     passed = value <= NOISE_MULTIPLE
@@ -139,4 +139,4 @@ def logits_check(found: LogitsComparison) -> Check:
             f"largest difference at position {worst}; see the operation in `layers`"
         )
     shown = value if math.isfinite(value) else sys.float_info.max  # JSON has no infinity
-    return Check("logits", passed, shown, NOISE_MULTIPLE, detail)
+    return Check("logits", passed, detail, value=shown, limit=NOISE_MULTIPLE)

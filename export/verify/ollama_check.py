@@ -70,7 +70,7 @@ def ollama_check(
     ) + (f"; {n_stopped} of {n} answers stop" if n else "")
     if faults:
         detail = summed_up(faults)
-    return Check("ollama", not faults, found.largest, found.limit, detail)
+    return Check("ollama", not faults, detail, value=found.largest, limit=found.limit)
 
 
 def summed_up(faults: Sequence[str]) -> str:

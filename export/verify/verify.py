@@ -16,7 +16,7 @@ from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.errors import GGUFError, LlmkitError, OllamaError
-from llmkit.export.check import Check, Proof
+from llmkit.export.check import Check, Proof, all_passed
 from llmkit.export.evaluation.eval_data import TextSequence, proof_prompts, proof_sequences
 from llmkit.export.gguf.reader import config_of
 from llmkit.export.llamacpp.runtime import LlamaCpp
@@ -65,7 +65,7 @@ def verify(
     context = CheckContext(subject, texts, prompts, modelfile, said, ollama)
     checks = _results(context, unreachable)
     proof = Proof(
-        passed=all(check.passed for check in checks),
+        passed=all_passed(checks),
         checkpoint=str(checkpoint),
         gguf=str(gguf),
         sha256=subject.file.sha256(),
@@ -120,7 +120,7 @@ def _run(context: CheckContext, needs: Needs) -> dict[str, Check]:
 
 
 def _not_run(error: LlmkitError, *needs: Needs) -> dict[str, Check]:
-    return {name: Check(name, False, 1, 0, f"not run: {error}") for name in check_names(*needs)}
+    return {name: Check(name, False, f"not run: {error}", value=1) for name in check_names(*needs)}
 
 
 def _require_same_sizes(subject: Subject) -> None:

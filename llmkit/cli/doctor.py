@@ -37,10 +37,10 @@ def _doctor(
     """
     from llmkit.export.doctor.examine import doctor
 
-    diagnosis = doctor(gguf, host=host, context=context)
+    examination = doctor(gguf, host=host, context=context)
     if json_output:
-        print_json(diagnosis.to_dict())
+        print_json(examination.to_dict())
     else:
-        print_checks(diagnosis.checks)
-    if not diagnosis.passed:
+        print_checks(examination.checks)
+    if not examination.passed:
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from llmkit.export.doctor.check import DoctorCheck
+    from llmkit.export.check import Check
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder.", show_default=False)
@@ -63,7 +63,7 @@ def print_json(content: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
-def print_checks(checks: Iterable[DoctorCheck]) -> None:
+def print_checks(checks: Iterable[Check]) -> None:
     """A line each: tick or cross, what was found, what to do."""
     from llmkit.console import results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -96,7 +97,7 @@ def names(url: str) -> dict[str, str]:
 
 
 def crosses(done: Deployment) -> dict[str, str]:
-    return {check.name: check.found for check in done.checks if not check.passed}
+    return {check.name: check.detail for check in done.checks if not check.passed}
 
 
 def take_name(server: StandIn, folder: Path) -> dict[str, str]:
@@ -114,7 +115,7 @@ def test_a_model_is_verified_and_gets_its_name(folder: Path, url: str) -> None:
     done = deploy(folder, NAME, host=url)
     assert done.passed, crosses(done)
     assert names(url).keys() - before.keys() == {f"{NAME}:latest"}
-    found = {check.name: check.found for check in done.checks}
+    found = {check.name: check.detail for check in done.checks}
     assert list(found)[-6:] == ["upload", "create", "stored", "prompt", "logprobs", "stop"]
     assert found["logprobs"].split()[0] != "0"
     assert found["stop"] == "5 of 5 answers end by themselves"
@@ -138,7 +139,7 @@ def test_a_verified_model_replaces_the_one_that_had_the_name(
 def test_what_the_server_has_is_not_sent_again(folder: Path, url: str) -> None:
     deploy(folder, NAME, host=url)
     done = deploy(folder, NAME, host=url)
-    (found,) = (check.found for check in done.checks if check.name == "upload")
+    (found,) = (check.detail for check in done.checks if check.name == "upload")
     assert "already" in found
 
 
@@ -181,7 +182,7 @@ def test_a_format_with_special_tokens_in_its_prompts_is_compared(
     folder = exported(made, tmp_path / "out")
     done = deploy(folder, NAME, host=url)
     assert done.passed, crosses(done)
-    found = {check.name: check.found for check in done.checks}
+    found = {check.name: check.detail for check in done.checks}
     assert int(found["logprobs"].split()[0]) >= 25  # several for each of the five prompts
     monkeypatch.setenv("OLLAMA_HOST", url)
     subject = open_subject(made, next(folder.glob("*.gguf")))
@@ -267,7 +268,7 @@ def test_where_nothing_was_compared_no_cause_is_guessed(
     monkeypatch.setattr(OllamaServer, "continued", lambda *_: Said("", (), "stop"))
     (check,) = (c for c in deploy(folder, NAME, host=server.url).checks if not c.passed)
     assert (check.name, check.advice) == ("logprobs", "")
-    assert check.found.startswith("no log-probability was compared")
+    assert check.detail.startswith("no log-probability was compared")
     assert not server.models
 
 
@@ -488,7 +489,7 @@ def test_the_checkpoint_is_the_proofs_or_has_to_be_named(
         deploy(made, NAME, host=server.url)
     done = deploy(made, NAME, host=server.url, checkpoint=checkpoint.folder)
     assert done.passed, crosses(done)
-    assert "not verified" in next(c.found for c in done.checks if c.name == "proof")
+    assert "not verified" in next(c.detail for c in done.checks if c.name == "proof")
 
 
 @pytest.mark.parametrize(
@@ -532,7 +533,10 @@ def test_the_command_prints_how_to_run_it(
     assert "✔ logprobs: " in printed
     assert printed.splitlines()[-1].endswith(f"ollama run {NAME}")
     assert main([*words[:-1], "127.0.0.1:9", "--json"]) == 1
-    assert '"passed": false' in capsys.readouterr().out
+    said = json.loads(capsys.readouterr().out)
+    assert list(said) == ["passed", "summary", "name", "url", "file", "taken", "checks"]
+    assert not said["passed"]
+    assert {tuple(c) for c in said["checks"]} == {("name", "passed", "found", "advice")}
     server.trouble = Trouble(refuses_create="no")
     assert main(words) == 2
     assert capsys.readouterr().err.endswith(": no\n")

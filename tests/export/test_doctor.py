@@ -22,10 +22,10 @@ from ollama_stand_in import StandIn, Trouble
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import ConfigError, GGUFError
+from llmkit.export.check import Check
 from llmkit.export.convert import export
 from llmkit.export.doctor import examine, machine, port
 from llmkit.export.doctor import ollama_server as server
-from llmkit.export.doctor.check import DoctorCheck
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.doctor.fit import fit_check
 from llmkit.export.doctor.ollama_server import server_checks, version_check
@@ -85,7 +85,7 @@ def listening(answer: bytes | None) -> Iterator[int]:
             thread.join()
 
 
-def by_name(checks: tuple[DoctorCheck, ...]) -> dict[str, DoctorCheck]:
+def by_name(checks: tuple[Check, ...]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
@@ -108,7 +108,7 @@ def test_no_server_is_to_be_started() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = taken.getsockname()[1]
     check = by_name(server_checks(f"127.0.0.1:{free}", QUICK).checks)["server"]
-    assert check.found.endswith(f"http://127.0.0.1:{free}")
+    assert check.detail.endswith(f"http://127.0.0.1:{free}")
     assert f"OLLAMA_HOST=127.0.0.1:{free}" in check.advice
     assert "ollama serve" in check.advice
 
@@ -129,8 +129,8 @@ def test_a_port_that_another_program_holds(answer: bytes | None, says: str) -> N
     with listening(answer) as taken:
         check = by_name(server_checks(f"127.0.0.1:{taken}", QUICK).checks)["server"]
     assert not check.passed
-    assert check.found.startswith(f"port {taken} ")
-    assert check.found.endswith(says)
+    assert check.detail.startswith(f"port {taken} ")
+    assert check.detail.endswith(says)
     assert "ollama serve" in check.advice
     assert "--host 127.0.0.1:" in check.advice
 
@@ -209,7 +209,7 @@ def test_a_llama_cpp_that_crashes_is_a_cross(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(machine, "measure_speed", crash)
     check = machine.llama_cpp_check()
     assert not check.passed
-    assert "Illegal instruction" in check.found
+    assert "Illegal instruction" in check.detail
     assert "--no-binary llama-cpp-python" in check.advice
 
 
@@ -236,7 +236,7 @@ def test_a_disk_is_asked_where_ollama_keeps_models(
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "not" / "there"))
     assert machine.models_folder()[0] == tmp_path / "not" / "there"
     assert machine.disk_check(1000).passed
-    assert "OLLAMA_MODELS" in machine.disk_check().found
+    assert "OLLAMA_MODELS" in machine.disk_check().detail
     full = machine.disk_check(1 << 60)
     assert not full.passed
     assert "OLLAMA_MODELS" in full.advice
@@ -263,7 +263,7 @@ def test_a_file_that_fits_is_told_with_its_parts(
     check = fit_check(read_gguf(gguf), 1000)
     assert check.passed
     for part in ("at a context of 256", "weights ", "KV cache ", "compute buffer "):
-        assert part in check.found
+        assert part in check.detail
     free_bytes(monkeypatch, need - 1)
     assert not fit_check(read_gguf(gguf), 1000).passed
 
@@ -316,15 +316,15 @@ def test_a_file_that_is_none_is_a_cross(tmp_path: Path) -> None:
 def test_another_machines_memory_is_not_known(gguf: Path) -> None:
     (check,) = examine.room_checks(read_gguf(gguf), 256, is_here=False)
     assert check.passed
-    assert "another machine" in check.found
+    assert "another machine" in check.detail
 
 
 def test_another_machines_disk_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     found = server.Found((), "http://ollama.example:11434", answers=True)
     monkeypatch.setattr(examine, "server_checks", lambda _host: found)
-    monkeypatch.setattr(examine, "llama_cpp_check", lambda: DoctorCheck("llama.cpp", True, ""))
+    monkeypatch.setattr(examine, "llama_cpp_check", lambda: Check("llama.cpp", True, ""))
     checks = by_name(doctor(host="ollama.example").checks)
-    assert "another machine" in checks["memory"].found
+    assert "another machine" in checks["memory"].detail
     assert "disk" not in checks
 
 
@@ -348,6 +348,7 @@ def test_a_cross_is_exit_code_1(
     assert main([*words, "127.0.0.1:9", "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert [c["name"] for c in said["checks"] if not c["passed"]][-1:] == ["server"]
+    assert {tuple(c) for c in said["checks"]} == {("name", "passed", "found", "advice")}
 
 
 def test_every_line_has_its_place_in_the_docs(running: StandIn, gguf: Path) -> None:

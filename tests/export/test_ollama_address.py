@@ -130,6 +130,6 @@ def test_the_doctor_says_what_the_variable_means(
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", host)
     check = server_checks(None, Patience(connect=1, answer=0.3, pause=0.01)).checks[0]
-    assert (check.name, check.passed, check.found) == ("host", True, f"{host!r} means {url}")
+    assert (check.name, check.passed, check.detail) == ("host", True, f"{host!r} means {url}")
     assert all(note in check.advice for note in notes)
     assert bool(notes) == bool(check.advice)

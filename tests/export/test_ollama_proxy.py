@@ -74,8 +74,8 @@ def test_a_proxy_in_the_way_is_a_line_that_names_its_variable(
         ("host", True), ("proxy", False),
     ]  # fmt: skip
     line = found.checks[-1]
-    assert line.found.startswith(f"{variable} is ")
-    assert fault in line.found
+    assert line.detail.startswith(f"{variable} is ")
+    assert fault in line.detail
     assert variable in line.advice
     assert "NO_PROXY" in line.advice
     assert "secret" not in str(line)
@@ -92,7 +92,7 @@ def test_https_has_a_variable_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     (*_, line) = server_checks("https://ollama.example", QUICK).checks
     assert (line.name, line.passed) == ("proxy", False)
-    assert line.found.startswith("HTTPS_PROXY is http://127.0.0.1:9: ")
+    assert line.detail.startswith("HTTPS_PROXY is http://127.0.0.1:9: ")
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_a_proxy_that_answers_is_used_and_named(
     found = server_checks(REMOTE, QUICK)
     by_name = {check.name: check for check in found.checks}
     assert by_name["proxy"].passed
-    assert url in by_name["proxy"].found
+    assert url in by_name["proxy"].detail
     assert by_name["server"].passed == (status == 200)
     if status != 200:
-        assert "http_proxy" in by_name["server"].found
+        assert "http_proxy" in by_name["server"].detail
         with pytest.raises(NotOllamaError), OllamaServer(REMOTE, QUICK) as server:
             server.version()
 

@@ -436,7 +436,11 @@ def test_json_goes_to_stdout_and_the_exit_code_tells(
         assert not list(tmp_path.glob("*.html"))
         result = CliRunner().invoke(app, [*command, "--html", str(page)] if code else command)
         assert result.exit_code == code
-        assert json.loads(result.stdout)["passed"] == (code == 0)
+        said = json.loads(result.stdout)
+        assert said["passed"] == (code == 0)
+        assert {tuple(c) for c in said["checks"]} == {
+            ("name", "passed", "value", "limit", "detail")
+        }
     html = page.read_text(encoding="utf-8")
     assert "Proof of m.gguf" in html
     assert html.count('<tr class="failed">') == 1

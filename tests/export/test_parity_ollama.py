@@ -145,7 +145,7 @@ def test_verify_asks_first_and_proves_the_rest_all_the_same(
 
     def tensors_check(_context: CheckContext) -> Check:
         told.append(capsys.readouterr().err)  # what was said before any proof
-        return Check("tensors", True, 0, 0, "fine")
+        return Check("tensors", True, "fine")
 
     checks = (RegisteredCheck("tensors", Needs.FILES, tensors_check), CHECKS[-1])
     monkeypatch.setattr("llmkit.export.verify.verify.CHECKS", checks)

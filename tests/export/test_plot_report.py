@@ -45,7 +45,10 @@ COMPARISON = Comparison(
 )
 PROOF = Proof(
     passed=False, checkpoint="runs/fox", gguf="m-q8_0.gguf", sha256="ab" * 32, quant="q8_0",
-    checks=[Check("logits", True, 4e-5, 5e-4, "fine"), Check("tensors", False, 1, 0, HOSTILE)],
+    checks=[
+        Check("logits", True, "fine", value=4e-5, limit=5e-4),
+        Check("tensors", False, HOSTILE, value=1),
+    ],
     checkpoint_sha256="cd" * 32, distances={}, texts="t", sha256_of={}, versions={},
 )  # fmt: skip
 

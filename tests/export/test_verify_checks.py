@@ -47,7 +47,7 @@ def test_llama_cpp_is_loaded_once_after_layers(
     def noting(check: RegisteredCheck) -> RegisteredCheck:
         def run(context: CheckContext) -> Check:
             loaded[check.name] = getattr(context, "llama", None)
-            return Check(check.name, True, 0, 0, "")
+            return Check(check.name, True, "")
 
         return replace(check, run=run)
 

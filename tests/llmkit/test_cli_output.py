@@ -8,7 +8,7 @@ import pytest
 import llmkit.cli
 import llmkit.cli.main
 from llmkit.console import results, say
-from llmkit.export.doctor.check import DoctorCheck
+from llmkit.export.check import Check
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "cp437", "utf-8"])
@@ -18,8 +18,8 @@ def test_output_that_the_encoding_has_not_is_replaced(
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
 
     def main(arguments: list[str]) -> int:
-        results.print(str(DoctorCheck("a", True, "日本", "do")))
-        print(DoctorCheck("b", False, "\udcff", ""))
+        results.print(str(Check("a", True, "日本", "do")))
+        print(Check("b", False, "\udcff", ""))
         say("…✘")
         return 3
 
