@@ -242,6 +242,6 @@ def lora_config_of(content: Mapping[str, Any], source: str) -> LoRAConfig:
 
 
 def _targets_of(module: str) -> list[str]:
-    """The targets that PEFT finds by the end of a name: `c_proj` are two of them."""
+    """The targets that PEFT finds by the end of a name, which may be several."""
     matches = [target for target in TARGETS if f".{target}".endswith(f".{module}")]
     return matches or [module]

@@ -160,15 +160,17 @@ def _quantizations(source: Checkpoint, recipe: Recipe, *, merged: bool) -> list[
         return wanted
     chosen: dict[str, QuantType] = {}
     for pattern, qtype in recipe.tensor_types.items():
-        matching = [
-            entry.checkpoint_name
-            for entry in tensor_specs(source.config)
-            if entry.is_matrix and fnmatchcase(entry.gguf_name.removesuffix(".weight"), pattern)
-        ]
+        names = {
+            spec.gguf_name.removesuffix(".weight"): spec
+            for spec in tensor_specs(source.config)
+            if spec.is_matrix
+        }
+        matching = [s.checkpoint_name for name, s in names.items() if fnmatchcase(name, pattern)]
         if not matching:
+            shown = [name for name, spec in names.items() if not spec.layer]  # one layer of all
             raise ConfigError(
-                f"no matrix matches {pattern!r}; the names are token_embd, output and blk.N. with "
-                "attn_qkv, attn_output, ffn_up or ffn_down; * matches anything"
+                f"no matrix matches {pattern!r}; names are for example {', '.join(shown)}; "
+                "* matches anything"
             )
         chosen |= dict.fromkeys(matching, quant_type(qtype))
     return [replace(wanted[0], name=CUSTOM, chosen=chosen)]

@@ -88,7 +88,7 @@ class ImportanceFile:
 def collect_importance(model: LanguageModel, tokens: Tensor, dataset: str) -> ImportanceMatrix:
     """Run calibration tokens (n, T) through a model and sum the squares of its matrices' inputs.
 
-    The head's inputs are those of `output.weight`, or of `token_embd.weight` where the two are
+    The head's inputs are those of the head, or of the token embedding where the two are
     tied: the columns of an embedding that is also the head matter as the head's do. llama-imatrix
     takes the first with --process-output and has nothing for the second.
     """

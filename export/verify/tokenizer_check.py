@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 
+from llmkit.architectures.registry import FAMILIES
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.check import Check, counted
 from llmkit.export.gguf.reader import GGUFFile
@@ -23,7 +24,8 @@ _SHOWN_IDS, _SHOWN_TEXT = 4, 40
 _KEYS = gguf.Keys.Tokenizer
 _PRE = "gpt-2"
 # Of these keys llama.cpp makes its tokenizer; it also knows some models by their name.
-_READ = ("tokenizer.", "general.architecture", "general.name", "gpt2.vocab_size")
+_VOCAB_SIZES = [gguf.Keys.LLM.VOCAB_SIZE.format(arch=name) for name in FAMILIES]
+_READ = ("tokenizer.", "general.architecture", "general.name", *_VOCAB_SIZES)
 _equal: dict[str, int] = {}  # tokenizers without a difference: in how many texts
 
 

@@ -97,7 +97,7 @@ class PackedEmbedding(nn.Module):
 
 
 def pack_model(model: LanguageModel, types: Mapping[str, QuantType]) -> None:
-    """Pack, in place, the matrices named in `types`, such as `wte.weight`; freeze all others.
+    """Pack, in place, the matrices named in `types`; freeze all others.
 
     Raises ConfigError for a name that is no matrix of the model, QuantizationError for weights
     that a type cannot hold.
