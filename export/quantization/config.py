@@ -160,14 +160,14 @@ def _quantizations(source: Checkpoint, recipe: Recipe, *, merged: bool) -> list[
         return wanted
     chosen: dict[str, QuantType] = {}
     for pattern, qtype in recipe.tensor_types.items():
-        names = {
+        matrices = {
             spec.gguf_name.removesuffix(".weight"): spec
             for spec in tensor_specs(source.config)
             if spec.is_matrix
         }
-        matching = [s.checkpoint_name for name, s in names.items() if fnmatchcase(name, pattern)]
+        matching = [s.checkpoint_name for name, s in matrices.items() if fnmatchcase(name, pattern)]
         if not matching:
-            shown = [name for name, spec in names.items() if not spec.layer]  # one layer of all
+            shown = [name for name, spec in matrices.items() if not spec.layer]  # one layer of all
             raise ConfigError(
                 f"no matrix matches {pattern!r}; names are for example {', '.join(shown)}; "
                 "* matches anything"

@@ -98,7 +98,7 @@ def fuzzed_texts(count: int, seed: int = 0) -> list[str]:
     """Random mixtures of scripts, white space, digits, marks, emoji, runs and control characters.
 
     A seed gives the same texts everywhere: the characters are those of Unicode 3.2, which every
-    Python knows. Libraries disagree on what newer characters are (docs/architecture.md).
+    Python knows. Libraries disagree on what newer characters are (docs/decisions.md).
     """
     draw = random.Random(seed)
     return ["".join(_fuzzed_pieces(draw)) for _ in range(count)]

@@ -53,7 +53,7 @@ class TrainingConfig:
         return self.min_learning_rate + cosine * (self.learning_rate - self.min_learning_rate)
 
 
-# Muon learns more per step (docs/architecture.md). Its learning rate falls with the width's root.
+# Muon learns more per step (docs/decisions.md). Its learning rate falls with the width's root.
 # The large presets take GPT-2's and GPT-3's learning rates and batches that fit a single GPU.
 _MUON = {"optimizer": "muon", "warmup_steps": 10}
 PRESET_TRAINING: dict[str, dict[str, Any]] = {
