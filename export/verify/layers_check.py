@@ -22,7 +22,7 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify import bounds
 from llmkit.export.verify.bounds import Bounded
 from llmkit.export.verify.reference import FileTensors
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 
 LIMIT = 1.0
 QKV_PARTS = ("q", "k", "v")
@@ -49,14 +49,14 @@ class _Outcome:
     parts: tuple[bool, ...]  # of three equal parts of the outputs, those that differ
 
 
-def layers_check(subject: Subject, ids: Tensor) -> Check:
+def layers_check(target: VerifyTarget, ids: Tensor) -> Check:
     """Each operation on token ids (T,), within the rounding of float32. Value: errors / bounds.
 
     The file's tensors must have the shapes that the checkpoint's sizes need.
     """
-    walk = _Walk(_operations(subject, ids))
+    walk = _Walk(_operations(target, ids))
     with LlamaCpp(
-        subject.file.path,
+        target.file.path,
         n_ctx=len(ids),
         eval_callback=walk.callback,
     ) as llama:
@@ -126,11 +126,11 @@ def _outcome(operation: _Operation, ratio: Tensor) -> _Outcome:
     return _Outcome(operation, float(ratio[token, output]), token, output, parts)
 
 
-def _operations(subject: Subject, ids: Tensor) -> Iterator[_Operation]:
+def _operations(target: VerifyTarget, ids: Tensor) -> Iterator[_Operation]:
     """llama.cpp's graph of `gpt2` (llm_build_gpt2), in its order."""
-    config, lora = subject.checkpoint.config, subject.checkpoint.lora
-    adapter, alpha = (None, 0.0) if lora is None else (subject.adapter, lora.scale * lora.rank)
-    tensors = FileTensors(subject.file, adapter, alpha)
+    config, lora = target.checkpoint.config, target.checkpoint.lora
+    adapter, alpha = (None, 0.0) if lora is None else (target.adapter, lora.scale * lora.rank)
+    tensors = FileTensors(target.file, adapter, alpha)
     eps = float(np.float32(config.layer_norm_epsilon))
 
     def norm(inputs: str, output: str, title: str, name: str) -> _Operation:

@@ -31,7 +31,7 @@ from llmkit.architectures.config import GPTConfig
 from llmkit.architectures.gpt2 import attention_by_hand
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.reader import GGUFFile, StoredTensor, config_of
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 
 Type = gguf.GGMLQuantizationType
 
@@ -275,15 +275,15 @@ class Reference:
 
     def __init__(
         self,
-        subject: Subject,
+        target: VerifyTarget,
         dtype: torch.dtype,
         ties: Ties = nearest,
         attention: Callable[[Tensor, int], Tensor] = attention,
     ) -> None:
         """Unpack nothing yet. Raises GGUFError where the file or its adapter lacks something."""
         self._ties, self._attention, self._dtype = ties, attention, dtype
-        self.config: GPTConfig = config_of(subject.file)
-        self.tensors = FileTensors(subject.file, subject.adapter, _lora_alpha(subject.adapter))
+        self.config: GPTConfig = config_of(target.file)
+        self.tensors = FileTensors(target.file, target.adapter, _lora_alpha(target.adapter))
 
     def logits(self, ids: Tensor) -> Tensor:
         """Logits (T, V) of one sequence of token ids (T,)."""
