@@ -88,7 +88,7 @@ def deploy(
     found = server_checks(host)
     checks = [plan.proof, *found.checks]
     if found.answers:
-        checks += room_checks(plan.subject.file, plan.context, is_here=found.is_here)
+        checks += room_checks(plan.target.file, plan.context, is_here=found.is_here)
     taken = False
     if found.answers and all_passed(checks):
         with OllamaServer(host, patience) as server:
@@ -139,10 +139,10 @@ def _unverified(server: OllamaServer, name: str) -> Iterator[str]:
 
 
 def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[Check]:
-    subject = plan.subject
+    target = plan.target
     shown = server.show(model)
-    faults = list(stored_faults(shown, subject, plan.modelfile))
-    n_tensors = len(subject.file.tensors)
+    faults = list(stored_faults(shown, target, plan.modelfile))
+    n_tensors = len(target.file.tensors)
     fine = f"metadata, {n_tensors} tensors, TEMPLATE, SYSTEM and stops match the folder"
     yield _check(
         "stored",
@@ -150,15 +150,15 @@ def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[Check]:
         fine,
         "check which Ollama server this is, and whether another program changed its files",
     )
-    faults = list(rendering_faults(server, model, subject))
+    faults = list(rendering_faults(server, model, target))
     fine = "prompts and their tokens match training"
     yield _check("prompt", faults, fine, "run llmkit modelfile lint to see how TEMPLATE differs")
-    prompts = proof_prompts(subject.checkpoint, None)
-    found = compared_logprobs(server, model, subject, prompts)
+    prompts = proof_prompts(target.checkpoint, None)
+    found = compared_logprobs(server, model, target, prompts)
     fine = f"{found.n} log-probabilities match PyTorch within {found.largest:.1e}"
     advice = "check Ollama's version and its log" if found.n else ""
     yield _check("logprobs", found.faults, fine, advice)
-    n, n_stopped = stopped(server, model, subject)
+    n, n_stopped = stopped(server, model, target)
     faults = [never_stops(n)] if n and not n_stopped else []
     fine = f"{n_stopped} of {n} answers end by themselves" if n else "no held-out questions"
     yield _check("stop", faults, fine, "check PARAMETER stop for the end token, or train longer")

@@ -16,7 +16,7 @@ from llmkit.export.ollama.store import Blob
 from llmkit.export.verify.checks import Needs, check_names
 from llmkit.export.verify.modelfile import disagreements
 from llmkit.export.verify.proof_store import PROOF_FILE, kept_proof
-from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.target import VerifyTarget, open_target
 from llmkit.export.verify.verify import MODELFILE
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.reading import read_modelfile
@@ -27,7 +27,7 @@ class Plan:
     """The files of a deployment."""
 
     modelfile: Modelfile
-    subject: Subject
+    target: VerifyTarget
     model: Blob
     adapter: Blob | None
     proof: Check
@@ -35,7 +35,7 @@ class Plan:
     @property
     def context(self) -> int:
         """Tokens that the model will have room for."""
-        length = config_of(self.subject.file).context_length
+        length = config_of(self.target.file).context_length
         return min(self.modelfile.parameters.num_ctx or length, length)
 
 
@@ -55,14 +55,14 @@ def read_plan(folder: Path, checkpoint: Path | None) -> Plan:
     gguf = local_file(modelfile.source, folder)
     if not gguf.is_file():
         raise ModelfileError(f"{path}: FROM {modelfile.source}: no such GGUF file in this folder")
-    subject = open_subject(load_checkpoint(checkpoint or _checkpoint_of(gguf)), gguf)
-    model = _blob(gguf, subject.file.sha256())
+    target = open_target(load_checkpoint(checkpoint or _checkpoint_of(gguf)), gguf)
+    model = _blob(gguf, target.file.sha256())
     adapter = None
-    for fault in disagreements(modelfile, folder, subject):
+    for fault in disagreements(modelfile, folder, target):
         raise ModelfileError(f"{path}: {fault}; export again")
-    if subject.adapter is not None and modelfile.adapter is not None:
-        adapter = _blob(local_file(modelfile.adapter, folder), subject.adapter.sha256())
-    return Plan(modelfile, subject, model, adapter, _proof_check(gguf, subject, model))
+    if target.adapter is not None and modelfile.adapter is not None:
+        adapter = _blob(local_file(modelfile.adapter, folder), target.adapter.sha256())
+    return Plan(modelfile, target, model, adapter, _proof_check(gguf, target, model))
 
 
 def _sound_modelfile(path: Path) -> Modelfile:
@@ -94,25 +94,25 @@ def _checkpoint_of(gguf: Path) -> Path:
     return checkpoint
 
 
-def _proof_check(gguf: Path, subject: Subject, model: Blob) -> Check:
+def _proof_check(gguf: Path, target: VerifyTarget, model: Blob) -> Check:
     """Whether these very bytes were verified: what Ollama computes is compared with them alone.
 
     A part of which the proof holds no hash is not looked at.
     """
     proof = kept_proof(gguf)
-    again = f"run llmkit verify {subject.checkpoint.folder} {gguf}"
+    again = f"run llmkit verify {target.checkpoint.folder} {gguf}"
     if proof is None:
         return Check("proof", True, f"{gguf.name} was not verified", again)
     if proof.get("sha256") != model.digest.removeprefix("sha256:"):
         return Check("proof", False, f"{gguf.name} has changed since it was verified", again)
-    if subject.adapter is not None:
+    if target.adapter is not None:
         others = proof.get("sha256_of")
         proved = others.get("adapter") if isinstance(others, dict) else None
-        if proved not in (None, subject.adapter.sha256()):
-            found = f"{subject.adapter.path.name} has changed since it was verified"
+        if proved not in (None, target.adapter.sha256()):
+            found = f"{target.adapter.path.name} has changed since it was verified"
             return Check("proof", False, found, again)
-    if proof.get("checkpoint_sha256") not in (None, subject.checkpoint.sha256):
-        found = f"{subject.checkpoint.folder} has changed since {gguf.name} was verified"
+    if proof.get("checkpoint_sha256") not in (None, target.checkpoint.sha256):
+        found = f"{target.checkpoint.folder} has changed since {gguf.name} was verified"
         return Check("proof", False, found, again)
     if not proof.get("passed") and not _only_ollama_failed(proof):
         found = f"the verification of {gguf.name} failed"

@@ -18,7 +18,7 @@ from llmkit.export.verify.ollama_check import ollama_check
 from llmkit.export.verify.prompt_check import prompt_check
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.stop_check import stop_check
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.export.verify.tokenizer_check import tokenizer_check
 from llmkit.modelfiles.modelfile import Modelfile
@@ -40,7 +40,7 @@ class Needs(Enum):
 class CheckContext:
     """What checks read. `llama` is set while it is loaded."""
 
-    target: Subject
+    target: VerifyTarget
     texts: list[TextSequence]
     prompts: list[list[int]]  # token ids
     modelfile_path: Path | None

@@ -23,7 +23,7 @@ from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.file_tensors import FileTensors
 from llmkit.export.verify.operations import bounded
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 
 LIMIT = 1.0
 
@@ -39,18 +39,18 @@ class _Outcome:
     wrong_parts: tuple[str, ...]  # of a product whose outputs have parts, unless all are wrong
 
 
-def layers_check(subject: Subject, ids: Tensor) -> Check:
+def layers_check(target: VerifyTarget, ids: Tensor) -> Check:
     """Each operation on token ids (T,), within the rounding of float32. Value: errors / bounds.
 
     The file's tensors must have the shapes that the checkpoint's sizes need.
     """
-    config, lora = subject.checkpoint.config, subject.checkpoint.lora
-    adapter, alpha = (None, 0.0) if lora is None else (subject.adapter, lora.scale * lora.rank)
+    config, lora = target.checkpoint.config, target.checkpoint.lora
+    adapter, alpha = (None, 0.0) if lora is None else (target.adapter, lora.scale * lora.rank)
     walk = _Walk(
-        list(family_of(config).graph(config)), FileTensors(subject.file, adapter, alpha), ids
+        list(family_of(config).graph(config)), FileTensors(target.file, adapter, alpha), ids
     )
     with LlamaCpp(
-        subject.file.path,
+        target.file.path,
         n_ctx=len(ids),
         eval_callback=walk.callback,
     ) as llama:

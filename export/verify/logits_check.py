@@ -31,7 +31,7 @@ from llmkit.export.verify.activations import other_of_near_ties
 from llmkit.export.verify.original import original_head as read_original_head
 from llmkit.export.verify.original import original_hidden_states
 from llmkit.export.verify.reference import Reference, hidden_states
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 
 # llama.cpp's distance was between 0.2 and 1.0 of the reference's own over all types, kinds of
 # models and lengths of text (docs/parity.md): what it rounds otherwise is among the near-ties.
@@ -67,7 +67,7 @@ class LogitsComparison:
 @torch.inference_mode()
 def compare_logits(
     llama: LlamaCpp,
-    subject: Subject,
+    target: VerifyTarget,
     texts: Sequence[TextSequence],
 ) -> LogitsComparison:
     """Evaluate every text in llama.cpp and four times in PyTorch.
@@ -75,15 +75,15 @@ def compare_logits(
     PyTorch takes all texts through one layer after the other. Logits are made and compared some
     positions at a time, because those of all texts take more memory than the model.
     """
-    exact = Reference(subject, torch.float64)
-    other_ties = Reference(subject, torch.float64, other_of_near_ties)
-    single = Reference(subject, torch.float32)
+    exact = Reference(target, torch.float64)
+    other_ties = Reference(target, torch.float64, other_of_near_ties)
+    single = Reference(target, torch.float32)
     references = exact, single, other_ties
     inputs, n_positions = [text.inputs for text in texts], [len(text.inputs) for text in texts]
     with progress("compare logits", sum(n_positions), "positions") as bar:
         states = hidden_states(references, inputs)
-        original = original_hidden_states(subject.checkpoint, inputs)
-        head, original_head = exact.head(), read_original_head(subject.checkpoint)
+        original = original_hidden_states(target.checkpoint, inputs)
+        head, original_head = exact.head(), read_original_head(target.checkpoint)
         conversion, noise, cost, pairs = [], [], [], []
         generator = torch.Generator().manual_seed(0)
         done = 0

@@ -22,7 +22,7 @@ from llmkit.export.gguf.metadata import (
     metadata_of,
 )
 from llmkit.export.verify.modelfile import modelfile_faults
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 
 SHOWN = 5  # differences in a detail; the first of them is the one to mend
 _SHORT = 40  # characters of a value that are shown
@@ -66,18 +66,18 @@ _CONSEQUENCES = {
 }
 
 
-def metadata_check(subject: Subject, modelfile: Path | None = None) -> Check:
+def metadata_check(target: VerifyTarget, modelfile: Path | None = None) -> Check:
     """Every key that llama.cpp or Ollama reads has the checkpoint's value. Value: keys that differ.
 
     `general.name` is free. Each fault of the Modelfile's FROM, ADAPTER and parameters counts too.
     """
-    source, file, adapter = subject.checkpoint, subject.file, subject.adapter
+    source, file, adapter = target.checkpoint, target.file, target.adapter
     beside = adapter.path.name if adapter is not None and source.lora is not None else None
-    wanted = metadata_of(source, subject.quantization, _name_of(file.metadata), beside)
+    wanted = metadata_of(source, target.quantization, _name_of(file.metadata), beside)
     differences = [
         *_differences(file.metadata, wanted, _READ),
-        *_file_type_difference(subject),
-        *_method_difference(subject),
+        *_file_type_difference(target),
+        *_method_difference(target),
     ]
     n_keys = len(wanted)
     if adapter is not None:
@@ -88,7 +88,7 @@ def metadata_check(subject: Subject, modelfile: Path | None = None) -> Check:
         ]
         n_keys += len(wanted)
     if modelfile is not None:
-        differences += modelfile_faults(modelfile, subject)
+        differences += modelfile_faults(modelfile, target)
     shown = "; ".join(differences[:SHOWN])
     if len(differences) > SHOWN:
         shown += f"; and {len(differences) - SHOWN} more"
@@ -97,15 +97,15 @@ def metadata_check(subject: Subject, modelfile: Path | None = None) -> Check:
     return counted("metadata", len(differences), fine, shown)
 
 
-def _method_difference(subject: Subject) -> Iterator[str]:
+def _method_difference(target: VerifyTarget) -> Iterator[str]:
     """Where the keys about the quantization method contradict the checkpoint or each other."""
-    found = subject.file.metadata
-    method, is_trained = found.get(METHOD_KEY), subject.quantization.name == subject.checkpoint.qat
+    found = target.file.metadata
+    method, is_trained = found.get(METHOD_KEY), target.quantization.name == target.checkpoint.qat
     if is_trained or method == "qat":
         if not (is_trained and method == "qat"):
             found_method = "missing" if method is None else _shown(method)
             wanted = (
-                f"was trained for {subject.quantization.name}"
+                f"was trained for {target.quantization.name}"
                 if is_trained
                 else "was not trained for blocks"
             )
@@ -229,18 +229,18 @@ def _consequence(key: str) -> str:
     return f" ({consequence})" if consequence else ""
 
 
-def _file_type_difference(subject: Subject) -> Iterator[str]:
+def _file_type_difference(target: VerifyTarget) -> Iterator[str]:
     """A difference if most matrices do not have the type that the file states."""
-    config = subject.checkpoint.config
+    config = target.checkpoint.config
     types = [
-        (found.ggml_type, subject.quantization.type_of(entry, config).ggml_type)
+        (found.ggml_type, target.quantization.type_of(entry, config).ggml_type)
         for entry in tensor_specs(config)
-        if entry.is_matrix and (found := subject.file.tensors.get(entry.gguf_name)) is not None
+        if entry.is_matrix and (found := target.file.tensors.get(entry.gguf_name)) is not None
     ]
     others = [found for found, wanted in types if found != wanted]
     if 2 * len(others) > len(types):
         yield (
-            f"{_KEYS.General.FILE_TYPE}: {subject.quantization.name}, but {len(others)} of "
+            f"{_KEYS.General.FILE_TYPE}: {target.quantization.name}, but {len(others)} of "
             f"{len(types)} matrices are {others[0].name.lower()}"
             f"{_consequence(_KEYS.General.FILE_TYPE)}"
         )

@@ -8,13 +8,13 @@ from pathlib import Path
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.modelfile.lint import file_errors, local_file
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.modelfiles.grammar import RefusalError
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.reading import read_modelfile
 
 
-def modelfile_faults(path: Path, subject: Subject) -> Iterator[str]:
+def modelfile_faults(path: Path, target: VerifyTarget) -> Iterator[str]:
     """Lines that Ollama refuses, or that run another model.
 
     TEMPLATE and stops have checks of their own. Raises ModelfileError for an unreadable file.
@@ -27,21 +27,21 @@ def modelfile_faults(path: Path, subject: Subject) -> Iterator[str]:
     errors = file_errors(parsed, path.parent)
     yield from map(str, errors)
     if not errors:
-        for fault in disagreements(parsed.modelfile, path.parent, subject):
+        for fault in disagreements(parsed.modelfile, path.parent, target):
             yield f"{path}: {fault}"
 
 
-def disagreements(modelfile: Modelfile, folder: Path, subject: Subject) -> Iterator[str]:
-    """Where FROM and ADAPTER, relative to `folder`, do not name the subject's files.
+def disagreements(modelfile: Modelfile, folder: Path, target: VerifyTarget) -> Iterator[str]:
+    """Where FROM and ADAPTER, relative to `folder`, do not name the target's files.
 
     FROM may name any GGUF file beside it: an export has one Modelfile for several.
     """
-    file = subject.file.path
+    file = target.file.path
     for source in (modelfile.source, *modelfile.more_sources):
         path = local_file(source, folder)
         if not path.is_file() or path.parent.resolve() != file.parent.resolve():
             yield f"FROM {source} must name a GGUF file in the folder of {file.name}"
-    named, proved = modelfile.adapter, subject.adapter
+    named, proved = modelfile.adapter, target.adapter
     if proved is None:
         if named is not None:
             yield f"ADAPTER {named}: remove it; {file.name} was exported without an adapter"

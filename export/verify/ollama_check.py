@@ -16,7 +16,7 @@ from llmkit.export.ollama.server import OllamaServer, Said, Shown
 from llmkit.export.verify.attention import with_f16_cache
 from llmkit.export.verify.prompt_check import conversations, id_fault
 from llmkit.export.verify.reference import Reference
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.finetuning.held_out import held_out_questions
 from llmkit.generation import ends_inside_character
 from llmkit.modelfiles.modelfile import Modelfile
@@ -46,7 +46,7 @@ class Compared:
 
 
 def ollama_check(
-    subject: Subject,
+    target: VerifyTarget,
     modelfile: Modelfile | None,
     prompts: Sequence[Sequence[int]],
     name: str,
@@ -58,11 +58,11 @@ def ollama_check(
     """
     with OllamaServer(host) as server:
         version = server.version()
-        faults = list(stored_faults(server.show(name), subject, modelfile))
-        faults += rendering_faults(server, name, subject)
-        found = compared_logprobs(server, name, subject, prompts)
+        faults = list(stored_faults(server.show(name), target, modelfile))
+        faults += rendering_faults(server, name, target)
+        found = compared_logprobs(server, name, target, prompts)
         faults += found.faults
-        n, n_stopped = stopped(server, name, subject)
+        n, n_stopped = stopped(server, name, target)
         if n and not n_stopped:
             faults.append(never_stops(n))
     detail = (
@@ -83,12 +83,12 @@ def never_stops(n: int) -> str:
     return f"the model never stops: {n} of {n} answers ran to the token limit"
 
 
-def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -> Iterator[str]:
+def stored_faults(shown: Shown, target: VerifyTarget, modelfile: Modelfile | None) -> Iterator[str]:
     """Where the stored model differs from the file or the Modelfile.
 
     Ollama rewrites the file: it adds general.quantization_version and tells no arrays.
     """
-    for key, wanted in subject.file.metadata.items():
+    for key, wanted in target.file.metadata.items():
         found = shown.metadata.get(key)
         if isinstance(wanted, list) or (found is None and key not in shown.metadata):
             continue  # it does not tell all keys
@@ -101,7 +101,7 @@ def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -
     architecture = shown.metadata.get(gguf.Keys.General.ARCHITECTURE)
     if architecture != "gpt2":
         yield f"architecture is {architecture!r} in Ollama instead of 'gpt2'"
-    for name, tensor in subject.file.tensors.items():
+    for name, tensor in target.file.tensors.items():
         if name not in shown.tensors:
             if shown.tensors:
                 yield f"tensor {name} is missing in Ollama"
@@ -123,30 +123,30 @@ def stored_faults(shown: Shown, subject: Subject, modelfile: Modelfile | None) -
                 yield f"stop {stop!r} is missing in Ollama"
 
 
-def rendering_faults(server: OllamaServer, name: str, subject: Subject) -> Iterator[str]:
+def rendering_faults(server: OllamaServer, name: str, target: VerifyTarget) -> Iterator[str]:
     """Conversations whose prompt the server writes otherwise than training did."""
-    form = subject.checkpoint.prompt_format
-    with LlamaCpp(subject.file.path) as llama:
-        for conversation in conversations(subject.checkpoint):
+    form = target.checkpoint.prompt_format
+    with LlamaCpp(target.file.path) as llama:
+        for conversation in conversations(target.checkpoint):
             wanted = form.text(conversation.messages, for_answer=True)
             found = server.rendered(name, conversation.messages)
             if found != wanted:
                 shown = f"{found[:80]!r} instead of {wanted[:80]!r}"
                 yield f"Ollama renders {conversation.kind} as {shown}"
                 continue
-            fault = id_fault(conversation.messages, subject.checkpoint, llama, found)
+            fault = id_fault(conversation.messages, target.checkpoint, llama, found)
             if fault is not None:
                 yield f"{conversation.kind}, as Ollama renders it: {fault}"
 
 
 @torch.inference_mode()
 def compared_logprobs(
-    server: OllamaServer, name: str, subject: Subject, prompts: Sequence[Sequence[int]]
+    server: OllamaServer, name: str, target: VerifyTarget, prompts: Sequence[Sequence[int]]
 ) -> Compared:
     """Greedy tokens and their log-probabilities, as far as Ollama tells them."""
-    source = subject.checkpoint
-    exact = Reference(subject, torch.float64)
-    rounded = Reference(subject, torch.float64, attention=with_f16_cache)
+    source = target.checkpoint
+    exact = Reference(target, torch.float64)
+    rounded = Reference(target, torch.float64, attention=with_f16_cache)
     ids_of = _whole_tokens(source.tokenizer)
     n_ctx = source.config.context_length
     compared = Compared()
@@ -275,9 +275,9 @@ def _compare_tokens(
             )
 
 
-def stopped(server: OllamaServer, name: str, subject: Subject) -> tuple[int, int]:
+def stopped(server: OllamaServer, name: str, target: VerifyTarget) -> tuple[int, int]:
     """How many held-out questions were asked, and how many answers stopped by themselves."""
-    source = subject.checkpoint
+    source = target.checkpoint
     if source.labels:
         return 0, 0
     questions = held_out_questions(source)[:N_ANSWERS]

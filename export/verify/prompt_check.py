@@ -16,7 +16,7 @@ from llmkit.errors import LlmkitError
 from llmkit.export.check import Check, counted
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.finetuning.held_out import held_out_questions
 from llmkit.modelfiles.go_engine import GoEngine, any_go_engine
@@ -51,9 +51,9 @@ class _Rendering:
     text: Callable[[Sequence[Message]], str]
 
 
-def prompt_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None) -> Check:
+def prompt_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | None) -> Check:
     """Compare all renderings on conversations of every kind. Value: prompts that differ."""
-    source = subject.checkpoint
+    source = target.checkpoint
     form = source.prompt_format
     found = conversations(source)
     with any_go_engine() if modelfile else nullcontext() as engine:

@@ -30,7 +30,7 @@ from llmkit.export.verify.activations import Ties, nearest
 from llmkit.export.verify.attention import AttentionFunction, attention
 from llmkit.export.verify.file_tensors import FileTensors, Matrix, UnpackedTensors, lora_alpha
 from llmkit.export.verify.operations import embedded, exact
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 
 _TOKENS_AT_ONCE = 512  # through operations on each token alone: roundings take several copies
 
@@ -40,16 +40,16 @@ class Reference:
 
     def __init__(
         self,
-        subject: Subject,
+        target: VerifyTarget,
         dtype: torch.dtype,
         ties: Ties = nearest,
         attention: AttentionFunction = attention,
     ) -> None:
         """Unpack nothing yet. Raises GGUFError where the file or its adapter lacks something."""
         self._ties, self._attention, self._dtype = ties, attention, dtype
-        self.config: ModelConfig = config_of(subject.file)
+        self.config: ModelConfig = config_of(target.file)
         *self.operations, self._head = family_of(self.config).graph(self.config)
-        self.tensors = FileTensors(subject.file, subject.adapter, lora_alpha(subject.adapter))
+        self.tensors = FileTensors(target.file, target.adapter, lora_alpha(target.adapter))
 
     def logits(self, ids: Tensor) -> Tensor:
         """Logits (T, V) of one sequence of token ids (T,)."""

@@ -17,7 +17,7 @@ from llmkit.console import progress
 from llmkit.export.check import Check, counted
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.generation_check import greedy_ids
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.finetuning.held_out import held_out_examples
 from llmkit.generation import Sampling, generate_ids
 from llmkit.modelfiles.modelfile import Modelfile
@@ -32,20 +32,20 @@ ENDING_SHARE = 0.5
 _EOS = gguf.Keys.Tokenizer.EOS_ID
 
 
-def stop_check(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None) -> Check:
+def stop_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | None) -> Check:
     """Value: faults that can keep an answer from ending.
 
     For a checkpoint fine-tuned to answer, both programs also answer held-out prompts: PyTorch with
     the original weights, llama.cpp with the file.
     """
-    source = subject.checkpoint
+    source = target.checkpoint
     end = source.prompt_format.end
-    faults = list(_faults(subject, llama, modelfile))
+    faults = list(_faults(target, llama, modelfile))
     fine = f"answers end with {end!r}, token {source.end_id}, type CONTROL"
     if modelfile:
         fine += "; the Modelfile has its stops"
     if source.held_out_file.exists() and not source.labels:
-        n, in_torch, in_llama = _ended(subject, llama)
+        n, in_torch, in_llama = _ended(target, llama)
         ended = f"{in_torch} of {n} held-out answers end in PyTorch, {in_llama} in llama.cpp"
         fine += f"; {ended}"
         fault = _ending_fault(in_torch, in_llama)
@@ -62,13 +62,13 @@ def _ending_fault(in_torch: int, in_llama: int) -> str | None:
     return None
 
 
-def _faults(subject: Subject, llama: LlamaCpp, modelfile: Modelfile | None) -> Iterator[str]:
-    source = subject.checkpoint
+def _faults(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | None) -> Iterator[str]:
+    source = target.checkpoint
     end, end_id = source.prompt_format.end, source.end_id
-    eos = subject.file.metadata.get(_EOS)
+    eos = target.file.metadata.get(_EOS)
     if eos != end_id:
         yield f"{_EOS} is {eos}, but training ended answers with token {end_id} ({end!r})"
-    types = subject.file.metadata.get(gguf.Keys.Tokenizer.TOKEN_TYPE)
+    types = target.file.metadata.get(gguf.Keys.Tokenizer.TOKEN_TYPE)
     kind = types[end_id] if isinstance(types, list) and end_id < len(types) else None
     if kind != gguf.TokenType.CONTROL:
         yield f"token {end_id} ({end!r}) is not CONTROL: programs print its text"
@@ -85,9 +85,9 @@ def _stops(modelfile: Modelfile) -> Sequence[str]:
     return modelfile.parameters.stop
 
 
-def _ended(subject: Subject, llama: LlamaCpp) -> tuple[int, int, int]:
+def _ended(target: VerifyTarget, llama: LlamaCpp) -> tuple[int, int, int]:
     """How many held-out prompts were answered; how many answers ended in PyTorch, in llama.cpp."""
-    source = subject.checkpoint
+    source = target.checkpoint
     asked = _asked(source.folder, source.sha256)
     answers: list[list[int]] = []
     with progress("answer", len(asked.prompts), "prompts") as bar:

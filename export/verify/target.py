@@ -12,7 +12,7 @@ from llmkit.quantization.tensor_types import Quantization
 
 
 @dataclass(frozen=True)
-class Subject:
+class VerifyTarget:
     """A checkpoint and a file of it."""
 
     checkpoint: Checkpoint
@@ -21,7 +21,7 @@ class Subject:
     quantization: Quantization
 
 
-def open_subject(checkpoint: Checkpoint, gguf: Path) -> Subject:
+def open_target(checkpoint: Checkpoint, gguf: Path) -> VerifyTarget:
     """Read a GGUF file and its adapter. Raises GGUFError or QuantizationError for no such file."""
     file = read_gguf(gguf)
-    return Subject(checkpoint, file, adapter_of(file), file.quantization())
+    return VerifyTarget(checkpoint, file, adapter_of(file), file.quantization())

@@ -19,44 +19,44 @@ from llmkit.export.gguf.metadata import BLOCKS_KEY, hash_of_choice
 from llmkit.export.gguf.reader import GGUFFile, StoredTensor
 from llmkit.export.gguf.writer import open_weights, pack_tensor
 from llmkit.export.verify.prequantized_blocks import far_rows, hashes_of
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.quant.types import PackedRows, QuantType
 
 
-def tensors_check(subject: Subject) -> Check:
+def tensors_check(target: VerifyTarget) -> Check:
     """Every tensor's blocks are the checkpoint's, quantized. Value: tensors that differ.
 
     Where rounding or training gives them they are equal bit for bit; where they were chosen, by
     GPTQ, they are those that were, and near the checkpoint's weights.
     """
-    source, hashes = subject.checkpoint, hashes_of(subject.file)
-    wanted = wanted_tensors(subject)
-    faults = _faults(subject.file, wanted, hashes)
+    source, hashes = target.checkpoint, hashes_of(target.file)
+    wanted = wanted_tensors(target)
+    faults = _faults(target.file, wanted, hashes)
     n_wrong, texts = faults.count, fault_texts(faults, wanted)
     if foreign := sorted(hashes.keys() - {tensor.source for tensor in wanted}):
         n_wrong += len(foreign)
         texts.append(f"{BLOCKS_KEY} names {foreign[0]}, but the checkpoint has no such tensor")
     if faults.differing and source.lora is not None:
-        texts = [*_adapter_text(subject, faults), *texts]
+        texts = [*_adapter_text(target, faults), *texts]
     n_tensors = len(wanted)
-    if subject.adapter is not None:
+    if target.adapter is not None:
         wanted = _wanted_of_adapter(source)
-        faults = _faults(subject.adapter, wanted)
+        faults = _faults(target.adapter, wanted)
         n_wrong += faults.count
         n_tensors += len(wanted)
-        texts += [f"{subject.adapter.path.name}: {text}" for text in fault_texts(faults, wanted)]
+        texts += [f"{target.adapter.path.name}: {text}" for text in fault_texts(faults, wanted)]
     said = f"{n_tensors - len(hashes)} tensors are equal bit for bit"
     if hashes:
-        said += f", {len(hashes)} have the hash of the blocks that {subject.file.method} chose"
+        said += f", {len(hashes)} have the hash of the blocks that {target.file.method} chose"
     return counted("tensors", n_wrong, said, "; ".join(texts))
 
 
-def wanted_tensors(subject: Subject) -> list[WantedTensor]:
+def wanted_tensors(target: VerifyTarget) -> list[WantedTensor]:
     """What the file has to hold, read from the checkpoint when it is asked for."""
-    source, merged = subject.checkpoint, subject.adapter is None
-    trained = source.trained_blocks() if subject.quantization.name == source.qat else {}
-    return [_wanted(entry, subject, merged, trained) for entry in tensor_specs(source.config)]
+    source, merged = target.checkpoint, target.adapter is None
+    trained = source.trained_blocks() if target.quantization.name == source.qat else {}
+    return [_wanted(entry, target, merged, trained) for entry in tensor_specs(source.config)]
 
 
 def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
@@ -66,16 +66,16 @@ def is_equal(found: StoredTensor, wanted: WantedTensor) -> bool:
 
 def _wanted(
     entry: TensorSpec,
-    subject: Subject,
+    target: VerifyTarget,
     merged: bool,
     trained: Mapping[str, PackedRows] = MappingProxyType({}),
 ) -> WantedTensor:
-    wanted = subject.quantization.type_of(entry, subject.checkpoint.config)
+    wanted = target.quantization.type_of(entry, target.checkpoint.config)
     f32 = quant_type("f32")
 
     def read(stored: QuantType) -> PackedRows:
         # Opened anew for each tensor: of an open file all that was read stays in memory.
-        with open_weights(subject.checkpoint, merged=merged) as tensors:
+        with open_weights(target.checkpoint, merged=merged) as tensors:
             return pack_tensor(tensors, entry, stored)
 
     def pack(stored: QuantType) -> PackedRows:
@@ -133,14 +133,14 @@ def _faults(
     return faults
 
 
-def _adapter_text(subject: Subject, faults: Faults) -> list[str]:
+def _adapter_text(target: VerifyTarget, faults: Faults) -> list[str]:
     """Says so where the differing tensors are those with, or without, the adapter merged in."""
-    entries = {entry.gguf_name: entry for entry in tensor_specs(subject.checkpoint.config)}
-    merged = subject.adapter is None
+    entries = {entry.gguf_name: entry for entry in tensor_specs(target.checkpoint.config)}
+    merged = target.adapter is None
     is_other = all(
         is_equal(
             faults.file.tensors[suspect.wanted.name],
-            _wanted(entries[suspect.wanted.name], subject, not merged),
+            _wanted(entries[suspect.wanted.name], target, not merged),
         )
         for suspect in faults.differing
     )

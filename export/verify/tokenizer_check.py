@@ -15,7 +15,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.check import Check, counted
 from llmkit.export.gguf.reader import GGUFFile
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.export.verify.tokenizer_stress_texts import HARD_TEXTS, fuzzed_texts, long_runs
 from llmkit.tokenizer import Tokenizer
 
@@ -39,29 +39,29 @@ class _TextFault:
     parse_special: bool = False
 
 
-def tokenizer_check(subject: Subject, llama: LlamaCpp, texts: Sequence[str]) -> Check:
+def tokenizer_check(target: VerifyTarget, llama: LlamaCpp, texts: Sequence[str]) -> Check:
     """Same ids for texts, same bytes and ends for tokens. Value: texts and tokens that differ.
 
     `texts`: the user's own, beside hard, fuzzed and long ones and every token's own text. A
     process compares the latter once for all files with the same tokenizer, as an export's are.
     """
-    source = subject.checkpoint
+    source = target.checkpoint
     tokenizer = source.tokenizer
-    key = _tokenizers(subject)
+    key = _tokenizers(target)
     n_texts = _equal.get(key, 0)
     faults: list[_TextFault] = []
     token_faults: list[str] = []
     if not n_texts:
-        n_texts, faults = _built_in_faults(subject, llama)
+        n_texts, faults = _built_in_faults(target, llama)
         token_faults = list(_token_faults(llama, source))
         if not faults and not token_faults:
             _equal[key] = n_texts
-    if not faults and _can_split_long_texts(subject):
+    if not faults and _can_split_long_texts(target):
         n_texts += len(texts)
         faults = list(_text_faults(llama, tokenizer, texts))
     parts = []
     if faults:
-        parts.append(_text_of(faults[0], tokenizer, subject.file))
+        parts.append(_text_of(faults[0], tokenizer, target.file))
         if len(faults) > 1:
             parts.append(f"{len(faults) - 1} more texts differ")
     if token_faults:
@@ -72,17 +72,17 @@ def tokenizer_check(subject: Subject, llama: LlamaCpp, texts: Sequence[str]) -> 
     return counted("tokenizer", len(faults) + len(token_faults), fine, "; ".join(parts))
 
 
-def _tokenizers(subject: Subject) -> str:
+def _tokenizers(target: VerifyTarget) -> str:
     """A hash of all that the two tokenizers are made of."""
-    source, metadata = subject.checkpoint, subject.file.metadata
+    source, metadata = target.checkpoint, target.file.metadata
     read = {key: metadata[key] for key in sorted(metadata) if key.startswith(_READ)}
     parts = (source.tokenizer.hf.to_str(), sorted(source.stop_ids), read)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _built_in_faults(subject: Subject, llama: LlamaCpp) -> tuple[int, list[_TextFault]]:
+def _built_in_faults(target: VerifyTarget, llama: LlamaCpp) -> tuple[int, list[_TextFault]]:
     """How many texts were compared, and those that differ."""
-    tokenizer = subject.checkpoint.tokenizer
+    tokenizer = target.checkpoint.tokenizer
     texts = [
         *HARD_TEXTS,
         *_texts_with_special_tokens(tokenizer),
@@ -90,17 +90,17 @@ def _built_in_faults(subject: Subject, llama: LlamaCpp) -> tuple[int, list[_Text
         *fuzzed_texts(N_FUZZED),
     ]
     faults = [*_text_faults(llama, tokenizer, texts), *_special_faults(llama, tokenizer)]
-    if not faults and _can_split_long_texts(subject):
+    if not faults and _can_split_long_texts(target):
         long_texts = long_runs()
         texts += long_texts
         faults = list(_text_faults(llama, tokenizer, long_texts))
     return len(texts), faults
 
 
-def _can_split_long_texts(subject: Subject) -> bool:
+def _can_split_long_texts(target: VerifyTarget) -> bool:
     # llama.cpp's other splits are recursive, and a long run of letters overflows their stack:
     # the process would end instead of the check.
-    return subject.file.metadata.get(_KEYS.PRE) == _PRE
+    return target.file.metadata.get(_KEYS.PRE) == _PRE
 
 
 def _texts_with_special_tokens(tokenizer: Tokenizer) -> Iterator[str]:

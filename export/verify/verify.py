@@ -24,7 +24,7 @@ from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.verify.checks import CHECKS, CheckContext, Needs, check_names
 from llmkit.export.verify.proof_store import keep
 from llmkit.export.verify.reference import Reference
-from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.target import VerifyTarget, open_target
 from llmkit.files import StrPath, optional_path
 from llmkit.modelfiles.grammar import RefusalError
 from llmkit.modelfiles.modelfile import Modelfile
@@ -53,28 +53,28 @@ def verify(
     two cannot be compared or the page cannot be written.
     """
     checkpoint, gguf, data = Path(checkpoint), Path(gguf), optional_path(data)
-    subject = open_subject(load_checkpoint(checkpoint), gguf)
+    target = open_target(load_checkpoint(checkpoint), gguf)
     unreachable = _unreachable(ollama) if ollama else None
     if unreachable:
         say(f"{unreachable}; the other checks still run")
-    source, texts = proof_sequences(subject.checkpoint, data, max_tokens)
-    prompts = proof_prompts(subject.checkpoint, data)
+    source, texts = proof_sequences(target.checkpoint, data, max_tokens)
+    prompts = proof_prompts(target.checkpoint, data)
     beside = gguf.parent / MODELFILE
     modelfile = optional_path(modelfile) or (beside if beside.exists() else None)
     said = _read(modelfile) if modelfile else None
-    context = CheckContext(subject, texts, prompts, modelfile, said, ollama)
+    context = CheckContext(target, texts, prompts, modelfile, said, ollama)
     checks = _results(context, unreachable)
     proof = Proof(
         passed=all_passed(checks),
         checkpoint=str(checkpoint),
         gguf=str(gguf),
-        sha256=subject.file.sha256(),
-        quant=subject.quantization.name,
+        sha256=target.file.sha256(),
+        quant=target.quantization.name,
         checks=checks,
         distances=context.comparison.distances if context.comparison else {},
-        checkpoint_sha256=subject.checkpoint.sha256,
+        checkpoint_sha256=target.checkpoint.sha256,
         texts=source,
-        sha256_of=_hashes(subject, texts, modelfile),
+        sha256_of=_hashes(target, texts, modelfile),
         versions={
             package: version(package)
             for package in ("llmkit", "torch", "llama-cpp-python", "tokenizers")
@@ -87,7 +87,7 @@ def verify(
     if html is not None:
         from llmkit.export.verify.page import write_page  # matplotlib takes a while to import
 
-        shown = [subject.checkpoint.tokenizer.decode(prompt) for prompt in prompts]
+        shown = [target.checkpoint.tokenizer.decode(prompt) for prompt in prompts]
         write_page(Path(html), proof, context.comparison, shown)
     return proof
 
@@ -123,10 +123,10 @@ def _not_run(error: LlmkitError, *needs: Needs) -> dict[str, Check]:
     return {name: Check(name, False, f"not run: {error}", value=1) for name in check_names(*needs)}
 
 
-def _require_same_sizes(subject: Subject) -> None:
+def _require_same_sizes(target: VerifyTarget) -> None:
     found, wanted = (
         [(spec.gguf_name, spec.shape) for spec in tensor_specs(config)]
-        for config in (config_of(subject.file), subject.checkpoint.config)
+        for config in (config_of(target.file), target.checkpoint.config)
     )
     if found != wanted:
         raise GGUFError("the file and the checkpoint have different sizes; metadata names them")
@@ -152,11 +152,11 @@ def _read(modelfile: Path) -> Modelfile | None:
 
 
 def _hashes(
-    subject: Subject, texts: Sequence[TextSequence], modelfile: Path | None
+    target: VerifyTarget, texts: Sequence[TextSequence], modelfile: Path | None
 ) -> dict[str, str]:
     ids = hashlib.sha256()
     for text in texts:
         ids.update(text.ids.tobytes())
-    adapter = {"adapter": subject.adapter.sha256()} if subject.adapter else {}
+    adapter = {"adapter": target.adapter.sha256()} if target.adapter else {}
     beside = {MODELFILE: hashlib.sha256(modelfile.read_bytes()).hexdigest()} if modelfile else {}
     return {**adapter, **beside, "texts": ids.hexdigest()}

@@ -17,19 +17,19 @@ from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.export.diagnosis.diagnose import rounded
 from llmkit.export.diagnosis.faults import rows_of
 from llmkit.export.verify.prequantized_blocks import NearRows, hashes_of
-from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.target import VerifyTarget, open_target
 from llmkit.export.verify.tensors_check import wanted_tensors
 from llmkit.quant import dequantize
 
 
-def ratios(subject: Subject) -> NDArray[np.float64]:
+def ratios(target: VerifyTarget) -> NDArray[np.float64]:
     """(rows of all chosen tensors, 3)."""
     found = []
-    for tensor in wanted_tensors(subject):
-        if tensor.source not in hashes_of(subject.file):
+    for tensor in wanted_tensors(target):
+        if tensor.source not in hashes_of(target.file):
             continue
         near = NearRows.of(tensor.weights(), tensor.stored)
-        blocks = rows_of(subject.file.tensors[tensor.name])
+        blocks = rows_of(target.file.tensors[tensor.name])
         distance = near.distances(dequantize(blocks, tensor.stored))
         rounding = near.distances(dequantize(rounded(near.weights, tensor.stored), tensor.stored))
         rounding = np.maximum(rounding, np.median(rounding))
@@ -42,7 +42,7 @@ def main() -> None:
     checkpoint = load_checkpoint(Path(sys.argv[1]))
     print(f"{'farthest row':30} {'of limit':>9} {'of rounding':>12} {'of length':>10}")
     for path in map(Path, sys.argv[2:]):
-        limit, rounding, length = ratios(open_subject(checkpoint, path)).max(axis=0)
+        limit, rounding, length = ratios(open_target(checkpoint, path)).max(axis=0)
         print(f"{path.name:30} {limit:9.2f} {rounding:12.2f} {length:10.3f}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "export"))
 
 from gguf_surgery import make_checkpoint
-from parity_subjects import VARIANTS, write
+from verify_targets import VARIANTS, write
 
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.export.evaluation.divergence import Distance
@@ -22,7 +22,7 @@ from llmkit.export.evaluation.eval_data import proof_sequences
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.logits_check import compare_logits
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 N_TOKENS = 512
@@ -38,7 +38,7 @@ def one_percent_off(self: FileTensors, name: str) -> Matrix:
 def ratio(checkpoint: Checkpoint, gguf: Path) -> float:
     _, texts = proof_sequences(checkpoint, None, N_TOKENS)
     with LlamaCpp(gguf) as llama:
-        found = compare_logits(llama, open_subject(checkpoint, gguf), texts)
+        found = compare_logits(llama, open_target(checkpoint, gguf), texts)
     return Distance.of(found.conversion).in_units_of(Distance.of(found.noise))
 
 

@@ -35,7 +35,7 @@ from llmkit.export.quantization.calibration import calibration_of
 from llmkit.export.quantization.config import Recipe, tensor_types
 from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.quant import quant_type, quantize
 
@@ -55,7 +55,7 @@ def source(tiny_checkpoint: Path) -> Checkpoint:
 
 
 def detail(source: Checkpoint, gguf: Path) -> str:
-    check = tensors_check(open_subject(source, gguf))
+    check = tensors_check(open_target(source, gguf))
     assert not check.passed
     return check.detail
 
@@ -91,7 +91,7 @@ def test_the_file_says_what_it_was_calibrated_with(chosen: Path, source: Checkpo
     for name, stated in hashes.items():
         content = weights[name].numpy().tobytes() + file.tensors[blocks[name]].blocks.tobytes()
         assert hashlib.sha256(content).hexdigest() == stated
-    assert metadata_check(open_subject(source, chosen)).passed
+    assert metadata_check(open_target(source, chosen)).passed
 
 
 def test_one_other_bit_is_found(chosen: Path, source: Checkpoint, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_few_bits_do_not_hide_zeros(wide: Path, tmp_path: Path) -> None:
     write_imatrix(matrix, collect_importance(source.load_model(), torch.arange(32)[None], "text"))
     recipe = Recipe(quants=["q2_k"], imatrix=matrix)
     (file,) = export(wide, tmp_path / "out", recipe, prove=False).files
-    assert tensors_check(open_subject(source, file.path)).passed
+    assert tensors_check(open_target(source, file.path)).passed
 
     def zero(tensors: dict[str, Any]) -> None:
         tensors[name] = (np.zeros_like(tensors[name][0]), tensors[name][1])
@@ -181,17 +181,17 @@ def test_what_a_file_says_of_its_blocks_has_to_agree(
     assert BLOCKS_KEY in found
     assert "h.9.weight" in found
     path = without_key(chosen, tmp_path / "b.gguf", CALIBRATION_KEY)
-    check = metadata_check(open_subject(source, path))
+    check = metadata_check(open_target(source, path))
     assert check.detail.startswith(f"{CALIBRATION_KEY}: missing")
     path = with_key(chosen, tmp_path / "c.gguf", METHOD_KEY, "qat", Kind.STRING)
-    check = metadata_check(open_subject(source, path))
+    check = metadata_check(open_target(source, path))
     assert f"{METHOD_KEY}: 'qat'" in check.detail
 
 
 def test_hashes_that_are_none_are_refused(chosen: Path, source: Checkpoint, tmp_path: Path) -> None:
     path = with_key(chosen, tmp_path / "m.gguf", BLOCKS_KEY, "[no", Kind.STRING)
     with pytest.raises(GGUFError, match=BLOCKS_KEY):
-        tensors_check(open_subject(source, path))
+        tensors_check(open_target(source, path))
 
 
 def test_presets_get_error_feedback_in_every_type(tmp_path: Path, wide: Path) -> None:
@@ -200,8 +200,8 @@ def test_presets_get_error_feedback_in_every_type(tmp_path: Path, wide: Path) ->
     done = export(
         wide, tmp_path / "out", Recipe(["q4_k_m"], method="gptq", calibration=text), prove=False
     )
-    subject = open_subject(load_checkpoint(wide), done.files[0].path)
-    check = tensors_check(subject)
+    target = open_target(load_checkpoint(wide), done.files[0].path)
+    check = tensors_check(target)
     assert check.passed, check.detail
     assert "5 have the hash of the blocks that gptq chose" in check.detail
 
@@ -220,11 +220,11 @@ def test_importances_choose_blocks_of_types_that_need_them_too(
     write_imatrix(matrix, collect_importance(source.load_model(), tokens, "text"))
     done = export(wide, tmp_path / "out", Recipe(["iq2_xs", "q4_0"], imatrix=matrix), prove=False)
     for file in done.files:
-        subject = open_subject(source, file.path)
-        assert subject.file.method == "imatrix"
-        check = tensors_check(subject)
+        target = open_target(source, file.path)
+        assert target.file.method == "imatrix"
+        check = tensors_check(target)
         assert check.passed, check.detail
-        assert metadata_check(subject).passed
+        assert metadata_check(target).passed
     stated = read_gguf(done.files[0].path).metadata[CALIBRATION_KEY]
     assert stated == hashlib.sha256(matrix.read_bytes()).hexdigest()
     with pytest.raises(ConfigError, match=r"--imatrix.* gptq "):
@@ -241,9 +241,9 @@ def test_types_of_single_matrices_are_named_by_patterns(wide: Path, tmp_path: Pa
     assert found["blk.0.ffn_down.weight"] == "Q8_0"
     assert found["token_embd.weight"] == "Q6_K"
     assert found["blk.0.attn_output.weight"] == "Q4_K"
-    subject = open_subject(load_checkpoint(wide), file.path)
-    assert tensors_check(subject).passed
-    assert metadata_check(subject).passed
+    target = open_target(load_checkpoint(wide), file.path)
+    assert tensors_check(target).passed
+    assert metadata_check(target).passed
 
 
 def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_surgery import Kind, with_key, with_tensor, with_tensors, without_key
-from parity_subjects import (
+from verify_targets import (
     complaints,
     lora_checkpoint,
     proof_of,
@@ -24,7 +24,7 @@ from llmkit.export.convert import export
 from llmkit.export.quantization.config import Recipe
 from llmkit.export.verify.layers_check import layers_check
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 
 
@@ -32,7 +32,7 @@ def test_an_adapter_that_is_not_merged_is_named(tmp_path: Path) -> None:
     checkpoint = lora_checkpoint(tmp_path / "c")
     path = write_apart(checkpoint, tmp_path, "q8_0")
     alone = without_key(path, tmp_path / "alone.gguf", "llmkit.adapter")
-    found = tensors_check(open_subject(checkpoint, alone))
+    found = tensors_check(open_target(checkpoint, alone))
     assert found.value == 8
     assert found.detail.startswith("the adapter is missing")
 
@@ -43,7 +43,7 @@ def test_an_adapter_that_would_be_added_twice_is_named(tmp_path: Path) -> None:
     merged = write(checkpoint, tmp_path / "merged.gguf")
     value = "adapter.gguf"
     twice = with_key(merged, tmp_path / "twice.gguf", "llmkit.adapter", value, Kind.STRING)
-    found = tensors_check(open_subject(checkpoint, twice))
+    found = tensors_check(open_target(checkpoint, twice))
     assert found.value == 8
     assert found.detail.startswith("the adapter is applied twice")
 
@@ -66,7 +66,7 @@ def test_wrong_adapter_matrices_are_named(
     good = (tmp_path / "adapter.gguf").rename(tmp_path / "good.gguf")
     name = "blk.1.ffn_up.weight.lora_a"
     with_tensor(good, tmp_path / "adapter.gguf", name, change)
-    found = tensors_check(open_subject(checkpoint, path))
+    found = tensors_check(open_target(checkpoint, path))
     assert found.value == 1
     assert found.detail.startswith(f"adapter.gguf: {name}{expected}")
 
@@ -81,7 +81,7 @@ def test_missing_and_left_over_adapter_matrices_are_named(tmp_path: Path) -> Non
         tensors[name.replace("blk.1", "blk.7")] = tensors.pop(name)
 
     with_tensors(good, tmp_path / "adapter.gguf", rename)
-    found = tensors_check(open_subject(checkpoint, path))
+    found = tensors_check(open_target(checkpoint, path))
     assert found.value == 2
     assert f"missing: {name}" in found.detail
     assert "not in the checkpoint: blk.7.ffn_up.weight.lora_a" in found.detail
@@ -93,8 +93,8 @@ def test_another_alpha_is_caught(tmp_path: Path) -> None:
     adapter = tmp_path / "adapter.gguf"
     with_key(adapter, tmp_path / "other.gguf", "adapter.lora.alpha", 3.0, Kind.FLOAT32)
     (tmp_path / "other.gguf").replace(adapter)
-    subject = open_subject(tuned, path)
-    failed = complaints(metadata_check(subject), layers_check(subject, torch.arange(32)))
+    target = open_target(tuned, path)
+    failed = complaints(metadata_check(target), layers_check(target, torch.arange(32)))
     assert "adapter.lora.alpha" in failed["metadata"]
     assert "blk.0.attn_qkv.weight" in failed["layers"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from gguf_surgery import Kind, make_checkpoint, with_array, with_key, without_key
-from parity_subjects import chatml_checkpoint, complaints, write
+from verify_targets import chatml_checkpoint, complaints, write
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.layers_check import layers_check
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.export.verify.tokenizer_check import tokenizer_check
 
@@ -119,13 +119,13 @@ def test_a_damaged_key_is_caught_and_named(
     damage, expected = IN_KEYS[name]
     path = tmp_path / "m.gguf"
     damage(good, path)
-    subject = open_subject(checkpoint, path)
-    checks = [metadata_check(subject), tensors_check(subject)]
+    target = open_target(checkpoint, path)
+    checks = [metadata_check(target), tensors_check(target)]
     if "layers" in expected:
-        checks.append(layers_check(subject, CONTEXT))
+        checks.append(layers_check(target, CONTEXT))
     if "tokenizer" in expected:
         with LlamaCpp(path) as llama:
-            checks.append(tokenizer_check(subject, llama, []))
+            checks.append(tokenizer_check(target, llama, []))
     failed = complaints(*checks)
     for check, words in expected.items():
         assert words in failed[check], failed
@@ -138,4 +138,4 @@ def test_another_chat_template_is_caught(tmp_path: Path) -> None:
     template = chat.prompt_format.chat_template.replace("<|im_start|>", "<|im_start|> ", 1)
     name = "tokenizer.chat_template"
     path = with_key(good, tmp_path / "m.gguf", name, template, Kind.STRING)
-    assert name in complaints(metadata_check(open_subject(chat, path)))["metadata"]
+    assert name in complaints(metadata_check(open_target(chat, path)))["metadata"]

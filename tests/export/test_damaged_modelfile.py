@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from gguf_surgery import Kind, make_checkpoint, with_array, with_key
-from parity_subjects import complaints, proof_of, rewritten, said
+from verify_targets import complaints, proof_of, rewritten, said
 
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
@@ -21,7 +21,7 @@ from llmkit.export.quantization.config import Recipe
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.prompt_check import prompt_check
 from llmkit.export.verify.stop_check import stop_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.verify import verify
 from llmkit.modelfiles import go_engine
 from llmkit.modelfiles.modelfile import Modelfile
@@ -184,13 +184,13 @@ def test_a_damaged_modelfile_is_caught_and_named(name: str, tmp_path: Path) -> N
     answering, gguf = exported(form, tmp_path)
     shutil.copy(gguf, tmp_path / "elsewhere.gguf")
     rewritten(gguf, change)
-    subject, modelfile = open_subject(answering, gguf), gguf.parent / "Modelfile"
+    target, modelfile = open_target(answering, gguf), gguf.parent / "Modelfile"
     read = read_modelfile(modelfile).modelfile
     with LlamaCpp(gguf) as llama:
         failed = complaints(
-            metadata_check(subject, modelfile),
-            prompt_check(subject, llama, read),
-            stop_check(subject, llama, read),
+            metadata_check(target, modelfile),
+            prompt_check(target, llama, read),
+            stop_check(target, llama, read),
         )
     assert set(failed) == set(expected)
     for check, words in expected.items():

@@ -20,7 +20,7 @@ from gguf_surgery import (
     with_tensor,
     with_tensors,
 )
-from parity_subjects import write, written
+from verify_targets import write, written
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import GGUFError
@@ -30,7 +30,7 @@ from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.quantization.config import Recipe
 from llmkit.export.verify.layers_check import layers_check
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.export.verify.verify import verify
 from llmkit.quant import dequantize, quant_type, quantize
@@ -63,7 +63,7 @@ def good(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def failed(checkpoint: Checkpoint, path: Path) -> Check:
-    check = tensors_check(open_subject(checkpoint, path))
+    check = tensors_check(open_target(checkpoint, path))
     assert not check.passed
     return check
 
@@ -142,9 +142,9 @@ def test_damaged_rows_are_named(
     assert check.detail.startswith(f"{tensor} (")
     assert f"first row {row};" in check.detail
     if kind == "f32":
-        subject = open_subject(checkpoint, path)
-        assert metadata_check(subject).passed
-        assert layers_check(subject, CONTEXT).passed  # llama.cpp computes what the file says
+        target = open_target(checkpoint, path)
+        assert metadata_check(target).passed
+        assert layers_check(target, CONTEXT).passed  # llama.cpp computes what the file says
 
 
 VECTORS: dict[str, tuple[str, Change, str]] = {
@@ -402,8 +402,8 @@ def test_another_checkpoints_file_is_said_to_be(
 
     for by in (0.01, 1.0):
         other = make_checkpoint(tmp_path / str(by), change=retrained(by), tie_embeddings=False)
-        subject = written(other, tmp_path / f"{by}.gguf", "q8_0", of=checkpoint)
-        check = tensors_check(subject)
+        target = written(other, tmp_path / f"{by}.gguf", "q8_0", of=checkpoint)
+        check = tensors_check(target)
         assert check.value == 29
         assert check.detail.startswith("every matrix differs")
         assert f"{TOKENS} (275, 64): 275 of 275 rows differ" in check.detail

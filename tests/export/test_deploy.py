@@ -34,7 +34,7 @@ from llmkit.export.ollama.server import OllamaServer, Said
 from llmkit.export.ollama.store import Blob, copy, create, delete, upload
 from llmkit.export.ollama.transport import Patience, Transport
 from llmkit.export.verify.ollama_check import ollama_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.prompt_format import ALPACA, CHATML, Message, PromptFormat
 from llmkit.modelfiles.reading import read_modelfile
@@ -185,9 +185,9 @@ def test_a_format_with_special_tokens_in_its_prompts_is_compared(
     found = {check.name: check.detail for check in done.checks}
     assert int(found["logprobs"].split()[0]) >= 25  # several for each of the five prompts
     monkeypatch.setenv("OLLAMA_HOST", url)
-    subject = open_subject(made, next(folder.glob("*.gguf")))
+    target = open_target(made, next(folder.glob("*.gguf")))
     modelfile = read_modelfile(folder / "Modelfile").modelfile
-    check = ollama_check(subject, modelfile, proof_prompts(made, None), NAME)
+    check = ollama_check(target, modelfile, proof_prompts(made, None), NAME)
     assert check.passed, check.detail
     assert 0 < check.value <= check.limit
 

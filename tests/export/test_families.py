@@ -16,7 +16,7 @@ from llmkit.export.convert import export
 from llmkit.export.gguf.reader import config_of, read_gguf
 from llmkit.export.quantization.config import Recipe
 from llmkit.export.verify.reference import Reference
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.quant import quant_type
 from llmkit.quantization import walk
 from llmkit.training import train
@@ -65,7 +65,7 @@ def test_a_family_of_one_file_goes_the_whole_way(
         wanted = model(ids[None])[0].double().log_softmax(-1)
 
     def kl(path: Path) -> float:
-        logits = Reference(open_subject(source, path), torch.float64).logits(ids)
+        logits = Reference(open_target(source, path), torch.float64).logits(ids)
         return float((wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1).mean())
 
     assert abs(kl(f32.path)) < 1e-6  # GELU's table of f16 is all that differs

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from finetuned import as_classifier, with_adapter
 from gguf_surgery import make_checkpoint
-from parity_subjects import VARIANTS, chatml_checkpoint, lora_checkpoint, proof_of, said, write
+from verify_targets import VARIANTS, chatml_checkpoint, lora_checkpoint, proof_of, said, write
 
 from llmkit.export.convert import export
 from llmkit.export.quantization.config import Recipe

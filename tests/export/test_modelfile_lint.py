@@ -7,8 +7,8 @@ from pathlib import Path
 import gguf
 import pytest
 from gguf_surgery import Kind, make_checkpoint, with_key, with_tensors, without_key
-from parity_subjects import chatml_checkpoint, lora_checkpoint
 from typer.testing import CliRunner
+from verify_targets import chatml_checkpoint, lora_checkpoint
 
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.cli.main import app

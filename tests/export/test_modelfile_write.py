@@ -8,8 +8,8 @@ import pytest
 import torch
 from finetuned import as_classifier
 from gguf_surgery import Kind, make_checkpoint, with_key, without_key
-from parity_subjects import chatml_checkpoint, lora_checkpoint
 from typer.testing import CliRunner
+from verify_targets import chatml_checkpoint, lora_checkpoint
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config

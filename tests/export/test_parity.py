@@ -21,8 +21,8 @@ from gguf_surgery import (
     without_key,
     write_file,
 )
-from parity_subjects import SLOW_TYPES, proof_of, said, write
 from typer.testing import CliRunner
+from verify_targets import SLOW_TYPES, proof_of, said, write
 
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import DataError, GGUFError, LlmkitError
@@ -34,7 +34,7 @@ from llmkit.export.verify.checks import CHECKS, Needs
 from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.generation_check import generation_check
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.export.verify.verify import verify
 from llmkit.quant import quant_names, quant_type
@@ -57,8 +57,8 @@ def detail(proof: Proof, name: str) -> str:
 
 def complaints(checkpoint: Path, gguf: Path) -> dict[str, str]:
     """What the checks say that look at a file without running it."""
-    subject = open_subject(load_checkpoint(checkpoint), gguf)
-    checks = (metadata_check(subject), tensors_check(subject))
+    target = open_target(load_checkpoint(checkpoint), gguf)
+    checks = (metadata_check(target), tensors_check(target))
     return {check.name: check.detail for check in checks if not check.passed}
 
 

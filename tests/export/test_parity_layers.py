@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gguf_surgery import make_checkpoint
-from parity_subjects import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
 from torch import Tensor
+from verify_targets import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
 
 from llmkit.architectures.gpt2 import attention_by_hand
 from llmkit.export.llamacpp.eval_callback import EvalCallback
@@ -24,7 +24,7 @@ from llmkit.export.verify import layers_check as layers
 from llmkit.export.verify.activations import Type
 from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.target import VerifyTarget, open_target
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 KINDS: dict[str, dict[str, Any]] = {
@@ -37,8 +37,8 @@ KINDS: dict[str, dict[str, Any]] = {
 QKV = "blk.0: attn_norm -> qkv: blk.0.attn_qkv.weight"
 
 
-def token_ids(subject: Subject, seed: int, n: int | None = None) -> Tensor:
-    config = subject.checkpoint.config
+def token_ids(target: VerifyTarget, seed: int, n: int | None = None) -> Tensor:
+    config = target.checkpoint.config
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (n or config.context_length,), generator=generator)
 
@@ -60,9 +60,9 @@ def test_every_type_of_every_kind_of_model_is_within_rounding(
     for seed, change in enumerate((lambda weights: None, larger)):
         folder = tmp_path / str(seed)
         made = make_checkpoint(folder, change=change, **KINDS[kind])
-        subject = written(made, folder / "m.gguf", qtype)
+        target = written(made, folder / "m.gguf", qtype)
         for n in (1, 5, None):  # 5: llama.cpp multiplies 4 tokens at once, and others by themselves
-            check = layers_check(subject, token_ids(subject, seed, n))
+            check = layers_check(target, token_ids(target, seed, n))
             assert check.passed, check.detail
             assert 0 < check.value <= check.limit == 1
             assert f"{2 + 8 * made.config.n_layer + 1} operations" in check.detail
@@ -73,21 +73,21 @@ def test_every_type_is_within_rounding_at_a_width_of_whole_blocks(
     qtype: str, tmp_path: Path
 ) -> None:
     made = make_checkpoint(tmp_path / "c", change=larger, n_embd=256, n_layer=1)
-    subject = written(made, tmp_path / "m.gguf", qtype)
-    types = {tensor.ggml_type for tensor in subject.file.tensors.values()}
-    assert subject.quantization.base.ggml_type in types  # of a preset not every matrix has it
+    target = written(made, tmp_path / "m.gguf", qtype)
+    types = {tensor.ggml_type for tensor in target.file.tensors.values()}
+    assert target.quantization.base.ggml_type in types  # of a preset not every matrix has it
     for seed, n in enumerate((1, 5, None)):
-        check = layers_check(subject, token_ids(subject, seed, n))
+        check = layers_check(target, token_ids(target, seed, n))
         assert check.passed, check.detail
 
 
 @pytest.mark.parametrize("qtype", ["f32", "f16", "q8_0", "q4_0"])
 def test_an_adapter_apart_is_within_rounding(qtype: str, tmp_path: Path) -> None:
     tuned = lora_checkpoint(tmp_path / "c")
-    subject = open_subject(tuned, write_apart(tuned, tmp_path, qtype))
-    assert subject.adapter is not None
+    target = open_target(tuned, write_apart(tuned, tmp_path, qtype))
+    assert target.adapter is not None
     for seed in range(3):
-        check = layers_check(subject, token_ids(subject, seed))
+        check = layers_check(target, token_ids(target, seed))
         assert check.passed, check.detail
 
 
@@ -95,15 +95,17 @@ def test_an_adapter_apart_is_within_rounding(qtype: str, tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module", params=TYPES)
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def target(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> VerifyTarget:
     folder = tmp_path_factory.mktemp("layers")
     made = make_checkpoint(folder / "c", tie_embeddings=False)
     return written(made, folder / "m.gguf", request.param)
 
 
-def failure(subject: Subject) -> str:
+def failure(target: VerifyTarget) -> str:
     """What the check says on its first sequence; that it fails on others too."""
-    checks = [layers_check(subject, token_ids(subject, seed)) for seed in range(2)]
+    checks = [layers_check(target, token_ids(target, seed)) for seed in range(2)]
     assert not any(check.passed for check in checks)
     assert all(check.value > check.limit for check in checks)
     return checks[0].detail
@@ -153,10 +155,10 @@ def exchanged(first: int, second: int) -> Callable[[Tensor], Tensor]:
     ],
 )
 def test_one_row_that_is_one_percent_off_is_named(
-    name: str, operation: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    name: str, operation: str, target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_weights(monkeypatch, name, one_row(37))
-    said = failure(subject)
+    said = failure(target)
     assert said.startswith(f"{operation}: ")
     assert "output 37" in said
     assert "first of" not in said  # no other operation differs
@@ -166,72 +168,72 @@ def test_one_row_that_is_one_percent_off_is_named(
     ("parts", "named"), [((0, 1), "q and k"), ((1, 2), "k and v"), ((0, 2), "q and v")]
 )
 def test_exchanged_parts_of_qkv_are_named(
-    parts: tuple[int, int], named: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    parts: tuple[int, int], named: str, target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_weights(monkeypatch, "blk.0.attn_qkv.weight", exchanged(*parts))
-    said = failure(subject)
+    said = failure(target)
     assert said.startswith(f"{QKV}: ")
     assert f"only in {named}" in said
 
 
 def test_a_bias_that_is_left_out_is_named(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_weights(monkeypatch, "blk.1.attn_output.bias", torch.zeros_like)
-    assert failure(subject).startswith("blk.1: attention -> stream: blk.1.attn_output.weight: ")
+    assert failure(target).startswith("blk.1: attention -> stream: blk.1.attn_output.weight: ")
 
 
 def test_another_layers_weights_are_named(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensor = FileTensors.tensor
     monkeypatch.setattr(
         FileTensors, "tensor", lambda self, name: tensor(self, name.replace("blk.1.", "blk.0."))
     )
-    said = failure(subject)
+    said = failure(target)
     assert said.startswith("blk.1: stream -> attn_norm: blk.1.attn_norm: ")
     assert "(first of 6 of 19 operations)" in said
 
 
 def test_rows_of_other_positions_are_named(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_weights(monkeypatch, "position_embd.weight", lambda rows: rows.roll(1, 0))
-    assert failure(subject).startswith("token_embd + position_embd: ")
+    assert failure(target).startswith("token_embd + position_embd: ")
 
 
-def with_sizes(subject: Subject, **sizes: Any) -> Subject:
-    config = replace(subject.checkpoint.config, **sizes)
-    return replace(subject, checkpoint=replace(subject.checkpoint, config=config))
+def with_sizes(target: VerifyTarget, **sizes: Any) -> VerifyTarget:
+    config = replace(target.checkpoint.config, **sizes)
+    return replace(target, checkpoint=replace(target.checkpoint, config=config))
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.5])
-def test_another_epsilon_is_named(factor: float, subject: Subject) -> None:
-    eps = subject.checkpoint.config.layer_norm_epsilon
-    said = failure(with_sizes(subject, layer_norm_epsilon=factor * eps))
+def test_another_epsilon_is_named(factor: float, target: VerifyTarget) -> None:
+    eps = target.checkpoint.config.layer_norm_epsilon
+    said = failure(with_sizes(target, layer_norm_epsilon=factor * eps))
     assert said.startswith("blk.0: stream -> attn_norm: blk.0.attn_norm: ")
 
 
 @pytest.mark.parametrize("n_head", [1, 4])
-def test_another_number_of_heads_is_named(n_head: int, subject: Subject) -> None:
-    said = failure(with_sizes(subject, n_head=n_head))
+def test_another_number_of_heads_is_named(n_head: int, target: VerifyTarget) -> None:
+    said = failure(with_sizes(target, n_head=n_head))
     assert said.startswith("blk.0: qkv -> attention: ")
 
 
 def test_attention_without_its_scale_is_named(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unscaled(qkv: Tensor, n_head: int) -> Tensor:
         q, k, v = (p.reshape(len(qkv), n_head, -1).transpose(0, 1) for p in qkv.chunk(3, dim=-1))
         return attention_by_hand(q * q.shape[-1] ** 0.5, k, v).transpose(0, 1).flatten(1)
 
     monkeypatch.setattr(bounds, "attention", unscaled)
-    assert failure(subject).startswith("blk.0: qkv -> attention: ")
+    assert failure(target).startswith("blk.0: qkv -> attention: ")
 
 
-def test_gelu_with_erf_is_named(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gelu_with_erf_is_named(target: VerifyTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "gelu", F.gelu)
-    said = failure(subject)
+    said = failure(target)
     assert said.startswith("blk.0: ffn_up -> gelu: ")
 
 
@@ -239,7 +241,7 @@ def test_an_adapter_that_is_stronger_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = lora_checkpoint(tmp_path / "c")
-    subject = open_subject(tuned, write_apart(tuned, tmp_path, "q8_0"))
+    target = open_target(tuned, write_apart(tuned, tmp_path, "q8_0"))
     matrix = FileTensors.matrix
 
     def stronger(self: FileTensors, name: str) -> Matrix:
@@ -248,18 +250,18 @@ def test_an_adapter_that_is_stronger_is_named(
         return replace(found, lora=lora)
 
     monkeypatch.setattr(FileTensors, "matrix", stronger)
-    assert failure(subject).startswith(f"{QKV}: ")
+    assert failure(target).startswith(f"{QKV}: ")
 
 
 @pytest.mark.parametrize("name", ["inpL", "kqv_out-0", "l_out-1", "result_output"])
 def test_a_graph_without_an_operation_is_no_proof(
-    name: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    name: str, target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without(wants: Callable[[str], bool], receive: Any) -> EvalCallback:
         return EvalCallback(lambda wanted: wanted != name and wants(wanted), receive)
 
     monkeypatch.setattr(layers, "EvalCallback", without)
-    check = layers_check(subject, token_ids(subject, 0))
+    check = layers_check(target, token_ids(target, 0))
     assert not check.passed
     assert check.detail.startswith(f"not compared: llama.cpp's graph has no {name} (")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gguf_surgery import make_checkpoint
 from numpy.typing import NDArray
-from parity_subjects import VARIANTS, lora_checkpoint, write_apart, written
+from verify_targets import VARIANTS, lora_checkpoint, write_apart, written
 
 from llmkit.export.evaluation.divergence import Distance, Divergence, divergence
 from llmkit.export.evaluation.eval_data import proof_sequences
@@ -26,16 +26,16 @@ from llmkit.export.verify.logits_check import (
     logits_check,
 )
 from llmkit.export.verify.reference import Reference
-from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.target import VerifyTarget, open_target
 
 KINDS = ("as it comes", "untied, no qkv bias", "one layer", "context 8", "odd width")
 N_TOKENS = 128
 
 
-def compared(subject: Subject) -> LogitsComparison:
-    _, texts = proof_sequences(subject.checkpoint, None, N_TOKENS)
-    with LlamaCpp(subject.file.path) as llama:
-        return compare_logits(llama, subject, texts)
+def compared(target: VerifyTarget) -> LogitsComparison:
+    _, texts = proof_sequences(target.checkpoint, None, N_TOKENS)
+    with LlamaCpp(target.file.path) as llama:
+        return compare_logits(llama, target, texts)
 
 
 # --- models -----------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def test_a_good_file_differs_by_no_more_than_rounding(
 @pytest.mark.parametrize("qtype", ["f32", "q8_0"])
 def test_a_good_adapter_apart_differs_by_no_more_than_rounding(qtype: str, tmp_path: Path) -> None:
     tuned = lora_checkpoint(tmp_path / "c")
-    check = logits_check(compared(open_subject(tuned, write_apart(tuned, tmp_path, qtype))))
+    check = logits_check(compared(open_target(tuned, write_apart(tuned, tmp_path, qtype))))
     assert check.passed, check.detail
 
 
@@ -77,7 +77,7 @@ def test_a_matrix_that_is_one_percent_off_is_far_over_the_limit(
     name: str, qtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_checkpoint(tmp_path / "c", tie_embeddings=False)
-    subject = written(made, tmp_path / "m.gguf", qtype)
+    target = written(made, tmp_path / "m.gguf", qtype)
     matrix = FileTensors.matrix
 
     def scaled(self: FileTensors, wanted: str) -> Matrix:
@@ -85,7 +85,7 @@ def test_a_matrix_that_is_one_percent_off_is_far_over_the_limit(
         return replace(found, weight=found.weight * 1.01) if wanted == name else found
 
     monkeypatch.setattr(FileTensors, "matrix", scaled)
-    check = logits_check(compared(subject))
+    check = logits_check(compared(target))
     assert not check.passed
     assert check.value > 10 * check.limit
     assert f"{check.value:.3g} times rounding alone, the limit is 2" in check.detail
@@ -107,11 +107,11 @@ def test_near_ties_are_more_noise_than_one_computation_in_float32(
 ) -> None:
     """In float32 few of the near-ties happen to go the other way: too few to tell how many may."""
     made = make_checkpoint(tmp_path / "c")
-    subject = written(made, tmp_path / "m.gguf", qtype)
+    target = written(made, tmp_path / "m.gguf", qtype)
     _, (text, *_) = proof_sequences(made, None, N_TOKENS)
-    exact = Reference(subject, torch.float64).logits(text.inputs)
-    single = Reference(subject, torch.float32).logits(text.inputs)
-    ties = Reference(subject, torch.float64, other_of_near_ties).logits(text.inputs)
+    exact = Reference(target, torch.float64).logits(text.inputs)
+    single = Reference(target, torch.float32).logits(text.inputs)
+    ties = Reference(target, torch.float64, other_of_near_ties).logits(text.inputs)
     of_single, of_ties = (
         Distance.of(divergence(exact, other, text.targets)) for other in (single, ties)
     )

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gguf_surgery import make_checkpoint
-from parity_subjects import written
+from verify_targets import written
 
 # A process of its own, because its peak counts. The first model brings in what every proof needs.
 PROGRAM = """
@@ -21,19 +21,19 @@ from llmkit.export.verify.generation_check import generation_check
 from llmkit.export.verify.layers_check import layers_check
 from llmkit.export.verify.logits_check import compare_logits
 from llmkit.export.verify.reference import Reference
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.memory import peak_rss_bytes
 
 for folder in map(Path, sys.argv[1:]):
     before = peak_rss_bytes()
-    subject = open_subject(load_checkpoint(folder), folder / "m.gguf")
-    _, texts = proof_sequences(subject.checkpoint, None, 16)
-    assert tensors_check(subject).passed
-    assert layers_check(subject, texts[0].inputs).passed
-    with LlamaCpp(subject.file.path) as llama:
-        noise = compare_logits(llama, subject, texts).logit_noise
-        reference = Reference(subject, torch.float32)
+    target = open_target(load_checkpoint(folder), folder / "m.gguf")
+    _, texts = proof_sequences(target.checkpoint, None, 16)
+    assert tensors_check(target).passed
+    assert layers_check(target, texts[0].inputs).passed
+    with LlamaCpp(target.file.path) as llama:
+        noise = compare_logits(llama, target, texts).logit_noise
+        reference = Reference(target, torch.float32)
         assert generation_check(llama, reference, [[1, 2]], noise).passed
 print(peak_rss_bytes() - before)
 """

@@ -16,7 +16,7 @@ from gguf_surgery import (
     without_key,
     write_file,
 )
-from parity_subjects import (
+from verify_targets import (
     EVERY_TYPE,
     VARIANTS,
     chatml_checkpoint,
@@ -30,7 +30,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.check import Check
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def good(random_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 
 
 def check(checkpoint: Checkpoint, path: Path) -> Check:
-    return metadata_check(open_subject(checkpoint, path))
+    return metadata_check(open_target(checkpoint, path))
 
 
 # --- nothing is wrong -----------------------------------------------------------------------

@@ -24,7 +24,7 @@ from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
 from llmkit.export.quantization.config import Recipe
 from llmkit.export.verify.checks import CHECKS, CheckContext, Needs, RegisteredCheck
 from llmkit.export.verify.ollama_check import as_ollama_reads, ollama_check, path_of
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.verify import verify
 from llmkit.modelfiles.go_engine import find_go, go_engine
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
@@ -61,7 +61,7 @@ def check(server: StandIn, exported: tuple[Checkpoint, Path], name: str = "tales
     checkpoint, gguf = exported
     modelfile = read_modelfile(gguf.parent / "Modelfile").modelfile
     prompts = proof_prompts(checkpoint, None)
-    return ollama_check(open_subject(checkpoint, gguf), modelfile, prompts, name, server.url)
+    return ollama_check(open_target(checkpoint, gguf), modelfile, prompts, name, server.url)
 
 
 def test_a_model_of_this_file_passes(server: StandIn, exported: tuple[Checkpoint, Path]) -> None:

@@ -7,25 +7,25 @@ from itertools import islice
 
 import pytest
 from deployable import QUESTIONS, answering_checkpoint
-from parity_subjects import written
+from verify_targets import written
 
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify import stop_check as stop_module
 from llmkit.export.verify.generation_check import greedy_ids
 from llmkit.export.verify.stop_check import stop_check
-from llmkit.export.verify.target import Subject
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.generation import Sampling, generate_ids
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def target(tmp_path_factory: pytest.TempPathFactory) -> VerifyTarget:
     folder = tmp_path_factory.mktemp("stop")
     return written(answering_checkpoint(folder / "c"), folder / "m.gguf")
 
 
 @pytest.fixture(scope="module")
-def llama(subject: Subject) -> Iterator[LlamaCpp]:
-    with LlamaCpp(subject.file.path) as llama:
+def llama(target: VerifyTarget) -> Iterator[LlamaCpp]:
+    with LlamaCpp(target.file.path) as llama:
         yield llama
 
 
@@ -42,7 +42,7 @@ def llama(subject: Subject) -> Iterator[LlamaCpp]:
 def test_half_of_what_ends_in_pytorch_has_to_end_in_llama_cpp(
     n_ended: int,
     fault: str | None,
-    subject: Subject,
+    target: VerifyTarget,
     llama: LlamaCpp,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -54,7 +54,7 @@ def test_half_of_what_ends_in_pytorch_has_to_end_in_llama_cpp(
         return ids if len(prompts) <= n_ended else ids[:-1]
 
     monkeypatch.setattr(stop_module, "greedy_ids", some_run_on)
-    check = stop_check(subject, llama, None)
+    check = stop_check(target, llama, None)
     assert len(prompts) == len(QUESTIONS) == 5
     assert f"5 of 5 held-out answers end in PyTorch, {n_ended} in llama.cpp" in check.detail
     assert check.passed == (fault is None)
@@ -68,8 +68,8 @@ def test_an_answer_that_never_ended_is_not_missed() -> None:
     assert stop_module._ending_fault(in_torch=99, in_llama=1) is not None
 
 
-def test_what_pytorch_answers_does_not_depend_on_the_draft(subject: Subject) -> None:
-    source = subject.checkpoint
+def test_what_pytorch_answers_does_not_depend_on_the_draft(target: VerifyTarget) -> None:
+    source = target.checkpoint
     model, stops = source.load_model(), source.stop_ids
     for prompt in stop_module._asked(source.folder, source.sha256).prompts:
         answer = list(islice(generate_ids(model, prompt, Sampling(temperature=0), stops), 60))

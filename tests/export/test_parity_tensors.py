@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from gguf_surgery import make_checkpoint
-from parity_subjects import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
+from verify_targets import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 
 
@@ -37,7 +37,7 @@ def test_a_good_file_of_every_type_passes(
 def test_an_adapter_passes_apart_and_merged(base_quant: str | None, tmp_path: Path) -> None:
     checkpoint = lora_checkpoint(tmp_path / "c", base_quant=base_quant)
     apart = tensors_check(
-        open_subject(checkpoint, write_apart(checkpoint, tmp_path, base_quant or "f32"))
+        open_target(checkpoint, write_apart(checkpoint, tmp_path, base_quant or "f32"))
     )
     assert apart.passed
     assert apart.detail.startswith("44 tensors ")

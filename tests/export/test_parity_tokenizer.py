@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 from gguf_surgery import Kind, make_checkpoint, with_array, with_key
-from parity_subjects import chatml_checkpoint, write
+from verify_targets import chatml_checkpoint, write
 
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.check import Check
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify import tokenizer_check as module
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tokenizer_check import tokenizer_check
 from llmkit.export.verify.tokenizer_stress_texts import LONG_RUN, fuzzed_texts, long_runs
 from llmkit.modelfiles.prompt_format import PromptFormat, Turn
@@ -45,7 +45,7 @@ def good(checkpoint: Checkpoint) -> Path:
 
 def check(checkpoint: Checkpoint, path: Path, *texts: str) -> Check:
     with LlamaCpp(path) as llama:
-        return tokenizer_check(open_subject(checkpoint, path), llama, texts)
+        return tokenizer_check(open_target(checkpoint, path), llama, texts)
 
 
 # --- nothing is wrong -----------------------------------------------------------------------
@@ -267,9 +267,9 @@ def test_the_users_own_text_is_compared(checkpoint: Checkpoint, good: Path) -> N
     own_text = "the hen of the fox over there, 12 times"
     with LlamaCpp(good) as llama:
         deaf: Any = Deaf(llama)
-        subject = open_subject(checkpoint, good)
-        assert tokenizer_check(subject, deaf, []).passed
-        found = tokenizer_check(subject, deaf, ["the fox", own_text])
+        target = open_target(checkpoint, good)
+        assert tokenizer_check(target, deaf, []).passed
+        found = tokenizer_check(target, deaf, ["the fox", own_text])
     assert found.value == 1
     assert "'the hen of" in found.detail
 
@@ -290,7 +290,7 @@ def test_a_text_whose_bytes_do_not_come_back_is_found(checkpoint: Checkpoint, go
     lost = checkpoint.tokenizer.tokens.index("he")
     with LlamaCpp(good) as llama:
         lossy: Any = Lossy(llama)
-        found = tokenizer_check(open_subject(checkpoint, good), lossy, [TEXT])
+        found = tokenizer_check(open_target(checkpoint, good), lossy, [TEXT])
     assert not found.passed
     assert "do not decode" in found.detail
     assert f"token {lost} 'he' decodes to b'' instead of b'he'" in found.detail

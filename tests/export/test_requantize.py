@@ -24,7 +24,7 @@ from llmkit.export.quantization.config import Recipe
 from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
 from llmkit.export.quantization.requantize import requantize
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 
 
@@ -106,9 +106,9 @@ def test_by_error_feedback_the_file_is_better_and_proved(
     text.write_text("".join(source.tokenizer.decode(row.tolist()) for row in tokens))
     out = tmp_path / "m.gguf"
     assert requantize(files["f32"], out, "q4_0", method="gptq", calibration=text).method == "gptq"
-    subject = open_subject(source, out)
-    assert metadata_check(subject).passed
-    assert tensors_check(subject).passed
+    target = open_target(source, out)
+    assert metadata_check(target).passed
+    assert tensors_check(target).passed
     ours, rounded = compare(tiny_checkpoint, [out, files["q4_0"]], max_tokens=2048).rows
     assert ours.mean_kl < rounded.mean_kl / 2
 
@@ -121,7 +121,7 @@ def test_by_importances_blocks_are_other_ones_and_proved(
     tokens = calibration_of(source).tokens[:32]
     write_imatrix(matrix, collect_importance(source.load_model(), tokens, "text"))
     assert requantize(files["f32"], out, "q4_0", imatrix=matrix).method == "imatrix"
-    assert tensors_check(open_subject(source, out)).passed
+    assert tensors_check(open_target(source, out)).passed
     ours, rounded = compare(tiny_checkpoint, [out, files["q4_0"]], max_tokens=2048).rows
     assert ours.mean_kl < rounded.mean_kl
 

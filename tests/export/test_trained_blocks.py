@@ -16,7 +16,7 @@ from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.quantization.config import Recipe
 from llmkit.export.quantization.requantize import requantize
 from llmkit.export.verify.metadata_check import metadata_check
-from llmkit.export.verify.target import open_subject
+from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tensors_check import tensors_check
 from llmkit.finetuning.distill import finetune_distill
 
@@ -57,21 +57,21 @@ def test_blocks_chosen_after_training_are_not_the_trained_ones(
     text.write_text("some words to choose by " * 100, encoding="utf-8")
     again = tmp_path / "again.gguf"
     requantize(path, again, "q4_0", method="gptq", calibration=text, again=True)
-    subject = open_subject(trained, again)
-    assert not tensors_check(subject).passed
-    said = metadata_check(subject).detail
+    target = open_target(trained, again)
+    assert not tensors_check(target).passed
+    said = metadata_check(target).detail
     assert "llmkit.quantization.method: 'gptq'" in said
     assert "q4_0" in said
 
 
 def test_a_changed_quant_fails_the_proof(trained: Checkpoint, tmp_path: Path) -> None:
     path = export(trained.folder, tmp_path / "out", prove=False).files[0].path
-    assert tensors_check(open_subject(trained, path)).passed
+    assert tensors_check(open_target(trained, path)).passed
     reader = gguf.GGUFReader(path, "r+")
     tensor = next(t for t in reader.tensors if t.name == "blk.0.ffn_up.weight")
     tensor.data[3, 5] ^= 1
     reader.data.flush()
-    check = tensors_check(open_subject(trained, path))
+    check = tensors_check(open_target(trained, path))
     assert not check.passed
     assert "blk.0.ffn_up.weight" in check.detail
 
@@ -109,4 +109,4 @@ def test_a_preset_is_trained_type_by_type(tmp_path: Path) -> None:
     assert found["token_embd.weight"].tensor_type.name == "Q6_K"
     assert found["blk.0.ffn_up.weight"].tensor_type.name == "Q4_K"
     assert np.array_equal(found["token_embd.weight"].data, trained.trained_blocks()["wte.weight"])
-    assert tensors_check(open_subject(trained, done.files[0].path)).passed
+    assert tensors_check(open_target(trained, done.files[0].path)).passed

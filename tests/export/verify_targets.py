@@ -15,7 +15,7 @@ from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.check import Check, Proof
 from llmkit.export.gguf.adapter import write_adapter
 from llmkit.export.gguf.writer import write_gguf
-from llmkit.export.verify.target import Subject, open_subject
+from llmkit.export.verify.target import VerifyTarget, open_target
 from llmkit.export.verify.verify import verify
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.prompt_format import prompt_format
@@ -54,9 +54,9 @@ def write(checkpoint: Checkpoint, path: Path, qtype: str = "f32") -> Path:
 
 def written(
     checkpoint: Checkpoint, path: Path, qtype: str = "f32", *, of: Checkpoint | None = None
-) -> Subject:
+) -> VerifyTarget:
     """The file, to be held against its checkpoint or another one."""
-    return open_subject(of or checkpoint, write(checkpoint, path, qtype))
+    return open_target(of or checkpoint, write(checkpoint, path, qtype))
 
 
 def chatml_checkpoint(folder: Path) -> Checkpoint:
