@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 
 from llmkit.checkpoint import Checkpoint, load_checkpoint
-from llmkit.errors import ConfigError
+from llmkit.errors import ConfigError, QuantizationError
 from llmkit.export.chat_template import ChatTemplate
-from llmkit.export.gguf_file import MAGIC, refuse_not_finite
+from llmkit.export.gguf_file import MAGIC, read_gguf, refuse_faulty_weights, refuse_not_finite
 from llmkit.export.llama_cpp import LlamaCpp
 from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
@@ -50,6 +50,8 @@ def open_runner(model: Path) -> Iterator[Runner]:
     """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError."""
     if is_gguf(model):
         with LlamaCpp(model, exact=False) as llama:
+            with suppress(QuantizationError):  # another program's file, of a type that is unknown
+                refuse_faulty_weights(read_gguf(model))
             yield GGUFRunner(llama)
     else:
         checkpoint = load_checkpoint(model)
