@@ -20,7 +20,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
 from llmkit.console import say
-from llmkit.errors import CheckpointError, ConfigError, LlmkitError
+from llmkit.errors import CheckpointError, ConfigError, DataError, LlmkitError
 from llmkit.files import write_text
 from llmkit.threads import interruptible
 
@@ -91,7 +91,11 @@ class Tokenizer:
         return Tokenizer(hf)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`. The text of a special token is text like any other."""
+        """Ids of `text`. The text of a special token is text like any other.
+
+        Raises DataError for text that UTF-8 cannot encode.
+        """
+        utf8(text)
         return list(self.hf.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -138,6 +142,16 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write a Hugging Face tokenizer.json."""
         write_text(path, self.hf.to_str(pretty=True))
+
+
+def utf8(text: str) -> bytes:
+    """The bytes of a text. Raises DataError where UTF-8 cannot encode it."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text is not valid UTF-8: character {error.start + 1} is an unpaired surrogate"
+        ) from error
 
 
 def byte_alphabet() -> list[str]:

@@ -23,6 +23,7 @@ import pydantic.dataclasses
 from pydantic import ConfigDict, Field, StrictStr, TypeAdapter, ValidationError
 
 from llmkit.errors import ConfigError, DataError, unknown_name
+from llmkit.files import StrPath
 from llmkit.modelfiles import renderings
 
 END_OF_TEXT = "<|endoftext|>"
@@ -212,11 +213,12 @@ USER_ASSISTANT = PromptFormat(
 PROMPT_FORMATS = {form.name: form for form in (COMPLETION, ALPACA, CHATML, USER_ASSISTANT)}
 
 
-def prompt_format(name_or_path: str) -> PromptFormat:
+def prompt_format(name_or_path: StrPath) -> PromptFormat:
     """The built-in format of that name, or the own one of a `.toml` file.
 
     Raises ConfigError with the nearest name, or with the file and the field that is wrong.
     """
+    name_or_path = str(name_or_path)
     if name_or_path.endswith(".toml"):
         try:
             fields = tomllib.loads(Path(name_or_path).read_text(encoding="utf-8"))

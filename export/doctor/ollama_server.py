@@ -22,6 +22,7 @@ from llmkit.export.ollama.address import (
 from llmkit.export.ollama.proxy import ProxyError, proxy_of, unused_proxy
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.transport import (
+    HostNameError,
     NoServerError,
     NotOllamaError,
     Patience,
@@ -142,7 +143,8 @@ def _no_answer(url: str, error: OllamaError) -> Check:
         return Check("server", False, found, _start_advice(url))
     if isinstance(error, NotOllamaError | TooSlowError):
         return _held(url, error)
-    return Check("server", False, str(error), "see Ollama's log")
+    advice = "" if isinstance(error, HostNameError) else "see Ollama's log"
+    return Check("server", False, str(error), advice)
 
 
 def _start_advice(url: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +13,13 @@ import torch
 from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.device import choose_device
-from llmkit.errors import ConfigError
-from llmkit.export.gguf.reader import is_gguf, refuse_not_finite
+from llmkit.errors import ConfigError, QuantizationError
+from llmkit.export.gguf.reader import (
+    is_gguf,
+    read_gguf,
+    refuse_faulty_weights,
+    refuse_not_finite,
+)
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.files import StrPath
@@ -50,6 +55,8 @@ def open_runner(model: Path) -> Iterator[Runner]:
     """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError."""
     if is_gguf(model):
         with LlamaCpp(model, exact=False) as llama:
+            with suppress(QuantizationError):  # another program's file, of a type that is unknown
+                refuse_faulty_weights(read_gguf(model))
             yield GGUFRunner(llama)
     else:
         checkpoint = load_checkpoint(model)

@@ -19,6 +19,7 @@ from llmkit.errors import GGUFError
 from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.threads import n_cores
+from llmkit.tokenizer import utf8
 
 SMALL_MODEL = 32 << 20  # bytes of weights
 _BATCH = 256  # tokens at once: llama.cpp keeps logits of all of them several times
@@ -162,7 +163,7 @@ class LlamaCpp:
 
         With `parse_special` it is the tokens, as Ollama reads every prompt.
         """
-        data = text.encode()
+        data = utf8(text)
         room = len(data) + 1
         ids = (llama_cpp.llama_token * room)()
         n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, parse_special)

@@ -23,7 +23,7 @@ def lint_adapter(value: str, path: Path, base: GGUFFile | None, place: Place) ->
 
     `base`: the file of FROM; None where that is a model's name.
     """
-    if not path.exists():
+    if not exists(path):
         yield Finding(
             "error", place, f"no such file or directory: ADAPTER {value}", RELATIVE_PATH,
         )  # fmt: skip
@@ -56,6 +56,14 @@ def lint_adapter(value: str, path: Path, base: GGUFFile | None, place: Place) ->
         )  # fmt: skip
 
 
+def exists(path: Path) -> bool:
+    """Whether a path exists; one that the system refuses, as too long, does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def safetensors_fault(instruction: str, path: Path, config: str) -> str | None:
     """Why Ollama does not convert what FROM or ADAPTER names, in its own words first.
 
@@ -77,9 +85,9 @@ def safetensors_fault(instruction: str, path: Path, config: str) -> str | None:
         return f"{path.name}/{config} is not JSON ({instruction}): {error}"
     if instruction == "FROM":
         architectures = content.get("architectures") if isinstance(content, dict) else None
-        if not architectures:
+        if not (isinstance(architectures, list) and architectures):
             return f"unknown architecture: FROM names the folder {path.name}"
-        if architectures[0].startswith("GPT2"):
+        if str(architectures[0]).startswith("GPT2"):
             return f"unsupported architecture {architectures[0]}: FROM names {path.name}"
     return None
 

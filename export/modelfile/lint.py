@@ -13,7 +13,12 @@ import gguf
 from llmkit.errors import GGUFError, ModelfileError
 from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.reader import GGUFFile, read_gguf
-from llmkit.export.modelfile.adapter_lint import RELATIVE_PATH, lint_adapter, safetensors_fault
+from llmkit.export.modelfile.adapter_lint import (
+    RELATIVE_PATH,
+    exists,
+    lint_adapter,
+    safetensors_fault,
+)
 from llmkit.export.modelfile.template_fit import difference, misfit
 from llmkit.export.modelfile.write import context_length, end_token, prompt_format_of
 from llmkit.export.ollama.address import is_model_name
@@ -75,7 +80,10 @@ def local_file(value: str, folder: Path) -> Path:
 
 def _is_path(source: str) -> bool:
     """Whether it is meant as a path, though Ollama would take it for a name: m.gguf, C:/models."""
-    return source.lower().endswith(".gguf") or re.match(r"[A-Za-z]:[/\\]", source) is not None
+    return (
+        source.lower().endswith((".gguf", ".safetensors"))
+        or re.match(r"[A-Za-z]:[/\\]", source) is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class _Files:
             source, place = instruction.value, instruction.name_at
             path = local_file(source, self.folder)
             # Without such a file Ollama takes it for a model's name.
-            if path.exists():
+            if exists(path):
                 base = yield from self._source(path, place)
             elif _is_path(source) or not is_model_name(source):
                 yield Finding(

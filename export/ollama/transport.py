@@ -36,6 +36,10 @@ class NoServerError(OllamaError):
     """Nothing listens at the address."""
 
 
+class HostNameError(OllamaError):
+    """No name that a host can have."""
+
+
 class NotOllamaError(OllamaError):
     """Something else than Ollama listens at the address."""
 
@@ -68,9 +72,14 @@ class Transport:
         self.url = address(host)
         self.patience = patience or Patience()
         self.proxy = proxy_of(self.url)
-        self._client = httpx.Client(
-            base_url=self.url, transport=transport_through(self.proxy), trust_env=False
-        )
+        transport = transport_through(self.proxy)
+        try:
+            httpx.URL(self.url).host.encode("idna")  # as sockets do, only later
+            self._client = httpx.Client(base_url=self.url, transport=transport, trust_env=False)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise HostNameError(
+                f"{self.url}: not a valid host name; correct OLLAMA_HOST or --host"
+            ) from error
         self._heard = False
 
     def close(self) -> None:

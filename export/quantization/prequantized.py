@@ -78,6 +78,11 @@ def by_importance(
     and that has none.
     """
     names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_specs(config)}
+    if not importances.matrix.statistics.keys() & names.values():
+        raise QuantizationError(
+            f"the importance matrix has no tensor of this model, but for example "
+            f"{next(iter(importances.matrix.statistics))}; collect it from this model"
+        )
     blocks, hashes, lacking = {}, {}, []
     for name, weights, qtype in matrices:
         found = importances.matrix.statistics.get(names[name])

@@ -82,7 +82,7 @@ differences on each piece of text.{% endif %}</p>
 def write_report(
     path: StrPath,
     comparison: Comparison,
-    proofs: Sequence[Proof] = (),
+    proofs: Proof | Sequence[Proof] = (),
     title: str = "llmkit report",
 ) -> None:
     """Write the comparison, and proofs where there are some, as a self-contained page."""
@@ -95,7 +95,7 @@ def write_report(
         plot=base64.b64encode(plot.getvalue()).decode(),
         peers=any(row.against for row in comparison.rows),
         measures=comparison_measures(comparison),
-        proofs=proofs,
+        proofs=(proofs,) if isinstance(proofs, Proof) else proofs,
     )
     write_text(Path(path), html)
 

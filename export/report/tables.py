@@ -83,8 +83,9 @@ def proof_cells(check: Check) -> list[str]:
     return [check.mark, check.name, f"{check.value:.2g}", f"{check.limit:.2g}", check.detail]
 
 
-def proof_table(proofs: Sequence[Proof]) -> Table:
+def proof_table(proofs: Proof | Sequence[Proof]) -> Table:
     """The checks of one file or more, a section each."""
+    proofs = (proofs,) if isinstance(proofs, Proof) else proofs
     title = "llama.cpp against PyTorch"
     table = Table(title=title, title_justify="left")
     for column in ("file", *PROOF_COLUMNS):

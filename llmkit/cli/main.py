@@ -121,6 +121,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.close()  # the reader of our output is gone, and nobody reads an error either
         return BAD_INPUT
     except Exception as error:
+        if isinstance(error, OSError) and error.filename:  # such as a name that is too long
+            return _fail(f"cannot use {error.filename}: {error.strerror}")
         if _is_out_of_memory(error):
             return _fail("out of memory; use a smaller model, batch or context")
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where")

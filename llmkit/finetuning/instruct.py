@@ -37,6 +37,7 @@ from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.generation import greedy_ids
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION, PromptFormat
+from llmkit.modelfiles.prompt_format import prompt_format as named_format
 from llmkit.records.conversations import Conversation, read_conversations
 from llmkit.records.splits import split
 from llmkit.tokenizer import Tokenizer
@@ -183,7 +184,7 @@ def finetune_instruct(
     data: StrPath,
     out: StrPath,
     *,
-    prompt_format: PromptFormat | None = None,
+    prompt_format: PromptFormat | StrPath | None = None,
     mask_prompt: bool = True,
     packing: bool = False,
     config: FinetuneConfig | None = None,
@@ -193,10 +194,10 @@ def finetune_instruct(
 ) -> InstructResult:
     """Teach the model of `checkpoint` to answer the prompts of `data`; write the folder `out`.
 
-    `data`: JSON or JSONL of Alpaca, Dolly, chat or prompt/completion records. `prompt_format`:
-    the base's own unless given, Alpaca for a base that has none. With `mask_prompt` only answers
-    are learned; with `packing` several records share a row of the batch. `training` changes
-    single fields of TrainingConfig.
+    `data`: JSON or JSONL of Alpaca, Dolly, chat or prompt/completion records. `prompt_format` may
+    be a name or a TOML file; without it, it is the base's own, or Alpaca for a base that has none.
+    With `mask_prompt` only answers are learned; with `packing` several records share a row of the
+    batch. `training` changes single fields of TrainingConfig.
 
     Raises LlmkitError: records that cannot be read, named by line; tokens that are missing; a
     classifier.
@@ -205,6 +206,7 @@ def finetune_instruct(
     config = config or FinetuneConfig()
     base = base_that_answers(Path(checkpoint), "its head predicts only labels; use its base")
     form = prompt_format or (ALPACA if base.prompt_format == COMPLETION else base.prompt_format)
+    form = form if isinstance(form, PromptFormat) else named_format(form)
     seed = seed_of(training)
     tokenizer = grown_tokenizer(base, config, special=(form.end, *form.special_tokens))
     start = Start(base, tokenizer, form, (), config, seed)

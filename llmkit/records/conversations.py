@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ ROLES: Mapping[str, Role] = {
 }
 TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 TOOL_FIELDS = ("tool_calls", "function_call")
+SYSTEM_FIELDS = ("system", "system_prompt")  # beside the question, as in OpenOrca and ShareGPT
+_CHAT_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](role|content|from|value)["']\s*:""")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ def read_conversations(path: Path, form: PromptFormat) -> list[Conversation]:
     """
     records = read_records(path, FORMATS)
     shape = _shape_of(records[0])
-    return [Conversation(shape.read(record, form), record.where) for record in records]
+    return [
+        Conversation(with_system(record, shape.read(record, form)), record.where)
+        for record in records
+    ]
 
 
 def _shape_of(first: Record) -> Shape:
@@ -68,6 +75,29 @@ def _shape_of(first: Record) -> Shape:
         if shape.fields[0] in first.fields:
             raise first.lacks(f'field "{shape.fields[1]}"')
     raise first.lacks(f"field of a known format; expected {FORMATS}")
+
+
+def with_system(record: Record, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Messages after the system text that some records have in a field of its own."""
+    name = next((name for name in SYSTEM_FIELDS if name in record.fields), None)
+    text = record.text_or_empty(name) if name else ""
+    if not text.strip() or messages[0].role == "system":
+        return messages
+    return Message("system", text), *messages
+
+
+def chat_or_text(record: Record, name: str) -> object:
+    """The value of a field; a chat that was written as JSON text is read, as in CSV files.
+
+    Raises DataError where it is written otherwise, such as by Python's str().
+    """
+    given = record.value(name)
+    if not isinstance(given, str) or not _CHAT_AS_TEXT.match(given):
+        return given
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise record.fault(f'"{name}" looks like a chat, but is not valid JSON') from error
 
 
 def read_messages(record: Record, name: str, value: object, last: Role) -> tuple[Message, ...]:
@@ -120,7 +150,7 @@ def read_message(record: Record, name: str, item: object, number: int) -> Messag
 
 def read_question(record: Record, name: str) -> tuple[Message, ...]:
     """What is asked: text, a message, or a list of messages that ends with the user's."""
-    given = record.value(name)
+    given = chat_or_text(record, name)
     if isinstance(given, list | dict):
         return read_messages(record, name, given, last="user")
     return (Message("user", record.text(name)),)
@@ -131,7 +161,7 @@ def read_answer(record: Record, name: str, form: PromptFormat) -> tuple[tuple[Me
 
     It may be text, a message of the assistant, or a list of messages that ends with one.
     """
-    given = record.value(name)
+    given = chat_or_text(record, name)
     if not isinstance(given, list | dict):
         return (), kept_or_stripped(record.text(name), form)
     items = given if isinstance(given, list) else [given]
@@ -148,10 +178,13 @@ def asked_and_answered(
 ) -> tuple[Message, ...]:
     """The messages of a question and those before its answer, where one ends with the other.
 
-    Raises DataError where they differ.
+    Or where the question is the first one of a longer chat, as in UltraFeedback. Raises DataError
+    where they differ.
     """
     shorter, longer = sorted((asked, before), key=len)
-    if shorter and longer[-len(shorter) :] != shorter:
+    n = len(asked)
+    is_first = asked in (before[:n], before[1 : n + 1])  # with a system message before it
+    if shorter and longer[-len(shorter) :] != shorter and not is_first:
         raise record.fault("the messages before the answer differ from the prompt")
     return longer
 
@@ -180,7 +213,7 @@ def _completions(prompt: str, answer: str) -> Shape:
 
 def _chat(name: str) -> Shape:
     def read(record: Record, _: PromptFormat) -> tuple[Message, ...]:
-        return read_messages(record, name, record.value(name), last="assistant")
+        return read_messages(record, name, chat_or_text(record, name), last="assistant")
 
     return Shape((name,), read)
 

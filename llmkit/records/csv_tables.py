@@ -59,13 +59,21 @@ def is_table(text: str, path: Path, delimiter: str | None = None) -> bool:
     """Whether a file is a table: by its name, or because every line has as many tabs."""
     if delimiter is not None or path.suffix.lower() in TABLE_SUFFIXES:
         return True
-    tabs = {line.count("\t") for line in text.split("\n") if line.strip()}
-    return len(tabs) == 1 and tabs != {0} and text.strip().count("\n") > 0
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) < 2 or all(line.startswith("\t") for line in lines):  # or indented text
+        return False
+    tabs = {line.count("\t") for line in lines}
+    return len(tabs) == 1 and tabs != {0}
 
 
 def table_records(rows: Sequence[Row], path: Path) -> list[Record]:
-    """Rows below a header as records whose fields are the columns that have a name."""
+    """Rows below a header as records whose fields are the columns that have a name.
+
+    Raises DataError where two columns have the same.
+    """
     names = [name.strip() for name in rows[0].cells]
+    for name in filter(None, names):
+        refuse_twice(name, names, rows[0], path)
     return [
         Record(
             {name: cell for name, cell in zip(names, row.cells, strict=True) if name},
@@ -78,16 +86,26 @@ def table_records(rows: Sequence[Row], path: Path) -> list[Record]:
 def column_named(name: str, header: Row, path: Path) -> tuple[int, bool]:
     """Place of a column, given by name or by number from 1, and whether the row names it.
 
-    Raises DataError listing the columns.
+    Raises DataError listing the columns, also where two have this name.
     """
     names = [cell.strip().lower() for cell in header.cells]
     if name.strip().lower() in names:
+        refuse_twice(name.strip().lower(), names, header, path)
         return names.index(name.strip().lower()), True
     if name.isdecimal() and 0 < int(name) <= len(names):
         return int(name) - 1, False
     raise DataError(
         f"{path}, line {header.line}: no column {shown(name)!r}; found columns: {columns(header)}"
     )
+
+
+def refuse_twice(name: str, names: Sequence[str], header: Row, path: Path) -> None:
+    """Raise DataError where a name that is asked for is that of two columns."""
+    if names.count(name) > 1:
+        raise DataError(
+            f"{path}, line {header.line}: {names.count(name)} columns are called {shown(name)!r}; "
+            "rename all but one"
+        )
 
 
 def columns(header: Row) -> str:
@@ -133,6 +151,7 @@ def _read(text: str, delimiter: str, first_line: int, *, quotes: bool) -> _Readi
         io.StringIO(text, newline=""),
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        skipinitialspace=quotes and _has_space_before_quotes(text, delimiter),
         strict=True,
     )
     rows: list[Row] = []
@@ -152,6 +171,16 @@ def _read(text: str, delimiter: str, first_line: int, *, quotes: bool) -> _Readi
                 fault = f"expected {_columns(len(rows[0].cells))} as in line {rows[0].line}"
                 return _Reading(rows, f"{fault}, found {len(cells)}", line)
         rows.append(Row(tuple(cells), line))
+
+
+def _has_space_before_quotes(text: str, delimiter: str) -> bool:
+    """Whether some cell is written `, "so"`, as csv's own writers never do."""
+    d = re.escape(delimiter)
+    for found in re.finditer(rf'{d} +"[^"\r\n{d}]', text):
+        line = text.rfind("\n", 0, found.start()) + 1
+        if text.count('"', line, found.start()) % 2 == 0:  # not within a quoted cell
+            return True
+    return False
 
 
 def _fitted(cells: list[str], first: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from llmkit.errors import DataError
 from llmkit.records.text_files import JSON_SUFFIXES, shown
 
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
+# A list of objects, or an object over several lines: JSON, even if a comma is wrong later.
+_JSON_START = re.compile(r"""\s*(?:\[\s*\{\s*"|\{[ \t]*\r?\n\s*"[^"\n]*"\s*:)""")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ class Record:
         return text
 
     def checked(self, value: object, name: str) -> str:
-        """The value, if it is text that UTF-8 can hold. Raises DataError calling it `name`."""
+        """The value, if it is text that UTF-8 can hold. Raises DataError calling it `name`.
+
+        Numbers, true and false are the text that a table has for them, and NaN is empty.
+        """
+        if isinstance(value, int | float):
+            value = "" if math.isnan(value) else str(value)
         if not isinstance(value, str):
             raise self.fault(f"{name}: expected text, found {_kind(value)}")
         try:
@@ -71,6 +79,8 @@ def is_json(text: str, path: Path) -> bool:
         return True
     if not text.lstrip().startswith(("[", "{")):
         return False
+    if _JSON_START.match(text):
+        return True
     lines = [line for line in text.split("\n", 64)[:64] if line.strip()][:2]
     of_objects = all(line.lstrip().startswith("{") and _parses(line) for line in lines)
     return (len(lines) == 2 and of_objects) or _parses(text)
@@ -159,7 +169,7 @@ def _line_values(text: str, path: Path) -> Iterator[tuple[object, str]]:
                 yield json.loads(line), f"line {number}"
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{path}, line {number}: invalid JSON: {_reason(error)}; "
+                    f"{path}, line {number}: invalid JSON: {reason(error)}; "
                     "write one JSON object per line, or one list"
                 ) from error
 
@@ -187,7 +197,8 @@ def _after_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What is wrong with JSON, without the place, which the caller knows better."""
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 

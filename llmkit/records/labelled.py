@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from llmkit.console import say
 from llmkit.errors import DataError
-from llmkit.records.csv_tables import Row, column_named, columns, read_rows
+from llmkit.records.csv_tables import Row, column_named, columns, read_rows, refuse_twice
 from llmkit.records.json_records import Record, is_json, json_records
 from llmkit.records.text_files import AS_IT_COMES, Reading, read_text, shown
 
@@ -73,9 +72,7 @@ def _cell(record: Record, asked: str | None, known: Sequence[str]) -> str:
         others = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
         raise record.lacks(f'field "{names[0] if asked is None else shown(asked)}"{others}')
     value = record.fields[name]
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return record.checked(str(value) if isinstance(value, int | float) else value, f'"{name}"')
+    return "" if value is None else record.checked(value, f'"{name}"')
 
 
 def _from_rows(rows: Sequence[Row], path: Path, reading: Reading) -> list[LabelledText]:
@@ -107,7 +104,10 @@ def _columns(rows: Sequence[Row], path: Path, reading: Reading) -> tuple[int, in
         names = _names(header)
         for n, known in enumerate((TEXT_NAMES, LABEL_NAMES)):
             if places[n] is None:
-                places[n] = next((names.index(name) for name in known if name in names), None)
+                name = next((name for name in known if name in names), None)
+                if name is not None:
+                    refuse_twice(name, names, header, path)
+                    places[n] = names.index(name)
     one = next((place for place in places if place is not None), None)
     if len(used) == 2 and one in used:  # one column tells what the other is
         other = used[1 - used.index(one)]

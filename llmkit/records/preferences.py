@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.console import say
 from llmkit.errors import DataError
 from llmkit.modelfiles.prompt_format import Message, PromptFormat
-from llmkit.records.conversations import asked_and_answered, read_answer, read_question
+from llmkit.records.conversations import (
+    asked_and_answered,
+    read_answer,
+    read_question,
+    with_system,
+)
 from llmkit.records.json_records import Record
 from llmkit.records.user_files import read_records
 
 FORMATS = (
-    "records (JSON, JSONL or a table) with chosen, rejected, and prompt, messages or instruction"
+    "records (JSON, JSONL or a table) with chosen, rejected, and prompt, question, messages or "
+    "instruction"
 )
 
 # What a record is asked in; without any of them, chosen and rejected are whole chats.
-QUESTION_FIELDS = ("prompt", "instruction", "messages", "conversations")
+QUESTION_FIELDS = ("prompt", "instruction", "messages", "conversations", "question")
+
+# Anthropic's HH-RLHF: whole chats as text.
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ def read_preferences(path: Path, form: PromptFormat) -> list[Preference]:
 
 
 def _preference(record: Record, asked: str | None, form: PromptFormat) -> Preference:
+    if asked is None:
+        record = _with_chats(record)
     (before, chosen), (before_rejected, rejected) = (
         read_answer(record, name, form) for name in ("chosen", "rejected")
     )
@@ -66,7 +78,20 @@ def _preference(record: Record, asked: str | None, form: PromptFormat) -> Prefer
     if asked == "instruction":  # its answer is never the end of a text
         chosen, rejected = chosen.strip(), rejected.strip()
     messages = asked_and_answered(record, messages, before)
-    return Preference(messages, chosen, rejected, record.where)
+    return Preference(with_system(record, messages), chosen, rejected, record.where)
+
+
+def _with_chats(record: Record) -> Record:
+    """A record whose transcripts (`Human: ... Assistant: ...`) are lists of messages."""
+    fields = dict(record.fields)
+    for name, value in fields.items():
+        if isinstance(value, str) and _TURN.match(value):
+            _, *parts = _TURN.split(value)
+            fields[name] = [
+                {"role": {"Human": "user", "Assistant": "assistant"}[who], "content": text.strip()}
+                for who, text in zip(parts[::2], parts[1::2], strict=True)
+            ]
+    return Record(fields, record.where)
 
 
 def _question(record: Record, asked: str, form: PromptFormat) -> tuple[Message, ...]:

@@ -27,11 +27,26 @@ _OTHER_KINDS = {
     b"\xd0\xcf\x11\xe0": "an old Office document",
     b"{\\rtf": "an RTF document",
     b"GGUF": "a GGUF file",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x80\x02": "a Python pickle",
+    b"\x80\x04": "a Python pickle",
+}
+_BYTE_ORDER_MARKS = {  # the longest first
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
 }
 _COMMENTS = r"\s*(?:<!--.*?-->\s*)*"
 _HTML = re.compile(_COMMENTS + r"(?:<!doctype\s+html|<html|<head|<body)\b", re.I | re.S)
 _XML = re.compile(r"\s*<\?xml\b", re.I)
 _HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+_FIRST_TAG = re.compile(r"\s*<([A-Za-z][\w:.-]*)(?:\s[^<>]*)?>")
+_LAST_TAG = re.compile(r"</([A-Za-z][\w:.-]*)>\s*\Z")
+_HTML_TAGS = {"a", "article", "div", "h1", "h2", "h3", "li", "main", "ol", "p", "section", "span"}
+_HTML_TAGS |= {"table", "ul"}
 
 
 @dataclass(frozen=True)
@@ -87,19 +102,35 @@ def decoded(path: Path, encoding: str = "utf-8") -> str:
         text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        likely = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin-1"
+        marks = (name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark))
+        likely = next(marks, "latin-1")
         raise DataError(
             f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not "
             f"{encoding.upper()}; save the file as UTF-8, or (train, finetune classify) set "
             f"--encoding, for example {likely}"
         ) from error
     start = text[:4096]
+    if start.count("\0") * 10 > len(start):
+        raise DataError(
+            f"{path} is binary, or UTF-16 without a byte order mark; save it as UTF-8, or (train, "
+            "finetune classify) set --encoding, for example utf-16-le"
+        )
     is_page = path.suffix.lower() in _HTML_SUFFIXES and start.lstrip().startswith("<")
     if is_page or _HTML.match(start):
         raise DataError(f"{path} is an HTML page; save its text without tags as .txt")
-    if _XML.match(start):
-        raise DataError(f"{path} is XML; save its text without tags as .txt")
+    if _XML.match(start) or (path.suffix.lower() != ".md" and _is_markup(text)):
+        raise DataError(f"{path} is HTML or XML; save its text without tags as .txt")
     return text
+
+
+def _is_markup(text: str) -> bool:
+    """Whether a text is one XML element with others in it, or a piece of HTML."""
+    first, last = _FIRST_TAG.match(text), _LAST_TAG.search(text[-1024:])
+    if first is None or last is None:
+        return False
+    if {first[1].lower(), last[1].lower()} <= _HTML_TAGS:
+        return True
+    return first[1] == last[1] and text.count("</") > 1 and text.count(f"<{first[1]}") == 1
 
 
 def read_text(path: Path, formats: str, encoding: str = "utf-8") -> str:

@@ -107,6 +107,11 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "export into a checkpoint": ("export {checkpoint} --out {checkpoint}", "is a checkpoint"),
     "truncated GGUF": ("verify {checkpoint} {truncated}", "truncated"),
     "foreign GGUF": ("verify {checkpoint} {foreign}", "is not a GGUF file"),
+    "a name that is too long": (f"train --data {'a' * 300} --out {{tmp}}/out", "cannot use aaa"),
+    "a prompt that is not UTF-8": (
+        "generate {checkpoint} --prompt caf\udce9",
+        ("UTF-8", "character 4"),
+    ),
     "deploy a checkpoint": ("deploy {checkpoint} --name a", "llmkit export"),
     "deploy a file": ("deploy {gguf} --name a", "export folder"),
     "missing GGUF": ("verify {checkpoint} {tmp}/none.gguf", "none.gguf"),

@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from llmkit.architectures.gpt2 import GPT, attention_by_hand
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.cli.main import main
-from llmkit.errors import GGUFError
+from llmkit.errors import GGUFError, QuantizationError
 from llmkit.export.convert import export
 from llmkit.export.quantization.config import Recipe
 from llmkit.export.quantization.imatrix import (
@@ -391,6 +391,16 @@ def test_without_any_importance_the_file_is_refused(
     with pytest.raises(GGUFError, match="importances"):
         requantize(random_f32, out, "q4_0", imatrix=matrix)
     assert not out.exists()
+
+
+def test_an_importance_matrix_of_another_model_is_refused(
+    own: ImportanceMatrix, random_f32: Path, tmp_path: Path
+) -> None:
+    matrix = tmp_path / "imatrix.gguf"
+    names = {f"model.{name}": found for name, found in own.statistics.items()}
+    write_imatrix(matrix, replace(own, statistics=names))
+    with pytest.raises(QuantizationError, match=r"model\.blk"):
+        requantize(random_f32, tmp_path / "out.gguf", "q4_0", imatrix=matrix)
 
 
 @pytest.fixture(scope="module")

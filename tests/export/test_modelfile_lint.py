@@ -266,7 +266,7 @@ def test_models_of_ollamas_own_are_left_alone(name: str, folder: Path) -> None:
     [
         "my model", "a/b/c/d", "hf.co/model", "a//b", "a:", ":tag", "a:b:c", "-x", "ä", "a@b",
         "a" * 81, "C:\\models\\m.gguf", "C:/models/m.bin", "..\\m.gguf", "/nowhere/m", "~/m",
-        "https://example.com/m.gguf", "file.GGUF",
+        "https://example.com/m.gguf", "file.GGUF", "m.safetensors", "a" * 400,
     ],
 )  # fmt: skip
 def test_what_is_no_file_and_no_name_is_named(name: str, folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
 from llmkit.errors import OllamaError
 from llmkit.export.doctor.ollama_server import server_checks
 from llmkit.export.ollama.address import address, host_and_port, is_this_machine
-from llmkit.export.ollama.transport import Patience
+from llmkit.export.ollama.transport import Patience, Transport
 
 SCHEMES = {"": ("http", 11434), "http://": ("http", 80), "https://": ("https", 443)}
 HOSTS = {  # as they are written with a port, and in a URL
@@ -94,6 +95,12 @@ def test_what_nothing_can_connect_to_is_refused(host: str) -> None:
         address(host)
     (check,) = server_checks(host).checks
     assert (check.name, check.passed) == ("host", False)
+
+
+@pytest.mark.parametrize("host", ["a..b", "xn--", "\u200bx", "a" * 64])
+def test_a_host_that_has_no_name_is_refused(host: str) -> None:
+    with pytest.raises(OllamaError, match=re.escape(f"http://{host}:11434")):
+        Transport(host)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import llmkit.api as api
-from llmkit.api import LoRAConfig, Recipe, compare, export, generate
+from llmkit.api import LoRAConfig, Recipe, compare, export, generate, prompt_format
 
 FUNCTIONS = [name for name in api.__all__ if inspect.isfunction(getattr(api, name))]
 
@@ -23,6 +23,7 @@ def test_strings_do_for_a_model_and_its_files(tiny_checkpoint: Path, tmp_path: P
     assert [file.quant for file in made.files] == ["q8_0"]
     assert Recipe("q8_0, q4_0").quants == ["q8_0", "q4_0"]
     assert "".join(generate(str(tiny_checkpoint), "Once"))
+    assert prompt_format(Path("chatml")) == prompt_format("chatml")
     assert LoRAConfig(rank=1, targets="attn.c_attn").targets == ("attn.c_attn",)
     compared = compare(str(tiny_checkpoint), str(made.files[0].path))
     assert len(compared.rows) == 1

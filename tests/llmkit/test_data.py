@@ -81,7 +81,7 @@ def test_jsonl_lines_are_documents(tmp_path: Path, suffix: str) -> None:
         (b"[" * 200_000, ["JSON"]),
         (b'{"text": 1' + b"0" * 5000 + b"}", ["JSON"]),
         (b'{"txt": "x"}', ['field "text"', " txt;", "--text-column"]),
-        (b'{"text": 5}', ['"text"', "number"]),
+        (b'{"text": [5]}', ['"text"', "list"]),
         (b'{"text": null}', ['"text"', "null"]),
         (b'["text"]', ["object"]),
         (b'"text"', ["object"]),
@@ -152,7 +152,12 @@ def test_another_field_or_column_can_be_the_text(tmp_path: Path) -> None:
         ("a.json", "[[1, 2]]", ["record 1, line 1: ", "list"]),
         ("a.json", "Once upon a time", ["JSON", "JSONL"]),
         ("a.json", '{"text": "x"', [", line 1: ", "JSON"]),
+        ("a.txt", '[{"text": "x"},\n]', [", line 2: ", "JSON"]),
+        ("a.txt", '{\n"text": "x",\n}', ["JSON"]),
         ("a.html", "<p>Once</p>", ["HTML"]),
+        ("a.txt", "<p>Once</p>\n<div class='x'>upon</div>\n", ["HTML"]),
+        ("a.dump", "<wiki>\n<page>Once</page>\n</wiki>\n", ["XML"]),
+        ("a.txt", "O\0n\0c\0e\0", ["UTF-16", "--encoding"]),
         ("a.txt", "\n<!-- saved --> <!DOCTYPE HTML>\n<html>", ["HTML"]),
         ("a", "<?xml version='1.0'?><a/>", ["XML"]),
         ("a.txt", "%PDF-1.7 ...", ["PDF"]),
@@ -179,6 +184,9 @@ def test_file_that_is_not_text_is_named(
         "<p> is a tag\n",
         "One,\ntwo, three\n",
         "A\ttab\nand none\n",
+        "\tA verse\n\tthat is indented\n",
+        "<story>\nOnce\n</story>\n",
+        '["Hello," he said.]\n',
     ],
 )
 def test_prose_stays_prose(tmp_path: Path, text: str) -> None:
@@ -237,6 +245,20 @@ def test_hidden_and_generated_files_are_left_out_and_counted(
     (source / "sub").mkdir()
     note_left_out(source / "sub")
     assert capsys.readouterr().err == ""
+
+
+def test_a_file_is_read_once_and_what_is_not_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path, "b.txt", "c.json", "d/e.csv")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "b.txt")
+    assert names_of(tmp_path) == ["b.txt"]
+    note_left_out(tmp_path)
+    link, others = capsys.readouterr().err.splitlines()
+    assert "1 link" in link
+    assert "a.txt" in link
+    assert "2 files" in others
+    assert "c.json" in others
 
 
 def test_links_to_folders_are_followed_once(

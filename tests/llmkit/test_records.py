@@ -114,6 +114,11 @@ def test_quoted_text_may_span_lines_and_the_lines_are_counted(write: Write) -> N
     assert [record.where.rsplit(", ")[-1] for record in records] == ["line 1", "line 4", "line 5"]
 
 
+def test_spaces_before_quoted_cells_are_no_part_of_them(write: Write) -> None:
+    path = write("a.csv", 'text, label\n"one, 1", "x"\n"two", "y"\n"three", "x"\n')
+    assert pairs(read_labelled(path)) == [("one, 1", "x"), ("two", "y"), ("three", "x")]
+
+
 def test_stray_quotes_that_would_swallow_whole_rows_are_text(write: Write) -> None:
     path = write("a.tsv", 'ham\t"one\nspam\ttwo\nham\tthree"\nspam\tfour\n')
     texts = [record.text for record in read_labelled(path)]
@@ -289,6 +294,7 @@ def test_another_encoding_is_read_where_it_is_given(write: Write) -> None:
         ("a.csv", "1,one,x\n2,two,y\n", "line 1: 3 columns and no header line"),
         ("a.csv", "id,text,kind\n2,two,y\n", "line 1: no label column among id, text, kind"),
         ("a.csv", "text,label\n", "a.csv ... no row"),
+        ("a.csv", "text,label,Label\none,x,y\n", "line 1: 2 columns ... 'label'"),
         ("a.tsv", "one\tx\ntwo\tx\n", "label 'x'; ... two labels"),
         ("a.tsv", "one\tx\ntwo\ty\n", "both columns ... 2 different values in 2 rows"),
         ("a.tsv", "text\tlabel\none\tx\ntwo\ty\n", "2 texts ... label"),
@@ -384,6 +390,7 @@ CHAT = [
     {"role": "user", "content": "Bye"},
     {"role": "assistant", "content": "Farewell."},
 ]
+TWO_TURNS = [*CHAT[:2], {"role": "assistant", "content": "Hi."}, CHAT[3]]
 CHAT_SAID = [
     ("system", "Be kind."),
     ("user", "Hello"),
@@ -433,6 +440,10 @@ def test_every_instruction_of_the_shared_file_is_read_with_its_line(shared_data:
         ({"messages": CHAT, "prompt": "Hello"}, CHAT_SAID),
         ({"messages": [{"role": "system", "content": ""}, *CHAT[1:]]}, CHAT_SAID[1:]),
         ({"conversations": SHAREGPT}, CHAT_SAID),
+        ({"messages": json.dumps(CHAT)}, CHAT_SAID),
+        ({"system": CHAT[0]["content"], "conversations": SHAREGPT[1:]}, CHAT_SAID),
+        ({"system": "", "messages": CHAT}, CHAT_SAID),
+        ({"instruction": "Add", "output": 3}, [("user", "Add"), ("assistant", "3")]),
     ],
 )
 def test_conversation_is_read_from_each_shape(
@@ -510,7 +521,9 @@ GOOD = {"instruction": "a", "output": "b"}
         ("a.jsonl", [{"prompt": "a", "text\n": "b"}],
          'line 1: no field "completion"; ... prompt, text\\n'),
         ("a.jsonl", [{"text": "b"}], "line 1: no field of a known format; ... records"),
-        ("a.jsonl", [GOOD | {"output": 3}], 'line 1: "output": ... text, ... a number'),
+        ("a.jsonl", [GOOD | {"output": {"a": 3}}], 'line 1: "output": ... text, ... an object'),
+        ("a.jsonl", [{"messages": "[{'role': 'user', 'content': 'a'}]"}], '"messages" ... JSON'),
+        ("a.csv", "prompt,prompt,completion\na,b,c\n", "line 1: 2 columns ... 'prompt'"),
         ("a.jsonl", [GOOD | {"input": ["x"]}], 'line 1: "input": ... text, ... a list'),
         ("a.jsonl", [GOOD, GOOD | {"output": " \n"}], 'line 2: "output" is empty'),
         ("a.jsonl", [GOOD, GOOD | {"instruction": ""}], 'line 2: "instruction" is empty'),
@@ -523,8 +536,8 @@ GOOD = {"instruction": "a", "output": "b"}
          'message 1 of "messages": "content" is empty'),
         ("a.jsonl", [{"messages": [{"role": "user"}]}],
          'message 1 of "messages": no field "content"; ... role'),
-        ("a.jsonl", [{"conversations": [{"from": "human", "value": 3}]}],
-         'message 1 of "conversations": "value": ... text, ... a number'),
+        ("a.jsonl", [{"conversations": [{"from": "human", "value": ["a"]}]}],
+         'message 1 of "conversations": "value": ... text, ... a list'),
         ("a.jsonl", [{"messages": "hello"}], 'line 1: "messages" ... list'),
         ("a.jsonl", [{"messages": ["hello"]}] * 2, 'message 1 of "messages" ... object'),
         ("a.jsonl", turns(), 'line 1: "messages" ... end ... assistant'),
@@ -574,6 +587,19 @@ def test_preferences_of_the_shared_file_are_read_and_equal_answers_counted(
         ({"prompt": CHAT[:2], "chosen": CHAT[2:3], "rejected": "No"}, CHAT[:2]),
         ({"prompt": "Hello", "chosen": CHAT[1:3], "rejected": "No"}, CHAT[1:2]),
         ({"instruction": "Hello", "input": "", "chosen": "Hi.", "rejected": "No"}, CHAT[1:2]),
+        ({"system": "Be kind.", "question": "Hello", "chosen": "Hi.", "rejected": "No"}, CHAT[:2]),
+        ({"prompt": json.dumps(CHAT[:2]), "chosen": "Hi", "rejected": json.dumps([NO])}, CHAT[:2]),
+        (
+            {"prompt": "Hello", "chosen": [*TWO_TURNS, CHAT[2]], "rejected": [*TWO_TURNS, NO]},
+            TWO_TURNS,
+        ),
+        (
+            {
+                "chosen": "\n\nHuman: Hello\n\nAssistant: Hi.",
+                "rejected": "\n\nHuman: Hello\n\nAssistant: No",
+            },
+            CHAT[1:2],
+        ),
         (
             {
                 "chosen": CHAT[:3],
