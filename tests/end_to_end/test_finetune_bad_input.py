@@ -54,7 +54,7 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
         'record.json, record 2, line 3: no field "output"',
     ),
     "empty answer": (INSTRUCT + "empty.answer", 'empty.answer, line 2: "output" is empty'),
-    "answer that is no text": X,
+    "answer that is no text": (INSTRUCT + "no-text", 'no-text, line 2: "output"'),
     "answer without a question": (INSTRUCT + "roles.jsonl", "roles.jsonl, line 1"),
     "wrong format": (INSTRUCT + "table.tsv", "table.tsv, line 2: no field of a known format"),
     "empty file": (INSTRUCT + "empty.jsonl", "empty.jsonl is empty"),
