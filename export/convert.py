@@ -14,8 +14,8 @@ from llmkit.export.evaluation.file_divergence import measured_kl
 from llmkit.export.gguf.adapter import write_adapter
 from llmkit.export.gguf.writer import ExportedFile, write_gguf
 from llmkit.export.modelfile.write import modelfile_for
-from llmkit.export.quantization.budget import Plan
-from llmkit.export.quantization.config import Recipe, prepare
+from llmkit.export.quantization.budget import TypePlan
+from llmkit.export.quantization.config import QuantConfig, prepare
 from llmkit.export.verify.proof_store import PROOF_FILE
 from llmkit.export.verify.verify import verify
 from llmkit.files import StrPath, write_text
@@ -32,7 +32,7 @@ class Export:
     modelfile: Path
     adapter: ExportedFile | None
     proofs: list[Proof]  # none where nothing was verified
-    plan: Plan | None = None  # of types that keep to a budget
+    plan: TypePlan | None = None  # of types that keep to a budget
     measured_kl: float | None = None  # of the plan's file; None without held-out text
 
     @property
@@ -44,7 +44,7 @@ class Export:
 def export(
     checkpoint: StrPath,
     out: StrPath,
-    recipe: Recipe | None = None,
+    quant_config: QuantConfig | None = None,
     *,
     name: str | None = None,
     merge: bool = False,
@@ -70,7 +70,7 @@ def export(
     name = name or checkpoint.resolve().name
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)
-    prepared = prepare(source, recipe or Recipe(), merged=not apart)
+    prepared = prepare(source, quant_config or QuantConfig(), merged=not apart)
     adapter = write_adapter(source, adapter_file, name) if apart else None
     beside = adapter_file.name if apart else None
     files = [

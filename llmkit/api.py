@@ -19,7 +19,7 @@ from llmkit.export.doctor.examine import doctor
 from llmkit.export.inspection import inspect
 from llmkit.export.llamacpp.runners import generate
 from llmkit.export.quantization.budget import Budget
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import make_imatrix
 from llmkit.export.quantization.requantize import requantize
 from llmkit.export.report.page import write_report
@@ -40,7 +40,7 @@ __all__ = [
     "Budget",
     "FinetuneConfig",
     "LoRAConfig",
-    "Recipe",
+    "QuantConfig",
     "Sampling",
     "compare",
     "comparison_table",

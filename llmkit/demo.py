@@ -12,7 +12,7 @@ from llmkit.data.tales import questions, tales
 from llmkit.export.compare import Comparison, compare
 from llmkit.export.convert import Export, export
 from llmkit.export.llamacpp.runners import generate
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.report.page import write_report
 from llmkit.export.report.plots import save_figure, size_quality_figure
 from llmkit.export.report.tables import proof_table, save_table_picture
@@ -63,7 +63,7 @@ def demo(out: StrPath) -> Demo:
     out = Path(out)
     training, instruct = trained(out)
     answering, folder = instruct.checkpoint, out / "export"
-    exported = export(answering, folder, Recipe(QUANTS), name=NAME)
+    exported = export(answering, folder, QuantConfig(QUANTS), name=NAME)
     files = [file.path for file in exported.files]
     comparison = compare(answering, files)
     save_table_picture(proof_table(exported.proofs), folder / "parity.svg")

@@ -29,7 +29,7 @@ DAMPING = 0.03
 
 
 @dataclass(frozen=True)
-class InputStatistics:
+class InputMoments:
     """What is known of the inputs that a matrix reads.
 
     `second_moment` is E[x x^T], (in, in). `drift` is E[(y - x) x^T] where x comes from the already
@@ -51,9 +51,7 @@ class InputStatistics:
         return self.second_moment.diagonal()
 
 
-def gptq(
-    weights: Tensor, qtype: QuantType, inputs: InputStatistics, tensor_name: str
-) -> PackedRows:
+def gptq(weights: Tensor, qtype: QuantType, inputs: InputMoments, tensor_name: str) -> PackedRows:
     """Pack weights (out, in) with error feedback. Computed where `weights` lie.
 
     Raises QuantizationError naming the tensor: for a type whose numbers cannot be chosen one by
@@ -92,7 +90,7 @@ def _damped(second_moment: Tensor) -> Tensor:
     return damped
 
 
-def _made_up(weights: Tensor, inputs: InputStatistics, damped: Tensor) -> Tensor:
+def _made_up(weights: Tensor, inputs: InputMoments, damped: Tensor) -> Tensor:
     """The weights whose outputs, on drifted inputs, are nearest to the unquantized model's."""
     if inputs.drift is None:
         return weights

@@ -13,7 +13,7 @@ import pytest
 
 from llmkit.data.tales import tales
 from llmkit.export.convert import Export, export
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.training import train
 
 TINY_MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "context_length": 64}
@@ -46,7 +46,9 @@ def tiny_checkpoint(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """The tiny checkpoint in all types. Tests must not write into it."""
     out = tmp_path_factory.mktemp("export")
-    return export(tiny_checkpoint, out, Recipe(["f32", "f16", "bf16", "q8_0", "q4_0"]), prove=False)
+    return export(
+        tiny_checkpoint, out, QuantConfig(["f32", "f16", "bf16", "q8_0", "q4_0"]), prove=False
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 from llmkit.console import say
 from llmkit.errors import OllamaError
 from llmkit.export.check import Check, all_passed
-from llmkit.export.deploy.plan import Plan, read_plan
+from llmkit.export.deploy.plan import DeployPlan, read_plan
 from llmkit.export.doctor.examine import room_checks
 from llmkit.export.doctor.machine import gigabytes
 from llmkit.export.doctor.ollama_server import server_checks
@@ -98,7 +98,7 @@ def deploy(
     return Deployment(name, found.url, str(plan.model.path), taken, tuple(checks))
 
 
-def _steps(server: OllamaServer, plan: Plan, name: str) -> Iterator[Check]:
+def _steps(server: OllamaServer, plan: DeployPlan, name: str) -> Iterator[Check]:
     """Up to the first that fails."""
     http = server.http
     blobs = [plan.model, *([plan.adapter] if plan.adapter else [])]
@@ -138,7 +138,7 @@ def _unverified(server: OllamaServer, name: str) -> Iterator[str]:
                 raise
 
 
-def _verified(server: OllamaServer, plan: Plan, model: str) -> Iterator[Check]:
+def _verified(server: OllamaServer, plan: DeployPlan, model: str) -> Iterator[Check]:
     target = plan.target
     shown = server.show(model)
     faults = list(stored_faults(shown, target, plan.modelfile))

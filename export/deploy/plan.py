@@ -23,7 +23,7 @@ from llmkit.modelfiles.reading import read_modelfile
 
 
 @dataclass(frozen=True)
-class Plan:
+class DeployPlan:
     """The files of a deployment."""
 
     modelfile: Modelfile
@@ -39,7 +39,7 @@ class Plan:
         return min(self.modelfile.parameters.num_ctx or length, length)
 
 
-def read_plan(folder: Path, checkpoint: Path | None) -> Plan:
+def read_plan(folder: Path, checkpoint: Path | None) -> DeployPlan:
     """Read an export folder; `checkpoint` is the one that its proof names unless given.
 
     Raises LlmkitError: a Modelfile with errors, files that are not there, no checkpoint.
@@ -62,7 +62,7 @@ def read_plan(folder: Path, checkpoint: Path | None) -> Plan:
         raise ModelfileError(f"{path}: {fault}; export again")
     if target.adapter is not None and modelfile.adapter is not None:
         adapter = _blob(local_file(modelfile.adapter, folder), target.adapter.sha256())
-    return Plan(modelfile, target, model, adapter, _proof_check(gguf, target, model))
+    return DeployPlan(modelfile, target, model, adapter, _proof_check(gguf, target, model))
 
 
 def _sound_modelfile(path: Path) -> Modelfile:

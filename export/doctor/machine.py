@@ -21,7 +21,7 @@ from llmkit.errors import LlmkitError
 from llmkit.export.check import Check
 from llmkit.export.convert import export
 from llmkit.export.llamacpp.benchmark import measure_speed
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.tokenizer import train_bpe
 
@@ -137,4 +137,4 @@ def _tiny_model(folder: Path) -> Path:
     save_config(checkpoint, CheckpointConfig(config, COMPLETION))
     save_tensors(checkpoint / "model.safetensors", new_model(config).state_dict(), step=0)
     tokenizer.save(checkpoint / "tokenizer.json")
-    return export(checkpoint, folder / "out", Recipe(["q8_0"]), prove=False).files[0].path
+    return export(checkpoint, folder / "out", QuantConfig(["q8_0"]), prove=False).files[0].path

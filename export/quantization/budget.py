@@ -90,7 +90,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TypePlan:
     """The types that keep to a budget, and the KL that is to be expected of them."""
 
     budget: Budget
@@ -134,7 +134,7 @@ def parse_bytes(text: str) -> int:
 
 def plan(
     source: Checkpoint, budget: Budget, method: Method, text: Calibration, *, merged: bool
-) -> Plan:
+) -> TypePlan:
     """Measure what each matrix costs in one type, and choose the types of the least predicted KL.
 
     Raises ConfigError where no types are small enough.
@@ -157,7 +157,7 @@ def plan(
     }
     chosen = allocate(options, room)
     predicted = sensitivity.floor + sum(option.kl for option in chosen.values())
-    return Plan(budget, chosen, predicted)
+    return TypePlan(budget, chosen, predicted)
 
 
 def _header_bytes(source: Checkpoint, names: Iterable[str]) -> int:

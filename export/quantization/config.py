@@ -13,7 +13,7 @@ from llmkit.console import say
 from llmkit.errors import ConfigError
 from llmkit.export.gguf.metadata import ChosenBlocks
 from llmkit.export.gguf.writer import open_weights
-from llmkit.export.quantization.budget import Budget, Plan, plan
+from llmkit.export.quantization.budget import Budget, TypePlan, plan
 from llmkit.export.quantization.calibration import Calibration, calibration_of
 from llmkit.export.quantization.imatrix import ImportanceFile, read_importance_file
 from llmkit.export.quantization.prequantized import (
@@ -32,7 +32,7 @@ DEFAULT_QUANTS = ("f16", "q8_0", "q4_0")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class QuantConfig:
     """What a user asks for. Types come from `quants`, or are the best that a `budget` has room for.
 
     `method` rtn rounds each weight; gptq chooses each number in the blocks by what the model reads
@@ -62,12 +62,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Preparation:
-    """A recipe for one checkpoint, read and measured."""
+    """A config for one checkpoint, read and measured."""
 
     source: Checkpoint
     merged: bool  # the checkpoint's adapter, if it has one, is part of the weights
     quantizations: list[Quantization]
-    plan: Plan | None
+    plan: TypePlan | None
     text: Calibration | None  # for error feedback
     importances: ImportanceFile | None
 
@@ -102,44 +102,44 @@ def tensor_types(texts: Sequence[str]) -> dict[str, str]:
     return table
 
 
-def prepare(source: Checkpoint, recipe: Recipe, *, merged: bool) -> Preparation:
+def prepare(source: Checkpoint, config: QuantConfig, *, merged: bool) -> Preparation:
     """Everything that can be refused before a file is written.
 
     Raises LlmkitError for unknown types, text or importances that do not go with the checkpoint,
     and blocks that it was trained on and that are to be others.
     """
-    _check_trained(source, recipe, merged=merged)
-    feeds_back = recipe.method == "gptq"
-    given = optional_path(recipe.calibration)
-    text = calibration_of(source, given) if feeds_back or recipe.budget else None
+    _check_trained(source, config, merged=merged)
+    feeds_back = config.method == "gptq"
+    given = optional_path(config.calibration)
+    text = calibration_of(source, given) if feeds_back or config.budget else None
     planned = None
-    if recipe.budget is not None and text is not None:
-        planned = plan(source, recipe.budget, recipe.method, text, merged=merged)
+    if config.budget is not None and text is not None:
+        planned = plan(source, config.budget, config.method, text, merged=merged)
     return Preparation(
         source,
         merged,
-        [planned.quantization()] if planned else _quantizations(source, recipe, merged=merged),
+        [planned.quantization()] if planned else _quantizations(source, config, merged=merged),
         planned,
         text if feeds_back else None,
-        read_importance_file(Path(recipe.imatrix)) if recipe.imatrix else None,
+        read_importance_file(Path(config.imatrix)) if config.imatrix else None,
     )
 
 
-def _check_trained(source: Checkpoint, recipe: Recipe, *, merged: bool) -> None:
+def _check_trained(source: Checkpoint, config: QuantConfig, *, merged: bool) -> None:
     trained_on = None if merged else source.base_quant
-    names = [quantization(name).name for name in recipe.quants or ()]
-    rounds = recipe.method == "rtn" and recipe.imatrix is None
+    names = [quantization(name).name for name in config.quants or ()]
+    rounds = config.method == "rtn" and config.imatrix is None
     if trained_on and not rounds:
         raise ConfigError(
             f"the adapter of {source.folder} was trained on rounded {trained_on} blocks; "
             "omit --method and --imatrix, or add --merge"
         )
-    if trained_on and (set(names) - {trained_on} or recipe.budget or recipe.tensor_types):
+    if trained_on and (set(names) - {trained_on} or config.budget or config.tensor_types):
         raise ConfigError(
             f"the adapter of {source.folder} was trained on {trained_on} blocks; "
             f"export it with --quant {trained_on}, or add --merge"
         )
-    if source.qat and (source.qat in names or recipe.quants is None) and not rounds:
+    if source.qat and (source.qat in names or config.quants is None) and not rounds:
         raise ConfigError(
             f"{source.folder} already has trained {source.qat} blocks (--qat); "
             "omit --method and --imatrix"
@@ -152,14 +152,14 @@ def _check_trained(source: Checkpoint, recipe: Recipe, *, merged: bool) -> None:
         )
 
 
-def _quantizations(source: Checkpoint, recipe: Recipe, *, merged: bool) -> list[Quantization]:
+def _quantizations(source: Checkpoint, config: QuantConfig, *, merged: bool) -> list[Quantization]:
     own = (None if merged else source.base_quant) or source.qat
-    names = recipe.quants if recipe.quants is not None else (own,) if own else DEFAULT_QUANTS
+    names = config.quants if config.quants is not None else (own,) if own else DEFAULT_QUANTS
     wanted = [quantization(name) for name in dict.fromkeys(quantization(n).name for n in names)]
-    if not recipe.tensor_types:
+    if not config.tensor_types:
         return wanted
     chosen: dict[str, QuantType] = {}
-    for pattern, qtype in recipe.tensor_types.items():
+    for pattern, qtype in config.tensor_types.items():
         matrices = {
             spec.gguf_name.removesuffix(".weight"): spec
             for spec in tensor_specs(source.config)

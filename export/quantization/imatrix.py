@@ -35,7 +35,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 
 
 @dataclass(frozen=True)
-class InputStatistics:
+class ImportanceStatistics:
     """What went into a matrix of `row_length` columns.
 
     Several matrices may lie in one tensor (llama.cpp's experts); here `n_matrices` is 1.
@@ -65,7 +65,7 @@ class InputStatistics:
 class ImportanceMatrix:
     """Input statistics of a model's matrices by their GGUF names, and the text they are of."""
 
-    statistics: Mapping[str, InputStatistics]
+    statistics: Mapping[str, ImportanceStatistics]
     datasets: tuple[str, ...]
     chunk_count: int
     chunk_size: int  # tokens
@@ -113,7 +113,7 @@ def collect_importance(model: LanguageModel, tokens: Tensor, dataset: str) -> Im
     counts = np.array([tokens.numel()], np.float32)
     return ImportanceMatrix(
         {
-            name: InputStatistics(total.float().numpy()[None], counts)
+            name: ImportanceStatistics(total.float().numpy()[None], counts)
             for name, total in sorted(sums.items())
         },
         (dataset,),
@@ -200,7 +200,7 @@ def read_importance_file(path: Path) -> ImportanceFile:
     return ImportanceFile(matrix, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def _statistics(file: GGUFFile, name: str) -> InputStatistics:
+def _statistics(file: GGUFFile, name: str) -> ImportanceStatistics:
     if name + COUNTS not in file.tensors:
         raise GGUFError(f"{file.path} has {name}{SUMS} but not {name}{COUNTS}; collect it again")
     sums, counts = file.tensors[name + SUMS], file.tensors[name + COUNTS]
@@ -216,7 +216,7 @@ def _statistics(file: GGUFFile, name: str) -> InputStatistics:
         )
     if not (np.isfinite(in_sum2).all() and np.isfinite(of_each).all() and in_sum2.min() >= 0):
         raise GGUFError(f"{file.path}: {name} has negative or infinite sums; collect it again")
-    return InputStatistics(in_sum2.reshape(len(of_each), -1), of_each)
+    return ImportanceStatistics(in_sum2.reshape(len(of_each), -1), of_each)
 
 
 def _value(file: GGUFFile, key: str, kind: type) -> Any:

@@ -18,7 +18,7 @@ from llmkit.errors import ConfigError, QuantizationError
 from llmkit.export.gguf.metadata import ChosenBlocks, hash_of_choice
 from llmkit.export.gguf.writer import open_weights
 from llmkit.export.quantization.calibration import Calibration
-from llmkit.export.quantization.imatrix import ImportanceFile, InputStatistics
+from llmkit.export.quantization.imatrix import ImportanceFile, ImportanceStatistics
 from llmkit.files import StrPath
 from llmkit.quant import quantize
 from llmkit.quant.types import FloatRows, PackedRows, QuantType
@@ -99,7 +99,7 @@ def by_importance(
     return ChosenBlocks("imatrix", importances.sha256, blocks, hashes)
 
 
-def _usable(found: InputStatistics | None, qtype: QuantType) -> NDArray[np.float32] | None:
+def _usable(found: ImportanceStatistics | None, qtype: QuantType) -> NDArray[np.float32] | None:
     """None for a matrix to be rounded plainly: one without importances, if its type needs none."""
     if found is None or (found.n_without == found.in_sum2.size and not qtype.needs_importance):
         return None

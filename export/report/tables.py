@@ -18,7 +18,7 @@ from llmkit.export.compare import Comparison, ComparisonRow
 from llmkit.export.gguf.bits import GROUPS
 from llmkit.export.gguf.writer import ExportedFile
 from llmkit.export.inspection import Inspection
-from llmkit.export.quantization.budget import Plan
+from llmkit.export.quantization.budget import TypePlan
 from llmkit.files import write_text
 
 COMPARISON_COLUMNS = (
@@ -114,7 +114,7 @@ def export_table(files: Iterable[ExportedFile]) -> Table:
     return plain_table("Exported", EXPORT_COLUMNS, (_export_cells(file) for file in files))
 
 
-def plan_table(plan: Plan, measured_kl: float | None) -> Table:
+def plan_table(plan: TypePlan, measured_kl: float | None) -> Table:
     """The type of each matrix, and the KL that it is predicted to cost."""
     title = f"Types for {plan.budget}: predicted mean KL {plan.predicted_kl:.2e}"
     if measured_kl is not None:

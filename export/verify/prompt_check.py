@@ -36,7 +36,7 @@ HOSTILE = (
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Rendered:
     """Messages that end with a question, and what kind of conversation it is."""
 
     kind: str
@@ -78,32 +78,30 @@ def prompt_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | N
     return counted("prompt", len(faults), fine, "".join(faults[:1]) + more)
 
 
-def conversations(source: Checkpoint) -> list[Conversation]:
+def conversations(source: Checkpoint) -> list[Rendered]:
     """Single turns, system text, several turns, hostile content and the user's own questions."""
     form = source.prompt_format
     question, answer = Message("user", "Who is it?"), Message("assistant", "It is Ida.")
     system = Message("system", "Answer in one sentence.")
     found = [
-        Conversation("one question", (question,)),
-        Conversation("a system text", (system, question)),
-        Conversation("an empty system text", (Message("system", ""), question)),
-        *(Conversation("hostile content", (system, Message("user", text))) for text in HOSTILE),
-        Conversation("the text of special tokens", (Message("user", "".join(form.stops)),)),
+        Rendered("one question", (question,)),
+        Rendered("a system text", (system, question)),
+        Rendered("an empty system text", (Message("system", ""), question)),
+        *(Rendered("hostile content", (system, Message("user", text))) for text in HOSTILE),
+        Rendered("the text of special tokens", (Message("user", "".join(form.stops)),)),
     ]
     if form != COMPLETION:  # where a prompt runs straight into the answer there are no turns
         turns = (question, answer, Message("user", "And then?"))
         found += [
-            Conversation("two turns", turns),
-            Conversation("a system text and two turns", (system, *turns)),
+            Rendered("two turns", turns),
+            Rendered("a system text and two turns", (system, *turns)),
             *(
-                Conversation(
-                    "hostile turns", (Message("user", text), answer, Message("user", text))
-                )
+                Rendered("hostile turns", (Message("user", text), answer, Message("user", text)))
                 for text in HOSTILE
             ),
         ]
     own = held_out_questions(source)[:N_OWN]
-    return found + [Conversation("a held-out question", messages) for messages in own]
+    return found + [Rendered("a held-out question", messages) for messages in own]
 
 
 def _go_text(engine: GoEngine, modelfile: Modelfile) -> Callable[[Sequence[Message]], str]:
@@ -124,7 +122,7 @@ def _letter_faults(modelfile: Modelfile, form: PromptFormat) -> Iterator[str]:
 
 
 def _faults(
-    conversation: Conversation,
+    conversation: Rendered,
     source: Checkpoint,
     llama: LlamaCpp,
     renderings: Sequence[_Rendering],

@@ -40,7 +40,7 @@ from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.quant.rounding import Repacked, rounding_of
 from llmkit.quant.types import PackedRows, QuantType
 from llmkit.quantization.packed import build_packed
-from llmkit.quantization.qat import Grid, matrix_types
+from llmkit.quantization.qat import Roundings, matrix_types
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import Tokenizer, load_tokenizer
 
@@ -176,7 +176,7 @@ class Checkpoint:
                 )
             return {name: file.get_tensor(name).numpy() for name in types}
 
-    def grid(self, device: torch.device) -> Grid:
+    def grid(self, device: torch.device) -> Roundings:
         """What training goes on rounding to; empty without `qat`."""
         types = self._trained_types()
         grid = {

@@ -117,13 +117,13 @@ def _export(
     from llmkit.console import results
     from llmkit.export.convert import export
     from llmkit.export.quantization.budget import budget_of
-    from llmkit.export.quantization.config import Recipe, tensor_types
+    from llmkit.export.quantization.config import QuantConfig, tensor_types
     from llmkit.export.report.tables import export_table, plan_table, proof_table
 
     budget = budget_of(target_size, target_bpw, fit_memory, context)
     types = tensor_types(tensor_type or [])
-    recipe = Recipe(quant, method, calibration, imatrix, budget, types)
-    done = export(checkpoint, out, recipe, name=name, merge=merge, prove=prove)
+    quant_config = QuantConfig(quant, method, calibration, imatrix, budget, types)
+    done = export(checkpoint, out, quant_config, name=name, merge=merge, prove=prove)
     if json_output:
         print_json(asdict(done))
     else:

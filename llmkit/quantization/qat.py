@@ -21,7 +21,7 @@ from llmkit.quant.rounding import Repacked, Rounding
 from llmkit.quant.types import QuantType
 from llmkit.quantization.tensor_types import Quantization
 
-Grid = Mapping[str, Rounding]  # of each matrix, by checkpoint name
+Roundings = Mapping[str, Rounding]  # of each matrix, by checkpoint name
 
 
 def matrix_types(config: ModelConfig, quantization: Quantization) -> dict[str, QuantType]:
@@ -38,13 +38,13 @@ def rounded(weights: Tensor, qtype: QuantType, name: str) -> Tensor:
     return Repacked(qtype, name).rounded(weights)
 
 
-def packed(grid: Grid, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def packed(grid: Roundings, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The blocks of all matrices, (rows, row_bytes). Raises QuantizationError naming a tensor."""
     return {name: torch.from_numpy(grid[name].packed(weights[name])) for name in grid}
 
 
 @contextmanager
-def on_grid(model: LanguageModel, grid: Grid) -> Iterator[None]:
+def on_grid(model: LanguageModel, grid: Roundings) -> Iterator[None]:
     """Let the model compute with its matrices rounded; afterwards they are the floats again.
 
     Gradients of a backward pass inside are those of the rounded weights, and stay with the

@@ -16,7 +16,7 @@ from llmkit.architectures.graph import Attention, Embed, Gelu, Norm, Operation, 
 from llmkit.architectures.registry import family_of, tensor_specs
 from llmkit.console import Progress, progress
 from llmkit.quant import dequantize
-from llmkit.quant.gptq import InputStatistics, gptq
+from llmkit.quant.gptq import InputMoments, gptq
 from llmkit.quant.types import PackedRows, QuantType
 
 # Through one layer, and through the whole model with its logits: of GPT-2's 50,257 tokens of
@@ -100,7 +100,7 @@ class _Streams:
     def __add__(self, other: _Streams) -> _Streams:
         return _Streams(self.trained + other.trained, self.quantized + other.quantized)
 
-    def statistics(self) -> InputStatistics:
+    def statistics(self) -> InputMoments:
         """Moments of what a matrix reads, which is these activations."""
         width = self.trained.shape[-1]
         moment = self.trained.new_zeros(width, width, dtype=torch.float64)
@@ -111,7 +111,7 @@ class _Streams:
             moment += x.T @ x
             drift += (trained.flatten(0, 1) - x).T @ x
         n = self.trained.numel() // width
-        return InputStatistics(moment.div_(n), drift.div_(n))
+        return InputMoments(moment.div_(n), drift.div_(n))
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class _Walk:
         """A bias; None where the model has none."""
         return self.parameter(gguf_name) if gguf_name in self.names else None
 
-    def quantize(self, gguf_name: str, inputs: Callable[[], InputStatistics]) -> Tensor:
+    def quantize(self, gguf_name: str, inputs: Callable[[], InputMoments]) -> Tensor:
         """A matrix from now on: quantized, or as it is where it has no type.
 
         A tied head has been quantized as the embedding.
@@ -198,7 +198,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 @torch.enable_grad()
-def _of_embedding(model: LanguageModel, tokens: Tensor) -> InputStatistics:
+def _of_embedding(model: LanguageModel, tokens: Tensor) -> InputMoments:
     """What weighs the error e of a row of the token embedding: e^T H e, H being the moment.
 
     As an input the row adds e to the stream at each token it stands for. To second order that
@@ -225,7 +225,7 @@ def _of_embedding(model: LanguageModel, tokens: Tensor) -> InputStatistics:
         moment += gradient.T @ gradient
         if model.lm_head is None:
             moment += hidden.detach().T @ hidden.detach()
-    return InputStatistics(moment / some.numel())
+    return InputMoments(moment / some.numel())
 
 
 def _layer_parts(x: Tensor) -> tuple[Tensor, ...]:

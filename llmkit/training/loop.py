@@ -23,7 +23,7 @@ from llmkit.device import has_fast_bfloat16
 from llmkit.errors import ConfigError
 from llmkit.lora import n_trainable
 from llmkit.quantization.packed import n_weights
-from llmkit.quantization.qat import Grid, on_grid, packed
+from llmkit.quantization.qat import Roundings, on_grid, packed
 from llmkit.training.config import TrainingConfig
 from llmkit.training.optimizer import make_optimizers
 from llmkit.training.state import Metrics, RunFolder, RunState
@@ -40,7 +40,7 @@ class TrainingLoop:
         config: TrainingConfig,
         task: Task,
         device: torch.device,
-        grid: Grid | None = None,  # what the weights are trained to be rounded to
+        grid: Roundings | None = None,  # what the weights are trained to be rounded to
     ) -> None:
         self.folder, self.state, self.config, self.task = folder, state, config, task
         self.device = device

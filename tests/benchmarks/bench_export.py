@@ -30,8 +30,8 @@ EXPORT = """
 import sys
 from pathlib import Path
 from llmkit.export.convert import export
-from llmkit.export.quantization.config import Recipe
-export(Path(sys.argv[1]), Path(sys.argv[2]), Recipe([sys.argv[3]]), name="bench", prove=False)
+from llmkit.export.quantization.config import QuantConfig
+export(Path(sys.argv[1]), Path(sys.argv[2]), QuantConfig([sys.argv[3]]), name="bench", prove=False)
 print(Path("/proc/self/status").read_text())
 """
 

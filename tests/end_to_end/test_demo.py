@@ -13,7 +13,7 @@ import pytest
 from llmkit.demo import trained
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.checks import CHECKS, Needs
 from llmkit.finetuning import instruct
 
@@ -108,8 +108,8 @@ def test_error_feedback_beats_llama_quantize_at_the_same_bytes(
 ) -> None:
     """On a trained model, by a third at least, as docs/quantization.md has it on other ones."""
     base = demo_folder / "base"
-    recipe = Recipe(["q4_0", "q4_k_m"], method="gptq")
-    files = [file.path for file in export(base, tmp_path, recipe, prove=False).files]
+    quant_config = QuantConfig(["q4_0", "q4_k_m"], method="gptq")
+    files = [file.path for file in export(base, tmp_path, quant_config, prove=False).files]
     done = compare(base, files, max_tokens=4096, against="llama.cpp")
     rows = {row.file: row for row in done.rows}
     for ours in (rows[str(path)] for path in files):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.export.convert import export
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_full_disk_is_one_line_and_keeps_what_was_there(
         "os.execv(sys.argv[1], sys.argv[1:])",
     ]
     out = tmp_path / "export"
-    export(tiny_checkpoint, out, Recipe(["f16"]), prove=False)
+    export(tiny_checkpoint, out, QuantConfig(["f16"]), prove=False)
     before = {path: path.read_bytes() for path in out.iterdir()}
     again = ["export", str(tiny_checkpoint), "--quant", "f16", "--out", str(out)]
     for arguments in (again, [*train_arguments, str(tmp_path / "trained")]):

@@ -14,7 +14,7 @@ from gguf_surgery import make_checkpoint
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.convert import export
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.modelfiles.prompt_format import (
     END_OF_TEXT,
     USER_ASSISTANT,
@@ -87,7 +87,7 @@ def stammering_checkpoint(folder: Path) -> Checkpoint:
 
 def exported(checkpoint: Checkpoint, out: Path, quant: str = "q8_0") -> Path:
     """An export folder with a proof that passed."""
-    done = export(checkpoint.folder, out, Recipe([quant]), name="tales", prove=False)
+    done = export(checkpoint.folder, out, QuantConfig([quant]), name="tales", prove=False)
     adapter = {"adapter": _sha256(done.adapter.path)} if done.adapter else {}
     write_proof(checkpoint, done.files[0].path, sha256_of=adapter)
     return out

@@ -21,7 +21,7 @@ from llmkit.export.compare import compare
 from llmkit.export.convert import export
 from llmkit.export.llamacpp.runners import generate
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.verify import verify
 from llmkit.generation import Sampling
 from llmkit.modelfiles.reading import read_modelfile
@@ -60,9 +60,9 @@ def test_adapter_beside_its_base_and_merged_compute_what_pytorch_does(
     rank: int, random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     tuned = with_adapter(random_checkpoint, tmp_path / "tuned", rank)
-    apart = export(tuned.folder, tmp_path / "apart", Recipe(["f32", "q8_0"]), prove=False)
+    apart = export(tuned.folder, tmp_path / "apart", QuantConfig(["f32", "q8_0"]), prove=False)
     merged = export(
-        tuned.folder, tmp_path / "merged", Recipe(["f32", "q8_0"]), merge=True, prove=False
+        tuned.folder, tmp_path / "merged", QuantConfig(["f32", "q8_0"]), merge=True, prove=False
     )
     assert apart.adapter is not None
     assert merged.adapter is None
@@ -80,7 +80,7 @@ def test_the_files_are_what_llama_cpps_own_converter_writes(
     random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     tuned = with_adapter(random_checkpoint, tmp_path / "t", 4, alpha=12.0, targets=("mlp.c_fc",))
-    made = export(tuned.folder, tmp_path / "out", Recipe(["f32"]), prove=False)
+    made = export(tuned.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False)
     assert made.adapter is not None
     reader = gguf.GGUFReader(made.adapter.path)
     keys = {name: field.contents() for name, field in reader.fields.items() if "GGUF" not in name}
@@ -109,7 +109,7 @@ def test_a_qlora_base_keeps_the_bytes_of_the_bases_own_export(
     file = export(tuned.folder, tmp_path / "tuned-out", prove=False).files
     assert [made.quant for made in file] == ["q4_0"]
     own = (
-        export(random_checkpoint.folder, tmp_path / "own", Recipe(["q4_0"]), prove=False)
+        export(random_checkpoint.folder, tmp_path / "own", QuantConfig(["q4_0"]), prove=False)
         .files[0]
         .path
     )
@@ -126,9 +126,9 @@ def test_a_qlora_adapter_goes_with_no_other_base(
 ) -> None:
     tuned = with_adapter(random_checkpoint, tmp_path / "tuned", 8, base_quant="q4_0")
     with pytest.raises(ConfigError, match="trained on q4_0 blocks"):
-        export(tuned.folder, tmp_path / "out", Recipe(["q8_0"]), prove=False)
+        export(tuned.folder, tmp_path / "out", QuantConfig(["q8_0"]), prove=False)
     merged = (
-        export(tuned.folder, tmp_path / "merged", Recipe(["f16"]), merge=True, prove=False)
+        export(tuned.folder, tmp_path / "merged", QuantConfig(["f16"]), merge=True, prove=False)
         .files[0]
         .path
     )
@@ -145,7 +145,7 @@ def test_a_wrong_adapter_is_found(
     damage: str, random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     tuned = with_adapter(random_checkpoint, tmp_path / "tuned", 4)
-    made = export(tuned.folder, tmp_path / "out", Recipe(["q8_0"]), prove=False)
+    made = export(tuned.folder, tmp_path / "out", QuantConfig(["q8_0"]), prove=False)
     assert made.adapter is not None
     path, copy = made.adapter.path, tmp_path / "copy.gguf"
     name = "blk.1.ffn_up.weight.lora_a"
@@ -163,7 +163,7 @@ def test_a_wrong_adapter_is_found(
     elif damage == "another":
         other = with_adapter(random_checkpoint, tmp_path / "other", 8)
         export(
-            other.folder, tmp_path / "o", Recipe(["q8_0"]), name="tuned", prove=False
+            other.folder, tmp_path / "o", QuantConfig(["q8_0"]), name="tuned", prove=False
         ).adapter.path.replace(  # type: ignore[union-attr]
             path
         )
@@ -182,7 +182,7 @@ def test_generation_and_comparison_use_the_adapter(
     random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     tuned = with_adapter(random_checkpoint, tmp_path / "tuned", 8)
-    made = export(tuned.folder, tmp_path / "out", Recipe(["f32"]), prove=False)
+    made = export(tuned.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False)
     greedy = Sampling(temperature=0, max_tokens=12)
     file = made.files[0].path
     answer = list(generate(file, "some words", greedy))
@@ -212,7 +212,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_a_classifier_answers_with_its_label_and_nothing_else(
     quant: str, classifier: Checkpoint, tmp_path: Path
 ) -> None:
-    made = export(classifier.folder, tmp_path / "out", Recipe([quant]), prove=False)
+    made = export(classifier.folder, tmp_path / "out", QuantConfig([quant]), prove=False)
     file = made.files[0].path
     for words in ("some words", "merge", "more, more", "words to some"):
         said = "".join(generate(file, words))
@@ -227,7 +227,9 @@ def test_a_classifier_answers_with_its_label_and_nothing_else(
 def test_label_probabilities_in_llama_cpp_are_the_classifiers(
     classifier: Checkpoint, tmp_path: Path
 ) -> None:
-    file = export(classifier.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
+    file = (
+        export(classifier.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False).files[0].path
+    )
     ids = classifier.label_ids
     found = torch.from_numpy(llama_logits(file))[:, ids].log_softmax(dim=-1)
     wanted = torch.from_numpy(torch_logits(classifier))[:, ids].log_softmax(dim=-1)

@@ -22,7 +22,7 @@ from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.gguf.writer import write_gguf
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.budget import Budget, _floor, budget_of, parse_bytes
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.prequantized import Method
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import train_bpe
@@ -31,7 +31,7 @@ from llmkit.tokenizer import train_bpe
 @pytest.fixture(scope="module")
 def planned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     out = tmp_path_factory.mktemp("planned")
-    return export(tiny_checkpoint, out, Recipe(method="gptq", budget=Budget(7.0, "weights")))
+    return export(tiny_checkpoint, out, QuantConfig(method="gptq", budget=Budget(7.0, "weights")))
 
 
 @pytest.mark.slow
@@ -64,13 +64,13 @@ def test_its_kl_is_predicted_and_below_that_of_one_type(method: Method, tmp_path
     done = export(
         folder,
         tmp_path / "planned",
-        Recipe(method=method, calibration=text, budget=Budget(6.5, "weights")),
+        QuantConfig(method=method, calibration=text, budget=Budget(6.5, "weights")),
         prove=False,
     )
     uniform = export(
         folder,
         tmp_path / "uniform",
-        Recipe(["q5_1"], method=method, calibration=text if method == "gptq" else None),
+        QuantConfig(["q5_1"], method=method, calibration=text if method == "gptq" else None),
         prove=False,
     )
     paths = [done.files[0].path, uniform.files[0].path]
@@ -119,7 +119,7 @@ def test_what_failed_is_said_and_not_that_its_file_could_not_be_removed(
 @pytest.mark.slow
 def test_a_files_bytes_are_kept_to(tiny_checkpoint: Path, tmp_path: Path) -> None:
     limit = 130_000
-    done = export(tiny_checkpoint, tmp_path, Recipe(budget=Budget(limit, "file")), prove=False)
+    done = export(tiny_checkpoint, tmp_path, QuantConfig(budget=Budget(limit, "file")), prove=False)
     assert 0.96 * limit < done.files[0].path.stat().st_size <= limit
 
 
@@ -127,12 +127,12 @@ def test_memory_is_kept_to(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", n_embd=128, n_layer=2, context_length=300)
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words " * 400, encoding="utf-8")
-    q8_0 = export(made.folder, tmp_path / "q8_0", Recipe(["q8_0"]), prove=False).files[0].path
+    q8_0 = export(made.folder, tmp_path / "q8_0", QuantConfig(["q8_0"]), prove=False).files[0].path
     limit = memory_needed(read_gguf(q8_0), 200).total
     done = export(
         made.folder,
         tmp_path / "out",
-        Recipe(calibration=text, budget=Budget(limit, "memory", 200)),
+        QuantConfig(calibration=text, budget=Budget(limit, "memory", 200)),
         prove=False,
     )
     assert 0.95 * limit < memory_needed(read_gguf(done.files[0].path), 200).total <= limit
@@ -144,12 +144,12 @@ def test_an_adapter_apart_is_counted_in_memory(merge: bool, tmp_path: Path) -> N
     tuned = with_adapter(base, tmp_path / "c", rank=8)
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words " * 100, encoding="utf-8")
-    q8_0 = export(base.folder, tmp_path / "q8_0", Recipe(["q8_0"]), prove=False).files[0].path
+    q8_0 = export(base.folder, tmp_path / "q8_0", QuantConfig(["q8_0"]), prove=False).files[0].path
     limit = memory_needed(read_gguf(q8_0), 200).total
     done = export(
         tuned.folder,
         tmp_path / "out",
-        Recipe(calibration=text, budget=Budget(limit, "memory", 200)),
+        QuantConfig(calibration=text, budget=Budget(limit, "memory", 200)),
         merge=merge,
         prove=False,
     )
@@ -163,7 +163,7 @@ def test_a_width_that_no_block_fits_stays_f16(tmp_path: Path) -> None:
     text.write_text("some words to merge, some more words " * 100, encoding="utf-8")
     out = tmp_path / "out"
     budget = Budget(16.0, "weights")
-    done = export(made.folder, out, Recipe(calibration=text, budget=budget), prove=False)
+    done = export(made.folder, out, QuantConfig(calibration=text, budget=budget), prove=False)
     assert done.plan is not None
     assert done.plan.matrices["wte.weight"].type == "f16"
     assert done.measured_kl is None  # nothing was held out

@@ -32,7 +32,7 @@ from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import BLOCKS_KEY, CALIBRATION_KEY, METHOD_KEY, hash_of_choice
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.quantization.calibration import calibration_of
-from llmkit.export.quantization.config import Recipe, tensor_types
+from llmkit.export.quantization.config import QuantConfig, tensor_types
 from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.target import open_target
@@ -45,7 +45,7 @@ QKV = "blk.0.attn_qkv.weight"
 @pytest.fixture(scope="module")
 def chosen(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gptq")
-    done = export(tiny_checkpoint, out, Recipe(["q4_0"], method="gptq"), prove=False)
+    done = export(tiny_checkpoint, out, QuantConfig(["q4_0"], method="gptq"), prove=False)
     return done.files[0].path
 
 
@@ -74,7 +74,7 @@ def test_the_same_bytes_are_better_by_gptq(
 
 @pytest.mark.slow
 def test_the_whole_proof_passes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = export(tiny_checkpoint, tmp_path / "out", Recipe(["q4_0"], method="gptq"))
+    done = export(tiny_checkpoint, tmp_path / "out", QuantConfig(["q4_0"], method="gptq"))
     (proof,) = done.proofs
     assert {check.name: check.detail for check in proof.checks if not check.passed} == {}
     said = {check.name: check.detail for check in proof.checks}["tensors"]
@@ -147,8 +147,8 @@ def test_zeros_are_found(chosen: Path, source: Checkpoint, tmp_path: Path) -> No
 def test_few_bits_do_not_hide_zeros(wide: Path, tmp_path: Path) -> None:
     source, matrix, name = load_checkpoint(wide), tmp_path / "imatrix.gguf", "blk.0.ffn_up.weight"
     write_imatrix(matrix, collect_importance(source.load_model(), torch.arange(32)[None], "text"))
-    recipe = Recipe(quants=["q2_k"], imatrix=matrix)
-    (file,) = export(wide, tmp_path / "out", recipe, prove=False).files
+    quant_config = QuantConfig(quants=["q2_k"], imatrix=matrix)
+    (file,) = export(wide, tmp_path / "out", quant_config, prove=False).files
     assert tensors_check(open_target(source, file.path)).passed
 
     def zero(tensors: dict[str, Any]) -> None:
@@ -164,10 +164,10 @@ def test_blocks_chosen_for_other_weights_are_found(tiny_checkpoint: Path, tmp_pa
     """As near as may be: the base's file, of a checkpoint whose adapter changes little."""
     base = load_checkpoint(tiny_checkpoint)
     tuned = with_adapter(base, tmp_path / "tuned", alpha=0.1)
-    recipe = Recipe(quants=["q4_0"], method="gptq")
-    (file,) = export(tiny_checkpoint, tmp_path / "out", recipe, prove=False).files
+    quant_config = QuantConfig(quants=["q4_0"], method="gptq")
+    (file,) = export(tiny_checkpoint, tmp_path / "out", quant_config, prove=False).files
     assert "hash differs" in detail(tuned, file.path)
-    apart = export(tuned.folder, tmp_path / "apart", recipe, prove=False).files[0].path
+    apart = export(tuned.folder, tmp_path / "apart", quant_config, prove=False).files[0].path
     merged = without_key(apart, tmp_path / "merged.gguf", ADAPTER_KEY)
     assert "hash differs" in detail(tuned, merged)
 
@@ -198,7 +198,10 @@ def test_presets_get_error_feedback_in_every_type(tmp_path: Path, wide: Path) ->
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words " * 200, encoding="utf-8")
     done = export(
-        wide, tmp_path / "out", Recipe(["q4_k_m"], method="gptq", calibration=text), prove=False
+        wide,
+        tmp_path / "out",
+        QuantConfig(["q4_k_m"], method="gptq", calibration=text),
+        prove=False,
     )
     target = open_target(load_checkpoint(wide), done.files[0].path)
     check = tensors_check(target)
@@ -218,7 +221,9 @@ def test_importances_choose_blocks_of_types_that_need_them_too(
     source, matrix = load_checkpoint(wide), tmp_path / "imatrix.gguf"
     tokens = torch.arange(32)[None]
     write_imatrix(matrix, collect_importance(source.load_model(), tokens, "text"))
-    done = export(wide, tmp_path / "out", Recipe(["iq2_xs", "q4_0"], imatrix=matrix), prove=False)
+    done = export(
+        wide, tmp_path / "out", QuantConfig(["iq2_xs", "q4_0"], imatrix=matrix), prove=False
+    )
     for file in done.files:
         target = open_target(source, file.path)
         assert target.file.method == "imatrix"
@@ -228,13 +233,15 @@ def test_importances_choose_blocks_of_types_that_need_them_too(
     stated = read_gguf(done.files[0].path).metadata[CALIBRATION_KEY]
     assert stated == hashlib.sha256(matrix.read_bytes()).hexdigest()
     with pytest.raises(ConfigError, match=r"--imatrix.* gptq "):
-        export(tiny_checkpoint, tmp_path / "a", Recipe(["q4_0"], method="gptq", imatrix=matrix))
+        export(
+            tiny_checkpoint, tmp_path / "a", QuantConfig(["q4_0"], method="gptq", imatrix=matrix)
+        )
 
 
 def test_types_of_single_matrices_are_named_by_patterns(wide: Path, tmp_path: Path) -> None:
     types = {"blk.*.ffn_*": "q8_0", "blk.0.ffn_up": "q6_k"}
     out = tmp_path / "out"
-    (file,) = export(wide, out, Recipe(["q4_k_m"], tensor_types=types), prove=False).files
+    (file,) = export(wide, out, QuantConfig(["q4_k_m"], tensor_types=types), prove=False).files
     assert file.path.name.endswith("-custom.gguf")
     found = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file.path).tensors}
     assert found["blk.0.ffn_up.weight"] == "Q6_K"
@@ -248,9 +255,9 @@ def test_types_of_single_matrices_are_named_by_patterns(wide: Path, tmp_path: Pa
 
 def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'attn'.*token_embd"):
-        export(wide, tmp_path / "a", Recipe(["q4_0"], tensor_types={"attn": "q8_0"}))
+        export(wide, tmp_path / "a", QuantConfig(["q4_0"], tensor_types={"attn": "q8_0"}))
     with pytest.raises(ConfigError, match=r"--tensor-type .*--quant"):
-        export(wide, tmp_path / "a", Recipe(["q4_0", "f16"], tensor_types={"output": "q8_0"}))
+        export(wide, tmp_path / "a", QuantConfig(["q4_0", "f16"], tensor_types={"output": "q8_0"}))
     with pytest.raises(ConfigError, match="PATTERN=TYPE"):
         tensor_types(["output"])
     with pytest.raises(QuantizationError, match="q8_1"):
@@ -260,9 +267,9 @@ def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> N
 
 def test_what_gptq_cannot_do_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="f16"):
-        export(tiny_checkpoint, tmp_path / "a", Recipe(["f16"], method="gptq"))
+        export(tiny_checkpoint, tmp_path / "a", QuantConfig(["f16"], method="gptq"))
     with pytest.raises(ConfigError, match=r"--calibration .*\brtn\b"):
-        export(tiny_checkpoint, tmp_path / "b", Recipe(["q4_0"], calibration=tmp_path))
+        export(tiny_checkpoint, tmp_path / "b", QuantConfig(["q4_0"], calibration=tmp_path))
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "c", base_quant="q4_0")
     with pytest.raises(ConfigError, match="q4_0"):
-        export(tuned.folder, tmp_path / "d", Recipe(["q4_0"], method="gptq"))
+        export(tuned.folder, tmp_path / "d", QuantConfig(["q4_0"], method="gptq"))

@@ -21,7 +21,7 @@ from llmkit.errors import CheckpointError, ConfigError, LlmkitError, Quantizatio
 from llmkit.export.convert import Export, export
 from llmkit.export.gguf import writer
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.verify import verify
 from llmkit.tokenizer import train_characters
 
@@ -88,7 +88,7 @@ def expected_tensors(n_layer: int) -> dict[str, str]:
 
 
 def exported(checkpoint: Checkpoint, out: Path, *quants: str) -> Export:
-    return export(checkpoint.folder, out, Recipe(quants), prove=False)
+    return export(checkpoint.folder, out, QuantConfig(quants), prove=False)
 
 
 @pytest.mark.parametrize("quant", QUANTS)
@@ -320,7 +320,7 @@ def test_a_name_that_a_file_or_modelfile_cannot_hold_is_refused(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="file name"):
-        export(random_checkpoint.folder, out, Recipe(["f32"]), name=name, prove=False)
+        export(random_checkpoint.folder, out, QuantConfig(["f32"]), name=name, prove=False)
     assert not out.exists()
 
 
@@ -414,24 +414,24 @@ def _text(folder: Path) -> Path:
 
 
 def test_another_models_export_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(tiny_checkpoint, tmp_path / "out", Recipe(["q8_0"]), name="one", prove=False)
+    export(tiny_checkpoint, tmp_path / "out", QuantConfig(["q8_0"]), name="one", prove=False)
     before = (tmp_path / "out" / "Modelfile").read_bytes()
     with pytest.raises(ConfigError, match=r"one-q8_0\.gguf"):
-        export(tiny_checkpoint, tmp_path / "out", Recipe(["q8_0"]), name="two", prove=False)
+        export(tiny_checkpoint, tmp_path / "out", QuantConfig(["q8_0"]), name="two", prove=False)
     assert (tmp_path / "out" / "Modelfile").read_bytes() == before
 
 
 def test_an_older_proof_goes_with_the_files_it_proved(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    export(tiny_checkpoint, tmp_path, Recipe(["q8_0"]), name="one", prove=False)
+    export(tiny_checkpoint, tmp_path, QuantConfig(["q8_0"]), name="one", prove=False)
     (tmp_path / "parity.json").write_text("{}")
-    export(tiny_checkpoint, tmp_path, Recipe(["q8_0"]), name="one", prove=False)
+    export(tiny_checkpoint, tmp_path, QuantConfig(["q8_0"]), name="one", prove=False)
     assert not (tmp_path / "parity.json").exists()
 
 
 def test_the_comment_gives_a_name_that_ollama_takes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export(tiny_checkpoint, tmp_path, Recipe(["q8_0"]), name="my run (é)", prove=False)
+    export(tiny_checkpoint, tmp_path, QuantConfig(["q8_0"]), name="my run (é)", prove=False)
     text = (tmp_path / "Modelfile").read_text(encoding="utf-8")
     assert "ollama create my-run -f Modelfile" in text
     assert 'FROM "./my run (é)-q8_0.gguf"' in text

@@ -21,7 +21,7 @@ from verify_targets import (
 )
 
 from llmkit.export.convert import export
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.layers_check import layers_check
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.target import open_target
@@ -111,7 +111,7 @@ def test_a_modelfile_that_does_not_use_the_adapter_is_caught(
     adapter: str | None, words: str, tmp_path: Path
 ) -> None:
     tuned = lora_checkpoint(tmp_path / "c")
-    done = export(tuned.folder, tmp_path / "out", Recipe(["f32"]), prove=False)
+    done = export(tuned.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False)
     assert done.adapter is not None
     name = "blk.0.attn_qkv.weight.lora_b"
     with_tensor(done.adapter.path, tmp_path / "out" / "other.gguf", name, lambda d: d * 2)

@@ -17,7 +17,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.convert import export
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.prompt_check import prompt_check
 from llmkit.export.verify.stop_check import stop_check
@@ -46,7 +46,7 @@ def exported(form: PromptFormat, folder: Path) -> tuple[Checkpoint, Path]:
     made = make_checkpoint(folder / "c", tokenizer=tokenizer, context_length=128)
     save_config(made.folder, CheckpointConfig(made.config, form))
     answering = load_checkpoint(made.folder)
-    done = export(answering.folder, folder / "out", Recipe(["f32"]), prove=False)
+    done = export(answering.folder, folder / "out", QuantConfig(["f32"]), prove=False)
     return answering, done.files[0].path
 
 

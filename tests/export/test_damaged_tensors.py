@@ -27,7 +27,7 @@ from llmkit.errors import GGUFError
 from llmkit.export.check import Check
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.layers_check import layers_check
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.target import open_target
@@ -55,10 +55,10 @@ def good(checkpoint: Checkpoint) -> dict[str, Path]:
     files = {qtype: write(checkpoint, folder / f"{qtype}.gguf", qtype) for qtype in types}
     text = folder / "text.txt"
     text.write_text("some words to merge, some more words " * 200, encoding="utf-8")
-    recipe = Recipe(quants=["q4_0"], method="gptq", calibration=text)
+    quant_config = QuantConfig(quants=["q4_0"], method="gptq", calibration=text)
     return {
         **files,
-        "gptq": export(checkpoint.folder, folder / "gptq", recipe, prove=False).files[0].path,
+        "gptq": export(checkpoint.folder, folder / "gptq", quant_config, prove=False).files[0].path,
     }
 
 

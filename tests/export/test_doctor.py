@@ -32,7 +32,7 @@ from llmkit.export.doctor.ollama_server import server_checks, version_check
 from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.ollama.transport import Patience
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.quantization.tensor_types import quantization
 
 QUICK = Patience(connect=5, answer=1, pause=0.01)
@@ -286,7 +286,7 @@ def test_the_largest_context_that_fits_is_named_with_a_command_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_checkpoint(tmp_path / "long", context_length=1024, n_embd=256, n_layer=4)
-    done = export(made.folder, tmp_path / "out", Recipe(["q4_0"]), prove=False)
+    done = export(made.folder, tmp_path / "out", QuantConfig(["q4_0"]), prove=False)
     file = read_gguf(done.files[0].path)
     free_bytes(monkeypatch, memory_needed(file, 512).total)
     check = fit_check(file, 1024)

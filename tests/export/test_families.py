@@ -14,7 +14,7 @@ from llmkit.architectures import registry
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import config_of, read_gguf
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import open_target
 from llmkit.quant import quant_type
@@ -51,9 +51,9 @@ def test_a_family_of_one_file_goes_the_whole_way(
     assert source.config.architecture == "toy"
     assert trained.metrics[-1].val_loss < 3  # of ln 300 = 5.7 at the start
 
-    rounded = export(folder, tmp_path / "rtn", Recipe(("f32", "q4_0")), prove=False)
+    rounded = export(folder, tmp_path / "rtn", QuantConfig(("f32", "q4_0")), prove=False)
     (fed_back,) = export(
-        folder, tmp_path / "gptq", Recipe(("q4_0",), method="gptq"), prove=False
+        folder, tmp_path / "gptq", QuantConfig(("q4_0",), method="gptq"), prove=False
     ).files
     f32, q4_0 = (read_gguf(file.path) for file in rounded.files)
     assert f32.metadata["general.architecture"] == "toy"

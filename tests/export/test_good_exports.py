@@ -10,7 +10,7 @@ from gguf_surgery import make_checkpoint
 from verify_targets import VARIANTS, chatml_checkpoint, lora_checkpoint, proof_of, said, write
 
 from llmkit.export.convert import export
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.tokenizer import train_bpe
 
 # Each kind of model with one type, each type with two; the checks that compute see all pairs.
@@ -32,7 +32,7 @@ def test_a_good_export_of_every_kind_passes(variant: str, kind: str, tmp_path: P
 @pytest.mark.parametrize("merge", [False, True], ids=["apart", "merged"])
 def test_a_good_adapter_passes(merge: bool, kind: str, tmp_path: Path) -> None:
     tuned = lora_checkpoint(tmp_path / "c")
-    done = export(tuned.folder, tmp_path / "out", Recipe([kind]), merge=merge)
+    done = export(tuned.folder, tmp_path / "out", QuantConfig([kind]), merge=merge)
     assert said(done.proofs[0]) == {}
 
 
@@ -54,5 +54,5 @@ def test_a_good_chat_and_a_good_classifier_pass(kind: str, tmp_path: Path) -> No
     base = make_checkpoint(tmp_path / "base", tokenizer=tokenizer, tie_embeddings=False)
     classifier = as_classifier(base, tmp_path / "classifier", labels)
     for number, made in enumerate((chat, classifier)):
-        done = export(made.folder, tmp_path / str(number), Recipe([kind]))
+        done = export(made.folder, tmp_path / str(number), QuantConfig([kind]))
         assert said(done.proofs[0]) == {}

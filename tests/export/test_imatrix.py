@@ -21,10 +21,10 @@ from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import GGUFError, QuantizationError
 from llmkit.export.convert import export
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import (
     ImportanceMatrix,
-    InputStatistics,
+    ImportanceStatistics,
     collect_importance,
     read_imatrix,
     write_imatrix,
@@ -42,7 +42,7 @@ def some(n_matrices: int = 1) -> ImportanceMatrix:
     names = ("blk.0.attn_qkv.weight", "blk.0.ffn_down.weight")
     return ImportanceMatrix(
         {
-            name: InputStatistics(
+            name: ImportanceStatistics(
                 rng.random((n_matrices, 64), np.float32), np.full(n_matrices, 40, np.float32)
             )
             for name in names
@@ -127,7 +127,7 @@ def test_a_tensor_that_was_not_measured_has_no_importance() -> None:
 
 def test_a_matrix_without_tokens_counts_everywhere_alike() -> None:
     sums = np.array([[2, 4], [0, 0]], np.float32)
-    found = InputStatistics(sums, np.array([2, 0], np.float32)).importance
+    found = ImportanceStatistics(sums, np.array([2, 0], np.float32)).importance
     np.testing.assert_array_equal(found, [1, 2, 1, 1])  # as quantize.cpp fills it up
 
 
@@ -143,7 +143,7 @@ def test_what_is_written_is_read(
     path = tmp_path_factory.mktemp("imatrix") / "i.gguf"
     counts = np.full(len(sums), count, np.float32)
     written = ImportanceMatrix(
-        {"blk.0.ffn_up.weight": InputStatistics(sums, counts)}, tuple(datasets), 7, 512
+        {"blk.0.ffn_up.weight": ImportanceStatistics(sums, counts)}, tuple(datasets), 7, 512
     )
     write_imatrix(path, written)
     assert same(read_imatrix(path), written)
@@ -302,22 +302,22 @@ def test_the_command_writes_what_the_training_text_uses(
 DOWN = "blk.1.ffn_down.weight"
 
 
-def zeros(found: InputStatistics) -> InputStatistics:
-    return InputStatistics(np.zeros_like(found.in_sum2), found.counts)
+def zeros(found: ImportanceStatistics) -> ImportanceStatistics:
+    return ImportanceStatistics(np.zeros_like(found.in_sum2), found.counts)
 
 
-def half_zeros(found: InputStatistics) -> InputStatistics:
+def half_zeros(found: ImportanceStatistics) -> ImportanceStatistics:
     sums = found.in_sum2.copy()
     sums[:, : sums.shape[1] // 2] = 0
-    return InputStatistics(sums, found.counts)
+    return ImportanceStatistics(sums, found.counts)
 
 
-def underflowing(found: InputStatistics) -> InputStatistics:
-    return InputStatistics((found.in_sum2 * 1e-42).astype(np.float32), found.counts)
+def underflowing(found: ImportanceStatistics) -> ImportanceStatistics:
+    return ImportanceStatistics((found.in_sum2 * 1e-42).astype(np.float32), found.counts)
 
 
-def never_reached(found: InputStatistics) -> InputStatistics:
-    return InputStatistics(np.zeros_like(found.in_sum2), np.zeros_like(found.counts))
+def never_reached(found: ImportanceStatistics) -> ImportanceStatistics:
+    return ImportanceStatistics(np.zeros_like(found.in_sum2), np.zeros_like(found.counts))
 
 
 CHANGES = {
@@ -331,7 +331,7 @@ CHANGES = {
 
 def changed(
     imatrix: ImportanceMatrix,
-    change: Callable[[InputStatistics], InputStatistics] | None,
+    change: Callable[[ImportanceStatistics], ImportanceStatistics] | None,
     names: Sequence[str],
 ) -> ImportanceMatrix:
     statistics = dict(imatrix.statistics)
@@ -362,8 +362,8 @@ def test_matrices_without_importance_are_rounded_and_named(
     matrix, folder = tmp_path / "imatrix.gguf", random_checkpoint.folder
     write_imatrix(matrix, changed(own, change, [DOWN]))
     if command == "export":
-        recipe = Recipe(["q8_0", "q4_0"], imatrix=matrix)
-        found = export(folder, tmp_path / "out", recipe, prove=False).files[1].path
+        quant_config = QuantConfig(["q8_0", "q4_0"], imatrix=matrix)
+        found = export(folder, tmp_path / "out", quant_config, prove=False).files[1].path
     else:
         found = tmp_path / "out.gguf"
         requantize(random_f32, found, "q4_0", imatrix=matrix)
@@ -406,4 +406,4 @@ def test_an_importance_matrix_of_another_model_is_refused(
 @pytest.fixture(scope="module")
 def random_f32(random_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("f32")
-    return export(random_checkpoint.folder, out, Recipe(["f32"]), prove=False).files[0].path
+    return export(random_checkpoint.folder, out, QuantConfig(["f32"]), prove=False).files[0].path

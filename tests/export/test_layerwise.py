@@ -19,7 +19,7 @@ from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import QuantizationError
 from llmkit.export.quantization.calibration import calibration_of
 from llmkit.quant import dequantize, quant_type, quantize
-from llmkit.quant.gptq import InputStatistics, gptq
+from llmkit.quant.gptq import InputMoments, gptq
 from llmkit.quant.types import PackedRows, QuantType
 from llmkit.quantization import walk
 from llmkit.quantization.walk import error_feedback
@@ -112,7 +112,7 @@ def packed_by_hand(model: GPT, types: dict[str, QuantType], tokens: Tensor) -> B
         if name != "wte.weight":
             layer = name.removesuffix(".weight")
             x, y = (inputs_of(each, layer, tokens) for each in (quantized, model))
-            inputs = InputStatistics(x.T @ x / len(x), (y - x).T @ x / len(x))
+            inputs = InputMoments(x.T @ x / len(x), (y - x).T @ x / len(x))
         blocks[name] = gptq(weights, qtype, inputs, name)
         found = dequantize(blocks[name], qtype, tuple(weights.shape))
         quantized.get_parameter(name).data = torch.from_numpy(found)

@@ -15,7 +15,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import GGUFError
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import ImportanceMatrix, collect_importance
 from llmkit.export.quantization.llama_quantize import PLAIN, WITH_IMATRIX, write_like, write_peers
 
@@ -32,7 +32,7 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def wide_f32(wide: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("f32")
-    return export(wide.folder, out, Recipe(["f32"]), prove=False).files[0].path
+    return export(wide.folder, out, QuantConfig(["f32"]), prove=False).files[0].path
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from llmkit.export.gguf.reader import dequantized_weights, read_gguf
 from llmkit.export.llamacpp import benchmark
 from llmkit.export.llamacpp.benchmark import measure_speed
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.tokenizer import load_tokenizer
 
 ROW_KEYS = [
@@ -129,7 +129,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_a_classifier_is_compared_where_a_label_follows(
     classifier: Checkpoint, tmp_path: Path
 ) -> None:
-    path = export(classifier.folder, tmp_path / "out", Recipe(["q4_0"]), prove=False).files[0].path
+    path = (
+        export(classifier.folder, tmp_path / "out", QuantConfig(["q4_0"]), prove=False)
+        .files[0]
+        .path
+    )
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words to say " * 40 + "mill " * 60)
     found = compare(classifier.folder, [path], data=text)
@@ -153,7 +157,9 @@ def test_a_classifier_is_compared_where_a_label_follows(
 def test_text_without_a_label_says_nothing_of_a_classifier(
     classifier: Checkpoint, tmp_path: Path
 ) -> None:
-    path = export(classifier.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
+    path = (
+        export(classifier.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False).files[0].path
+    )
     text = tmp_path / "text.txt"
     text.write_text("mill " * 60)
     with pytest.raises(DataError, match=r"text\.txt: .*label.* --data "):
@@ -164,7 +170,7 @@ def test_another_vocabulary_is_refused(
     files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     other = make_checkpoint(tmp_path / "c")  # other tokens, and another context
-    path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
+    path = export(other.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False).files[0].path
     with pytest.raises(GGUFError, match=r"\b275 and 512 tokens, context of 32 and 64\b"):
         compare(tiny_checkpoint, [path])
 
@@ -184,7 +190,7 @@ def test_another_context_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> No
     other = make_checkpoint(
         tmp_path / "c", tokenizer=load_tokenizer(tiny_checkpoint), context_length=32
     )
-    path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
+    path = export(other.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False).files[0].path
     with pytest.raises(GGUFError, match="context of 32"):
         compare(tiny_checkpoint, [path])
 

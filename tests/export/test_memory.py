@@ -17,7 +17,7 @@ from llmkit.export.convert import export
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as, padded, repacked_bytes
 from llmkit.export.gguf.reader import read_gguf
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.quantization.tensor_types import quantization
 
 MIB = 2**20
@@ -68,7 +68,7 @@ def allocated(path: Path, context: int) -> dict[str, float]:
 def test_the_need_is_what_llama_cpp_allocates(sizes: dict[str, Any], tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", **sizes)
     done = export(
-        made.folder, tmp_path / "out", Recipe(["f32", "f16", "q8_0", "q4_0"]), prove=False
+        made.folder, tmp_path / "out", QuantConfig(["f32", "f16", "q8_0", "q4_0"]), prove=False
     )
     length = sizes["context_length"]
     for exported in done.files:
@@ -87,8 +87,8 @@ def test_the_need_is_what_llama_cpp_allocates(sizes: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize("name", ["q4_0", "iq4_nl", "q2_k", "q4_k", "q5_k", "q6_k"])
 def test_types_are_repacked_as_llama_cpp_does(name: str, tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", n_layer=1, n_embd=256)
-    recipe = Recipe(["q4_0"], tensor_types={"*": name})
-    done = export(made.folder, tmp_path / "out", recipe, prove=False)
+    quant_config = QuantConfig(["q4_0"], tensor_types={"*": name})
+    done = export(made.folder, tmp_path / "out", quant_config, prove=False)
     file = read_gguf(done.files[0].path)
     there = allocated(file.path, 32)["repacked"]
     if there:  # other CPUs repack other types, or none
@@ -97,7 +97,7 @@ def test_types_are_repacked_as_llama_cpp_does(name: str, tmp_path: Path) -> None
 
 def test_more_context_than_the_model_has_costs_nothing(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", context_length=300)
-    done = export(made.folder, tmp_path / "out", Recipe(["q8_0"]), prove=False)
+    done = export(made.folder, tmp_path / "out", QuantConfig(["q8_0"]), prove=False)
     file = read_gguf(done.files[0].path)
     assert memory_needed(file, 10**6) == memory_needed(file, 300)
     assert memory_needed(file, 200).total < memory_needed(file, 300).total
@@ -106,7 +106,7 @@ def test_more_context_than_the_model_has_costs_nothing(tmp_path: Path) -> None:
 
 def test_an_adapter_is_counted(tmp_path: Path) -> None:
     made = with_adapter(make_checkpoint(tmp_path / "base"), tmp_path / "c")
-    done = export(made.folder, tmp_path / "out", Recipe(["f16"]), prove=False)
+    done = export(made.folder, tmp_path / "out", QuantConfig(["f16"]), prove=False)
     file = read_gguf(done.files[0].path)
     adapter = adapter_of(file)
     assert adapter is not None
@@ -117,7 +117,7 @@ def test_an_adapter_is_counted(tmp_path: Path) -> None:
 
 def test_the_need_of_another_type_is_that_of_its_file(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", n_embd=96, tie_embeddings=False)
-    done = export(made.folder, tmp_path / "out", Recipe(["f32", "q8_0", "q4_0"]), prove=False)
+    done = export(made.folder, tmp_path / "out", QuantConfig(["f32", "q8_0", "q4_0"]), prove=False)
     first, *others = (read_gguf(exported.path) for exported in done.files)
     for file in others:
         assert memory_needed_as(first, quantization(file.quant), 20) == memory_needed(file, 20)

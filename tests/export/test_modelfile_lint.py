@@ -15,7 +15,7 @@ from llmkit.cli.main import app
 from llmkit.errors import ModelfileError
 from llmkit.export.convert import export
 from llmkit.export.modelfile.lint import lint_modelfile, local_file
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.modelfiles import go_engine
 from llmkit.modelfiles.go_engine import find_go
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models of context 32, an adapter of one, and adapters that are not."""
     folder = tmp_path_factory.mktemp("lint")
     made = make_checkpoint(folder / "c")
-    export(made.folder, folder / "export", Recipe(["f32"]), prove=False)
+    export(made.folder, folder / "export", QuantConfig(["f32"]), prove=False)
     model = (folder / "export" / "c-f32.gguf").rename(folder / "m.gguf")
     without_key(model, folder / "no-jinja.gguf", gguf.Keys.Tokenizer.CHAT_TEMPLATE)
     for name, jinja in (("jinja", "Q: {{ messages[-1].content }}"), ("broken-jinja", "{% if %}")):
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with_key(model, folder / f"{name}.gguf", key, jinja, Kind.STRING)
     for name, sizes in (("adapter", {}), ("other", {"n_embd": 96, "n_head": 2})):
         tuned = lora_checkpoint(folder / name, **sizes)
-        done = export(tuned.folder, folder / f"{name}-export", Recipe(["f32"]), prove=False)
+        done = export(tuned.folder, folder / f"{name}-export", QuantConfig(["f32"]), prove=False)
         assert done.adapter is not None
         done.adapter.path.rename(folder / f"{name}.gguf")
         done.files[0].path.rename(folder / f"{name}-base.gguf")
@@ -107,7 +107,7 @@ def test_what_export_writes_has_no_findings(form: str, tmp_path: Path) -> None:
         made = make_checkpoint(tmp_path / "c")
     if form == "alpaca":
         save_config(made.folder, CheckpointConfig(made.config, ALPACA))
-    done = export(made.folder, tmp_path / "out", Recipe(["q8_0"]), prove=False)
+    done = export(made.folder, tmp_path / "out", QuantConfig(["q8_0"]), prove=False)
     assert lint_modelfile(done.modelfile).findings == ()
 
 
@@ -202,7 +202,7 @@ def test_system_texts_and_turns_are_compared_too(folder: Path, tmp_path: Path) -
     assert "'Be brief.\\n\\nWho is it?'" in found
     made = make_checkpoint(tmp_path / "c")
     save_config(made.folder, CheckpointConfig(made.config, ALPACA))
-    done = export(made.folder, tmp_path / "out", Recipe(["f32"]), prove=False)
+    done = export(made.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False)
     text = done.modelfile.read_text(encoding="utf-8")
     (found,) = lint(tmp_path / "out", text.replace("<|endoftext|>\n\n", "<|endoftext|>\n", 1))
     assert ": error: TEMPLATE " in found
@@ -212,7 +212,7 @@ def test_system_texts_and_turns_are_compared_too(folder: Path, tmp_path: Path) -
 def test_the_system_text_of_training_is_missed(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c")
     save_config(made.folder, CheckpointConfig(made.config, ALPACA))
-    done = export(made.folder, tmp_path / "out", Recipe(["f32"]), prove=False)
+    done = export(made.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False)
     text = done.modelfile.read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("SYSTEM")]
     (found,) = lint(tmp_path / "out", "\n".join(lines))

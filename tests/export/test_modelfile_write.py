@@ -18,7 +18,7 @@ from llmkit.errors import ConfigError, GGUFError, ModelfileError
 from llmkit.export.convert import export
 from llmkit.export.modelfile.lint import lint_modelfile
 from llmkit.export.modelfile.write import write_modelfile
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.parameters import Parameters
@@ -31,7 +31,7 @@ JINJA = gguf.Keys.Tokenizer.CHAT_TEMPLATE
 
 def exported(checkpoint: Checkpoint, out: Path) -> tuple[Path, Modelfile]:
     """The GGUF file alone, and what export's own Modelfile said."""
-    done = export(checkpoint.folder, out, Recipe(["f32"]), prove=False)
+    done = export(checkpoint.folder, out, QuantConfig(["f32"]), prove=False)
     said = read_modelfile(done.modelfile).modelfile
     done.modelfile.unlink()
     return done.files[0].path, said

@@ -16,7 +16,7 @@ from ollama_servers import real_ollama, stand_in
 
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.convert import export
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.modelfiles.prompt_format import COMPLETION
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "ollama" / "recordings.json"
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("tiny")
     made = make_checkpoint(folder / "c", n_embd=64, n_head=4, context_length=128)
     save_config(made.folder, CheckpointConfig(made.config, COMPLETION))
-    done = export(made.folder, folder / "out", Recipe(["f16"]), prove=False)
+    done = export(made.folder, folder / "out", QuantConfig(["f16"]), prove=False)
     return done.files[0].path.read_bytes()
 
 

@@ -29,7 +29,7 @@ from llmkit.errors import DataError, GGUFError, LlmkitError
 from llmkit.export.check import Proof
 from llmkit.export.convert import export
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.checks import CHECKS, Needs
 from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.generation_check import generation_check
@@ -79,7 +79,7 @@ def test_every_other_type_is_proved_at_a_width_of_whole_blocks(tmp_path: Path) -
     made = make_checkpoint(tmp_path / "c", n_layer=1, n_embd=256, context_length=64)
     others = ("f32", "f16", "bf16", "q8_0", "q4_0", *SLOW_TYPES)
     names = [n for n in quant_names() if not quant_type(n).needs_importance and n not in others]
-    for file in export(made.folder, tmp_path / "out", Recipe(names), prove=False).files:
+    for file in export(made.folder, tmp_path / "out", QuantConfig(names), prove=False).files:
         proof = prove(made.folder, file.path)
         assert failed(proof) == set(), (file.quant, proof.checks)
         assert proof.quant == file.quant
@@ -120,7 +120,7 @@ def test_another_checkpoints_file_is_found(
     other = make_checkpoint(
         tmp_path / "other", tokenizer=_tokenizer(tiny_checkpoint), change=retrain, context_length=64
     )
-    path = export(other.folder, tmp_path / "out", Recipe(["q8_0"]), prove=False).files[0].path
+    path = export(other.folder, tmp_path / "out", QuantConfig(["q8_0"]), prove=False).files[0].path
     found = prove(tiny_checkpoint, path)
     assert {"tensors"} <= failed(found) <= {"metadata", "tensors"}  # of another vocabulary size
     assert failed(prove(tiny_checkpoint, files["q8_0"])) == set()
@@ -243,7 +243,7 @@ def test_a_file_of_other_sizes_fails_without_being_run(
     other = make_checkpoint(
         tmp_path / "other", **{"tokenizer": tokenizer, "context_length": 64, **sizes}
     )
-    path = export(other.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
+    path = export(other.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False).files[0].path
     proof = prove(tiny_checkpoint, path)
     assert {"tensors", "tokenizer", "logits", "generation"} <= failed(proof)
     assert detail(proof, "logits").startswith("not run")
@@ -387,7 +387,9 @@ def test_text_that_is_too_short_is_refused(
 def test_a_checkpoint_without_held_out_text_is_proved_on_tales(
     random_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    path = export(random_checkpoint.folder, tmp_path, Recipe(["f32"]), prove=False).files[0].path
+    path = (
+        export(random_checkpoint.folder, tmp_path, QuantConfig(["f32"]), prove=False).files[0].path
+    )
     proof = verify(random_checkpoint.folder, path, max_tokens=64)
     assert proof.passed
     assert proof.texts == "built-in tales"
@@ -397,7 +399,9 @@ def test_held_out_tokens_of_another_vocabulary_are_refused(tmp_path: Path) -> No
     checkpoint = make_checkpoint(tmp_path / "c")
     checkpoint.validation_tokens_file.parent.mkdir()
     np.arange(1000, dtype="<u2").tofile(checkpoint.validation_tokens_file)
-    path = export(checkpoint.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
+    path = (
+        export(checkpoint.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False).files[0].path
+    )
     with pytest.raises(DataError, match=r"\b992\b.* 275 .*--data"):
         verify(checkpoint.folder, path)
 

@@ -21,7 +21,7 @@ from llmkit.export.check import Check
 from llmkit.export.convert import export
 from llmkit.export.evaluation.eval_data import proof_prompts
 from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.checks import CHECKS, CheckContext, Needs, RegisteredCheck
 from llmkit.export.verify.ollama_check import as_ollama_reads, ollama_check, path_of
 from llmkit.export.verify.target import open_target
@@ -51,7 +51,7 @@ def exported(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> tuple
     tokenizer = train_bpe(["some words to merge, some more words"], 280)
     made = make_checkpoint(folder / "c", tokenizer=tokenizer, context_length=128)
     save_config(made.folder, CheckpointConfig(made.config, ALPACA))
-    done = export(made.folder, folder / "out", Recipe(["q8_0"]), prove=False)
+    done = export(made.folder, folder / "out", QuantConfig(["q8_0"]), prove=False)
     stored = Stored(done.files[0].path, read_modelfile(done.modelfile).modelfile)
     server.models["tales:latest"] = stored
     return load_checkpoint(made.folder), stored.gguf

@@ -17,7 +17,7 @@ from llmkit.architectures.registry import tensor_specs
 from llmkit.errors import QuantizationError
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.quantization.tensor_types import quantization, quantization_names, quantization_of
 
 PRESETS = {
@@ -73,7 +73,7 @@ def set_to_zero(weights: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_each_tensor_has_the_type_that_llama_quantize_takes(model: str, tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", change=set_to_zero, **MODELS[model])
-    f32 = export(made.folder, tmp_path / "out", Recipe(["f32"]), prove=False).files[0].path
+    f32 = export(made.folder, tmp_path / "out", QuantConfig(["f32"]), prove=False).files[0].path
     for preset in PRESETS:
         ours = {
             entry.gguf_name: quantization(preset).type_of(entry, made.config).ggml_type.name
@@ -85,8 +85,8 @@ def test_each_tensor_has_the_type_that_llama_quantize_takes(model: str, tmp_path
 def test_the_single_type_of_a_presets_name_is_asked_for_by_tensor_type(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c", n_embd=256, n_layer=1)
     for patterns, types in (({}, {"Q2_K", "Q3_K", "Q6_K"}), ({"*": "q2_k"}, {"Q2_K"})):
-        recipe = Recipe(["q2_k"], tensor_types=patterns)
-        (file,) = export(checkpoint.folder, tmp_path / "out", recipe, prove=False).files
+        quant_config = QuantConfig(["q2_k"], tensor_types=patterns)
+        (file,) = export(checkpoint.folder, tmp_path / "out", quant_config, prove=False).files
         tensors = read_gguf(file.path).tensors.values()
         assert {tensor.ggml_type.name for tensor in tensors} - {"F32"} == types
 
@@ -97,7 +97,7 @@ def test_a_file_says_which_quantization_it_has(name: str, tmp_path: Path) -> Non
     if quantization(name).base.needs_importance:
         pytest.skip("needs an importance matrix")
     checkpoint = make_checkpoint(tmp_path / "c", n_embd=256, n_layer=1)
-    (file,) = export(checkpoint.folder, tmp_path / "out", Recipe([name]), prove=False).files
+    (file,) = export(checkpoint.folder, tmp_path / "out", QuantConfig([name]), prove=False).files
     found = read_gguf(file.path)
     assert found.quant == name
     assert found.quantization() == quantization(name)
@@ -106,7 +106,9 @@ def test_a_file_says_which_quantization_it_has(name: str, tmp_path: Path) -> Non
 
 def test_rows_that_no_block_of_256_fits_fall_back_as_in_llama_cpp(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c", n_embd=96, n_layer=1)
-    (file,) = export(checkpoint.folder, tmp_path / "out", Recipe(["q4_k_m"]), prove=False).files
+    (file,) = export(
+        checkpoint.folder, tmp_path / "out", QuantConfig(["q4_k_m"]), prove=False
+    ).files
     assert "token_embd.weight: q8_0" in file.fallbacks
     assert "blk.0.ffn_up.weight: q5_0" in file.fallbacks
 

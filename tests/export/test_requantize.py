@@ -20,7 +20,7 @@ from llmkit.export.convert import export
 from llmkit.export.gguf.metadata import OF_QUANTIZATION
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.quantization.calibration import calibration_of
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
 from llmkit.export.quantization.requantize import requantize
 from llmkit.export.verify.metadata_check import metadata_check
@@ -45,7 +45,7 @@ def test_rounding_gives_the_checkpoints_own_export(
 
 def test_by_llama_cpp_the_bytes_are_llama_quantizes(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "c", n_embd=256, n_layer=4)
-    done = export(made.folder, tmp_path / "out", Recipe(["f32", "q4_k_m"]), prove=False)
+    done = export(made.folder, tmp_path / "out", QuantConfig(["f32", "q4_k_m"]), prove=False)
     f32, q4_k_m = (file.path for file in done.files)
     out = tmp_path / "m.gguf"
     assert requantize(f32, out, "q4_k_m", method="llama.cpp").quant == "q4_k_m"
@@ -58,8 +58,8 @@ def test_by_llama_cpp_the_bytes_are_llama_quantizes(tmp_path: Path) -> None:
 def test_llama_cpps_blocks_are_not_said_to_be_chosen(
     files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Recipe(["q4_0"], method="gptq")
-    (chosen,) = export(tiny_checkpoint, tmp_path / "out", recipe, prove=False).files
+    quant_config = QuantConfig(["q4_0"], method="gptq")
+    (chosen,) = export(tiny_checkpoint, tmp_path / "out", quant_config, prove=False).files
     out = tmp_path / "m.gguf"
     found = requantize(chosen.path, out, "q8_0", method="llama.cpp", again=True)
     assert (found.quant, found.method) == ("q8_0", "rtn")
@@ -150,7 +150,7 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(DataError):
         requantize(files["f32"], out, "q4_0", method="gptq", calibration=empty)
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "tuned")
-    base = export(tuned.folder, tmp_path / "apart", Recipe(["f32"]), prove=False).files[0].path
+    base = export(tuned.folder, tmp_path / "apart", QuantConfig(["f32"]), prove=False).files[0].path
     with pytest.raises(ConfigError, match=r"tuned-adapter\.gguf"):
         requantize(base, out, "q4_0")
     assert not out.exists()

@@ -14,7 +14,7 @@ from llmkit.export.compare import compare
 from llmkit.export.convert import Export, export
 from llmkit.export.gguf.reader import is_gguf
 from llmkit.export.llamacpp.runners import generate
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.requantize import requantize
 from llmkit.generation import Sampling
 from llmkit.tokenizer import train_characters
@@ -83,7 +83,9 @@ def both_forms(folder: Path, change: Callable[[dict[str, Any]], None]) -> tuple[
         change=zero_first,
         tie_embeddings=False,
     )
-    path = export(checkpoint.folder, folder / "out", Recipe(["f32"]), prove=False).files[0].path
+    path = (
+        export(checkpoint.folder, folder / "out", QuantConfig(["f32"]), prove=False).files[0].path
+    )
     return checkpoint.folder, path
 
 

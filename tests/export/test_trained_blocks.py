@@ -13,7 +13,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf
-from llmkit.export.quantization.config import Recipe
+from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.requantize import requantize
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.target import open_target
@@ -79,7 +79,7 @@ def test_a_changed_quant_fails_the_proof(trained: Checkpoint, tmp_path: Path) ->
 def test_other_types_are_packed_from_what_the_blocks_hold(
     trained: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = export(trained.folder, tmp_path / "out", Recipe(["f32", "q8_0"]))
+    done = export(trained.folder, tmp_path / "out", QuantConfig(["f32", "q8_0"]))
     assert "q4_0; f32, q8_0 " in capsys.readouterr().err
     assert all(proof.passed for proof in done.proofs)
     floats = {t.name: t.data for t in gguf.GGUFReader(done.files[0].path).tensors}
@@ -91,7 +91,7 @@ def test_other_types_are_packed_from_what_the_blocks_hold(
 
 def test_trained_blocks_are_not_chosen_again(trained: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\bq4_0\b.*--method"):
-        export(trained.folder, tmp_path / "out", Recipe(method="gptq"))
+        export(trained.folder, tmp_path / "out", QuantConfig(method="gptq"))
 
 
 @pytest.mark.slow

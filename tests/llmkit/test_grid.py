@@ -11,7 +11,7 @@ from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.errors import QuantizationError
 from llmkit.quant import quantize
 from llmkit.quant.rounding import rounding_of
-from llmkit.quantization.qat import Grid, matrix_types, on_grid
+from llmkit.quantization.qat import Roundings, matrix_types, on_grid
 from llmkit.quantization.tensor_types import quantization
 
 SIZES: dict[str, Any] = {"vocab_size": 40, "context_length": 8, "n_layer": 2, "n_head": 2}
@@ -28,7 +28,7 @@ def make(n_embd: int = 256, **changes: Any) -> GPT:
     return model
 
 
-def grid_of(model: GPT, name: str) -> Grid:
+def grid_of(model: GPT, name: str) -> Roundings:
     """The grid that keeps the scales of the model's own blocks."""
     types = matrix_types(model.config, quantization(name))
     weights = {key: model.get_parameter(key).detach().numpy() for key in types}

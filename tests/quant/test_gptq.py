@@ -15,7 +15,7 @@ from weight_cases import weight_cases
 from llmkit.errors import QuantizationError
 from llmkit.quant import QuantType, quant_names, quant_type, quantize
 from llmkit.quant.blocks import dequantize_blocks
-from llmkit.quant.gptq import DAMPING, InputStatistics, gptq
+from llmkit.quant.gptq import DAMPING, InputMoments, gptq
 from llmkit.quant.types import PackedRows
 
 TYPES = ["q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0", "iq4_nl"]
@@ -46,7 +46,7 @@ def packed(
     weights: NDArray[np.float32], name: str, moment: Floats, drift: Floats | None = None
 ) -> PackedRows:
     of_drift = None if drift is None else torch.from_numpy(drift)
-    inputs = InputStatistics(torch.from_numpy(moment), of_drift)
+    inputs = InputMoments(torch.from_numpy(moment), of_drift)
     return gptq(torch.from_numpy(weights), quant_type(name), inputs, "w")
 
 

@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from llmkit.api import (
     FinetuneConfig,
     LoRAConfig,
-    Recipe,
+    QuantConfig,
     export,
     finetune_classify,
     finetune_instruct,
@@ -30,8 +30,8 @@ from llmkit.api import (
 )
 from llmkit.data.tales import tales
 
-ROUNDED = Recipe(("f16", "q8_0", "q4_0", "q4_k_m"))
-GPTQ = Recipe(("q4_0", "q4_k_m"), method="gptq")
+ROUNDED = QuantConfig(("f16", "q8_0", "q4_0", "q4_k_m"))
+GPTQ = QuantConfig(("q4_0", "q4_k_m"), method="gptq")
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 256, "context_length": 128}
 SHORT = {"steps": 4, "batch_size": 4, "eval_interval": 4}
 TUNED: dict[str, Any] = {"batch_size": 4, "steps": 6}
@@ -47,7 +47,7 @@ def main() -> None:
             _print(folder, sorted(checkpoint.glob("*.safetensors")))
         for kind, checkpoint in checkpoints.items():
             own = kind in ("qlora", "qat")
-            _exported(folder, checkpoint, f"{kind}-rounded", Recipe() if own else ROUNDED)
+            _exported(folder, checkpoint, f"{kind}-rounded", QuantConfig() if own else ROUNDED)
             if not own:
                 _exported(folder, checkpoint, f"{kind}-gptq", GPTQ)
         _exported(folder, checkpoints["lora"], "lora-merged", ROUNDED, merge=True)
@@ -92,10 +92,10 @@ def _finetuned(folder: Path, base: Path) -> dict[str, Path]:
 
 
 def _exported(
-    folder: Path, checkpoint: Path, name: str, recipe: Recipe, *, merge: bool = False
+    folder: Path, checkpoint: Path, name: str, quant_config: QuantConfig, *, merge: bool = False
 ) -> None:
     out = folder / "exports" / name
-    export(checkpoint, out, recipe, name="m", merge=merge, prove=False)
+    export(checkpoint, out, quant_config, name="m", merge=merge, prove=False)
     _print(folder, sorted([*out.glob("*.gguf"), out / "Modelfile"]))
 
 
