@@ -81,6 +81,7 @@ def export(
             name,
             beside,
             prepared.blocks(each),
+            merged=not apart,
         )
         for each in prepared.quantizations
     ]

@@ -17,7 +17,6 @@ from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import GGUFError
-from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import adapter_metadata_of
 from llmkit.export.gguf.reader import GGUFFile, Writer, read_gguf
 from llmkit.export.gguf.writer import ExportedFile, add_metadata
@@ -57,10 +56,9 @@ def adapter_arrays(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
 
 def adapter_of(file: GGUFFile) -> GGUFFile | None:
     """The adapter that a base names, which lies beside it. Raises GGUFError where it does not."""
-    name = file.metadata.get(ADAPTER_KEY)
-    if name is None:
+    if file.adapter_name is None:
         return None
-    path = file.path.parent / Path(str(name)).name
+    path = file.path.parent / file.adapter_name
     if not path.exists():
         raise GGUFError(f"{file.path} needs its adapter {path.name} in the same folder; copy both")
     return read_gguf(path)

@@ -17,6 +17,7 @@ from llmkit.architectures.base import GGUF_HEAD, ModelConfig
 from llmkit.architectures.registry import FAMILIES, tensor_specs
 from llmkit.checkpoint.tensors import fault_of
 from llmkit.errors import GGUFError, QuantizationError
+from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import METHOD_KEY, QUANTIZATION_KEY
 from llmkit.quant import QuantType, dequantize, quant_type_of
 from llmkit.quantization.tensor_types import CUSTOM, Quantization, quantization, quantization_of
@@ -133,6 +134,12 @@ class GGUFFile:
         }
         base = quantization_of(file_type).base
         return Quantization(CUSTOM, file_type, base, chosen=chosen)
+
+    @property
+    def adapter_name(self) -> str | None:
+        """Name of the file with the LoRA matrices that belong to this one, if it names one."""
+        name = self.metadata.get(ADAPTER_KEY)
+        return None if name is None else Path(str(name)).name
 
     @property
     def bits_per_weight(self) -> float:

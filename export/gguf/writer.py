@@ -48,19 +48,21 @@ def write_gguf(
     name: str,
     adapter: str | None = None,
     chosen: ChosenBlocks | None = None,
+    *,
+    merged: bool = True,
 ) -> ExportedFile:
     """Write one model file, a tensor at a time, so that memory stays at one tensor.
 
-    With `adapter` the file is the base alone, and says that this file of LoRA matrices belongs
-    to it. Without, the checkpoint's adapter, if it has one, is merged into the weights. Matrices
-    that are not in `chosen` are rounded.
+    With `merged` the checkpoint's adapter, if it has one, is merged into the weights; without,
+    the file is the base alone. `adapter` names the file of LoRA matrices that belongs to it.
+    Matrices that are not in `chosen` are rounded.
     """
     table = tensor_specs(checkpoint.config)
     types = [quantization.type_of(entry, checkpoint.config) for entry in table]
     entries = metadata_of(checkpoint, quantization, name, adapter, chosen)
     writer = _writer(entries, table, types)
     with (
-        open_weights(checkpoint, merged=adapter is None) as tensors,
+        open_weights(checkpoint, merged=merged) as tensors,
         written_beside(path) as beside,
         closing(writer),
     ):

@@ -18,7 +18,6 @@ from llmkit.console import progress
 from llmkit.data.sources import read_documents
 from llmkit.data.tokens import windows
 from llmkit.errors import ConfigError, DataError, GGUFError
-from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import (
     OF_QUANTIZATION,
     ChosenBlocks,
@@ -110,9 +109,9 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
             f"{quantized[0].ggml_type.name.lower()}), so errors would add up; use the f32 or f16 "
             "file, or add --again"
         )
-    if ADAPTER_KEY in file.metadata and out.resolve().parent != file.path.resolve().parent:
+    if file.adapter_name and out.resolve().parent != file.path.resolve().parent:
         raise ConfigError(
-            f"{file.path} needs the adapter {file.metadata[ADAPTER_KEY]} in its folder; "
+            f"{file.path} needs the adapter {file.adapter_name} in its folder; "
             "write the new file into the same folder"
         )
 

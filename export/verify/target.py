@@ -20,6 +20,11 @@ class VerifyTarget:
     adapter: GGUFFile | None  # LoRA matrices that the file names; None where there are none
     quantization: Quantization
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether the file's weights are the checkpoint's with its adapter, if it has one."""
+        return self.file.adapter_name is None
+
 
 def open_target(checkpoint: Checkpoint, gguf: Path) -> VerifyTarget:
     """Read a GGUF file and its adapter. Raises GGUFError or QuantizationError for no such file."""

@@ -54,7 +54,7 @@ def tensors_check(target: VerifyTarget) -> Check:
 
 def wanted_tensors(target: VerifyTarget) -> list[WantedTensor]:
     """What the file has to hold, read from the checkpoint when it is asked for."""
-    source, merged = target.checkpoint, target.adapter is None
+    source, merged = target.checkpoint, target.is_merged
     trained = source.trained_blocks() if target.quantization.name == source.qat else {}
     return [_wanted(entry, target, merged, trained) for entry in tensor_specs(source.config)]
 
@@ -136,7 +136,7 @@ def _faults(
 def _adapter_text(target: VerifyTarget, faults: Faults) -> list[str]:
     """Says so where the differing tensors are those with, or without, the adapter merged in."""
     entries = {entry.gguf_name: entry for entry in tensor_specs(target.checkpoint.config)}
-    merged = target.adapter is None
+    merged = target.is_merged
     is_other = all(
         is_equal(
             faults.file.tensors[suspect.wanted.name],

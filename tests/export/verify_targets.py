@@ -79,7 +79,7 @@ def write_apart(checkpoint: Checkpoint, folder: Path, qtype: str = "f32") -> Pat
     """The base's file, and its adapter's beside it."""
     write_adapter(checkpoint, folder / "adapter.gguf", "model")
     path = folder / "model.gguf"
-    write_gguf(checkpoint, path, quantization(qtype), "model", "adapter.gguf")
+    write_gguf(checkpoint, path, quantization(qtype), "model", "adapter.gguf", merged=False)
     return path
 
 
