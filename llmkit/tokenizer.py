@@ -16,10 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
-from llmkit.console import say
 from llmkit.errors import CheckpointError, ConfigError, DataError, LlmkitError
 from llmkit.files import write_text
 from llmkit.threads import interruptible
@@ -164,93 +163,6 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(N_BYTES)]
 
 
-MAX_TRAINING_WORD = 128  # longer ones are DNA, rulers, or Chinese without punctuation
-# What GPT-2's split makes one word: letters, digits, signs or white space alone.
-_LONG_WORD = re.compile(
-    "|".join(
-        rf"{kind}{{{MAX_TRAINING_WORD}}}(?={kind})"
-        for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
-    )
-)
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE with GPT-2's split, trained on `texts`.
-
-    `vocab_size` counts the 256 bytes and the end-of-text token; a short text may give fewer.
-    Very long words are cut, for the training alone, and that is said.
-    Raises ConfigError where it has no room for them.
-    """
-    if vocab_size <= N_BYTES:
-        raise ConfigError(
-            f"vocab_size {vocab_size} is too small; use {N_BYTES + 1} or more "
-            f"({N_BYTES} bytes and {END_OF_TEXT})"
-        )
-    hf = _byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        initial_alphabet=byte_alphabet(),
-        show_progress=False,
-        special_tokens=[],
-    )
-    words = _TrainingText(texts)
-    try:
-        interruptible(lambda: hf.train_from_iterator(words, trainer))
-    finally:
-        words.stopped = True  # after Ctrl-C the thread is still there
-    if words.n_cut:
-        say(
-            f"tokenizer: cut {words.n_cut} word{'s' * (words.n_cut > 1)} longer than "
-            f"{MAX_TRAINING_WORD} characters to keep BPE training fast; this does not change how "
-            "text is encoded"
-        )
-    return _with_end_of_text(hf)
-
-
-@dataclass
-class _TrainingText:
-    """Pieces of texts without very long words, for one pass."""
-
-    texts: Iterable[str]
-    stopped: bool = False
-    n_cut: int = 0  # words
-
-    def __iter__(self) -> Iterator[str]:
-        # In pieces: the library takes 100 bytes for each character of a text that it splits.
-        for text in self.texts:
-            for piece in safe_pieces(text):
-                if self.stopped:
-                    return
-                yield from self._short_words(piece)
-
-    def _short_words(self, piece: str) -> Iterator[str]:
-        begin = 0
-        for found in _LONG_WORD.finditer(piece):
-            self.n_cut += begin == 0 or found.start() > begin
-            yield piece[begin : found.end()]
-            begin = found.end()
-        yield piece[begin:]
-
-
-def train_characters(texts: Iterable[str]) -> Tokenizer:
-    """A token for each character of `texts` and for each byte.
-
-    A character of several bytes is built by merges from its first byte on; since no other
-    merge exists, tokens never reach across characters.
-    """
-    characters = sorted({character for text in texts for character in set(text)})
-    alphabet = byte_alphabet()
-    vocab = {symbol: token_id for token_id, symbol in enumerate(alphabet)}
-    merges: dict[tuple[str, str], None] = {}
-    for character in characters:
-        first, *rest = (alphabet[byte] for byte in character.encode())
-        for symbol in rest:
-            merges[(first, symbol)] = None
-            first += symbol
-            vocab.setdefault(first, len(vocab))
-    return _with_end_of_text(_byte_level(models.BPE(vocab=vocab, merges=list(merges))))
-
-
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read tokenizer.json, or OpenAI's encoder.json and vocab.bpe, of a folder.
 
@@ -309,14 +221,16 @@ def safe_pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
     yield text[start:]
 
 
-def _byte_level(model: models.Model) -> HFTokenizer:
+def byte_level(model: models.Model) -> HFTokenizer:
+    """A tokenizer of the bytes of text, split as GPT-2 splits it."""
     hf = HFTokenizer(model)
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     hf.decoder = decoders.ByteLevel()
     return hf
 
 
-def _with_end_of_text(hf: HFTokenizer) -> Tokenizer:
+def with_end_of_text(hf: HFTokenizer) -> Tokenizer:
+    """The tokenizer with the token that ends a document."""
     hf.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return Tokenizer(hf)
 
@@ -331,7 +245,7 @@ def _from_openai(folder: Path) -> Tokenizer:
                 f"{folder}: vocab.bpe merges {left!r} and {right!r}, but encoder.json lacks one of "
                 "the tokens; copy both files from the same tokenizer"
             )
-    hf = _with_end_of_text(_byte_level(models.BPE(vocab=vocab, merges=merges))).hf
+    hf = with_end_of_text(byte_level(models.BPE(vocab=vocab, merges=merges))).hf
     return _accepted(hf, str(folder / "encoder.json"))
 
 
@@ -341,7 +255,7 @@ _TRAIN_ONE = "train a tokenizer with --tokenizer bpe"
 def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
     """Accept a tokenizer that llama.cpp's `gpt2` model can reproduce, or raise CheckpointError."""
     found = json.loads(hf.to_str())
-    wanted = json.loads(_byte_level(models.BPE()).to_str())
+    wanted = json.loads(byte_level(models.BPE()).to_str())
     differs = [part for part in ("normalizer", "pre_tokenizer") if not _same(found, wanted, part)]
     switches = ("ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
     differs += [switch for switch in switches if found["model"].get(switch)]

@@ -23,7 +23,7 @@ from llmkit.export.convert import export
 from llmkit.export.llamacpp.benchmark import measure_speed
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.modelfiles.prompt_format import COMPLETION
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 OLDEST_PYTHON = (3, 11)
 GB = 1e9

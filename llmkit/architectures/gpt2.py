@@ -56,11 +56,6 @@ class GPTConfig:
             raise ConfigError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
 
     @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.n_embd // self.n_head
-
-    @property
     def n_ff(self) -> int:
         """Inner width of the feed-forward layer: 4 x n_embd as in GPT-2."""
         return 4 * self.n_embd

@@ -87,11 +87,3 @@ def predict(
     """Which label a checkpoint's model gives each text: places in `label_ids`."""
     head = label_head(model)[list(label_ids)]  # (n_labels, C)
     return [int(place) for place in label_logits(model, head, token_ids_list).argmax(dim=1)]
-
-
-def label_log_probabilities(
-    model: LanguageModel, label_ids: Sequence[int], ids: Sequence[int]
-) -> Tensor:
-    """Log-probabilities (n_labels,) in nats of the labels alone after a text's ids."""
-    head = label_head(model)[list(label_ids)]  # (n_labels, C)
-    return label_logits(model, head, [ids])[0].log_softmax(dim=0)

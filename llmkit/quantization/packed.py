@@ -115,7 +115,8 @@ def build_packed(
 
     Tensors are read one by one, and floats that are packed are let go at once: peak memory is
     that of the packed model and one float tensor. Raises CheckpointError for a tensor of another
-    shape, and what `pack_model` raises.
+    shape, ConfigError for a name that is no matrix of the model, and QuantizationError for
+    weights that a type cannot hold.
     """
     model = model_without_weights(config)
     _check_names(model, types)

@@ -17,13 +17,8 @@ from llmkit.data.tokens import split_documents, token_dtype, write_token_file
 from llmkit.errors import CheckpointError, DataError
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.records.text_files import AS_IT_COMES, Reading
-from llmkit.tokenizer import (
-    Tokenizer,
-    download_gpt2,
-    load_tokenizer,
-    train_bpe,
-    train_characters,
-)
+from llmkit.tokenizer import Tokenizer, download_gpt2, load_tokenizer
+from llmkit.tokenizer_training import train_bpe, train_characters
 from llmkit.training.state import RunFolder, RunState
 
 PARTS = ("train", "validation")

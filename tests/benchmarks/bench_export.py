@@ -23,7 +23,7 @@ from llmkit.architectures.registry import model_config
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors
 from llmkit.modelfiles.prompt_format import COMPLETION
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 EXPORT = """

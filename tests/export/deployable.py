@@ -21,7 +21,7 @@ from llmkit.modelfiles.prompt_format import (
     Message,
     PromptFormat,
 )
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 QUESTIONS = ("What merge?", "Some words?", "And more words to merge?", "Which?", "Who is it?")
 ENDS_EVERY = 4  # positions

@@ -18,7 +18,8 @@ from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.quant import dequantize, quant_type, quantize
-from llmkit.tokenizer import Tokenizer, train_bpe
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_training import train_bpe
 
 Kind = gguf.GGUFValueType
 Key = tuple[Any, gguf.GGUFValueType, gguf.GGUFValueType | None]  # value, type, type of items

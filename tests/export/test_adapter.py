@@ -25,7 +25,7 @@ from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.verify import verify
 from llmkit.generation import Sampling
 from llmkit.modelfiles.reading import read_modelfile
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 IDS = list(range(40, 60))
 

@@ -25,7 +25,7 @@ from llmkit.export.quantization.budget import Budget, _floor, budget_of, parse_b
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.prequantized import Method
 from llmkit.quantization.tensor_types import quantization
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import delete
 from llmkit.generation import Sampling
 from llmkit.modelfiles.reading import read_modelfile
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 NAME = "llmkit-test-chat"
 GREEDY = Sampling(temperature=0, max_tokens=20)

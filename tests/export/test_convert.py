@@ -23,7 +23,7 @@ from llmkit.export.gguf import writer
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.verify import verify
-from llmkit.tokenizer import train_characters
+from llmkit.tokenizer_training import train_characters
 
 GGML_TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,

@@ -35,7 +35,7 @@ from llmkit.modelfiles.prompt_format import (
     Turn,
 )
 from llmkit.modelfiles.reading import read_modelfile
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 
 def exported(form: PromptFormat, folder: Path) -> tuple[Checkpoint, Path]:

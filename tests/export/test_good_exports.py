@@ -11,7 +11,7 @@ from verify_targets import VARIANTS, chatml_checkpoint, lora_checkpoint, proof_o
 
 from llmkit.export.convert import export
 from llmkit.export.quantization.config import QuantConfig
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 # Each kind of model with one type, each type with two; the checks that compute see all pairs.
 PAIRS = {

@@ -24,8 +24,8 @@ from llmkit.tokenizer import (
     _with_end_of_text,
     byte_alphabet,
     load_tokenizer,
-    train_characters,
 )
+from llmkit.tokenizer_training import train_characters
 
 IDS = list(range(40, 72))
 

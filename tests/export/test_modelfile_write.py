@@ -24,7 +24,7 @@ from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.parameters import Parameters
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION, PROMPT_FORMATS
 from llmkit.modelfiles.reading import read_modelfile
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 JINJA = gguf.Keys.Tokenizer.CHAT_TEMPLATE
 

@@ -29,7 +29,8 @@ from llmkit.export.verify.verify import verify
 from llmkit.modelfiles.go_engine import find_go, go_engine
 from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION
 from llmkit.modelfiles.reading import read_modelfile
-from llmkit.tokenizer import Tokenizer, byte_alphabet, train_bpe
+from llmkit.tokenizer import Tokenizer, byte_alphabet
+from llmkit.tokenizer_training import train_bpe
 
 
 @pytest.fixture(scope="module")

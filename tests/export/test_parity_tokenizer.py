@@ -17,7 +17,8 @@ from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tokenizer_check import tokenizer_check
 from llmkit.export.verify.tokenizer_stress_texts import LONG_RUN, fuzzed_texts, long_runs
 from llmkit.modelfiles.prompt_format import PromptFormat, Turn
-from llmkit.tokenizer import load_tokenizer, train_bpe, train_characters
+from llmkit.tokenizer import load_tokenizer
+from llmkit.tokenizer_training import train_bpe, train_characters
 
 TEXT = "the red fox and the other fox went over there, 12 times; they'd been there before " * 3
 MERGES, TOKENS = "tokenizer.ggml.merges", "tokenizer.ggml.tokens"

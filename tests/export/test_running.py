@@ -17,7 +17,7 @@ from llmkit.export.llamacpp.runners import generate
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.requantize import requantize
 from llmkit.generation import Sampling
-from llmkit.tokenizer import train_characters
+from llmkit.tokenizer_training import train_characters
 
 GREEDY = Sampling(temperature=0)
 A, B, END = ord("a"), ord("b"), -1  # in a vocabulary of bytes

@@ -22,7 +22,7 @@ from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.modelfiles.reading import read_modelfile
 from llmkit.quant import quant_names, quant_type
 from llmkit.quantization.tensor_types import quantization
-from llmkit.tokenizer import train_bpe, train_characters
+from llmkit.tokenizer_training import train_bpe, train_characters
 
 # All that need no importances; ggml takes seconds to build the codebooks of two.
 SLOW_TYPES = ("iq1_m", "iq2_s")

@@ -25,7 +25,7 @@ from llmkit.errors import CheckpointError
 from llmkit.files import write_text
 from llmkit.lora import LoRAConfig, adapter_tensors, add_lora, peft_config
 from llmkit.modelfiles.prompt_format import CHATML, COMPLETION, PromptFormat, Turn
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 
 @pytest.fixture

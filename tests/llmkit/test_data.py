@@ -17,7 +17,8 @@ from llmkit.data.sources import note_left_out, read_documents, source_files
 from llmkit.data.tokens import open_token_file, split_documents, windows, write_token_file
 from llmkit.errors import DataError
 from llmkit.records.text_files import AS_IT_COMES, Reading
-from llmkit.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer
+from llmkit.tokenizer_training import train_bpe
 
 
 def refused(source: Path, reading: Reading = AS_IT_COMES) -> str:

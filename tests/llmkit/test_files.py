@@ -116,7 +116,7 @@ from llmkit.checkpoint.tensors import save_tensors
 from llmkit.data.tokens import write_token_file
 from llmkit.errors import LlmkitError
 from llmkit.files import write_text
-from llmkit.tokenizer import train_bpe
+from llmkit.tokenizer_training import train_bpe
 
 tokenizer = train_bpe(["text"], 257)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

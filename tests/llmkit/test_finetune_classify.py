@@ -20,7 +20,7 @@ from llmkit.errors import ConfigError, DataError
 from llmkit.finetuning.classify import ClassifyResult, blocks_to_train, finetune_classify
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.held_out import held_out_examples
-from llmkit.finetuning.label_head import expanded_head, label_log_probabilities, last_states
+from llmkit.finetuning.label_head import expanded_head, label_head, label_logits, last_states
 from llmkit.finetuning.scores import accuracy, confusion_matrix, label_scores
 from llmkit.generation import Sampling, generate_ids
 
@@ -101,7 +101,8 @@ def test_label_log_probabilities_are_the_classifiers(
     checkpoint = load_checkpoint(results("full").checkpoint)
     model = checkpoint.load_model()
     ids = list(held_out_examples(checkpoint)[0].ids[:-1])
-    said = label_log_probabilities(model, checkpoint.label_ids, ids)
+    head = label_head(model)[list(checkpoint.label_ids)]
+    said = label_logits(model, head, [ids])[0].log_softmax(dim=0)
     with torch.inference_mode():
         whole = model(torch.tensor([ids]))[0, -1].log_softmax(-1)  # (V,)
     among_labels = whole[checkpoint.label_ids].log_softmax(-1)

@@ -24,7 +24,8 @@ from llmkit.finetuning.examples import (
 )
 from llmkit.finetuning.instruct import answer_loss, summed_loss
 from llmkit.modelfiles.prompt_format import ALPACA, PROMPT_FORMATS, Message
-from llmkit.tokenizer import Tokenizer, train_bpe
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_training import train_bpe
 
 TOKENIZER = train_bpe(["### Instruction:\nSay it.\n\n### Response:\nUser: Assistant: the fox"], 300)
 TOKENIZER = TOKENIZER.with_tokens(special=["<|im_start|>", "<|im_end|>"])

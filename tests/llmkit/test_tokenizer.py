@@ -19,15 +19,8 @@ from transformers import GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError
-from llmkit.tokenizer import (
-    END_OF_TEXT,
-    Tokenizer,
-    byte_alphabet,
-    load_tokenizer,
-    safe_pieces,
-    train_bpe,
-    train_characters,
-)
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer, safe_pieces
+from llmkit.tokenizer_training import train_bpe, train_characters
 
 TRAINING_TEXTS = [
     "The miller's daughter said: \"I'll go, he'd better not!\" They've 1234 apples.\n\n",

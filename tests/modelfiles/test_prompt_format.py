@@ -29,7 +29,8 @@ from llmkit.modelfiles.prompt_format import (
     prompt_format,
     prompt_format_from,
 )
-from llmkit.tokenizer import Tokenizer, train_bpe
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_training import train_bpe
 
 BUILT_IN = list(PROMPT_FORMATS.values())
 
