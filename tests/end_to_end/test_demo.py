@@ -33,9 +33,10 @@ def report(demo_folder: Path) -> dict[str, object]:
 
 
 def run_demo(folder: Path) -> dict[str, object]:
-    # OMP_NUM_THREADS as a user has it: not set. Go's and matplotlib's caches are the user's too.
+    # Half of the cores: other tests run beside it. Go's and matplotlib's caches are the user's.
     caches = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "XDG_CACHE_HOME": caches}
+    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // 2))
     run = subprocess.run(
         [*LLMKIT, "demo", "--out", str(folder), "--json"],
         capture_output=True,

@@ -20,8 +20,8 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import (
     Tokenizer,
-    _byte_level,
-    _with_end_of_text,
+    byte_level,
+    with_end_of_text,
     byte_alphabet,
     load_tokenizer,
 )
@@ -246,7 +246,7 @@ def test_every_character_is_split_the_same_way(tmp_path: Path) -> None:
     vocab = {symbol: token_id for token_id, symbol in enumerate(alphabet)}
     for left, symbol in merges:
         vocab.setdefault(left + symbol, len(vocab))
-    tokenizer = _with_end_of_text(_byte_level(models.BPE(vocab=vocab, merges=merges)))
+    tokenizer = with_end_of_text(byte_level(models.BPE(vocab=vocab, merges=merges)))
     checkpoint = make_checkpoint(tmp_path / "c", tokenizer=tokenizer, n_layer=1, n_embd=32)
     new = {ord(character) for character in NEW_CHARACTERS}
     assigned = (*range(0xD800), *range(0xE000, 0x34000), *range(0xE0000, 0xE0200), 0x10FFFF)
