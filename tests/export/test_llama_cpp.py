@@ -20,10 +20,10 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import (
     Tokenizer,
-    byte_level,
-    with_end_of_text,
     byte_alphabet,
+    byte_level,
     load_tokenizer,
+    with_end_of_text,
 )
 from llmkit.tokenizer_training import train_characters
 
