@@ -17,6 +17,7 @@ from llmkit.checkpoint import fault_of
 from llmkit.errors import GGUFError, QuantizationError
 from llmkit.export.metadata import ARCHITECTURE, METHOD_KEY, QUANTIZATION_KEY
 from llmkit.export.names import tensor_table
+from llmkit.files import cannot_read
 from llmkit.model.config import GPTConfig, validated
 from llmkit.model.storage import CUSTOM, Quantization, quantization, quantization_of
 from llmkit.quant import dequantize, quant_type_of
@@ -141,9 +142,9 @@ def read_gguf(path: Path) -> GGUFFile:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
-        raise GGUFError(f"cannot read {path}: {error.strerror}") from error
+        raise GGUFError(cannot_read(path, error)) from error
     if magic != MAGIC:
-        raise GGUFError(f"{path} is not a GGUF file: it does not start with GGUF")
+        raise GGUFError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
     try:
         reader = _Reader(path)
         metadata = {

@@ -12,11 +12,15 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from llmkit.checkpoint import CONFIG_FILE, Checkpoint, TensorReader, open_tensors
+from llmkit.checkpoint import (
+    Checkpoint,
+    TensorReader,
+    check_tensor,
+    open_tensors,
+    unexpected_tensor,
+)
 from llmkit.console import progress
-from llmkit.errors import CheckpointError
 from llmkit.export.gguf_file import Writer
 from llmkit.export.metadata import ARCHITECTURE, ChosenBlocks, MetadataEntry, metadata_of
 from llmkit.export.names import TensorEntry, tensor_table
@@ -140,17 +144,8 @@ def pack_tensor(tensors: TensorReader, entry: TensorEntry, stored: QuantType) ->
     rows = (-1, entry.shape[-1])
     if entry.is_absent:
         return quantize(np.zeros(entry.shape, np.float32).reshape(rows), stored, entry.gguf_name)
-    try:
-        weights = tensors.get_tensor(entry.checkpoint_name)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"the checkpoint has no tensor {entry.checkpoint_name}; it does not match {CONFIG_FILE}"
-        ) from error
-    if tuple(weights.shape) != entry.shape:
-        raise CheckpointError(
-            f"{entry.checkpoint_name} has shape {tuple(weights.shape)}, but {CONFIG_FILE} needs "
-            f"{entry.shape}"
-        )
+    weights = tensors.get_tensor(entry.checkpoint_name)
+    check_tensor(tensors.path, entry.checkpoint_name, weights, entry.shape)
     array = weights.to(torch.float32).numpy().reshape(rows)
     return quantize(array, stored, entry.checkpoint_name)
 
@@ -164,9 +159,7 @@ def _check_names(tensors: TensorReader, table: Sequence[TensorEntry]) -> None:
     known = {entry.checkpoint_name for entry in table if not entry.is_absent}
     foreign = sorted(set(tensors.keys()) - known)
     if foreign:
-        raise CheckpointError(
-            f"unexpected tensor {foreign[0]} in the checkpoint; it does not match {CONFIG_FILE}"
-        )
+        raise unexpected_tensor(tensors.path, foreign[0])
 
 
 def _summary(

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, open_tensors
+from llmkit.checkpoint import CONFIG_FILE, Checkpoint, open_tensors
 from llmkit.errors import CheckpointError, ModelfileError
 from llmkit.export.gguf_file import read_gguf
-from llmkit.export.running import is_gguf
+from llmkit.export.running import is_gguf, load_folder
 from llmkit.files import StrPath
 from llmkit.model.grid import matrix_types
 from llmkit.model.storage import quantization
@@ -70,7 +70,7 @@ def _inspect_gguf(path: Path) -> Inspection:
 
 
 def _inspect_checkpoint(folder: Path) -> Inspection:
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_folder(folder)
     files = [checkpoint.model_file, *([checkpoint.adapter_file] if checkpoint.lora else [])]
     tensors = [tensor for file in files for tensor in _stored_tensors(file)]
     metadata = {

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import torch
 
-from llmkit.checkpoint import Checkpoint, load_checkpoint
-from llmkit.errors import ConfigError
+from llmkit.checkpoint import PICKLE_SUFFIXES, Checkpoint, load_checkpoint
+from llmkit.errors import CheckpointError, ConfigError
 from llmkit.export.chat_template import ChatTemplate
 from llmkit.export.gguf_file import MAGIC, refuse_not_finite
 from llmkit.export.llama_cpp import LlamaCpp
@@ -52,7 +52,7 @@ def open_runner(model: Path) -> Iterator[Runner]:
         with LlamaCpp(model, exact=False) as llama:
             yield GGUFRunner(llama)
     else:
-        checkpoint = load_checkpoint(model)
+        checkpoint = load_folder(model)
         yield CheckpointRunner(checkpoint, checkpoint.load_model(choose_device()))
 
 
@@ -75,6 +75,13 @@ def is_gguf(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
+
+
+def load_folder(path: Path) -> Checkpoint:
+    """Open what is not a GGUF file where one would do too. Raises CheckpointError."""
+    if path.is_file() and path.suffix not in PICKLE_SUFFIXES:
+        raise CheckpointError(f"{path} is neither a checkpoint folder nor a GGUF file")
+    return load_checkpoint(path)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.files import write_text, written_beside
+from llmkit.files import StrPath, cannot_read, write_text, written_beside
 from llmkit.model.config import GPTConfig, validated
 from llmkit.model.gpt import GPT, gpt_without_weights
 from llmkit.model.grid import Grid, matrix_types, rounded
@@ -52,6 +52,7 @@ CHECKPOINT_FILES = (
     ADAPTER_CONFIG_FILE,
     TOKENIZER_FILE,
 )
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 MAX_WEIGHT = 1e15  # the square of what it computes, in LayerNorm, would be beyond float32
 HEAD = "lm_head.weight"  # of a model whose head is not its token embedding
 TRAINING_FOLDER = "training"
@@ -62,6 +63,8 @@ TRAINED_FILE = "trained.jsonl"  # records that fine-tuning trained on
 class TensorReader(Protocol):
     """Reads single tensors of an open file."""
 
+    @property
+    def path(self) -> Path: ...  # noqa: D102
     def keys(self) -> list[str]: ...  # noqa: D102
     def get_tensor(self, name: str) -> Tensor: ...  # noqa: D102
     def metadata(self) -> dict[str, str] | None: ...  # noqa: D102
@@ -235,7 +238,10 @@ class _Checked:
         return self.file.metadata()
 
     def get_tensor(self, name: str) -> Tensor:
-        tensor = self.file.get_tensor(name)
+        try:
+            tensor = self.file.get_tensor(name)
+        except SafetensorError as error:
+            raise missing_tensor(self.path, name) from error
         if fault := fault_of(tensor):
             raise CheckpointError(
                 f"{self.path}: tensor {name} {fault}; train again or use an earlier checkpoint"
@@ -249,6 +255,10 @@ class _Rounded:
 
     file: TensorReader
     types: Mapping[str, QuantType]
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     def keys(self) -> list[str]:
         return self.file.keys()
@@ -268,6 +278,10 @@ class _Unpacked:
     file: TensorReader
     blocks: Mapping[str, PackedRows]
     types: Mapping[str, QuantType]
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     def keys(self) -> list[str]:
         return self.file.keys()
@@ -291,6 +305,10 @@ class _Merged:
     adapter: TensorReader
     lora: LoRAConfig
 
+    @property
+    def path(self) -> Path:
+        return self.base.path
+
     def keys(self) -> list[str]:
         return self.base.keys()
 
@@ -312,9 +330,9 @@ def fault_of(weights: Tensor) -> str | None:
         return None
     low, high = (float(end) for end in torch.aminmax(weights))  # a single pass; NaN is passed on
     if math.isnan(low):
-        return f"has {int(weights.isnan().sum()):,} NaN values"
+        return f"has NaN in {int(weights.isnan().sum()):,} of {weights.numel():,} weights"
     if math.isinf(low) or math.isinf(high):
-        return f"has {int(weights.isinf().sum()):,} infinite values"
+        return f"has infinity in {int(weights.isinf().sum()):,} of {weights.numel():,} weights"
     largest = max(-low, high)
     too_large = f"has a weight of magnitude {largest:.3g}, above the limit of {MAX_WEIGHT:.0e}"
     return too_large if largest > MAX_WEIGHT else None
@@ -330,20 +348,33 @@ def build_model(config: GPTConfig, weights: Mapping[str, Tensor], source: str) -
     wanted = model.state_dict()
     for name in (*wanted, *weights):
         if name not in weights:
-            raise CheckpointError(
-                f"{source}: tensor {name} is missing; the file does not match {CONFIG_FILE}"
-            )
+            raise missing_tensor(source, name)
         if name not in wanted:
-            raise CheckpointError(
-                f"{source}: unexpected tensor {name}; the file does not match {CONFIG_FILE}"
-            )
-        if weights[name].shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tuple(weights[name].shape)}, expected "
-                f"{tuple(wanted[name].shape)} from {CONFIG_FILE}"
-            )
+            raise unexpected_tensor(source, name)
+        check_tensor(source, name, weights[name], tuple(wanted[name].shape))
     model.load_state_dict(dict(weights), assign=True)
     return model
+
+
+def missing_tensor(source: StrPath, name: str) -> CheckpointError:
+    """The error for a tensor that the sizes in config.json need."""
+    return CheckpointError(f"{source}: tensor {name} is missing; {CONFIG_FILE} needs it")
+
+
+def unexpected_tensor(source: StrPath, name: str) -> CheckpointError:
+    """The error for a tensor that the sizes in config.json do not have."""
+    return CheckpointError(f"{source}: unexpected tensor {name}; it does not match {CONFIG_FILE}")
+
+
+def check_tensor(source: StrPath, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise CheckpointError for a tensor of another shape, or of integers."""
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(tensor.shape)}, but {CONFIG_FILE} needs {shape}"
+        )
+    if not tensor.is_floating_point():
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{source}: {name} has type {found}; weights must be floats")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -448,7 +479,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
             f"{path} is truncated or not a safetensors file ({error}); copy it again or retrain"
         ) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(cannot_read(path, error)) from error
     with opened as file:
         yield _Checked(file, path)
 
@@ -464,10 +495,10 @@ def _read_config(path: Path) -> CheckpointConfig:
             content.get("qat"),
         )
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise CheckpointError(cannot_read(path, error)) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not a llmkit config: it needs `model` and `prompt_format` ({error})"
+            f"{path} is not an llmkit config: it needs `model` and `prompt_format` ({error})"
         ) from error
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
@@ -480,13 +511,13 @@ def _read_lora(folder: Path) -> LoRAConfig | None:
     try:
         return lora_config_of(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(cannot_read(path, error)) from error
 
 
 def _not_a_folder(path: Path) -> str:
     if not path.exists():
-        return f"checkpoint {path} does not exist; create one with `llmkit train --out {path}`"
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+        return f"checkpoint {path} does not exist; check the path, or create one with llmkit train"
+    if path.suffix in PICKLE_SUFFIXES:
         return (
             f"{path} is a pickle file, which can run code when loaded; give a checkpoint folder "
             f"with {MODEL_FILE} and {CONFIG_FILE}"

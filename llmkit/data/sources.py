@@ -13,6 +13,7 @@ from llmkit.data.json_records import Record, is_json, json_records
 from llmkit.data.tables import column_named, columns, is_table, read_rows
 from llmkit.data.text_files import AS_IT_COMES, Reading, decoded
 from llmkit.errors import DataError
+from llmkit.files import cannot_read
 from llmkit.tokenizer import END_OF_TEXT
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -121,7 +122,7 @@ def _is_long_jsonl(file: Path) -> bool:
                 return False
             first = list(islice((line for line in lines if line.strip()), 2))
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise DataError(cannot_read(file, error)) from error
     # A file that is called JSONL is meant as such, and a fault in its second line gets its line.
     telling = first[:1] if file.suffix.lower() in JSONL_SUFFIXES else first
     return len(first) == 2 and all(map(_is_object, telling))
@@ -141,7 +142,7 @@ def _jsonl_records(file: Path) -> Iterator[Record]:
                 if line.strip():
                     yield _jsonl_record(line, f"{file}, line {number}")
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise DataError(cannot_read(file, error)) from error
 
 
 def _jsonl_record(line: bytes, where: str) -> Record:
@@ -186,7 +187,7 @@ class _Folder:
         try:
             paths = sorted(folder.iterdir())
         except OSError as error:
-            raise DataError(f"cannot read {folder}: {error.strerror}") from error
+            raise DataError(cannot_read(folder, error)) from error
         to_follow = []
         for path in paths:
             left_out = hidden or _is_generated(path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from llmkit.errors import ConfigError, unknown_name
+from llmkit.errors import ConfigError, unknown_name, wrong_field
 
 T = TypeVar("T")
 Size = Annotated[int, Field(gt=0)]
@@ -69,6 +70,5 @@ def validated(kind: type[T], fields: dict[str, Any], where: str) -> T:
     try:
         return kind(**fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: {field}: {first['msg'].lower()}") from error
+        known = inspect.signature(kind).parameters
+        raise ConfigError(f"{where}: {wrong_field(error, known)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from llmkit.errors import ConfigError, unknown_name
-from llmkit.model.config import validated
+from llmkit.files import cannot_read
+from llmkit.model.config import GPTConfig, validated
 
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -94,15 +96,20 @@ def training_config(preset: str, /, **changes: Any) -> TrainingConfig:
 def load_run_config(path: Path) -> dict[str, dict[str, Any]]:
     """Read the `[model]` and `[training]` tables of a TOML file.
 
-    Raises ConfigError where it cannot be read or has another table.
+    Raises ConfigError where it cannot be read or has another table or setting.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        raise ConfigError(cannot_read(path, error)) from error
+    kinds = {"model": GPTConfig, "training": TrainingConfig}
     for name, table in tables.items():
-        if name not in ("model", "training"):
-            raise ConfigError(f"{path}: {unknown_name('table', name, ('model', 'training'))}")
+        if name not in kinds:
+            raise ConfigError(f"{path}: {unknown_name('table', name, kinds)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name} is not a table; write [{name}] above its fields")
+        known = [field.name for field in fields(kinds[name])]
+        for key in table:
+            if key not in known:
+                raise ConfigError(f"{path}, [{name}]: {unknown_name('setting', key, known)}")
     return tables
