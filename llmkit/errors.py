@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class LlmkitError(Exception):
@@ -40,6 +45,19 @@ class OllamaError(LlmkitError):
 
 class QuantizationError(LlmkitError):
     """Numbers or shapes that a quantization type cannot hold."""
+
+
+def wrong_field(error: ValidationError, known: Iterable[str]) -> str:
+    """What is wrong with one field of a mapping; an unknown one first: it may be a misspelling."""
+    first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        nested = len(first["loc"]) > 1
+        return f"unknown setting {field!r}" if nested else unknown_name("setting", field, known)
+    if first["type"] == "missing":
+        return f"{field} is missing"
+    message = re.sub(r"^(Input|String) should", "must", first["msg"]).replace("valid tuple", "list")
+    return f"{field} {message}, not {first['input']!r}"
 
 
 _LETTERS_FOR_DIGITS = str.maketrans("ol", "01")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmkit.errors import LlmkitError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 StrPath = str | Path  # what the functions of llmkit.api take for a file or folder
 
@@ -46,8 +49,23 @@ def write_text(path: Path, text: str) -> None:
 
 def cannot_write(path: Path, error: OSError) -> LlmkitError:
     """The one line for a write that the system refused."""
-    reason = error.strerror or str(error)
-    return LlmkitError(f"cannot write {path}: {reason}; free space or choose another folder")
+    reason, advice = error.strerror or str(error), "choose another folder"
+    if error.errno in _NO_SPACE:
+        advice = "free space, or choose a folder on another disk"
+    elif isinstance(error, FileExistsError | NotADirectoryError):
+        reason = f"{error.filename} is a file"
+    elif isinstance(error, IsADirectoryError):
+        reason, advice = "it is a folder", "give the path of a file"
+    return LlmkitError(f"cannot write {path}: {reason}; {advice}")
+
+
+def cannot_read(path: StrPath, error: Exception) -> str:
+    """The one line for a file that cannot be opened, or not as the text that it should be."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path} does not exist"
+    if Path(path).is_dir():  # on Windows the error is that of a missing permission
+        return f"{path} is a folder; give a file"
+    return f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from llmkit.errors import ConfigError
+from llmkit.errors import ConfigError, wrong_field
 
 T = TypeVar("T")
 
@@ -16,6 +17,5 @@ def validated(kind: type[T], fields: dict[str, Any], where: str) -> T:
     try:
         return kind(**fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: {field}: {first['msg'].lower()}") from error
+        known = inspect.signature(kind).parameters
+        raise ConfigError(f"{where}: {wrong_field(error, known)}") from error

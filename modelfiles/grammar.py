@@ -196,7 +196,7 @@ def _instruction(source: Source, start: int) -> tuple[Instruction, int]:
 def nearest(name: str, known: tuple[str, ...]) -> str:
     """The end of a message: the nearest known name, otherwise all of them."""
     found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return f", did you mean '{found[0]}'?" if found else f"; choose one of: {', '.join(known)}"
+    return f"; did you mean '{found[0]}'?" if found else f"; choose one of: {', '.join(known)}"
 
 
 def _word_end(kind: str, text: str, start: int) -> int:
@@ -208,10 +208,10 @@ def _command_advice(name: str) -> str:
     if name in INSTRUCTIONS:
         return f"; {name.upper()} {_NEEDS_VALUE}"
     if name in KINDS:
-        return f", did you mean 'PARAMETER {name}'?"
+        return f"; did you mean 'PARAMETER {name}'?"
     found = difflib.get_close_matches(name, INSTRUCTIONS, n=1, cutoff=0.5)
     if found:
-        return f", did you mean '{found[0].upper()}'?"
+        return f"; did you mean '{found[0].upper()}'?"
     return '; put text of several lines between """, start a comment with #'
 
 

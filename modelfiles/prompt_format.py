@@ -16,14 +16,15 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic.dataclasses
 from pydantic import ConfigDict, Field, StrictStr, TypeAdapter, ValidationError
 
-from llmkit.errors import ConfigError, DataError, unknown_name
-from llmkit.files import StrPath
+from llmkit.errors import ConfigError, DataError, unknown_name, wrong_field
+from llmkit.files import StrPath, cannot_read
 from llmkit.modelfiles import renderings
 
 END_OF_TEXT = "<|endoftext|>"
@@ -223,7 +224,7 @@ def prompt_format(name_or_path: StrPath) -> PromptFormat:
         try:
             fields = tomllib.loads(Path(name_or_path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {name_or_path}: {error}") from error
+            raise ConfigError(cannot_read(name_or_path, error)) from error
         return prompt_format_from(fields, name_or_path)
     if name_or_path not in PROMPT_FORMATS:
         raise ConfigError(
@@ -245,9 +246,7 @@ def prompt_format_from(fields: object, source: str) -> PromptFormat:
     try:
         return TypeAdapter(PromptFormat).validate_python(fields)
     except ValidationError as error:
-        # An unknown field first: its name may be a slip of one that is then missing.
-        first = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
-        field = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}: {field}: {first['msg'].lower()}") from error
+        known = [field.name for field in fields_of(PromptFormat)]
+        raise ConfigError(f"{source}: {wrong_field(error, known)}") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error

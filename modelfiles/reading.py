@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.errors import ModelfileError
+from llmkit.files import cannot_read
 from llmkit.modelfiles.grammar import (
     INSTRUCTIONS,
     ROLE_ERROR,
@@ -44,7 +45,9 @@ def read_modelfile(path: Path) -> ParsedModelfile:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ModelfileError(f"cannot read {path}: {error.strerror or error}") from error
+        raise ModelfileError(cannot_read(path, error)) from error
+    if data.startswith(b"GGUF"):
+        raise ModelfileError(f"{path} is a GGUF file; give the Modelfile that names it")
     return parse(decode(data), str(path))
 
 

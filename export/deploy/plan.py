@@ -51,6 +51,8 @@ def read_plan(folder: Path, checkpoint: Path | None) -> DeployPlan:
         )
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; deploy the export folder that contains it")
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no {MODELFILE}; give a folder written by llmkit export")
     modelfile = _sound_modelfile(path)
     gguf = local_file(modelfile.source, folder)
     if not gguf.is_file():

@@ -53,7 +53,7 @@ def by_error_feedback(
         names = ", ".join(dict.fromkeys(qtype.name for qtype in types.values()))
         raise QuantizationError(
             f"--method gptq does not support {names}: "
-            "it needs q8_0 or a type of 4 to 6 bits; omit --method"
+            "choose q8_0 or types of 4 to 6 bits with --quant"
         )
     model = model.eval().to(device_with_float64())
     weights = dict(model.named_parameters())

@@ -22,7 +22,8 @@ from llmkit.export.quantization.budget import TypePlan
 from llmkit.files import write_text
 
 COMPARISON_COLUMNS = (
-    "file", "method", "MB", "bits", *(f"bits: {group.replace('_', '-')}" for group in GROUPS),
+    "file", "method", "MB", "bits per weight",
+    *(f"bits: {group.replace('_', '-')}" for group in GROUPS),
     "mean KL", "95 % interval", "mean KL / llama.cpp's", "median KL", "99.9 % KL", "maximum KL",
     "top-1", "perplexity", "prompt / generate t/s", "peak MB",
 )  # fmt: skip
@@ -73,7 +74,7 @@ def _ratio(row: ComparisonRow) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """All files of a comparison: a column each, so that it can be read on a narrow terminal."""
-    title = f"{comparison.reference}: {comparison.tokens:,} tokens"
+    title = f"Compared with {comparison.reference} on {comparison.tokens:,} tokens"
     header, *measures = comparison_measures(comparison)
     return plain_table(title, header, measures)
 

@@ -100,9 +100,9 @@ def fault_of(weights: Tensor) -> str | None:
         return None
     low, high = (float(end) for end in torch.aminmax(weights))  # a single pass; NaN is passed on
     if math.isnan(low):
-        return f"has {int(weights.isnan().sum()):,} NaN values"
+        return f"has NaN in {int(weights.isnan().sum()):,} of {weights.numel():,} weights"
     if math.isinf(low) or math.isinf(high):
-        return f"has {int(weights.isinf().sum()):,} infinite values"
+        return f"has infinity in {int(weights.isinf().sum()):,} of {weights.numel():,} weights"
     largest = max(-low, high)
     too_large = f"has a weight of magnitude {largest:.3g}, above the limit of {MAX_WEIGHT:.0e}"
     return too_large if largest > MAX_WEIGHT else None

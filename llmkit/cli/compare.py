@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 def _compare(
     checkpoint: CheckpointArgument,
     ggufs: Annotated[
-        list[Path], typer.Argument(metavar="GGUF...", help="GGUF files made from the checkpoint.")
+        list[Path], typer.Argument(metavar="GGUF", help="GGUF files made from the checkpoint.")
     ],
     data: HeldOutOption = None,
     against: Annotated[
@@ -33,7 +33,7 @@ def _compare(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Text for that importance matrix: a file, folder or JSONL file.",
+            help="Calibration text for that importance matrix: a file, folder or JSONL file.",
             show_default="the training data",
         ),
     ] = None,

@@ -102,12 +102,10 @@ def _export(
             show_default="the model's",
         ),
     ] = None,
-    prove: Annotated[
+    no_verify: Annotated[
         bool,
-        typer.Option(
-            " /--no-verify", help="Skip verification; the Modelfile notes it.", show_default=False
-        ),
-    ] = True,
+        typer.Option("--no-verify", help="Skip verification; the Modelfile then says so."),
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Write verified GGUF files and an Ollama Modelfile.
@@ -123,7 +121,7 @@ def _export(
     budget = budget_of(target_size, target_bpw, fit_memory, context)
     types = tensor_types(tensor_type or [])
     quant_config = QuantConfig(quant, method, calibration, imatrix, budget, types)
-    done = export(checkpoint, out, quant_config, name=name, merge=merge, prove=prove)
+    done = export(checkpoint, out, quant_config, name=name, merge=merge, prove=not no_verify)
     if json_output:
         print_json(asdict(done))
     else:

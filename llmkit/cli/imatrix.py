@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def _imatrix(
     checkpoint: CheckpointArgument,
-    out: Annotated[Path, typer.Option(help="GGUF file for the importances.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="GGUF file to write.")],
     calibration: Annotated[
         Path | None,
         typer.Option(

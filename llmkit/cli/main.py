@@ -134,6 +134,7 @@ def _reworded(message: str) -> str:
     message = message.replace("No such command", "unknown command")
     message = re.sub(r" \(Possible options: (.*)\)$", r" (did you mean \1?)", message)
     message = re.sub(r"\. (Did you mean .*)$", lambda found: f" (d{found[1][1:]})", message)
+    message = re.sub(r": Value error, (.*) is not one of (.*)$", r" \1: choose one of: \2", message)
     message = re.sub(r": Input should be ([^,]*).*$", r": expected \1", message)
     return message[:1].lower() + message[1:].rstrip(".")
 

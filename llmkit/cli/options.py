@@ -25,6 +25,9 @@ TextColumnOption = Annotated[
         show_default="text",
     ),
 ]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Resume an interrupted run, or start if there is none.")
+]
 DelimiterOption = Annotated[
     str | None,
     typer.Option(

@@ -13,6 +13,7 @@ from llmkit.cli.options import (
     DelimiterOption,
     EncodingOption,
     JsonOption,
+    ResumeOption,
     TextColumnOption,
     print_json,
 )
@@ -95,7 +96,7 @@ def _train(
         int | None,
         typer.Option(metavar="N", help="Context length in tokens.", show_default=PRESETS),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    resume: ResumeOption = False,
     device: Annotated[
         str | None,
         typer.Option(

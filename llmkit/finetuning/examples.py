@@ -70,17 +70,18 @@ def without_too_long(
     """Leave out, and report, examples that do not fit the context: a cut one teaches no end."""
     fitting = [example for example in examples if len(example.ids) <= context_length]
     too_long = [example for example in examples if len(example.ids) > context_length]
+    if not fitting:
+        raise DataError(
+            f"{source}: all {len(examples)} records are longer than the model's context of "
+            f"{context_length} tokens; the shortest has {min(len(one.ids) for one in examples)}"
+        )
     if too_long:
         places = "; ".join(example.where.removeprefix(f"{source}, ") for example in too_long[:5])
         more = "; ..." if len(too_long) > 5 else ""
         say(
             f"{len(too_long)} of {len(examples)} records of {source} are longer than the context "
             f"of {context_length} tokens and were skipped ({places}{more}); the longest has "
-            f"{max(len(example.ids) for example in too_long)}"
-        )
-    if not fitting:
-        raise DataError(
-            f"{source}: every record is longer than the model's context of {context_length} tokens"
+            f"{max(len(example.ids) for example in too_long)} tokens"
         )
     return fitting
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import DataError
+from llmkit.files import cannot_read
 from llmkit.finetuning.examples import Example, encode_conversation
 from llmkit.modelfiles.prompt_format import Message
 
@@ -35,7 +36,7 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        raise DataError(cannot_read(path, error)) from error
     return [(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 

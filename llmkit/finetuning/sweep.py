@@ -114,7 +114,10 @@ def sweep(
     for variant in chosen:
         name = ARGUMENTS[variant.changed]
         if name not in taken:
-            raise ConfigError(f"--sweep {variant.changed}: this command has no such setting")
+            possible = [setting for setting, name in ARGUMENTS.items() if name in taken]
+            raise ConfigError(
+                f"--sweep {variant.changed}: this command can only vary {', '.join(possible)}"
+            )
     rows = []
     kind: type[FinetuneResult] = FinetuneResult
     plans = [(variant, variant.applied(arguments)) for variant in chosen]  # errors come first

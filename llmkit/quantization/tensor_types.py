@@ -128,7 +128,7 @@ def quantization(name: str) -> Quantization:
         qtype = quant_type(name)
     except QuantizationError as error:
         names = [*quantization_names(), *ALIASES]
-        raise QuantizationError(unknown_name("quantization", name, names)) from error
+        raise QuantizationError(unknown_name("quantization type", name, names)) from error
     return Quantization(qtype.name, qtype.file_type, qtype)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.errors import ConfigError, DataError
+from llmkit.files import cannot_read
 
 SHOWN_CHARACTERS = 80
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -94,7 +95,7 @@ def decoded(path: Path, encoding: str = "utf-8") -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(cannot_read(path, error)) from error
     for magic, kind in _OTHER_KINDS.items():
         if content.startswith(magic):
             raise DataError(f"{path} is {kind}, not text; save its text as UTF-8")

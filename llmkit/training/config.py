@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from llmkit.architectures.registry import FAMILIES
 from llmkit.errors import ConfigError, unknown_name
+from llmkit.files import cannot_read
 from llmkit.validation import validated
 
 Count = Annotated[int, Field(gt=0)]
@@ -94,15 +97,22 @@ def training_config(preset: str, /, **changes: Any) -> TrainingConfig:
 def load_run_config(path: Path) -> dict[str, dict[str, Any]]:
     """Read the `[model]` and `[training]` tables of a TOML file.
 
-    Raises ConfigError where it cannot be read or has another table.
+    Raises ConfigError where it cannot be read or has another table or setting.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        raise ConfigError(cannot_read(path, error)) from error
+    sizes = [field.name for known in FAMILIES.values() for field in fields(known.config)]
+    settings = {"model": sizes, "training": [field.name for field in fields(TrainingConfig)]}
     for name, table in tables.items():
-        if name not in ("model", "training"):
-            raise ConfigError(f"{path}: {unknown_name('table', name, ('model', 'training'))}")
+        if name not in settings:
+            raise ConfigError(f"{path}: {unknown_name('table', name, settings)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name} is not a table; write [{name}] above its fields")
+        for key in table:
+            if key not in settings[name]:
+                raise ConfigError(
+                    f"{path}, [{name}]: {unknown_name('setting', key, settings[name])}"
+                )
     return tables

@@ -80,14 +80,17 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "sweep of rank 0": (INSTRUCT + "good.jsonl --sweep lora=0", ("--sweep lora=0: ", "full")),
     "sweep of what another kind has": (
         INSTRUCT + "good.jsonl --sweep unfreeze=head",
-        ("--sweep unfreeze: ", "setting"),
+        ("--sweep unfreeze: ", "lora, qlora, mask-prompt"),
     ),
     "sweep without values": (INSTRUCT + "good.jsonl --sweep lora", ("lora", "lora=8,16")),
     "unknown plot": (INSTRUCT + "good.jsonl --sweep lora=2 --plot {tmp}/a.pdff", "a.pdff"),
     "plot of nothing": (INSTRUCT + "good.jsonl --plot {tmp}/a.png", ("--plot ", "--sweep")),
     "unknown plot of a classifier": (CLASSIFY + "train.tsv --plot {tmp}/a.pdff", "a.pdff"),
     "unknown prompt format": (INSTRUCT + "good.jsonl --format chatmll", "did you mean 'chatml'?"),
-    "own format with a slip": (INSTRUCT + "good.jsonl --format {tmp}/own.toml", "own.toml: sytem"),
+    "own format with a slip": (
+        INSTRUCT + "good.jsonl --format {tmp}/own.toml",
+        ("own.toml", "'sytem'", "'system'"),
+    ),
     "missing special tokens": (INSTRUCT + "good.jsonl --format chatml", "--add-tokens"),
     "new tokens with LoRA": (
         INSTRUCT + "good.jsonl --format chatml --add-tokens --lora 2",
@@ -101,14 +104,10 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
         CLASSIFY + "train.tsv --test-data {tmp}/test.tsv --add-tokens",
         "test.tsv, line 4",
     ),
+    "records that are all too long": (INSTRUCT + "long.jsonl", ("long.jsonl", "all 5 records")),
 }
 NOTED_CASES = {
     # command, the note before the one line of the error, what that must say
-    "records that are all too long": (
-        INSTRUCT + "long.jsonl",
-        "(line 1; line 2; line 3; line 4; line 5)",
-        "long.jsonl: every record is longer than the model's context",
-    ),
     "base as out": (
         INSTRUCT + "good.jsonl --out {base}",
         "% of the tokens",

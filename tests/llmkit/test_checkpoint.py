@@ -92,7 +92,7 @@ def test_same_tensors_are_the_same_file(tiny_checkpoint: Path, tmp_path: Path) -
 
 
 def test_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", f"checkpoint {tmp_path / 'nowhere'} ", "`llmkit train --out")
+    refused(tmp_path / "nowhere", f"checkpoint {tmp_path / 'nowhere'} ", "llmkit train")
     refused(tmp_path, f"{tmp_path} has no config.json")
     file = tmp_path / "notes.txt"
     file.touch()
@@ -330,8 +330,8 @@ def test_tokenizer_without_a_label_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ([1.0, math.nan, math.nan, -math.inf], ["2 NaN"]),
-        ([1.0, math.inf, -math.inf], ["2 infinite"]),
+        ([1.0, math.nan, math.nan, -math.inf], ["NaN in 2 of 4"]),
+        ([1.0, math.inf, -math.inf], ["infinity in 2 of 3"]),
         ([-1e30, 1.0], ["1e+30"]),
         ([7e4, -7e4, 0.0], None),  # too large for f16 alone
         ([], None),

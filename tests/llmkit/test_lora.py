@@ -369,7 +369,7 @@ def test_settings_go_round_through_json(
         ({"alpha": float("inf")}, ["lora: alpha"]),
         ({"alpha": "16"}, ["lora: alpha"]),
         ({"dropout": 1.0}, ["lora: dropout", "less than 1"]),
-        ({"ranks": 8}, ["lora: ranks"]),
+        ({"ranks": 8}, ["lora: unknown", "'ranks'", "'rank'"]),
         ({"targets": ["attn.c_atn"]}, ["LoRA target 'attn.c_atn'", "did you mean 'attn.c_attn'"]),
         ({"targets": ["c_proj"]}, ["LoRA target 'c_proj'", "mlp.c_proj"]),
         ({"targets": []}, ["LoRA needs", "attn.c_attn"]),

@@ -323,7 +323,7 @@ def test_fault_in_labelled_texts_is_named(
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     assert "nowhere.tsv does not exist" in refused(lambda: read_labelled(tmp_path / "nowhere.tsv"))
-    assert f"cannot read {tmp_path}" in refused(lambda: read_labelled(tmp_path))
+    assert f"{tmp_path} is a folder" in refused(lambda: read_labelled(tmp_path))
 
 
 # Label names that are unlikely inside random text, so that no line of a text looks like a row.

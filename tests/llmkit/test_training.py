@@ -348,22 +348,22 @@ def test_refused_text_does_not_spoil_the_folder(short_text: Path, tmp_path: Path
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"vocab_size": 0}, "model: vocab_size"),
         ({"vocab_size": 100}, "vocab_size 100 is too small"),
-        ({"model": {"n_layers": 2}}, "model: n_layers"),
-        ({"model": {"preset": "nano"}}, "model: preset"),
-        ({"model": {"n_layer": "2"}}, "model: n_layer: .*integer"),
+        ({"model": {"n_layers": 2}}, "model: .*'n_layers'.*'n_layer'"),
+        ({"model": {"preset": "nano"}}, "model: .*'preset'"),
+        ({"model": {"n_layer": "2"}}, "model: n_layer .*integer"),
         ({"model": {"n_head": 3}}, r"n_embd 32\b.* n_head 3\b"),
-        ({"training": {"step": 5}}, "training: step"),
-        ({"training": {"preset": "nano"}}, "training: preset"),
-        ({"training": {"steps": 0}}, "training: steps: .*greater than 0"),
-        ({"training": {"steps": 1.5}}, "training: steps: .*integer"),
-        ({"training": {"steps": "5"}}, "training: steps: .*integer"),
-        ({"training": {"learning_rate": "fast"}}, "training: learning_rate: .*number"),
+        ({"training": {"step": 5}}, "training: .*'step'.*'steps'"),
+        ({"training": {"preset": "nano"}}, "training: .*'preset'"),
+        ({"training": {"steps": 0}}, "training: steps .*greater than 0"),
+        ({"training": {"steps": 1.5}}, "training: steps .*integer"),
+        ({"training": {"steps": "5"}}, "training: steps .*integer"),
+        ({"training": {"learning_rate": "fast"}}, "training: learning_rate .*number"),
         ({"training": {"learning_rate": 0}}, "training: learning_rate"),
         (
             {"training": {"learning_rate": 1e-5, "min_learning_rate": 1e-4}},
             r"min_learning_rate 0\.0001\b.* learning_rate 1e-05",
         ),
-        ({"training": {"beta1": 1.0}}, "training: beta1: .*less than 1"),
+        ({"training": {"beta1": 1.0}}, "training: beta1 .*less than 1"),
         ({"training": {"seed": -1}}, "training: seed"),
         ({"training": {"seed": 1 << 63}}, "training: seed"),
     ],
@@ -483,9 +483,9 @@ def test_bad_run_config_is_refused(tmp_path: Path, content: bytes, words: str) -
 
 
 def test_missing_run_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read .*run\.toml"):
+    with pytest.raises(ConfigError, match=r"run\.toml does not exist"):
         load_run_config(tmp_path / "run.toml")
-    with pytest.raises(ConfigError, match="cannot read"):
+    with pytest.raises(ConfigError, match="is a folder"):
         load_run_config(tmp_path)
 
 

@@ -121,18 +121,18 @@ ACCEPTED: dict[str, Modelfile] = {
 
 # What stands behind `FROM m` and a line end, the place, Ollama's message and our advice.
 REFUSED: dict[str, tuple[str, str, str]] = {
-    "SYTEM x": ("2:1", COMMAND, ", did you mean 'SYSTEM'?"),
-    "  PARAMETERS num_ctx 1": ("2:3", COMMAND, ", did you mean 'PARAMETER'?"),
-    "temperature 1": ("2:1", COMMAND, ", did you mean 'PARAMETER temperature'?"),
+    "SYTEM x": ("2:1", COMMAND, "; did you mean 'SYSTEM'?"),
+    "  PARAMETERS num_ctx 1": ("2:3", COMMAND, "; did you mean 'PARAMETER'?"),
+    "temperature 1": ("2:1", COMMAND, "; did you mean 'PARAMETER temperature'?"),
     "// note": ("2:1", COMMAND, ""),
     "SYSTEM x\nYou are kind.": ("3:1", COMMAND, ""),
     "SYSTEM: x": ("2:1", COMMAND, "; SYSTEM "),
     "SYSTEM\nx": ("2:1", COMMAND, "; SYSTEM "),
     'SYSTEM"x"': ("2:1", COMMAND, "; SYSTEM "),
     "\u200b SYSTEM x": ("2:1", COMMAND, ""),
-    "SYS\u200bTEM x": ("2:1", COMMAND, ", did you mean 'SYSTEM'?"),
-    "\r\n\rSYTEM x": ("4:1", COMMAND, ", did you mean 'SYSTEM'?"),
-    'SYSTEM "a\r\nb"\r\nSYTEM x': ("4:1", COMMAND, ", did you mean 'SYSTEM'?"),
+    "SYS\u200bTEM x": ("2:1", COMMAND, "; did you mean 'SYSTEM'?"),
+    "\r\n\rSYTEM x": ("4:1", COMMAND, "; did you mean 'SYSTEM'?"),
+    'SYSTEM "a\r\nb"\r\nSYTEM x': ("4:1", COMMAND, "; did you mean 'SYSTEM'?"),
     "SYSTEM": ("2:7", "unexpected EOF", "; SYSTEM "),
     "S": ("2:2", "unexpected EOF", ""),
     "PARAMETER": ("2:10", "unexpected EOF", "; PARAMETER "),
@@ -149,13 +149,13 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     'SYSTEM """x"""y\nPARSER z': ("2:8", "unexpected EOF", "; remove "),
     'SYSTEM "x" # y': ("2:8", "unexpected EOF", "; remove "),
     "MESSAGE tool x": ("2:9", ROLE, ": system, user, assistant"),
-    "MESSAGE User x": ("2:9", ROLE, ", did you mean 'user'?"),
+    "MESSAGE User x": ("2:9", ROLE, "; did you mean 'user'?"),
     "MESSAGE  user x": ("2:9", ROLE, ";"),
     "PARAMETER temprature 1": (
-        "2:11", "unknown parameter 'temprature'", ", did you mean 'temperature'?",
+        "2:11", "unknown parameter 'temprature'", "; did you mean 'temperature'?",
     ),
     "PARAMETER Temperature 1": (
-        "2:11", "unknown parameter 'Temperature'", ", did you mean 'temperature'?",
+        "2:11", "unknown parameter 'Temperature'", "; did you mean 'temperature'?",
     ),
     "PARAMETER tfs_z 1": ("2:11", "unknown parameter 'tfs_z'", ""),
     "PARAMETER foo 1": ("2:11", "unknown parameter 'foo'", ": num_keep, seed"),
@@ -275,9 +275,9 @@ def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelfileError, match=r"cannot read .*absent: No such file"):
+    with pytest.raises(ModelfileError, match="absent does not exist"):
         read_modelfile(tmp_path / "absent")
-    with pytest.raises(ModelfileError, match=r"cannot read "):
+    with pytest.raises(ModelfileError, match="is a folder"):
         read_modelfile(tmp_path)
 
 

@@ -412,36 +412,36 @@ def test_a_format_comes_back_from_json(form: PromptFormat) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "words"),
     [
-        ('name = "mine"', "", "name: field required"),
-        ('name = "mine"', "name = 3", "name: input should be a valid string"),
-        ('name = "mine"', 'name = ""', "name: string should have at least 1 character"),
-        ('end = "</s>"', 'end = ""', "end: string should have at least 1 character"),
-        ('end = "</s>"', "end = 2020-01-01", "end: input should be a valid string"),
-        ('["<s>"]', '["<s>", "<e>"]', "special_tokens: '<e>'"),
-        ('["<s>"]', '["<s>", ""]', "special_tokens.1: string should have at least 1 character"),
-        ('["<s>"]', '"<s>"', "special_tokens: input should be a valid tuple"),
-        ("[system]", "[sytem]", "sytem: unexpected keyword argument"),
-        ('before = "A:\\n"', 'behind = "A:\\n"', "assistant.behind: unexpected keyword argument"),
-        ('before = "A:\\n"', "before = true", "assistant.before: input should be a valid string"),
+        ('name = "mine"', "", "name is missing"),
+        ('name = "mine"', "name = 3", "name string 3"),
+        ('name = "mine"', 'name = ""', "name 1 character"),
+        ('end = "</s>"', 'end = ""', "end 1 character"),
+        ('end = "</s>"', "end = 2020-01-01", "end string 2020"),
+        ('["<s>"]', '["<s>", "<e>"]', "special_tokens '<e>'"),
+        ('["<s>"]', '["<s>", ""]', "special_tokens.1 character"),
+        ('["<s>"]', '"<s>"', "special_tokens list '<s>'"),
+        ("[system]", "[sytem]", "unknown 'sytem' 'system'"),
+        ('before = "A:\\n"', 'behind = "A:\\n"', "unknown 'assistant.behind'"),
+        ('before = "A:\\n"', "before = true", "assistant.before string True"),
         ("[assistant]", "[assistant", "cannot read"),
     ],
 )  # fmt: skip
 def test_a_wrong_own_format_is_one_line_with_the_file_and_the_field(
-    old: str, new: str, told: str, tmp_path: Path
+    old: str, new: str, words: str, tmp_path: Path
 ) -> None:
     assert old in OWN
     path = own_file(tmp_path, OWN.replace(old, new))
     with pytest.raises(ConfigError) as refused:
         prompt_format(path)
-    assert told in str(refused.value)
+    assert all(word in str(refused.value) for word in words.split()), str(refused.value)
     assert path in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read .*missing\.toml"):
+    with pytest.raises(ConfigError, match=r"missing\.toml does not exist"):
         prompt_format(str(tmp_path / "missing.toml"))
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"cannot read .*bytes\.toml"):

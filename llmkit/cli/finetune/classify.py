@@ -13,6 +13,7 @@ from llmkit.cli.options import (
     DelimiterOption,
     EncodingOption,
     JsonOption,
+    ResumeOption,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _classify(
     add_tokens: options.AddTokensOption = False,
     sweep: options.SweepOption = None,
     plot: options.PlotOption = None,
-    resume: options.ResumeOption = False,
+    resume: ResumeOption = False,
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.finetune import options
-from llmkit.cli.options import CheckpointArgument, JsonOption, print_json
+from llmkit.cli.options import CheckpointArgument, JsonOption, ResumeOption, print_json
 
 if TYPE_CHECKING:
     from llmkit.finetuning.distill import DistillResult
@@ -46,7 +46,7 @@ def _distill(
     seed: Annotated[
         int, typer.Option(metavar="N", help="Random seed; the same seed gives the same weights.")
     ] = 1337,
-    resume: options.ResumeOption = False,
+    resume: ResumeOption = False,
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.finetune import options
-from llmkit.cli.options import CheckpointArgument, JsonOption
+from llmkit.cli.options import CheckpointArgument, JsonOption, ResumeOption
 
 if TYPE_CHECKING:
     from llmkit.finetuning.instruct import InstructResult
@@ -57,7 +57,7 @@ def _instruct(
     add_tokens: options.AddTokensOption = False,
     sweep: options.SweepOption = None,
     plot: options.PlotOption = None,
-    resume: options.ResumeOption = False,
+    resume: ResumeOption = False,
     device: options.DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:

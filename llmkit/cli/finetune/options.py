@@ -70,7 +70,6 @@ SeedOption = Annotated[
 AddTokensOption = Annotated[
     bool, typer.Option("--add-tokens", help="Add tokens that the prompt format or the labels need.")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 DeviceOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="cuda, mps or cpu.", show_default="the fastest available"),
@@ -79,14 +78,16 @@ SweepOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUES",
-        help="Train variants and compare them: lora=8,16,full, qlora=q8_0,q4_0, mask-prompt, "
-        "unfreeze=head,1,all. May be repeated.",
+        help="Train variants and compare them: lora=8,16,full, qlora=q8_0,q4_0, mask-prompt "
+        "(instruct), unfreeze=head,1,all (classify). May be repeated.",
         show_default=False,
     ),
 ]
 PlotOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Plot the sweep or the confusion matrix (.png or .svg)."),
+    typer.Option(
+        metavar="FILE", help="Plot the sweep, or a classifier's confusion matrix (.png or .svg)."
+    ),
 ]
 
 
