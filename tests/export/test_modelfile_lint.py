@@ -350,7 +350,7 @@ def test_errors_come_first(folder: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(ModelfileError, match="cannot read"):
+    with pytest.raises(ModelfileError, match="Modelfile does not exist"):
         lint_modelfile(tmp_path / "Modelfile")
 
 

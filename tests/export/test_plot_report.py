@@ -190,7 +190,7 @@ def test_names_from_outside_are_text_in_the_page(tmp_path: Path) -> None:
 def test_the_comparison_table_has_each_row() -> None:
     text = shown(comparison_table(COMPARISON))
     for expected in (
-        "runs/fox: 2,048 tokens", "m-f16.gguf", "m-q8_0.gguf", "11.80", "6.30",
+        "2,048 tokens", "m-f16.gguf", "m-q8_0.gguf", "11.80", "6.30",
         "4.00e-05", "± 2.0e-05", "1.33e-05", "1.20e-04", "1.20e-03", "8.50", "4.25", "93.21%",
         "12.35 (x1.0123)", "4,321 / 987", "56",
     ):  # fmt: skip

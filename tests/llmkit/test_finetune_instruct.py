@@ -331,7 +331,7 @@ def test_format_of_a_base_without_one_is_alpaca(
     wide = write_questions(tmp_path / "q.jsonl", [{"prompt": p, "completion": p} for p in "abcde"])
     tokens = load_checkpoint(small_base).tokenizer
     n_alpaca = len(encode_prompt([Message("user", "a")], ALPACA, tokens))
-    with pytest.raises(DataError, match=f"every record .* {64} tokens"):
+    with pytest.raises(DataError, match=r"5 records .* 64 tokens"):
         instruct(small_base, wide, tmp_path / "alpaca", prompt_format=None)
     assert n_alpaca > 64  # which is why
     assert not (tmp_path / "alpaca").exists()
@@ -477,7 +477,7 @@ def test_seed_of_none_is_the_default(
         ({}, {"batch_size": 0}, "batch_size .* 0$"),
         ({}, {"learning_rate": -1.0}, "learning_rate"),
         ({}, {"seed": -1}, "seed"),
-        ({}, {"seed": "many"}, "training: seed: .*integer"),
+        ({}, {"seed": "many"}, "training: seed .*integer"),
         ({}, {"stops": 3}, "stops"),
     ],
 )

@@ -96,7 +96,7 @@ def test_rank_that_is_none_is_refused_before_any_run(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("unfreeze=head", "--sweep unfreeze: .* setting"),
+        ("unfreeze=head", "--sweep unfreeze: .* qlora"),
         ("qlora=q4_O", "did you mean 'q4_0'"),
     ],
 )
