@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import CheckpointError, ModelfileError
-from llmkit.export.gguf.reader import is_gguf, read_gguf
+from llmkit.export.gguf.reader import is_gguf, load_folder, read_gguf
 from llmkit.files import StrPath
 from llmkit.quantization.qat import matrix_types
 from llmkit.quantization.tensor_types import quantization
@@ -71,7 +71,7 @@ def _inspect_gguf(path: Path) -> Inspection:
 
 
 def _inspect_checkpoint(folder: Path) -> Inspection:
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_folder(folder)
     files = [checkpoint.model_file, *([checkpoint.adapter_file] if checkpoint.lora else [])]
     tensors = [tensor for file in files for tensor in _stored_tensors(file)]
     metadata = {

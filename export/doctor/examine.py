@@ -81,8 +81,7 @@ def _file_checks(gguf: Path, context: int | None, *, is_here: bool) -> list[Chec
         file = read_gguf(gguf)
         length = config_of(file).context_length
     except GGUFError as error:
-        advice = "give a GGUF file written by llmkit export"
-        return [Check("file", False, str(error), advice)]
+        return [Check("file", False, str(error))]
     said = f"{gguf.name}: {file.quant}, {gigabytes(gguf.stat().st_size)}, context {length}"
     note = ""
     if context is not None and context > length:

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from llmkit.architectures.base import GGUF_HEAD, ModelConfig
 from llmkit.architectures.registry import FAMILIES, tensor_specs
+from llmkit.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint, load_checkpoint
 from llmkit.checkpoint.tensors import fault_of
-from llmkit.errors import GGUFError, QuantizationError
+from llmkit.errors import CheckpointError, GGUFError, QuantizationError
 from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import METHOD_KEY, QUANTIZATION_KEY
+from llmkit.files import cannot_read
 from llmkit.quant import QuantType, dequantize, quant_type_of
 from llmkit.quantization.tensor_types import CUSTOM, Quantization, quantization, quantization_of
 from llmkit.validation import validated
@@ -159,9 +161,9 @@ def read_gguf(path: Path) -> GGUFFile:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
-        raise GGUFError(f"cannot read {path}: {error.strerror}") from error
+        raise GGUFError(cannot_read(path, error)) from error
     if magic != MAGIC:
-        raise GGUFError(f"{path} is not a GGUF file: it does not start with GGUF")
+        raise GGUFError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
     try:
         reader = _Reader(path)
         metadata = {
@@ -183,6 +185,13 @@ def is_gguf(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
+
+
+def load_folder(path: Path) -> Checkpoint:
+    """Open what is not a GGUF file where one would do too. Raises CheckpointError."""
+    if path.is_file() and path.suffix not in PICKLE_SUFFIXES:
+        raise CheckpointError(f"{path} is neither a checkpoint folder nor a GGUF file")
+    return load_checkpoint(path)
 
 
 def config_of(file: GGUFFile) -> ModelConfig:

@@ -12,15 +12,17 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from llmkit.architectures.base import ModelConfig, TensorSpec
 from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.layout import CONFIG_FILE
-from llmkit.checkpoint.tensors import TensorReader, open_tensors
+from llmkit.checkpoint.tensors import (
+    TensorReader,
+    check_tensor,
+    open_tensors,
+    unexpected_tensor,
+)
 from llmkit.console import progress
-from llmkit.errors import CheckpointError
 from llmkit.export.gguf.metadata import ChosenBlocks, MetadataEntry, metadata_of
 from llmkit.export.gguf.reader import Writer
 from llmkit.files import written_beside
@@ -140,17 +142,8 @@ def pack_tensor(tensors: TensorReader, entry: TensorSpec, stored: QuantType) -> 
     rows = (-1, entry.shape[-1])
     if entry.is_absent:
         return quantize(np.zeros(entry.shape, np.float32).reshape(rows), stored, entry.gguf_name)
-    try:
-        weights = tensors.get_tensor(entry.checkpoint_name)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"the checkpoint has no tensor {entry.checkpoint_name}; it does not match {CONFIG_FILE}"
-        ) from error
-    if tuple(weights.shape) != entry.shape:
-        raise CheckpointError(
-            f"{entry.checkpoint_name} has shape {tuple(weights.shape)}, but {CONFIG_FILE} needs "
-            f"{entry.shape}"
-        )
+    weights = tensors.get_tensor(entry.checkpoint_name)
+    check_tensor(tensors.path, entry.checkpoint_name, weights, entry.shape)
     array = weights.to(torch.float32).numpy().reshape(rows)
     return quantize(array, stored, entry.checkpoint_name)
 
@@ -164,9 +157,7 @@ def _check_names(tensors: TensorReader, table: Sequence[TensorSpec]) -> None:
     known = {entry.checkpoint_name for entry in table if not entry.is_absent}
     foreign = sorted(set(tensors.keys()) - known)
     if foreign:
-        raise CheckpointError(
-            f"unexpected tensor {foreign[0]} in the checkpoint; it does not match {CONFIG_FILE}"
-        )
+        raise unexpected_tensor(tensors.path, foreign[0])
 
 
 def _summary(

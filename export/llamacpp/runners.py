@@ -11,18 +11,19 @@ from typing import Protocol
 import torch
 
 from llmkit.architectures.base import LanguageModel
-from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
+from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.device import choose_device
-from llmkit.errors import ConfigError, QuantizationError
+from llmkit.errors import ConfigError, GGUFError, QuantizationError
 from llmkit.export.gguf.reader import (
     is_gguf,
+    load_folder,
     read_gguf,
     refuse_faulty_weights,
     refuse_not_finite,
 )
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.files import StrPath
+from llmkit.files import StrPath, cannot_read
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.generation import Sampling, generate_ids, prompt_ids, stream_text
 from llmkit.modelfiles.prompt_format import COMPLETION, Message
@@ -54,12 +55,14 @@ class Runner(Protocol):
 def open_runner(model: Path) -> Iterator[Runner]:
     """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError."""
     if is_gguf(model):
+        if not model.exists():
+            raise GGUFError(cannot_read(model, FileNotFoundError()))
         with LlamaCpp(model, exact=False) as llama:
             with suppress(QuantizationError):  # another program's file, of a type that is unknown
                 refuse_faulty_weights(read_gguf(model))
             yield GGUFRunner(llama)
     else:
-        checkpoint = load_checkpoint(model)
+        checkpoint = load_folder(model)
         yield CheckpointRunner(checkpoint, checkpoint.load_model(choose_device()))
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import gguf
 
-from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError, ModelfileError, unknown_name
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.keys import LABELS_KEY
-from llmkit.export.gguf.reader import GGUFFile, is_gguf, read_gguf
+from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
 from llmkit.files import write_text
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.parameters import KINDS, Parameters, read_number
@@ -58,11 +57,12 @@ def write_modelfile(
     by its chat template; one without is a base model, which completes. Raises LlmkitError: a
     format that has to be named, a parameter Ollama has not, a file `out` that is already there.
     """
-    if is_gguf(model) == (gguf_file is not None):
+    checkpoint = None if is_gguf(model) else load_folder(model)
+    if checkpoint is None and gguf_file is not None:
+        raise ConfigError(f"{model} is already a GGUF file; remove --gguf")
+    if checkpoint is not None and gguf_file is None:
         raise ConfigError(
-            f"{model} is already a GGUF file; remove --gguf"
-            if gguf_file
-            else f"{model} is a checkpoint; pass the GGUF file exported from it with --gguf"
+            f"{model} is a checkpoint; pass the GGUF file exported from it with --gguf"
         )
     file = read_gguf(gguf_file or model)
     if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
@@ -71,8 +71,7 @@ def write_modelfile(
         raise GGUFError(
             f"{file.path} has no {gguf.Keys.General.ARCHITECTURE}; Ollama needs a model"
         )
-    if gguf_file is not None:
-        checkpoint = load_checkpoint(model)
+    if checkpoint is not None:
         form = form or checkpoint.prompt_format
         _check_context(file, checkpoint.config.context_length, model)
     out = out or file.path.parent / "Modelfile"

@@ -35,6 +35,7 @@ from llmkit.checkpoint.tensors import (
     unpacked_tensors,
 )
 from llmkit.errors import CheckpointError, ConfigError
+from llmkit.files import cannot_read
 from llmkit.lora import LoRAConfig, add_lora, load_adapter, lora_config_of
 from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.quant.rounding import Repacked, rounding_of
@@ -43,6 +44,8 @@ from llmkit.quantization.packed import build_packed
 from llmkit.quantization.qat import Roundings, matrix_types
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import Tokenizer, load_tokenizer
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -266,13 +269,13 @@ def _read_lora(folder: Path) -> LoRAConfig | None:
     try:
         return lora_config_of(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(cannot_read(path, error)) from error
 
 
 def _not_a_folder(path: Path) -> str:
     if not path.exists():
-        return f"checkpoint {path} does not exist; create one with `llmkit train --out {path}`"
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+        return f"checkpoint {path} does not exist; check the path, or create one with llmkit train"
+    if path.suffix in PICKLE_SUFFIXES:
         return (
             f"{path} is a pickle file, which can run code when loaded; give a checkpoint folder "
             f"with {MODEL_FILE} and {CONFIG_FILE}"

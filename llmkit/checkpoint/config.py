@@ -11,7 +11,7 @@ from llmkit.architectures.gpt2 import GPT2
 from llmkit.architectures.registry import family
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.files import write_text
+from llmkit.files import cannot_read, write_text
 from llmkit.modelfiles.prompt_format import PromptFormat, prompt_format_from
 from llmkit.validation import validated
 
@@ -47,10 +47,10 @@ def read_config(path: Path) -> CheckpointConfig:
             content.get("qat"),
         )
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        raise CheckpointError(cannot_read(path, error)) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not a llmkit config: it needs `model` and `prompt_format` ({error})"
+            f"{path} is not an llmkit config: it needs `model` and `prompt_format` ({error})"
         ) from error
     except ConfigError as error:
         raise CheckpointError(str(error)) from error

@@ -18,7 +18,7 @@ from llmkit.architectures.base import LanguageModel, ModelConfig
 from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import CheckpointError
-from llmkit.files import written_beside
+from llmkit.files import StrPath, cannot_read, written_beside
 from llmkit.lora import LoRAConfig, merged_delta, peft_name
 from llmkit.quant import dequantize
 from llmkit.quant.types import PackedRows, QuantType
@@ -30,6 +30,8 @@ MAX_WEIGHT = 1e15  # the square of what it computes, in LayerNorm, would be beyo
 class TensorReader(Protocol):
     """Reads single tensors of an open file."""
 
+    @property
+    def path(self) -> Path: ...  # noqa: D102
     def keys(self) -> list[str]: ...  # noqa: D102
     def get_tensor(self, name: str) -> Tensor: ...  # noqa: D102
     def metadata(self) -> dict[str, str] | None: ...  # noqa: D102
@@ -45,7 +47,7 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
             f"{path} is truncated or not a safetensors file ({error}); copy it again or retrain"
         ) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(cannot_read(path, error)) from error
     with opened as file:
         yield checked_tensors(file, path)
 
@@ -68,6 +70,7 @@ class _Reader:
     """Has the names and metadata of a file, but its own way to get a tensor."""
 
     file: TensorReader
+    path: Path
     get: Callable[[str], Tensor]
 
     def keys(self) -> list[str]:
@@ -84,14 +87,17 @@ def checked_tensors(file: TensorReader, path: Path) -> TensorReader:
     """A reader that raises CheckpointError for weights that no model can compute with."""
 
     def get(name: str) -> Tensor:
-        tensor = file.get_tensor(name)
+        try:
+            tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise missing_tensor(path, name) from error
         if fault := fault_of(tensor):
             raise CheckpointError(
                 f"{path}: tensor {name} {fault}; train again or use an earlier checkpoint"
             )
         return tensor
 
-    return _Reader(file, get)
+    return _Reader(file, path, get)
 
 
 def fault_of(weights: Tensor) -> str | None:
@@ -115,7 +121,7 @@ def rounded_tensors(file: TensorReader, types: Mapping[str, QuantType]) -> Tenso
         weights = file.get_tensor(name)
         return rounded(weights, types[name], name) if name in types else weights
 
-    return _Reader(file, get)
+    return _Reader(file, file.path, get)
 
 
 def unpacked_tensors(
@@ -129,7 +135,7 @@ def unpacked_tensors(
             return weights
         return torch.from_numpy(dequantize(blocks[name], types[name], tuple(weights.shape)))
 
-    return _Reader(file, get)
+    return _Reader(file, file.path, get)
 
 
 def merged_tensors(base: TensorReader, adapter: TensorReader, lora: LoRAConfig) -> TensorReader:
@@ -143,7 +149,7 @@ def merged_tensors(base: TensorReader, adapter: TensorReader, lora: LoRAConfig) 
         A, B = adapter.get_tensor(a), adapter.get_tensor(b)  # (rank, in), (out, rank)
         return weights.float() + merged_delta(A, B, lora.scale)
 
-    return _Reader(base, get)
+    return _Reader(base, base.path, get)
 
 
 def build_model(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> LanguageModel:
@@ -156,17 +162,30 @@ def build_model(config: ModelConfig, weights: Mapping[str, Tensor], source: str)
     wanted = model.state_dict()
     for name in (*wanted, *weights):
         if name not in weights:
-            raise CheckpointError(
-                f"{source}: tensor {name} is missing; the file does not match {CONFIG_FILE}"
-            )
+            raise missing_tensor(source, name)
         if name not in wanted:
-            raise CheckpointError(
-                f"{source}: unexpected tensor {name}; the file does not match {CONFIG_FILE}"
-            )
-        if weights[name].shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tuple(weights[name].shape)}, expected "
-                f"{tuple(wanted[name].shape)} from {CONFIG_FILE}"
-            )
+            raise unexpected_tensor(source, name)
+        check_tensor(source, name, weights[name], tuple(wanted[name].shape))
     model.load_state_dict(dict(weights), assign=True)
     return model
+
+
+def missing_tensor(source: StrPath, name: str) -> CheckpointError:
+    """The error for a tensor that the sizes in config.json need."""
+    return CheckpointError(f"{source}: tensor {name} is missing; {CONFIG_FILE} needs it")
+
+
+def unexpected_tensor(source: StrPath, name: str) -> CheckpointError:
+    """The error for a tensor that the sizes in config.json do not have."""
+    return CheckpointError(f"{source}: unexpected tensor {name}; it does not match {CONFIG_FILE}")
+
+
+def check_tensor(source: StrPath, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise CheckpointError for a tensor of another shape, or of integers."""
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(tensor.shape)}, but {CONFIG_FILE} needs {shape}"
+        )
+    if not tensor.is_floating_point():
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{source}: {name} has type {found}; weights must be floats")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmkit.console import say
 from llmkit.errors import DataError
+from llmkit.files import cannot_read
 from llmkit.records.csv_tables import column_named, columns, is_table, read_rows
 from llmkit.records.json_records import Record, is_json, json_records, reason
 from llmkit.records.text_files import AS_IT_COMES, Reading, decoded
@@ -124,7 +125,7 @@ def _is_long_jsonl(file: Path) -> bool:
                 return False
             first = list(islice((line for line in lines if line.strip()), 2))
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise DataError(cannot_read(file, error)) from error
     # A file that is called JSONL is meant as such, and a fault in its second line gets its line.
     telling = first[:1] if file.suffix.lower() in JSONL_SUFFIXES else first
     return len(first) == 2 and all(map(_is_object, telling))
@@ -144,7 +145,7 @@ def _jsonl_records(file: Path) -> Iterator[Record]:
                 if line.strip():
                     yield _jsonl_record(line, f"{file}, line {number}")
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise DataError(cannot_read(file, error)) from error
 
 
 def _jsonl_record(line: bytes, where: str) -> Record:
@@ -196,7 +197,7 @@ class _Folder:
         try:
             paths = sorted(folder.iterdir())
         except OSError as error:
-            raise DataError(f"cannot read {folder}: {error.strerror}") from error
+            raise DataError(cannot_read(folder, error)) from error
         to_follow = []
         for path in paths:
             left_out = hidden or _is_generated(path)

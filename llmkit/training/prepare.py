@@ -15,6 +15,7 @@ from llmkit.console import Progress, progress, say
 from llmkit.data.sources import note_left_out, read_documents, source_files
 from llmkit.data.tokens import split_documents, token_dtype, write_token_file
 from llmkit.errors import CheckpointError, DataError
+from llmkit.files import cannot_read
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.records.text_files import AS_IT_COMES, Reading
 from llmkit.tokenizer import Tokenizer, download_gpt2, load_tokenizer
@@ -32,7 +33,7 @@ def sha256_of(files: list[Path]) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
+            raise DataError(cannot_read(path, error)) from error
     return digest.hexdigest()
 
 

@@ -131,7 +131,7 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
         ("temperature", "not -1.0"),
     ),
     "generate from truncated": ("generate {truncated} --prompt Hi", "truncated.gguf"),
-    "inspect a text file": ("inspect {short}", ("short.txt is a file", "checkpoint folder")),
+    "inspect a text file": ("inspect {short}", ("short.txt", "checkpoint folder", "GGUF file")),
     "unknown option": ("train --dta {corpus}", ("'--dta'", "--data")),
     "unknown command": ("trian --data {corpus}", ("'trian'", "'train'")),
     "missing option": ("train --data {corpus}", "option '--out'"),

@@ -269,7 +269,8 @@ def test_numbers_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weights: weights.pop("h.1.ln_2.bias"), r"no tensor h\.1\.ln_2\.bias"),
+        (lambda weights: weights.pop("h.1.ln_2.bias"), r"c/model.* h\.1\.ln_2\.bias is missing"),
+        (lambda weights: weights.update({"ln_f.bias": torch.ones(64).int()}), "int32"),
         (lambda weights: weights.update({"h.2.ln_1.bias": torch.ones(64)}), r"h\.2\.ln_1\.bias"),
         (lambda weights: weights.update({"lm_head.weight": torch.ones(2, 2)}), "lm_head"),
         (lambda weights: weights.update({"ln_f.bias": torch.ones(63)}), r"ln_f\.bias has shape"),

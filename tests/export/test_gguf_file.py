@@ -151,9 +151,9 @@ def test_another_magic_is_named(content: bytes, scratch: Path) -> None:
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GGUFError, match="No such file"):
+    with pytest.raises(GGUFError, match=r"none\.gguf does not exist"):
         read_gguf(tmp_path / "none.gguf")
-    with pytest.raises(GGUFError, match="cannot read"):
+    with pytest.raises(GGUFError, match="is a folder"):
         read_gguf(tmp_path)
     with pytest.raises(GGUFError, match="not a GGUF file"):
         read_gguf(write(tmp_path / "empty.gguf", b""))

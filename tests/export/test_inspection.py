@@ -101,11 +101,11 @@ def test_what_is_no_model_gives_one_line(random_checkpoint: Checkpoint, tmp_path
     fake = tmp_path / "fake.gguf"
     fake.write_text("no model", encoding="utf-8")
     cases = {
-        text: (CheckpointError, "is a file"),
+        text: (CheckpointError, "notes.txt .* GGUF"),
         tmp_path: (CheckpointError, r"fake\.gguf"),
         tmp_path / "none": (CheckpointError, "does not exist"),
         fake: (GGUFError, "not a GGUF file"),
-        tmp_path / "none.gguf": (GGUFError, "No such file"),
+        tmp_path / "none.gguf": (GGUFError, "none.gguf does not exist"),
     }
     for path, (kind, message) in cases.items():
         with pytest.raises(kind, match=message) as caught:

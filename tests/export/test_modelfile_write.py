@@ -14,7 +14,7 @@ from verify_targets import chatml_checkpoint, lora_checkpoint
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.cli.main import app
-from llmkit.errors import ConfigError, GGUFError, ModelfileError
+from llmkit.errors import CheckpointError, ConfigError, GGUFError, ModelfileError
 from llmkit.export.convert import export
 from llmkit.export.modelfile.lint import lint_modelfile
 from llmkit.export.modelfile.write import write_modelfile
@@ -119,6 +119,7 @@ def test_what_is_asked_for_is_written(base: Path) -> None:
 
 def test_what_cannot_be_written_leaves_nothing(base: Path, tmp_path: Path) -> None:
     target = base.parent / "Modelfile"
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError, match="'temperature'"):
         write_modelfile(base, parameters={"temprature": "1"})
     with pytest.raises(ConfigError, match=r"num_ctx: invalid int value \[x\]"):
@@ -127,12 +128,14 @@ def test_what_cannot_be_written_leaves_nothing(base: Path, tmp_path: Path) -> No
         write_modelfile(base, system='a"""\nb"\n')
     with pytest.raises(ConfigError, match=r"exported.*--gguf"):
         write_modelfile(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=r"notes\.txt .*checkpoint"):
+        write_modelfile(tmp_path / "notes.txt")
     with pytest.raises(ConfigError, match=r"already.*--gguf"):
         write_modelfile(base, gguf_file=base)
     other = make_checkpoint(tmp_path / "d", context_length=8)
     with pytest.raises(ConfigError, match=r"\b32\b.*\b8\b"):
         write_modelfile(other.folder, gguf_file=base)
-    with pytest.raises(GGUFError, match="cannot read"):
+    with pytest.raises(GGUFError, match=r"none\.gguf does not exist"):
         write_modelfile(base.with_name("none.gguf"))
     assert not target.exists()
 

@@ -465,6 +465,7 @@ def test_run_config_changes_the_preset(short_text: Path, tmp_path: Path) -> None
     [
         (b"[modle]\nn_layer = 2", "table 'modle'.*'model'"),
         (b"n_layer = 2", "unknown table 'n_layer'"),
+        (b"[model]\nn_layr = 2", r"\[model\]: .*'n_layr'.*'n_layer'"),
         (b"model = 2", r"model is not a table; write \[model\]"),
         (b"[[training]]\nsteps = 2", "training is not a table"),
         (b"[model\nn_layer = 2", "line 1"),
