@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
 
 from llmkit.architectures.base import KVCache, LanguageModel
 from llmkit.errors import CheckpointError, ConfigError, PromptTooLongError
+
+PROMPTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,11 @@ def greedy_ids(
     answers: list[list[int]] = [[] for _ in prompts]
     numbers = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     n_done = 0
-    for length, of_length in groupby(numbers, key=lambda number: len(prompts[number])):
-        group = list(of_length)
-        cache, open_ones = KVCache(), set(group)
+    for group in _of_one_length(numbers, prompts):
+        length, cache, open_ones = len(prompts[group[0]]), KVCache(), set(group)
         new = torch.tensor([prompts[number] for number in group], device=model.device)  # (B, T)
         for _ in range(Sampling(max_tokens=max_tokens).limit(length, model.config.context_length)):
-            logits = model(new, cache)[:, -1]  # (B, V)
+            logits = model.logits(model.hidden_states(new, cache)[:, -1])  # (B, V)
             refuse_nan(logits)
             new = logits.argmax(-1, keepdim=True)  # (B, 1)
             for number, chosen in zip(group, new[:, 0].tolist(), strict=True):
@@ -124,6 +125,15 @@ def greedy_ids(
         n_done += len(group)
         done(n_done)
     return answers
+
+
+def _of_one_length(
+    numbers: Iterable[int], prompts: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, ...]]:
+    """Prompts of one length, no more than fit the memory with their keys and values."""
+    for _, group in groupby(numbers, key=lambda number: len(prompts[number])):
+        while some := tuple(islice(group, PROMPTS_AT_ONCE)):
+            yield some
 
 
 def refuse_nan(logits: Tensor) -> None:

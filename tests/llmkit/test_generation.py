@@ -57,7 +57,9 @@ def test_greedy_takes_the_most_probable_token_each_time(model: GPT, random_model
         assert generated(each, prompt, temperature=1.5, top_p=1e-9, seed=9) == expected
 
 
-def test_prompts_together_are_answered_as_each_alone(random_model: GPT) -> None:
+def test_prompts_together_are_answered_as_each_alone(
+    random_model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [[1, 2, 3], [4], [5, 6, 7], [8, 9, 1, 2, 3], [3, 2, 1], [7]]
     free = [generated(random_model, prompt, temperature=0, max_tokens=8) for prompt in prompts]
     stops = {free[0][3], free[5][2]}
@@ -68,6 +70,9 @@ def test_prompts_together_are_answered_as_each_alone(random_model: GPT) -> None:
     heard: list[int] = []
     assert greedy_ids(random_model, prompts, 8, stops, heard.append) == wanted
     assert heard == [2, 5, 6]
+    monkeypatch.setattr("llmkit.generation.PROMPTS_AT_ONCE", 2)
+    assert greedy_ids(random_model, prompts, 8, stops, heard.append) == wanted
+    assert heard[3:] == [2, 4, 5, 6]
 
 
 def test_same_seed_gives_the_same_text(random_model: GPT) -> None:
