@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmkit.architectures.registry import in_llama_cpp
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import ConfigError
@@ -67,6 +68,11 @@ def export(
     apart = source.lora is not None and not merge
     if merge and source.lora is None:
         raise ConfigError(f"{checkpoint} has no adapter to merge; omit --merge")
+    if apart and in_llama_cpp(source.config, lambda _: "f32")[1]:
+        raise ConfigError(
+            f"{checkpoint} has ReLU, which llama.cpp computes with other weights; merge the "
+            "adapter with --merge"
+        )
     name = name or checkpoint.resolve().name
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)

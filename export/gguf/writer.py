@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from llmkit.architectures.base import ModelConfig, TensorSpec
-from llmkit.architectures.registry import tensor_specs
+from llmkit.architectures.registry import in_llama_cpp, tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tensors import (
     TensorReader,
     check_tensor,
     open_tensors,
+    scaled_tensors,
     unexpected_tensor,
 )
 from llmkit.console import progress
@@ -64,7 +65,7 @@ def write_gguf(
     entries = metadata_of(checkpoint, quantization, name, adapter, chosen)
     writer = _writer(entries, table, types)
     with (
-        open_weights(checkpoint, merged=merged) as tensors,
+        open_weights(checkpoint, quantization, merged=merged) as tensors,
         written_beside(path) as beside,
         closing(writer),
     ):
@@ -122,12 +123,19 @@ def n_header_bytes(
         return path.stat().st_size + len(table) * gguf.GGUF_DEFAULT_ALIGNMENT
 
 
-def open_weights(checkpoint: Checkpoint, *, merged: bool) -> AbstractContextManager[TensorReader]:
+@contextmanager
+def open_weights(
+    checkpoint: Checkpoint, quantization: Quantization, *, merged: bool
+) -> Iterator[TensorReader]:
     """The weights that a file is made of: the base's as they were given, or with the adapter in.
 
     The blocks that QLoRA trained on are the given weights' own, so they are packed from those.
     """
-    return checkpoint.open_merged() if merged else open_tensors(checkpoint.model_file)
+    config = checkpoint.config
+    _, scales = in_llama_cpp(config, lambda spec: quantization.type_of(spec, config).name)
+    opened = checkpoint.open_merged() if merged else open_tensors(checkpoint.model_file)
+    with opened as tensors:
+        yield scaled_tensors(tensors, scales)
 
 
 def add_metadata(writer: Writer, entries: Iterable[MetadataEntry]) -> None:

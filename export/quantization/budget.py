@@ -141,7 +141,7 @@ def plan(
     """
     entries = {e.checkpoint_name: e for e in tensor_specs(source.config) if e.is_matrix}
     room = budget.for_matrices(source, _header_bytes(source, entries), merged=merged)
-    model = open_model(source, merged=merged)
+    model = open_model(source, quantization(REFERENCE), merged=merged)
     sensitivity = _sensitivity(source, model, method, text)
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
     options = {

@@ -80,9 +80,11 @@ class Preparation:
             return ChosenBlocks("qat", None, self.source.trained_blocks(), {})
         types = stored_types(self.source.config, wanted)
         if self.text is not None:
-            return by_error_feedback(open_model(self.source, merged=self.merged), types, self.text)
+            return by_error_feedback(
+                open_model(self.source, wanted, merged=self.merged), types, self.text
+            )
         if self.importances is not None:
-            with open_weights(self.source, merged=self.merged) as tensors:
+            with open_weights(self.source, wanted, merged=self.merged) as tensors:
                 matrices = (
                     (name, tensors.get_tensor(name).float().numpy(), qtype)
                     for name, qtype in types.items()

@@ -82,7 +82,7 @@ def write_like(
     if adapter is not None:
         shutil.copyfile(adapter.path, path.parent / adapter.path.name)
     copy = gguf.GGUFReader(path, "r+")
-    with open_weights(checkpoint, merged=file.adapter_name is None) as tensors:
+    with open_weights(checkpoint, file.quantization(), merged=file.adapter_name is None) as tensors:
         for tensor in copy.tensors:
             weights = _weights(tensors, table[tensor.name])
             importance = None if imatrix is None else imatrix.importance(tensor.name)

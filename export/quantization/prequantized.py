@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.architectures.base import LanguageModel, ModelConfig
-from llmkit.architectures.registry import tensor_specs
+from llmkit.architectures.registry import in_llama_cpp, tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tensors import build_model
 from llmkit.console import say
@@ -114,11 +114,12 @@ def _is_rounded(packed: PackedRows, weights: FloatRows, qtype: QuantType) -> boo
     )
 
 
-def open_model(source: Checkpoint, *, merged: bool) -> LanguageModel:
-    """The model whose weights a file is made of, in evaluation mode."""
-    with open_weights(source, merged=merged) as tensors:
+def open_model(source: Checkpoint, quantization: Quantization, *, merged: bool) -> LanguageModel:
+    """The model that llama.cpp will run, before its weights are rounded; in evaluation mode."""
+    config, _ = in_llama_cpp(source.config, lambda spec: quantization.base.name)
+    with open_weights(source, quantization, merged=merged) as tensors:
         weights = {name: tensors.get_tensor(name).float() for name in tensors.keys()}  # noqa: SIM118
-    return build_model(source.config, weights, str(source.folder)).eval()
+    return build_model(config, weights, str(source.folder)).eval()
 
 
 def stored_types(config: ModelConfig, quantization: Quantization) -> dict[str, QuantType]:

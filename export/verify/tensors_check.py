@@ -75,7 +75,7 @@ def _wanted(
 
     def read(stored: QuantType) -> PackedRows:
         # Opened anew for each tensor: of an open file all that was read stays in memory.
-        with open_weights(target.checkpoint, merged=merged) as tensors:
+        with open_weights(target.checkpoint, target.quantization, merged=merged) as tensors:
             return pack_tensor(tensors, entry, stored)
 
     def pack(stored: QuantType) -> PackedRows:

@@ -211,6 +211,11 @@ class Family:
     graph: Callable[[Any], Iterable[Operation]]  # in llama.cpp's order
     kv_cache_bytes: Callable[[Any, int], int]  # of a config and the padded context
     compute_buffer_bytes: Callable[[Any, int, int], int]  # of the context as asked for, too
+    # The config that llama.cpp's graph computes, and what a file has tensors multiplied with, by
+    # checkpoint name, so that it computes the same. The name of each tensor's type is given.
+    in_llama_cpp: Callable[[Any, Callable[[TensorSpec], str]], tuple[Any, Mapping[str, float]]] = (
+        lambda config, _type_of: (config, {})
+    )
 
     @property
     def name(self) -> str:

@@ -8,9 +8,9 @@ weights are stored (out, in) as torch.nn.Linear has them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import gguf
 import torch
@@ -33,6 +33,7 @@ from llmkit.architectures.graph import Attention, Embed, Gelu, Norm, Operation, 
 from llmkit.errors import ConfigError
 
 Size = Annotated[int, Field(gt=0)]
+Activation = Literal["gelu_tanh", "gelu_erf", "relu"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -50,15 +51,14 @@ class GPTConfig:
     qkv_bias: bool = True
     tie_embeddings: bool = True
     layer_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+    n_ff: Annotated[int, Field(ge=0)] = 0  # inner width of feed-forward; 0: 4 x n_embd, as GPT-2
+    activation: Activation = "gelu_tanh"
 
     def __post_init__(self) -> None:
+        if not self.n_ff:
+            object.__setattr__(self, "n_ff", 4 * self.n_embd)  # the dataclass is frozen
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
-
-    @property
-    def n_ff(self) -> int:
-        """Inner width of the feed-forward layer: 4 x n_embd as in GPT-2."""
-        return 4 * self.n_embd
 
 
 # nano and micro are for a laptop's CPU. Their widths are multiples of 256, so that every GGUF
@@ -86,9 +86,13 @@ def attention_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return weights @ v
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU by the tanh formula, as GPT-2 and llama.cpp's gpt2 graph have it."""
-    return F.gelu(x, approximate="tanh")
+# GPT-2 and llama.cpp's gpt2 graph have GELU by the tanh formula. Imported models may have another:
+# the exact GELU differs by 5e-4 at most; for ReLU see `in_llama_cpp`.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_erf": F.gelu,
+    "relu": F.relu,
+}
 
 
 class CausalSelfAttention(nn.Module):
@@ -130,16 +134,17 @@ class CausalSelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with GELU between, applied to each token alone."""
+    """Two linear layers with an activation between, applied to each token alone."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
         self.c_fc = nn.Linear(config.n_embd, config.n_ff)
         self.c_proj = nn.Linear(config.n_ff, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform: (B, T, C) -> (B, T, C)."""
-        return self.c_proj(gelu(self.c_fc(x)))  # type: ignore[no-any-return]
+        return self.c_proj(self.activation(self.c_fc(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -317,6 +322,34 @@ def graph(config: GPTConfig) -> Iterator[Operation]:
     yield Product(("result_norm",), "result_output", f"output_norm -> logits: {head}", head)
 
 
+# By type of the second feed-forward matrix, which is divided by it: f16 numbers, and the f16 scales
+# of blocks, lose digits below 6e-5. Others keep 4096, where GELU is ReLU to 4e-5.
+_RELU_SCALES = {"f32": 4096.0, "bf16": 4096.0, "f16": 256.0}
+_RELU_SCALE_OF_BLOCKS = 64.0
+
+
+def in_llama_cpp(
+    config: GPTConfig, type_of: Callable[[TensorSpec], str]
+) -> tuple[GPTConfig, dict[str, float]]:
+    """GELU by the tanh formula, whatever the model has.
+
+    For ReLU: relu(x) is near gelu(a x) / a for a large a. The first feed-forward matrix and its
+    bias are multiplied by a, a power of two, and the second matrix is divided by it.
+    """
+    scales: dict[str, float] = {}
+    run = replace(config, activation="gelu_tanh")
+    if config.activation != "relu":
+        return run, scales
+    specs = list(tensors(config))
+    for down in specs:
+        if down.role is Role.FEED_FORWARD_DOWN:
+            scale = _RELU_SCALES.get(type_of(down), _RELU_SCALE_OF_BLOCKS)
+            scales[down.checkpoint_name] = 1 / scale
+            up = next(s for s in specs if s.role is Role.FEED_FORWARD_UP and s.layer == down.layer)
+            scales |= {f"{up.module}.weight": scale, f"{up.module}.bias": scale}
+    return run, scales
+
+
 _BATCH = 512  # tokens of a prompt that are computed at once (n_ubatch)
 _F16, _F32 = 2, 4  # bytes
 
@@ -340,5 +373,13 @@ def compute_buffer_bytes(config: GPTConfig, context: int, padded_context: int) -
 
 
 GPT2 = Family(
-    GPTConfig, GPT, PRESETS, tensors, SIZE_KEYS, graph, kv_cache_bytes, compute_buffer_bytes
+    GPTConfig,
+    GPT,
+    PRESETS,
+    tensors,
+    SIZE_KEYS,
+    graph,
+    kv_cache_bytes,
+    compute_buffer_bytes,
+    in_llama_cpp,
 )

@@ -52,6 +52,13 @@ def tensor_specs(config: ModelConfig) -> list[TensorSpec]:
     return list(family_of(config).tensors(config))
 
 
+def in_llama_cpp(
+    config: ModelConfig, type_of: Callable[[TensorSpec], str]
+) -> tuple[ModelConfig, Mapping[str, float]]:
+    """What llama.cpp's graph computes, and what a file's tensors are multiplied with for it."""
+    return family_of(config).in_llama_cpp(config, type_of)
+
+
 def head_spec(config: ModelConfig) -> TensorSpec:
     """The matrix that makes the logits: the head, or the token embedding where they are tied."""
     role = head_role(config)

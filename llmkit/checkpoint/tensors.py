@@ -138,6 +138,16 @@ def unpacked_tensors(
     return _Reader(file, file.path, get)
 
 
+def scaled_tensors(file: TensorReader, scales: Mapping[str, float]) -> TensorReader:
+    """A reader that multiplies some tensors with a number."""
+
+    def get(name: str) -> Tensor:
+        weights = file.get_tensor(name)
+        return weights.float() * scales[name] if name in scales else weights
+
+    return _Reader(file, file.path, get) if scales else file
+
+
 def merged_tensors(base: TensorReader, adapter: TensorReader, lora: LoRAConfig) -> TensorReader:
     """A reader that adds an adapter's LoRA matrices to those of the base."""
 

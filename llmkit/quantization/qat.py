@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from llmkit.architectures.base import LanguageModel, ModelConfig
-from llmkit.architectures.registry import tensor_specs
+from llmkit.architectures.registry import in_llama_cpp, tensor_specs
+from llmkit.errors import ConfigError
 from llmkit.quant.rounding import Repacked, Rounding
 from llmkit.quant.types import QuantType
 from llmkit.quantization.tensor_types import Quantization
@@ -25,7 +26,15 @@ Roundings = Mapping[str, Rounding]  # of each matrix, by checkpoint name
 
 
 def matrix_types(config: ModelConfig, quantization: Quantization) -> dict[str, QuantType]:
-    """The types of a model's matrices in a file, by checkpoint name."""
+    """The types of a model's matrices in a file, by checkpoint name.
+
+    Raises ConfigError where a file has other weights than the checkpoint.
+    """
+    if in_llama_cpp(config, lambda spec: quantization.type_of(spec, config).name)[1]:
+        raise ConfigError(
+            f"training on {quantization.name} blocks is not possible: llama.cpp has no ReLU, so "
+            "a GGUF file has other weights than this model; train without --qat and --quant"
+        )
     return {
         spec.checkpoint_name: quantization.type_of(spec, config)
         for spec in tensor_specs(config)
