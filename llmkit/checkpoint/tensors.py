@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor
 from llmkit.architectures.base import LanguageModel, ModelConfig
 from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.layout import CONFIG_FILE
+from llmkit.console import progress
 from llmkit.errors import CheckpointError
 from llmkit.files import StrPath, cannot_read, written_beside
 from llmkit.lora import LoRAConfig, merged_delta, peft_name
@@ -63,6 +65,34 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
             )
         except SafetensorError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def write_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Callable[[], Tensor]]
+) -> None:
+    """Write float32 tensors as safetensors, each made when it is its turn: one is in memory.
+
+    The format: 8 bytes with the length of the header, JSON with each tensor's place, the numbers.
+    """
+    header: dict[str, object] = {"__metadata__": {"step": "0"}}
+    start = 0
+    for name, shape in shapes.items():
+        end = start + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with written_beside(path) as beside, beside.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        with progress(f"write {path.name}", start, "bytes") as bar:
+            n_written = 0
+            for name in shapes:
+                tensor = tensors[name]()
+                if fault := fault_of(tensor):
+                    raise CheckpointError(f"{path}: tensor {name} {fault}")
+                file.write(tensor.numpy().data.cast("B"))
+                n_written += 4 * tensor.numel()
+                bar.update(n_written)
 
 
 @dataclass(frozen=True)

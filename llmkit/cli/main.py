@@ -26,6 +26,7 @@ from llmkit.cli import (
     finetune,
     generate,
     imatrix,
+    import_checkpoint,
     inspect,
     modelfile,
     quantize,
@@ -49,8 +50,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help; drawing it with rich doubles the time it takes
 )
 for _module in (
-    demo, train, finetune, generate, chat, export, imatrix, quantize, verify, compare,
-    inspect, modelfile, deploy, doctor,
+    demo, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize, verify,
+    compare, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

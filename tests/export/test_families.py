@@ -95,6 +95,7 @@ def test_gpt2s_names_stand_in_its_own_file() -> None:
         for folder in ("llmkit", "export", "quant", "modelfiles")
         for path in sorted((ROOT / folder).rglob("*.py"))
         if str(path.relative_to(ROOT).as_posix()) not in ALLOWED
+        and "importing" not in path.parts  # it knows other programs' names
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if NAMES.search(line)
     ]

@@ -1,0 +1,185 @@
+"""What a model computes beyond its tensors: each fact with where it is from, nothing in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from llmkit.errors import ConfigError
+from llmkit.importing.naming import Parts
+from llmkit.importing.projects import Project
+from llmkit.importing.source import Source
+
+_TANH = "gelu_tanh gelu_new gelu_pytorch_tanh gelu_approx gelu_approximate new_gelu newgelu tanh"
+ACTIVATIONS = {
+    **dict.fromkeys(_TANH.split(), "gelu_tanh"),
+    **dict.fromkeys(["gelu", "gelu_erf", "gelu_exact", "erf", "gelu_python", "none"], "gelu_erf"),
+    "relu": "relu",
+}
+NORMS = {"pre": "pre", "post": "post"}
+MASKS = {"causal": "causal", "none": "none"}
+# What queries times keys are multiplied by: 1/sqrt(head width), 1/sqrt(n_embd), or 1.
+ATTENTION_SCALES = {"head": "head", "embd": "embd", "none": "none"}
+
+# Names under which programs keep a setting, the usual first.
+_NAMES = {
+    "n_head": "n_head n_heads num_heads num_attention_heads nhead heads num_head attention_heads",
+    "activation": "activation_function activation act hidden_act act_fn activation_type",
+    "layer_norm_epsilon": "layer_norm_epsilon layer_norm_eps ln_eps norm_eps",
+    "context_length": "block_size n_positions n_ctx context_length max_seq_len seq_len "
+    "sequence_len context_size max_len ctx_len block_len",
+    "n_layer": "n_layer n_layers num_layers num_hidden_layers depth num_blocks n_blocks",
+}
+# minGPT keeps a model_type and no sizes (mingpt/model.py).
+_MINGPT_HEADS = {
+    "openai-gpt": 12, "gpt2": 12, "gpt2-medium": 16, "gpt2-large": 20, "gpt2-xl": 25,
+    "gopher-44m": 16, "gpt-mini": 6, "gpt-micro": 4, "gpt-nano": 3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value and where it is from."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the user says of a checkpoint; None or empty where the user says nothing."""
+
+    n_head: int | None = None
+    activation: str | None = None
+    norm: str | None = None
+    mask: str | None = None
+    attention_scale: str | None = None
+    layer_norm_epsilon: float | None = None
+    lora_alpha: float | None = None
+    labels: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    prompt_format: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that names and shapes of tensors do not determine."""
+
+    n_head: Fact
+    activation: Fact
+    norm: Fact
+    mask: Fact
+    attention_scale: Fact
+    is_scaled_by_layer: Fact
+    layer_norm_epsilon: Fact
+
+    def items(self) -> list[tuple[str, Fact]]:
+        """Names and facts."""
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+    def with_value(self, name: str, value: Any) -> Facts:
+        """The facts with one of them tried otherwise."""
+        return replace(self, **{name: Fact(value, "tried")})
+
+
+def setting(source: Source, name: str) -> Fact | None:
+    """A setting of the file, or of a file beside it, under any of its usual names."""
+    for alias in _NAMES[name].split():
+        value = source.settings.get(alias)
+        if value is not None:
+            return Fact(value, f"the file: {alias}")
+    return None
+
+
+def gather(source: Source, project: Project | None, parts: Parts, options: ImportOptions) -> Facts:
+    """Each fact from the option, the file, the shapes or the program, in this order.
+
+    Raises ConfigError for one that none of them gives, naming the option.
+    """
+    known: Mapping[str, str] = project.facts if project else {}
+
+    def fact(name: str, table: Mapping[str, str], default: str | None) -> Fact:
+        given = getattr(options, name)
+        if given is not None:
+            return Fact(_named(given, table, f"--{name.replace('_', '-')}"), "your option")
+        found = setting(source, name) if name in _NAMES else None
+        if found is not None:
+            return Fact(_named(found.value, table, found.origin), found.origin)
+        if name in known and project is not None:
+            return Fact(_named(known[name], table, project.name), f"assumed: {project.name} has it")
+        if default is None:
+            values = ", ".join(dict.fromkeys(table.values()))
+            raise ConfigError(
+                f"the file does not say which {name.replace('_', ' ')} the model has; give "
+                f"--{name.replace('_', '-')} ({values}), as in the program that trained it"
+            )
+        return Fact(default, "assumed: most programs have it")
+
+    flags = source.settings
+    scale = fact("attention_scale", ATTENTION_SCALES, "head")
+    if flags.get("scale_attn_weights") is False and options.attention_scale is None:
+        scale = Fact("none", "the file: scale_attn_weights")
+    by_layer = bool(flags.get("scale_attn_by_inverse_layer_idx", False))
+    epsilon = _epsilon(source, options)
+    return Facts(
+        _n_head(source, parts, options),
+        fact("activation", ACTIVATIONS, None),
+        fact("norm", NORMS, "pre"),
+        fact("mask", MASKS, "causal"),
+        scale,
+        Fact(by_layer, "the file" if by_layer else "assumed: most programs have it"),
+        epsilon,
+    )
+
+
+def _named(value: Any, table: Mapping[str, str], where: str) -> str:
+    found = table.get(str(value).lower().removeprefix("nn.").rstrip("()"))
+    if found is None:
+        values = ", ".join(dict.fromkeys(table.values()))
+        raise ConfigError(
+            f"{where}: {value!r} is not one of {values}, which llama.cpp's gpt2 graph can compute"
+        )
+    return found
+
+
+def _epsilon(source: Source, options: ImportOptions) -> Fact:
+    if options.layer_norm_epsilon is not None:
+        return Fact(options.layer_norm_epsilon, "your option")
+    found = setting(source, "layer_norm_epsilon")
+    if found is not None and isinstance(found.value, float):
+        return found
+    return Fact(1e-5, "assumed: PyTorch's default")
+
+
+def _n_head(source: Source, parts: Parts, options: ImportOptions) -> Fact:
+    width, layer = parts.n_embd, parts.layers[0]
+    found = _stated_heads(source, layer_heads=len(layer.q) if len(layer.q) > 1 else None)
+    if options.n_head is not None:
+        if len(layer.q) > 1 and options.n_head != len(layer.q):
+            raise ConfigError(f"--n-head {options.n_head}: the file has {len(layer.q)} heads")
+        found = Fact(options.n_head, "your option")
+    divisors = [n for n in range(1, width + 1) if width % n == 0]
+    if found is None:
+        raise ConfigError(
+            "the file does not say how many heads the model has; give --n-head, as in the program "
+            f"that trained it: one of {', '.join(map(str, divisors))}"
+        )
+    if found.value not in divisors:
+        raise ConfigError(
+            f"n_head {found.value} ({found.origin}) does not divide the width {width}; "
+            f"possible are {', '.join(map(str, divisors))}"
+        )
+    return found
+
+
+def _stated_heads(source: Source, layer_heads: int | None) -> Fact | None:
+    if layer_heads is not None:
+        return Fact(layer_heads, "the file: one matrix per head")
+    found = setting(source, "n_head")
+    if found is not None and isinstance(found.value, int) and found.value > 0:
+        return found
+    model_type = source.settings.get("model_type")
+    if model_type in _MINGPT_HEADS and source.settings.get("embd_pdrop") is not None:
+        return Fact(_MINGPT_HEADS[str(model_type)], f"the file: model_type {model_type}")
+    return None

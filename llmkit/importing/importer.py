@@ -1,0 +1,308 @@
+"""`llmkit import`: a checkpoint of another program as one of llmkit's, proved where it can be."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from llmkit.architectures.base import ModelConfig
+from llmkit.architectures.gpt2 import GPT2
+from llmkit.checkpoint.checkpoint import label_ids, load_checkpoint
+from llmkit.checkpoint.config import CheckpointConfig, save_config
+from llmkit.checkpoint.layout import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE
+from llmkit.checkpoint.tensors import fault_of, write_tensors
+from llmkit.errors import CheckpointError, ConfigError
+from llmkit.files import StrPath, cannot_write, optional_path
+from llmkit.importing.assemble import Assembly, Step, Vocabulary, assemble
+from llmkit.importing.facts import Fact, Facts, ImportOptions, gather, setting
+from llmkit.importing.lora import merged
+from llmkit.importing.naming import Parts, take_apart
+from llmkit.importing.projects import PROJECTS, Project, recognised
+from llmkit.importing.reference import (
+    ImportProof,
+    ReferenceLogits,
+    check_reference,
+    find_alternative,
+    logits_of,
+    prove,
+    read_reference,
+)
+from llmkit.importing.source import Source, open_source, without_prefixes
+from llmkit.importing.tokenizers import ImportedTokenizer, find_tokenizer
+from llmkit.modelfiles.prompt_format import COMPLETION, PromptFormat, prompt_format
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_MEASURED_TOKENS = 64
+UNKNOWN = "a scheme of names that is not known, read by general rules"
+
+
+@dataclass(frozen=True)
+class Import:
+    """What an import took the source for, and what it made of it."""
+
+    folder: Path
+    recognised: str  # the program
+    container: str
+    config: ModelConfig
+    steps: list[Step]  # what went where
+    facts: list[tuple[str, Fact]]  # what names and shapes do not say
+    tokenizer: str  # where it is from
+    notes: list[str]
+    proof: ImportProof | None  # None without reference logits
+    activation_cost: float | None  # largest logit difference of the exact GELU and llama.cpp's
+
+
+def import_checkpoint(
+    source: StrPath,
+    out: StrPath,
+    options: ImportOptions | None = None,
+    *,
+    reference: StrPath | None = None,
+) -> Import:
+    """Write the checkpoint folder `out` from a file, a folder or a Hugging Face id.
+
+    `reference`: an .npz file with `tokens` (B, T) and the `logits` (B, T, V) of the model's own
+    program; the import is compared with them at every position. Raises LlmkitError for a source
+    that is damaged, or that llama.cpp cannot compute, for a fact that neither the file nor an
+    option gives, and where the logits differ. Nothing is written then.
+    """
+    options = options or ImportOptions()
+    out, given = Path(out), optional_path(reference)
+    _check_out(out)
+    opened = open_source(_local(str(source)))
+    if "prompt_format" in opened.extras.get(CONFIG_FILE, {}):
+        raise ConfigError(f"{source} is a checkpoint of llmkit already; give it to llmkit export")
+    tensors, n_merged = merged(without_prefixes(opened.tensors), options.lora_alpha)
+    project = recognised(PROJECTS, opened, tensors)
+    if project is not None and project.refused:
+        raise CheckpointError(
+            f"{source} is {project.name}: it has {project.refused}, which llama.cpp's gpt2 graph "
+            "cannot compute; llmkit imports models with learned positions and LayerNorm"
+        )
+    parts = take_apart(tensors)
+    _check_sizes(opened, project, parts)
+    known = read_reference(given) if given else None
+    facts = gather(opened, project, parts, options)
+    _refuse(facts, project, known, parts)
+    if known is not None:
+        check_reference(known, len(parts.tokens.weight), len(parts.positions.weight))
+    found = _tokenizer(opened, parts, project, options)
+    tokenizer, vocabulary = _vocabulary(found, parts, options)
+    assembly = assemble(parts, facts, vocabulary, GPT2.config)
+    form = _prompt_format(options, found, tokenizer)
+    with _staged(out) as folder:
+        _write(folder, assembly, form, tokenizer, options.labels, opened)
+        checkpoint = load_checkpoint(folder)
+        proof = prove(checkpoint.load_model(), known, vocabulary) if known else None
+        if known is not None and proof is not None and not proof.passed:
+            raise CheckpointError(_mismatch(parts, facts, known, vocabulary, proof))
+    notes = list(found.notes)
+    if n_merged:
+        notes.append(f"{n_merged} LoRA corrections were merged with alpha {options.lora_alpha}")
+    return Import(
+        out,
+        project.name if project else UNKNOWN,
+        opened.container,
+        assembly.config,
+        assembly.steps,
+        facts.items(),
+        found.origin,
+        notes,
+        proof,
+        _activation_cost(parts, facts, known),
+    )
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose a folder with --out")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; choose another folder with --out")
+
+
+def _local(source: str) -> Path:
+    """A path as it is; a Hugging Face id downloaded."""
+    path = Path(source)
+    if path.exists() or not _HUB_ID.fullmatch(source) or source.startswith("."):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return Path(
+            snapshot_download(
+                source,
+                allow_patterns=["*.json", "*.safetensors", "merges.txt", "*.model"],
+            )
+        )
+    except Exception as error:  # every failure of the network has its own type
+        raise ConfigError(
+            f"{source} is not a file or folder here, and could not be downloaded from Hugging Face "
+            f"({type(error).__name__}); check the name and the network"
+        ) from error
+
+
+def _check_sizes(source: Source, project: Project | None, parts: Parts) -> None:
+    """Raise CheckpointError where settings and tensors disagree, or tensors lack."""
+    for name, found in (
+        ("n_layer", len(parts.layers)),
+        ("context_length", len(parts.positions.weight)),
+    ):
+        stated = setting(source, name)
+        if stated is None or not isinstance(stated.value, int) or stated.value == found:
+            continue
+        if name == "n_layer" or (project is not None and project.is_transposed):
+            raise CheckpointError(
+                f"{source.path} says {name} {stated.value}, but its tensors have {found}; "
+                "copy the whole checkpoint again"
+            )
+    for pattern in project.needs if project else ():
+        if not any(re.fullmatch(pattern, name) for name in without_prefixes(source.tensors)):
+            name = pattern.replace("\\", "").replace("(transformer.)?", "")
+            raise CheckpointError(f"{source.path}: tensor {name} is missing; copy it again")
+
+
+def _refuse(
+    facts: Facts, project: Project | None, reference: ReferenceLogits | None, parts: Parts
+) -> None:
+    """Raise CheckpointError for what llama.cpp's graph cannot compute."""
+    name = project.name if project else "the model"
+    if facts.norm.value == "post":
+        raise CheckpointError(
+            f"{name}: the norms come after attention and feed-forward (post-norm), which "
+            f"llama.cpp's gpt2 graph cannot compute ({facts.norm.origin}); where that is wrong, "
+            "give --norm pre"
+        )
+    if facts.mask.value == "none":
+        raise CheckpointError(
+            f"{name}: attention has no causal mask, which llama.cpp's gpt2 graph cannot do without "
+            f"({facts.mask.origin}); where that is wrong, give --mask causal"
+        )
+
+
+def _tokenizer(
+    source: Source, parts: Parts, project: Project | None, options: ImportOptions
+) -> ImportedTokenizer:
+    head = parts.head
+    n_rows = len(parts.tokens.weight)
+    if head is not None and len(head.weight) != n_rows:
+        n_labels = len(head.weight)
+        if len(options.labels) != n_labels:
+            given = f", but --labels has {len(options.labels)}" if options.labels else ""
+            raise ConfigError(
+                f"{head.name} has {n_labels} rows for a vocabulary of {n_rows:,}: this is a "
+                f"classifier{given}; name all {n_labels} in the order of the rows, for example "
+                "--labels ham,spam"
+            )
+    elif options.labels:
+        raise ConfigError(
+            "--labels: the model is not a classifier, its head has a row for every token; omit it"
+        )
+    return find_tokenizer(source, options.tokenizer, n_rows, project.tokenizer if project else None)
+
+
+def _vocabulary(
+    found: ImportedTokenizer, parts: Parts, options: ImportOptions
+) -> tuple[Tokenizer, Vocabulary]:
+    """The tokenizer with the labels as words, and which rows the model gets."""
+    tokenizer = found.tokenizer
+    words = [label for label in options.labels if tokenizer.word_id(label) is None]
+    if words:
+        tokenizer = tokenizer.with_tokens(words=words)
+    ids = label_ids(tokenizer, options.labels)
+    return tokenizer, Vocabulary(found.n_own, tokenizer.vocab_size - found.n_own, ids)
+
+
+def _prompt_format(
+    options: ImportOptions, found: ImportedTokenizer, tokenizer: Tokenizer
+) -> PromptFormat:
+    if options.prompt_format is None:
+        return replace(COMPLETION, end=found.end)
+    form = prompt_format(options.prompt_format)
+    if form.end == END_OF_TEXT:
+        form = replace(form, end=found.end)
+    for token in form.stops:
+        tokenizer.special_id(token)  # raises where there is none
+    return form
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into; it becomes `out`, or is removed after an error."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp's is its owner's alone
+        if out.is_dir():
+            out.rmdir()
+        folder.replace(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    assembly: Assembly,
+    form: PromptFormat,
+    tokenizer: Tokenizer,
+    labels: Sequence[str],
+    source: Source,
+) -> None:
+    try:
+        write_tensors(folder / MODEL_FILE, assembly.shapes, assembly.tensors)
+    except CheckpointError:
+        for name, tensor in source.tensors.items():
+            if fault := fault_of(tensor):
+                raise CheckpointError(f"{source.path}: tensor {name} {fault}") from None
+        raise
+    tokenizer.save(folder / TOKENIZER_FILE)
+    save_config(folder, CheckpointConfig(assembly.config, form, tuple(labels)))
+
+
+def _mismatch(
+    parts: Parts,
+    facts: Facts,
+    reference: ReferenceLogits,
+    vocabulary: Vocabulary,
+    proof: ImportProof,
+) -> str:
+    said = (
+        f"the logits differ from the reference by up to {proof.max_difference:.3g} "
+        f"(limit {proof.limit:.1g})"
+    )
+    other = find_alternative(parts, facts, reference, vocabulary)
+    if other is None:
+        return f"{said}, and no other activation, head count, norm or mask explains it"
+    shown = " and ".join(f"{name} {value}" for name, value in other.changed.items())
+    if other.changed.get("norm") == "post" or other.changed.get("mask") == "none":
+        return f"{said}; they agree with {shown}, which llama.cpp's gpt2 graph cannot compute"
+    flags = " ".join(f"--{n.replace('_', '-')} {v}" for n, v in other.changed.items())
+    return f"{said}; with {flags} they agree ({other.difference:.1g})"
+
+
+def _activation_cost(parts: Parts, facts: Facts, reference: ReferenceLogits | None) -> float | None:
+    """The largest difference of a logit that llama.cpp's GELU makes, on text of the reference."""
+    if facts.activation.value != "gelu_erf":
+        return None
+    if reference is not None:
+        tokens = reference.tokens[0]
+    else:
+        n = min(_MEASURED_TOKENS, len(parts.positions.weight))
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(len(parts.tokens.weight), (n,), generator=generator)
+    exact = logits_of(parts, facts, tokens)
+    tanh = logits_of(parts, facts.with_value("activation", "gelu_tanh"), tokens)
+    return float((exact - tanh).abs().max())

@@ -1,0 +1,288 @@
+"""Pickle files read without running anything that is in them.
+
+A pickle names classes and functions and says what to call them with. Here only what rebuilds
+tensors is called; every other class becomes a `Bag` of its attributes. Names that only an attack
+needs are refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from llmkit.errors import CheckpointError
+
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+MAX_PICKLE_BYTES = 1 << 28  # of the part without weights; a vocabulary takes megabytes
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
+_ATTACKS = word_set(
+    "os posix nt subprocess sys shutil socket runpy pty importlib ctypes webbrowser "
+    "pickle multiprocessing threading signal code codeop urllib requests http ftplib "
+    "tempfile"
+)
+_BUILTINS: dict[str, Any] = {
+    "set": set,
+    "frozenset": frozenset,
+    "dict": dict,
+    "list": list,
+    "tuple": tuple,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "bytes": bytes,
+    "bytearray": bytearray,
+    "complex": complex,
+    "object": object,
+    "slice": slice,
+}
+
+
+class Bag:
+    """What a pickle says of an object: its class by name, its arguments and its attributes."""
+
+    class_name: ClassVar[str] = ""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Bag:
+        """Keep the arguments, whatever they are."""
+        self = super().__new__(cls)
+        self.__dict__["args"] = args
+        return self
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take any arguments; `__new__` has kept them."""
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.__dict__.update({str(name): value for name, value in part.items()})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.__dict__.setdefault("items", {})[key] = value
+
+    def append(self, value: Any) -> None:
+        """Keep a list's element."""
+        self.__dict__.setdefault("elements", []).append(value)
+
+    def extend(self, values: Any) -> None:
+        """Keep a list's elements."""
+        self.__dict__.setdefault("elements", []).extend(values)
+
+
+class _Storage:
+    """Numbers of a tensor in the file."""
+
+    def __init__(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
+        self.untyped, self.dtype = storage, dtype
+
+
+_STORAGE_TYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}
+
+
+def _rebuild_tensor(
+    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
+    if not isinstance(storage, _Storage):
+        raise pickle.UnpicklingError("a tensor without numbers")
+    if any(part < 0 for part in (offset, *size, *stride)):
+        raise pickle.UnpicklingError("a tensor of negative size")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if all(size) and (last + 1) * storage.dtype.itemsize > storage.untyped.nbytes():
+        raise pickle.UnpicklingError("a tensor reaches past the end of its numbers")
+    tensor = torch.empty(0, dtype=storage.dtype)
+    return tensor.set_(storage.untyped, offset, size, stride)
+
+
+def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+def _reconstructor(cls: Any, *_: Any) -> Any:
+    return cls() if isinstance(cls, type) and issubclass(cls, Bag) else Bag()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Rebuilds tensors and plain data, and nothing else."""
+
+    def __init__(self, file: io.BufferedIOBase, persistent: Callable[[Any], Any]) -> None:
+        super().__init__(file)
+        self._persistent = persistent
+
+    def persistent_load(self, key: Any) -> Any:
+        """A tensor's numbers, which the file keeps apart."""
+        return self._persistent(key)
+
+    def find_class(self, module: str, name: str) -> Any:
+        top = module.partition(".")[0]
+        if top in _ATTACKS or name.startswith("__"):
+            raise CheckpointError(f"it calls {module}.{name} when loaded, which can harm you")
+        if module in ("builtins", "__builtin__"):
+            if name not in _BUILTINS:
+                raise CheckpointError(f"it calls {module}.{name} when loaded, which can harm you")
+            return _BUILTINS[name]
+        full = f"{module}.{name}"
+        if full in _REBUILDERS:
+            return _REBUILDERS[full]
+        if module in ("torch", "torch.storage") and name in _STORAGE_TYPES:
+            return _STORAGE_TYPES[name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        return type(name, (Bag,), {"class_name": full})
+
+
+def _storage_from_bytes(data: bytes) -> Any:
+    return _read_legacy(io.BytesIO(data), len(data))
+
+
+_REBUILDERS: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "collections.defaultdict": lambda *_: {},
+    "collections.Counter": lambda *args: dict(*args),
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch.nn.parameter.Parameter": _rebuild_parameter,
+    "torch.storage._load_from_bytes": _storage_from_bytes,
+    "torch.Size": tuple,
+    "torch.device": str,
+    "torch.torch_version.TorchVersion": str,
+    "copyreg._reconstructor": _reconstructor,
+    "copy_reg._reconstructor": _reconstructor,
+    "_codecs.encode": lambda text, *_: text.encode("latin-1"),
+    "pathlib.PosixPath": lambda *parts: "/".join(parts),
+    "pathlib.WindowsPath": lambda *parts: "\\".join(parts),
+}
+
+
+def read_pickle(path: Path) -> Any:
+    """What a PyTorch or pickle file holds: plain data, tensors and `Bag`s.
+
+    Tensors of a zip archive, as torch.save writes them, are mapped, not read. Raises
+    CheckpointError for a file that is damaged, compressed or would run code.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_zip(path)
+        with path.open("rb") as file:
+            return _read_legacy(file, path.stat().st_size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} was not loaded: {error}") from error
+    except (
+        pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
+        RuntimeError, OverflowError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise CheckpointError(
+            f"{path} is damaged or not a PyTorch file ({error}); copy it again"
+        ) from error
+
+
+def _read_zip(path: Path) -> Any:
+    """torch.save's archive: NAME/data.pkl and the numbers in NAME/data/KEY, uncompressed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        pickles = [name for name in entries if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("the zip archive has no data.pkl")
+        if packed := [e.filename for e in entries.values() if e.compress_type]:
+            raise ValueError(f"{packed[0]} is compressed, which torch.save never does")
+        if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
+            raise ValueError(f"data.pkl has {entries[pickles[0]].file_size:,} bytes")
+        folder = pickles[0].removesuffix("data.pkl")
+        with path.open("rb") as file:
+            # Where an entry's bytes begin is written before them, not in the index.
+            def start(entry: zipfile.ZipInfo) -> int:
+                file.seek(entry.header_offset + 26)
+                name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
+                return entry.header_offset + 30 + int(name_bytes) + int(extra_bytes)
+
+            n_bytes = path.stat().st_size
+            storages: dict[str, _Storage] = {}
+            mapped = torch.UntypedStorage.from_file(str(path), False, n_bytes)
+
+            def persistent(key: Any) -> _Storage:
+                _, dtype, name, *_ = key
+                if name not in storages:
+                    entry = entries[f"{folder}data/{name}"]
+                    begin = start(entry)
+                    if begin + entry.file_size > n_bytes:
+                        raise EOFError("the file is truncated")
+                    part = mapped[begin : begin + entry.file_size]
+                    storages[name] = _Storage(part, _dtype(dtype))
+                return storages[name]
+
+            with archive.open(pickles[0]) as data:
+                return _Unpickler(io.BytesIO(data.read()), persistent).load()
+
+
+def _read_legacy(file: Any, n_bytes: int) -> Any:
+    """A plain pickle, or torch.save's format before 1.6: pickles, then the numbers."""
+    storages: dict[str, _Storage] = {}
+
+    def persistent(key: Any) -> Any:
+        kind, dtype, name, _, numel, *_ = key
+        if kind != "storage":
+            return Bag()
+        if name not in storages:
+            size = int(numel) * _dtype(dtype).itemsize
+            if not 0 <= size <= n_bytes:
+                raise EOFError("the file is truncated")
+            storages[name] = _Storage(
+                torch.UntypedStorage(size),  # type: ignore[no-untyped-call]
+                _dtype(dtype),
+            )
+        return storages[name]
+
+    def load() -> Any:
+        return _Unpickler(file, persistent).load()
+
+    if n_bytes > MAX_PICKLE_BYTES and not file.peek(1):
+        raise EOFError
+    found = load()
+    if found != _LEGACY_MAGIC:
+        return found
+    load(), load()  # the version of the format, the sizes of integers
+    found = load()
+    for name in load():
+        (numel,) = struct.unpack("<q", file.read(8))
+        storage = storages[name]
+        if numel * storage.dtype.itemsize != storage.untyped.nbytes():
+            raise EOFError("a tensor's numbers have another size than it says")
+        data = file.read(storage.untyped.nbytes())
+        if len(data) != storage.untyped.nbytes():
+            raise EOFError("the file is truncated")
+        if data:
+            whole = torch.empty(0, dtype=torch.uint8).set_(storage.untyped)
+            whole.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    return found
+
+
+def _dtype(found: Any) -> torch.dtype:
+    if not isinstance(found, torch.dtype):
+        raise pickle.UnpicklingError(f"{found} is no type of numbers")
+    return found

@@ -1,0 +1,237 @@
+"""The proof of an import: its logits against those that the model's own program computed."""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.gpt2 import ACTIVATIONS
+from llmkit.console import progress
+from llmkit.errors import ConfigError
+from llmkit.importing.assemble import Vocabulary, head_weight
+from llmkit.importing.facts import Facts
+from llmkit.importing.naming import Layer, Linear, Parts
+
+LIMIT = 1e-4  # of logits in float32, where the largest is below 10
+_RELATIVE = 1e-5
+_TRIED_TOKENS = 256  # of one sequence, for the search of what would fit
+
+
+@dataclass(frozen=True)
+class ReferenceLogits:
+    """`tokens` (B, T) and the `logits` (B, T, V), or (B, 1, V), of the model's own program."""
+
+    tokens: Tensor
+    logits: Tensor
+
+    @property
+    def limit(self) -> float:
+        """The largest difference that float32 explains."""
+        largest = float(self.logits.abs().max())
+        return max(LIMIT, _RELATIVE * largest)
+
+
+@dataclass(frozen=True)
+class ImportProof:
+    """The largest difference of a logit, over how many positions."""
+
+    max_difference: float
+    limit: float
+    n_positions: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the import computes what the program did."""
+        return self.max_difference <= self.limit
+
+
+def read_reference(path: Path) -> ReferenceLogits:
+    """Read an .npz file. Raises ConfigError where it is none with `tokens` and `logits`."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            tokens, logits = np.asarray(arrays["tokens"]), np.asarray(arrays["logits"])
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile, EOFError) as error:
+        raise ConfigError(
+            f"{path} is not a file of reference logits ({error}); save it with "
+            "numpy.savez(FILE, tokens=..., logits=...)"
+        ) from error
+    if tokens.ndim == 1:
+        tokens = tokens[None]
+    if logits.ndim == 2:
+        logits = logits[None] if len(tokens) == 1 else logits[:, None]
+    fits = tokens.ndim == 2 and logits.ndim == 3 and len(tokens) == len(logits)
+    if not fits or logits.shape[1] not in (1, tokens.shape[1]):
+        raise ConfigError(
+            f"{path}: tokens has shape {tokens.shape} and logits {logits.shape}; expected (B, T) "
+            "and (B, T, V)"
+        )
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise ConfigError(f"{path}: tokens are {tokens.dtype}; expected integers")
+    if not np.isfinite(logits.astype(np.float64)).all():
+        raise ConfigError(f"{path}: logits have NaN or infinity")
+    return ReferenceLogits(
+        torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(logits.astype(np.float32))
+    )
+
+
+def check_reference(reference: ReferenceLogits, n_rows: int, context_length: int) -> None:
+    """Raise ConfigError for tokens that the model cannot read."""
+    low, high = int(reference.tokens.min()), int(reference.tokens.max())
+    if low < 0 or high >= n_rows:
+        raise ConfigError(
+            f"the reference has token {high if high >= n_rows else low}, but the model's are 0 to "
+            f"{n_rows - 1}"
+        )
+    if reference.tokens.shape[1] > context_length:
+        raise ConfigError(
+            f"the reference has {reference.tokens.shape[1]} tokens in a row, but the model's "
+            f"context is {context_length}"
+        )
+
+
+@torch.inference_mode()
+def prove(model: LanguageModel, reference: ReferenceLogits, vocabulary: Vocabulary) -> ImportProof:
+    """Compare at every position, over the tokens that the program's model has."""
+    n_last = reference.logits.shape[1]
+    worst = 0.0
+    ids = list(vocabulary.labels)
+    with progress("compare logits", len(reference.tokens), "texts") as bar:
+        for number, (tokens, wanted) in enumerate(
+            zip(reference.tokens, reference.logits, strict=True), start=1
+        ):
+            found = model(tokens[None])[0, -n_last:]
+            if ids:
+                found = found[:, ids]
+            n = min(found.shape[1], wanted.shape[1], vocabulary.n_kept if not ids else len(ids))
+            worst = max(worst, float((found[:, :n] - wanted[:, :n]).abs().max()))
+            bar.update(number)
+    return ImportProof(worst, reference.limit, n_last * len(reference.tokens))
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Other facts with which the logits agree."""
+
+    changed: dict[str, object]
+    difference: float
+
+
+def find_alternative(
+    parts: Parts, facts: Facts, reference: ReferenceLogits, vocabulary: Vocabulary
+) -> Alternative | None:
+    """The known mistakes one by one, then two at once: which makes the logits agree."""
+    n_tokens = reference.tokens.shape[1]
+    if reference.logits.shape[1] != n_tokens or n_tokens > _TRIED_TOKENS:
+        keep = min(n_tokens, _TRIED_TOKENS)
+        if reference.logits.shape[1] != n_tokens:
+            keep = n_tokens
+    else:
+        keep = n_tokens
+    tokens, wanted = reference.tokens[0, :keep], reference.logits[0, :keep]
+    for changes in _changes(parts, facts):
+        tried = facts
+        for name, value in changes.items():
+            tried = tried.with_value(name, value)
+        difference = _difference(logits_of(parts, tried, tokens), wanted)
+        if difference <= reference.limit:
+            return Alternative(changes, difference)
+    return None
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    n = min(found.shape[1], wanted.shape[1])
+    return float((found[-len(wanted) :, :n] - wanted[:, :n]).abs().max())
+
+
+def _changes(parts: Parts, facts: Facts) -> Iterator[dict[str, object]]:
+    width = parts.n_embd
+    heads = [n for n in range(1, width + 1) if width % n == 0 and n <= 128]
+    if len(parts.layers[0].q) > 1:
+        heads = []
+    values: dict[str, list[object]] = {
+        "activation": ["gelu_tanh", "gelu_erf", "relu"],
+        "n_head": list(heads),
+        "norm": ["pre", "post"],
+        "mask": ["causal", "none"],
+        "attention_scale": ["head", "embd", "none"],
+        "layer_norm_epsilon": [1e-5, 1e-6, 1e-12, 1e-8],
+    }
+    single = [
+        {name: value}
+        for name, options in values.items()
+        for value in options
+        if value != getattr(facts, name).value
+    ]
+    yield from single
+    for a, b in itertools.combinations(single, 2):
+        if not a.keys() & b.keys():
+            yield a | b
+    for a, b, c in itertools.combinations(single, 3):
+        names = {*a, *b, *c}
+        if len(names) == 3 and "layer_norm_epsilon" not in names:
+            yield a | b | c
+
+
+@torch.inference_mode()
+def logits_of(parts: Parts, facts: Facts, tokens: Tensor) -> Tensor:
+    """A GPT as `facts` describe it, post-norm and unmasked ones too: ids (T,) -> logits (T, V)."""
+    T, eps = len(tokens), float(facts.layer_norm_epsilon.value)
+    is_post = facts.norm.value == "post"
+
+    def norm(x: Tensor, module: Linear) -> Tensor:
+        weight, bias = module.weight.float(), module.bias
+        return F.layer_norm(x, weight.shape, weight, None if bias is None else bias.float(), eps)
+
+    def linear(x: Tensor, module: Linear) -> Tensor:
+        weight = module.weight.T if parts.is_transposed else module.weight
+        return F.linear(x, weight.float(), None if module.bias is None else module.bias.float())
+
+    activation = ACTIVATIONS[facts.activation.value]
+
+    def attend(x: Tensor, layer: Layer, number: int) -> Tensor:
+        if layer.qkv is not None:
+            q, k, v = torch.split(linear(x, layer.qkv), parts.n_embd, dim=1)
+        else:
+            q, k, v = (
+                torch.cat([linear(x, head) for head in heads], 1)
+                for heads in (layer.q, layer.k, layer.v)
+            )
+        H = int(facts.n_head.value)
+        q, k, v = (part.view(T, H, -1).transpose(0, 1) for part in (q, k, v))  # (H, T, D)
+        width = parts.n_embd // H
+        scale = {"head": width**-0.5, "embd": parts.n_embd**-0.5, "none": 1.0}[
+            facts.attention_scale.value
+        ]
+        if facts.is_scaled_by_layer.value:
+            scale /= number + 1
+        causal = facts.mask.value == "causal"
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+        y = y.transpose(0, 1).reshape(T, -1)
+        return y if layer.attention_output is None else linear(y, layer.attention_output)
+
+    def feed_forward(x: Tensor, layer: Layer) -> Tensor:
+        if layer.up is None or layer.down is None:
+            return x
+        return linear(activation(linear(x, layer.up)), layer.down)
+
+    x = parts.tokens.weight[tokens].float() + parts.positions.weight[:T].float()
+    for number, layer in enumerate(parts.layers):
+        first, second = layer.norms
+        if is_post:
+            x = norm(x + attend(x, layer, number), first)
+            x = norm(x + feed_forward(x, layer), second)
+        else:
+            x = x + attend(norm(x, first), layer, number)
+            x = x + feed_forward(norm(x, second), layer)
+    logits = F.linear(norm(x, parts.final_norm), head_weight(parts).float())
+    bias = parts.head.bias if parts.head is not None else None
+    return logits if bias is None else logits + bias.float()

@@ -1,0 +1,294 @@
+"""What lies at the source of an import: tensors by name, settings, vocabularies."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llmkit.errors import CheckpointError
+from llmkit.files import cannot_read
+from llmkit.importing.pickles import Bag, read_pickle
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".model")
+_WEIGHTS = ("*.safetensors", *(f"*{suffix}" for suffix in PICKLES))
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_NOT_WEIGHTS = re.compile(
+    r"meta\.pkl|(optimizer|optim|scheduler|scaler|rng_state|training_args|trainer_state)\b.*"
+)
+_LLMC_MAGIC = 20240326
+_STATE_DICTS = (
+    "model_state_dict", "state_dict", "model_state", "model", "module", "net", "weights", "params",
+)  # fmt: skip
+_PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint of another program.
+
+    `settings` is every name with a plain value found in the file or beside it, the later ones of
+    a name left out. `extras` are whole entries that may hold a vocabulary.
+    """
+
+    path: Path
+    folder: Path
+    container: str  # what kind of file it is, for people
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    boxes: frozenset[str] = frozenset()  # names of the entries beside the weights
+    classes: frozenset[str] = frozenset()  # of a pickle's objects
+
+    @property
+    def files_beside(self) -> list[str]:
+        """Names of the files in its folder."""
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+def open_source(path: Path) -> Source:
+    """Open a file or folder. Raises CheckpointError saying what is missing or damaged."""
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; check the path")
+    try:
+        found = _open_file(path)
+    except OSError as error:
+        raise CheckpointError(cannot_read(path, error)) from error
+    return found
+
+
+def _open_folder(folder: Path) -> Source:
+    for index in _INDEXES:
+        if (folder / index).is_file():
+            return _with_config(_open_shards(folder, index))
+    found = sorted(
+        path
+        for pattern in _WEIGHTS
+        for path in folder.glob(pattern)
+        if path.is_file() and not _NOT_WEIGHTS.fullmatch(path.name)
+    )
+    if shards := [path.name for path in found if re.search(r"-\d+-of-\d+\.", path.name)]:
+        raise CheckpointError(f"{folder} has {shards[0]}, but not the index.json of its shards")
+    named = [p for p in found if p.stem in ("model", "pytorch_model")]
+    chosen = (found if len(found) == 1 else named)[:1]
+    if not chosen:
+        names = ", ".join(path.name for path in found[:6])
+        raise CheckpointError(
+            f"{folder} has {len(found)} files of weights ({names}); give one of them"
+            if found
+            else f"{folder} has no weights (.safetensors, .pt, .pth, .bin or .pkl)"
+        )
+    return open_source(_inside(folder, chosen[0].name))
+
+
+def _open_file(path: Path) -> Source:
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head:
+        raise CheckpointError(f"{path} is empty; copy it again")
+    if len(head) >= 4 and struct.unpack("<i", head[:4])[0] == _LLMC_MAGIC:
+        from llmkit.importing.llmc import open_llmc
+
+        return open_llmc(path)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return _with_config(Source(path, path.parent, "safetensors", _safetensors(path)))
+    return _with_config(_open_pickle(path))
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); copy it again"
+        ) from error
+
+
+def _open_shards(folder: Path, index: str) -> Source:
+    path = folder / index
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(map(str, weight_map.values())))
+    except OSError as error:
+        raise CheckpointError(cannot_read(path, error)) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has no weight_map ({error}); copy it again") from error
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        shard = _inside(folder, name)
+        if not shard.is_file():
+            raise CheckpointError(f"{folder}: the shard {name} is missing; copy all files again")
+        read = _safetensors(shard) if shard.suffix == ".safetensors" else read_pickle(shard)
+        if not isinstance(read, dict):
+            raise CheckpointError(f"{shard} has no tensors; copy it again")
+        tensors |= {name: tensor for name, tensor in read.items() if isinstance(tensor, Tensor)}
+    if missing := sorted(weight_map.keys() - tensors.keys()):
+        raise CheckpointError(f"{folder}: tensor {missing[0]} is not in its shard; copy all again")
+    kind = "safetensors" if "safetensors" in index else "PyTorch files"
+    return Source(path, folder, f"{kind} in {len(names)} shards", tensors)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder. Raises CheckpointError for one that lies elsewhere."""
+    path = folder / name
+    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        if path.is_symlink() and _is_hub_cache(path, folder):
+            return path
+        raise CheckpointError(f"{folder}: {name} leads out of the folder; copy the file into it")
+    return path
+
+
+def _is_hub_cache(path: Path, folder: Path) -> bool:
+    """Whether it is a link of the Hugging Face cache, snapshots/REVISION/NAME to blobs/HASH."""
+    blobs = folder.resolve().parent.parent / "blobs"
+    return folder.resolve().parent.name == "snapshots" and path.resolve().is_relative_to(blobs)
+
+
+def _open_pickle(path: Path) -> Source:
+    content = read_pickle(path)
+    container = "PyTorch file" if path.suffix != ".pkl" else "pickle file"
+    classes = frozenset(_classes(content))
+    if isinstance(content, Bag):
+        tensors = dict(_module_tensors(content))
+        if not tensors:
+            raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
+        settings = _first(_module_settings(content))
+        kind = f"whole module {content.class_name} in a {container}"
+        return Source(path, path.parent, kind, tensors, settings, classes=classes)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
+    own = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for box in _STATE_DICTS:
+        inner = content.get(box)
+        if isinstance(inner, Bag):
+            inner = dict(_module_tensors(inner))
+        if isinstance(inner, dict) and any(isinstance(v, Tensor) for v in inner.values()):
+            tensors = {str(name): v for name, v in inner.items() if isinstance(v, Tensor)}
+            break
+    else:
+        box, tensors = "", own
+    if not tensors:
+        raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
+    extras = {str(n): v for n, v in content.items() if n != box and not isinstance(v, Tensor)}
+    return Source(
+        path,
+        path.parent,
+        f"{container}, weights under {box!r}" if box else f"{container} with a state dict",
+        tensors,
+        _first(_plain(extras)),
+        extras,
+        frozenset(map(str, content)) if box else frozenset(),
+        classes,
+    )
+
+
+def without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what torch.compile and DataParallel put before every name."""
+    names = list(tensors)
+    prefix = ""
+    while found := [p for p in _PREFIXES if all(n.startswith(prefix + p) for n in names)]:
+        prefix += found[0]
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _with_config(source: Source) -> Source:
+    """With what the JSON files beside the weights say, and what was read before them first."""
+    settings = dict(source.settings)
+    extras = dict(source.extras)
+    names = ["config.json", *(p.name for p in sorted(source.folder.glob("meta_*.json")))]
+    names += ["model_config.json", "tokenizer_config.json", "generation_config.json"]
+    for name in names:
+        path = source.folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(_inside(source.folder, name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(cannot_read(path, error)) from error
+        if isinstance(content, dict):
+            extras[name] = content
+            for key, value in _plain(content):
+                settings.setdefault(key, value)
+    return Source(
+        source.path, source.folder, source.container, source.tensors, settings, extras,
+        source.boxes, source.classes,
+    )  # fmt: skip
+
+
+def _plain(content: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Names and plain values of nested settings, the outer ones first, optimizers left out."""
+    items = vars(content) if isinstance(content, Bag) else content
+    if not isinstance(items, dict) or len(items) > 1000:
+        return
+    for name, value in items.items():
+        if isinstance(value, str | int | float | bool) or value is None:
+            yield str(name), value
+    if depth < 3:
+        for name, value in items.items():
+            if "optim" not in str(name) and isinstance(value, dict | Bag):
+                yield from _plain(value, depth + 1)
+
+
+def _module_tensors(module: Bag, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The state dict of a pickled torch.nn.Module."""
+    parts = vars(module)
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in (parts.get(kind) or {}).items():
+            if isinstance(tensor, Tensor):
+                yield f"{prefix}{name}", tensor
+    for name, child in (parts.get("_modules") or {}).items():
+        if isinstance(child, Bag):
+            yield from _module_tensors(child, f"{prefix}{name}.")
+
+
+def _module_settings(module: Bag) -> Iterator[tuple[str, Any]]:
+    """Plain attributes of a pickled module and of those in it; what was set by torch left out."""
+    parts = vars(module)
+    for name, value in parts.items():
+        if isinstance(value, Bag) and "_modules" not in vars(value):
+            yield from _plain(value)
+        elif isinstance(value, int | float | str) and not name.startswith("_"):
+            yield name, value
+    for child in (parts.get("_modules") or {}).values():
+        if isinstance(child, Bag):
+            where, _, name = child.class_name.rpartition(".")
+            if where.startswith("torch.nn.") and name.lower() in ("gelu", "relu"):
+                exact = "gelu" if vars(child).get("approximate", "none") == "none" else "gelu_tanh"
+                yield "activation", "relu" if name == "ReLU" else exact
+            yield from _module_settings(child)
+
+
+def _first(pairs: Iterator[tuple[str, Any]]) -> dict[str, Any]:
+    """The first value of each name that is not None."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.get(name) is None:
+            found[name] = value
+    return found
+
+
+def _classes(content: Any, depth: int = 0) -> Iterator[str]:
+    if isinstance(content, Bag):
+        yield content.class_name
+        content = vars(content)
+    if isinstance(content, dict) and depth < 12:
+        with suppress(RecursionError):
+            for value in content.values():
+                yield from _classes(value, depth + 1)
+
+
+def as_float32(tensor: Tensor) -> Tensor:
+    """The numbers as float32 in rows."""
+    return tensor.to(torch.float32).contiguous()
