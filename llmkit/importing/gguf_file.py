@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import gguf
+import numpy as np
 import torch
 from tokenizers import models
 
+from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
@@ -49,7 +51,7 @@ def import_gguf(
     if options != ImportOptions(prompt_format=options.prompt_format):
         raise ConfigError("a GGUF file states all of this itself; omit all but --prompt-format")
     file = read_gguf(path)
-    config = config_of(file)
+    config = _with_short_numbers(config_of(file))
     tokenizer, n_own = _tokenizer(file)
     if tokenizer.vocab_size != n_own:
         raise GGUFError(
@@ -99,6 +101,16 @@ def import_gguf(
     kind = f"GGUF file, {file.metadata.get(gguf.Keys.General.ARCHITECTURE)}"
     name = str(file.metadata.get(gguf.Keys.General.NAME, path.stem))
     return Import(out, name, kind, config, steps, facts, "the file", notes, proof, None)
+
+
+def _with_short_numbers(config: ModelConfig) -> ModelConfig:
+    """Floats that a file keeps in float32 as the decimals that they were: 1e-5, not 9.99e-6."""
+    values = {
+        field.name: float(str(np.float32(value)))
+        for field in fields(config)
+        if isinstance(value := getattr(config, field.name), float)
+    }
+    return replace(config, **values)
 
 
 def _tokenizer(file: GGUFFile) -> tuple[Tokenizer, int]:

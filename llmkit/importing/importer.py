@@ -74,12 +74,14 @@ def import_checkpoint(
         )
     parts = take_apart(tensors)
     _check_sizes(opened, project, parts)
+    _check_labels(parts, options)
     known = read_reference(given) if given else None
     facts = gather(opened, project, parts, options)
     _refuse(facts, project, known, parts)
     if known is not None:
         check_reference(known, len(parts.tokens.weight), len(parts.positions.weight))
-    found = _tokenizer(opened, parts, project, options)
+    implied = project.tokenizer if project else None
+    found = find_tokenizer(opened, options.tokenizer, len(parts.tokens.weight), implied)
     tokenizer, vocabulary = _vocabulary(found, parts, options)
     assembly = assemble(parts, facts, vocabulary, GPT2.config)
     form = _prompt_format(options, found, tokenizer)
@@ -167,9 +169,8 @@ def _refuse(
         )
 
 
-def _tokenizer(
-    source: Source, parts: Parts, project: Project | None, options: ImportOptions
-) -> ImportedTokenizer:
+def _check_labels(parts: Parts, options: ImportOptions) -> None:
+    """Raise ConfigError where a classifier's labels are not named, or there are none."""
     head = parts.head
     n_rows = len(parts.tokens.weight)
     if head is not None and len(head.weight) != n_rows:
@@ -185,7 +186,6 @@ def _tokenizer(
         raise ConfigError(
             "--labels: the model is not a classifier, its head has a row for every token; omit it"
         )
-    return find_tokenizer(source, options.tokenizer, n_rows, project.tokenizer if project else None)
 
 
 def _vocabulary(
