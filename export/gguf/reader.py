@@ -162,7 +162,7 @@ def read_gguf(path: Path) -> GGUFFile:
             magic = file.read(len(MAGIC))
     except OSError as error:
         raise GGUFError(cannot_read(path, error)) from error
-    if magic != MAGIC:
+    if not MAGIC.startswith(magic):  # fewer bytes are a truncated file
         raise GGUFError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
     try:
         reader = _Reader(path)
@@ -173,7 +173,9 @@ def read_gguf(path: Path) -> GGUFFile:
         }
         tensors = {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
     except Exception as error:  # the reader fails in many ways on bytes that are not as announced
-        raise GGUFError(f"{path} is truncated or damaged; export or copy it again") from error
+        raise GGUFError(
+            f"{path} is truncated or damaged: is the download complete? Copy or export it again"
+        ) from error
     return GGUFFile(path, metadata, tensors)
 
 

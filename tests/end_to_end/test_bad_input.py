@@ -113,7 +113,6 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
         "too short",
     ),
     "export into a checkpoint": ("export {checkpoint} --out {checkpoint}", "is a checkpoint"),
-    "truncated GGUF": ("verify {checkpoint} {truncated}", "truncated"),
     "foreign GGUF": ("verify {checkpoint} {foreign}", "is not a GGUF file"),
     "a name that is too long": (f"train --data {'a' * 300} --out {{tmp}}/out", "cannot use aaa"),
     "a prompt that is not UTF-8": (
@@ -138,7 +137,6 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
         "generate {checkpoint} --prompt Hi --temperature -1",
         ("temperature", "not -1.0"),
     ),
-    "generate from truncated": ("generate {truncated} --prompt Hi", "truncated.gguf"),
     "inspect a text file": ("inspect {short}", ("short.txt", "checkpoint folder", "GGUF file")),
     "unknown option": ("train --dta {corpus}", ("'--dta'", "--data")),
     "unknown command": ("trian --data {corpus}", ("'trian'", "'train'")),
@@ -165,6 +163,31 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for words in expected if isinstance(expected, tuple) else (expected,):
         assert words in captured.err
     assert _snapshot(files["tmp"]) == before
+
+
+def test_every_command_names_a_truncated_gguf_and_the_remedy(
+    files: Files, tiny_export: Export, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = files["tmp"] / "exported"
+    shutil.copytree(tiny_export.folder, folder)
+    gguf = folder / files["gguf"].name  # the smallest, so that of the Modelfile
+    for n_bytes in (gguf.stat().st_size - 1000, 2):
+        gguf.write_bytes(gguf.read_bytes()[:n_bytes])
+        for command in (
+            "generate {gguf} --prompt Hi",
+            "chat {gguf}",
+            "compare {checkpoint} {gguf}",
+            "verify {checkpoint} {gguf}",
+            "inspect {gguf}",
+            "quantize {gguf} --out {tmp}/new.gguf --quant q4_0",
+            "modelfile write {gguf}",
+            "deploy {folder} --checkpoint {checkpoint} --name a",
+        ):
+            words = {**files, "gguf": gguf, "folder": folder}
+            assert main([word.format(**words) for word in command.split()]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            for word in (f"{gguf.name} is truncated", "download", "export"):
+                assert word in line, command
 
 
 def _raise(error: Exception) -> None:
