@@ -70,7 +70,10 @@ class StoredTensor:
     @property
     def qtype(self) -> QuantType:
         """The blocks' format. Raises QuantizationError for a type that llmkit does not read."""
-        return quant_type_of(self.ggml_type)
+        try:
+            return quant_type_of(self.ggml_type)
+        except QuantizationError as error:
+            raise QuantizationError(f"{self.path}, tensor {self.name}: {error}") from error
 
     @property
     def is_quantized(self) -> bool:
@@ -125,7 +128,10 @@ class GGUFFile:
             message = f"{self.path} has an unknown general.file_type or none; export it again"
             raise GGUFError(message) from error
         if QUANTIZATION_KEY not in self.metadata:
-            return quantization_of(file_type)
+            try:
+                return quantization_of(file_type)
+            except QuantizationError as error:
+                raise QuantizationError(f"{self.path}: {error}") from error
         if self.quant != CUSTOM:
             return quantization(self.quant)
         table = {entry.gguf_name: entry for entry in tensor_specs(config_of(self))}
