@@ -211,6 +211,9 @@ class Family:
     graph: Callable[[Any], Iterable[Operation]]  # in llama.cpp's order
     kv_cache_bytes: Callable[[Any, int], int]  # of a config and the padded context
     compute_buffer_bytes: Callable[[Any, int, int], int]  # of the context as asked for, too
+    # Of the family's model in Hugging Face's transformers, whose names PEFT's adapters have.
+    peft_prefix: str = ""  # before a module's path
+    is_in_out: bool = False  # weights are stored (in, out): PEFT's fan_in_fan_out
 
     @property
     def name(self) -> str:

@@ -340,5 +340,14 @@ def compute_buffer_bytes(config: GPTConfig, context: int, padded_context: int) -
 
 
 GPT2 = Family(
-    GPTConfig, GPT, PRESETS, tensors, SIZE_KEYS, graph, kv_cache_bytes, compute_buffer_bytes
+    GPTConfig,
+    GPT,
+    PRESETS,
+    tensors,
+    SIZE_KEYS,
+    graph,
+    kv_cache_bytes,
+    compute_buffer_bytes,
+    peft_prefix="transformer.",
+    is_in_out=True,
 )
