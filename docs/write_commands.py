@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from llmkit.cli.main import app
+from llmkit.cli.main import whole_command
 
 PAGE = Path(__file__).with_name("commands.md")
 HEAD = """# Commands
@@ -20,7 +20,7 @@ WIDTH = 80
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "".join(_sections(typer.main.get_command(app), "llmkit", None))
+    return HEAD + "".join(_sections(whole_command(), "llmkit", None))
 
 
 def _sections(command: Any, name: str, parent: typer.Context | None) -> Iterator[str]:

@@ -19,7 +19,7 @@ from llmkit.export.quantization.budget import TypePlan
 from llmkit.export.quantization.config import QuantConfig, prepare
 from llmkit.export.verify.proof_store import PROOF_FILE
 from llmkit.export.verify.verify import verify
-from llmkit.files import StrPath, write_text
+from llmkit.files import StrPath, all_or_nothing, write_text
 from llmkit.modelfiles.modelfile import render
 from llmkit.quantization.tensor_types import CUSTOM, quantization_names
 
@@ -77,23 +77,24 @@ def export(
     adapter_file = out / f"{name}-adapter.gguf"
     _check_target(out, name)
     prepared = prepare(source, quant_config or QuantConfig(), merged=not apart)
-    adapter = write_adapter(source, adapter_file, name) if apart else None
-    beside = adapter_file.name if apart else None
-    files = [
-        write_gguf(
-            source,
-            out / f"{name}-{each.name}.gguf",
-            each,
-            name,
-            beside,
-            prepared.blocks(each),
-            merged=not apart,
-        )
-        for each in prepared.quantizations
-    ]
-    (out / PROOF_FILE).unlink(missing_ok=True)  # it is of the files that were replaced
     modelfile = out / "Modelfile"
-    write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
+    with all_or_nothing(out):
+        adapter = write_adapter(source, adapter_file, name) if apart else None
+        beside = adapter_file.name if apart else None
+        files = [
+            write_gguf(
+                source,
+                out / f"{name}-{each.name}.gguf",
+                each,
+                name,
+                beside,
+                prepared.blocks(each),
+                merged=not apart,
+            )
+            for each in prepared.quantizations
+        ]
+        (out / PROOF_FILE).unlink(missing_ok=True)  # it is of the files that were replaced
+        write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
     proofs = [verify(checkpoint, file.path) for file in files] if prove else []
     measured = measured_kl(source, files[0].path) if prepared.plan else None
     return Export(out, files, modelfile, adapter, proofs, prepared.plan, measured)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmkit.errors import LlmkitError
@@ -20,25 +21,55 @@ StrPath = str | Path  # what the functions of llmkit.api take for a file or fold
 def written_beside(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success fsync it and rename it to `path`.
 
-    On any exception, an interrupt included, the file beside is removed and `path` stays as
-    it was. Raises LlmkitError where the system refuses (no space, no permission).
+    On any exception, an interrupt included, the file beside and folders made for it are removed
+    and `path` stays as it was. Raises LlmkitError where the system refuses (no space, no
+    permission).
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-        try:
-            mode = beside.stat().st_mode
-            yield beside
-            beside.chmod(mode)  # some writers make a file that only its owner can read
-            with beside.open("rb+") as file:
-                os.fsync(file.fileno())
-            beside.replace(path)
-            _fsync_folder(path.parent)
-        finally:
-            beside.unlink(missing_ok=True)
+        with _no_empty_folders(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.touch()
+            try:
+                mode = beside.stat().st_mode
+                yield beside
+                beside.chmod(mode)  # some writers make a file that only its owner can read
+                with beside.open("rb+") as file:
+                    os.fsync(file.fileno())
+                beside.replace(path)
+                _fsync_folder(path.parent)
+            finally:
+                beside.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextmanager
+def all_or_nothing(folder: Path) -> Iterator[None]:
+    """On any exception remove what the block put into `folder`; what was there before stays."""
+    there = set(folder.glob("*"))
+    with _no_empty_folders(folder):
+        try:
+            yield
+        except BaseException:
+            for path in set(folder.glob("*")) - there:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _no_empty_folders(folder: Path) -> Iterator[None]:
+    """Remove `folder` and those above it if the block made them and left them empty."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        yield
+    finally:
+        for one in missing:
+            with suppress(OSError):
+                one.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from llmkit.architectures.base import LanguageModel
-from llmkit.architectures.registry import block_matrices, tensor_specs
+from llmkit.architectures.base import Family, LanguageModel
+from llmkit.architectures.registry import block_matrices, family_of, tensor_specs
 from llmkit.errors import CheckpointError, ConfigError, unknown_name
 from llmkit.quantization.packed import PackedLinear
 from llmkit.validation import validated
@@ -149,17 +149,17 @@ def n_trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def peft_name(path: str, half: str) -> str:
+def peft_name(family: Family, path: str, half: str) -> str:
     """PEFT's name for `lora_A` or `lora_B` of a layer at this path."""
-    return f"base_model.model.transformer.{path}.{half}.weight"
+    return f"base_model.model.{family.peft_prefix}{path}.{half}.weight"
 
 
 def adapter_tensors(model: LanguageModel) -> dict[str, Tensor]:
     """A (rank, in) and B (out, rank) of every wrapped layer, under PEFT's names; not copies."""
-    tensors = {}
+    tensors, family = {}, family_of(model.config)
     for path, lora in lora_layers(model).items():
-        tensors[peft_name(path, "lora_A")] = lora.lora_A.detach()
-        tensors[peft_name(path, "lora_B")] = lora.lora_B.detach()
+        tensors[peft_name(family, path, "lora_A")] = lora.lora_A.detach()
+        tensors[peft_name(family, path, "lora_B")] = lora.lora_B.detach()
     return tensors
 
 
@@ -188,8 +188,8 @@ def load_adapter(model: LanguageModel, tensors: Mapping[str, Tensor], source: st
         tensor.copy_(tensors[name])  # shares its memory with the parameter
 
 
-def peft_config(config: LoRAConfig, base: str) -> dict[str, Any]:
-    """Content of adapter_config.json, with which PEFT wraps a Hugging Face GPT-2 as we do ours."""
+def peft_config(config: LoRAConfig, base: str, family: Family) -> dict[str, Any]:
+    """Content of adapter_config.json: PEFT wraps Hugging Face's model with it as we do ours."""
     alpha = cast(float, config.alpha)
     return {
         "peft_type": "LORA",
@@ -201,7 +201,7 @@ def peft_config(config: LoRAConfig, base: str) -> dict[str, Any]:
         "lora_dropout": config.dropout,
         # PEFT compares the end of a module's name, and only these two parts are unambiguous.
         "target_modules": list(config.targets),
-        "fan_in_fan_out": True,  # Hugging Face's GPT-2 stores its weights (in, out)
+        "fan_in_fan_out": family.is_in_out,
         "bias": "none",
     }
 

@@ -32,6 +32,7 @@ _COMMAND_ERROR = (
 )
 ROLE_ERROR = 'message role must be one of "system", "user", or "assistant"'
 _NEEDS_VALUE = "must be followed by a space and a value on the same line"
+_PROSE_ADVICE = 'put text of several lines between """, start a comment with #'
 _COMMENT = re.compile(r"#([^\r\n]*)")
 _LINE_ENDS = re.compile(r"\r\n|\r|\n")
 _WORDS = {
@@ -75,11 +76,19 @@ class Finding:
 
 
 class RefusalError(ModelfileError):
-    """Ollama refuses this Modelfile; `finding` has the position."""
+    """Ollama refuses this Modelfile; `finding` has the position.
+
+    `others` are what else is wrong, as far as it can be read.
+    """
 
     def __init__(self, line: str, finding: Finding) -> None:
         super().__init__(line)
         self.finding = finding
+        self.others: tuple[Finding, ...] = ()
+
+
+class UnclosedQuoteError(RefusalError):
+    """Ollama reads the rest of the file as this value."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +133,12 @@ class Source:
         return refusal(self.place(index), message, advice)
 
 
-def refusal(place: Place, message: str, advice: str) -> RefusalError:
+def refusal(
+    place: Place, message: str, advice: str, kind: type[RefusalError] = RefusalError
+) -> RefusalError:
     """Ollama's message at its place, with what to do, in one line."""
     finding = Finding("error", place, message, advice.lstrip(",; "))
-    return RefusalError(_one_line(f"{place}: {message}{advice}"), finding)
+    return kind(_one_line(f"{place}: {message}{advice}"), finding)
 
 
 def _one_line(text: str) -> str:
@@ -145,12 +156,13 @@ def decode(data: bytes) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def parts(source: Source) -> Iterator[Instruction | str]:
-    """The instructions of a Modelfile and the text of its comments, in order.
+def parts(source: Source) -> Iterator[Instruction | str | RefusalError]:
+    """The instructions of a Modelfile, the text of its comments and what Ollama refuses, in order.
 
-    Raises ModelfileError where Ollama's reader refuses, with the place and what to do.
+    A refused line is passed over, unless it opens quotes that are never closed; of lines of prose
+    only the first is reported.
     """
-    text, index = source.text, 0
+    text, index, advice = source.text, 0, ""
     while index < len(text):
         if text[index] in BLANK:
             index += 1
@@ -158,8 +170,18 @@ def parts(source: Source) -> Iterator[Instruction | str]:
             yield comment[1]
             index = comment.end()
         else:
-            instruction, index = _instruction(source, index)
-            yield instruction
+            try:
+                instruction, index = _instruction(source, index)
+                advice = ""
+                yield instruction
+            except RefusalError as refused:
+                if not advice == refused.finding.advice == _PROSE_ADVICE:
+                    yield refused
+                advice = refused.finding.advice
+                line_end = _LINE_ENDS.search(text, index)
+                if line_end is None or isinstance(refused, UnclosedQuoteError):
+                    return
+                index = line_end.end()
 
 
 def _instruction(source: Source, start: int) -> tuple[Instruction, int]:
@@ -187,7 +209,8 @@ def _instruction(source: Source, start: int) -> tuple[Instruction, int]:
         value_start += 1
     value = read_value(text, value_start)
     if value is None:
-        raise source.error(value_start, "unexpected EOF", _quote_advice(text, value_start))
+        advice, place = _quote_advice(text, value_start), source.place(value_start)
+        raise refusal(place, "unexpected EOF", advice, UnclosedQuoteError)
     indices = (start, argument_start, value_start, value_start + len(value.quote))
     places = (source.place(index) for index in indices)
     return Instruction(name, argument, value.text, value.dropped, *places), value.end
@@ -212,7 +235,7 @@ def _command_advice(name: str) -> str:
     found = difflib.get_close_matches(name, INSTRUCTIONS, n=1, cutoff=0.5)
     if found:
         return f"; did you mean '{found[0].upper()}'?"
-    return '; put text of several lines between """, start a comment with #'
+    return f"; {_PROSE_ADVICE}"
 
 
 def _quote_advice(text: str, start: int) -> str:

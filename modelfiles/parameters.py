@@ -64,6 +64,13 @@ KINDS = {
 }
 
 
+# Outside of these Ollama accepts a number, but it has no meaning for sampling or memory.
+RANGES = {
+    "temperature": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1), "typical_p": (0, 1),
+    "repeat_penalty": (0, math.inf), "num_ctx": (1, math.inf), "num_batch": (1, math.inf),
+}  # fmt: skip
+
+
 def read_number(kind: str, text: str) -> float | int | bool:
     """The number that Go reads for a parameter of this kind.
 

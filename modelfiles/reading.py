@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from llmkit.errors import ModelfileError
@@ -14,6 +15,7 @@ from llmkit.modelfiles.grammar import (
     Finding,
     Instruction,
     Place,
+    RefusalError,
     Source,
     decode,
     nearest,
@@ -21,7 +23,7 @@ from llmkit.modelfiles.grammar import (
     refusal,
 )
 from llmkit.modelfiles.modelfile import Modelfile, version
-from llmkit.modelfiles.parameters import DEPRECATED, KINDS, Parameters, read_number
+from llmkit.modelfiles.parameters import DEPRECATED, KINDS, RANGES, Parameters, read_number
 from llmkit.modelfiles.prompt_format import Message
 
 _EXAMPLES = {"float": "a number such as 0.8", "int": "a whole number", "bool": "true or false"}
@@ -54,19 +56,25 @@ def read_modelfile(path: Path) -> ParsedModelfile:
 def parse(text: str, path: str = "Modelfile") -> ParsedModelfile:
     """What Ollama reads in the text of a Modelfile.
 
-    Raises ModelfileError for what Ollama refuses: `PATH:LINE:COLUMN: `, Ollama's message, advice.
+    Raises RefusalError for what Ollama refuses: `PATH:LINE:COLUMN: `, Ollama's message, advice.
     """
     read = list(parts(Source(text, path)))
     instructions = tuple(part for part in read if isinstance(part, Instruction))
-    if not any(kind_of(instruction) == "from" for instruction in instructions):
-        raise refusal(
-            Place(path, 1, 1),
-            "no FROM line",
-            "; add one that names the model, for example FROM ./model.gguf",
-        )
+    refusals = [part for part in read if isinstance(part, RefusalError)]
+    # A refused line may have been the FROM line.
+    if not refusals and not any(kind_of(instruction) == "from" for instruction in instructions):
+        advice = "; add one that names the model, for example FROM ./model.gguf"
+        refusals.append(refusal(Place(path, 1, 1), "no FROM line", advice))
     reader = _Reader()
     for instruction in instructions:
-        reader.take(instruction)
+        try:
+            reader.take(instruction)
+        except RefusalError as refused:
+            refusals.append(refused)
+    if refusals:
+        first, *others = refusals
+        first.others = (*(other.finding for other in others), *reader.warnings)
+        raise first
     comment = tuple(part.removeprefix(" ") for part in read if isinstance(part, str))
     return ParsedModelfile(reader.modelfile(comment), instructions, tuple(reader.warnings))
 
@@ -137,9 +145,17 @@ class _Reader:
             )
         elif name == "stop":
             self._texts.setdefault(name, []).append(instruction.value)
+            if not instruction.value:
+                message = "Ollama accepts this stop string, but it is empty"
+                self._warn(instruction.argument_at, message, "remove the line")
         else:
             self._replace(f"PARAMETER {name}", instruction)
-            self._numbers[name] = _number(instruction)
+            number = self._numbers[name] = _number(instruction)
+            low, high = RANGES.get(name, (-inf, inf))
+            if not low <= number <= high:
+                wanted = f"{low} or more" if high == inf else f"{low} to {high}"
+                message = f"Ollama accepts {name} {instruction.value}, but it is out of range"
+                self._warn(instruction.value_at, message, f"use {wanted}")
 
     def _replace(self, what: str, instruction: Instruction) -> None:
         if what in self._lines:

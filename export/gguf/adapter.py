@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.architectures.registry import tensor_specs
+from llmkit.architectures.registry import family_of, tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import GGUFError
@@ -45,12 +45,12 @@ def write_adapter(checkpoint: Checkpoint, path: Path, name: str) -> ExportedFile
 def adapter_arrays(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
     """The LoRA matrices under their GGUF names, A (rank, in) and B (out, rank)."""
     with open_tensors(checkpoint.adapter_file) as file:
-        stored = set(file.keys())
+        stored, family = set(file.keys()), family_of(checkpoint.config)
         return {
             f"{entry.gguf_name}.{suffix}": file.get_tensor(name).float().numpy()
             for entry in tensor_specs(checkpoint.config)
             for suffix, half in HALVES.items()
-            if (name := peft_name(entry.checkpoint_name.removesuffix(".weight"), half)) in stored
+            if entry.is_matrix and (name := peft_name(family, entry.module, half)) in stored
         }
 
 

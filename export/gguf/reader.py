@@ -70,7 +70,10 @@ class StoredTensor:
     @property
     def qtype(self) -> QuantType:
         """The blocks' format. Raises QuantizationError for a type that llmkit does not read."""
-        return quant_type_of(self.ggml_type)
+        try:
+            return quant_type_of(self.ggml_type)
+        except QuantizationError as error:
+            raise QuantizationError(f"{self.path}, tensor {self.name}: {error}") from error
 
     @property
     def is_quantized(self) -> bool:
@@ -125,7 +128,10 @@ class GGUFFile:
             message = f"{self.path} has an unknown general.file_type or none; export it again"
             raise GGUFError(message) from error
         if QUANTIZATION_KEY not in self.metadata:
-            return quantization_of(file_type)
+            try:
+                return quantization_of(file_type)
+            except QuantizationError as error:
+                raise QuantizationError(f"{self.path}: {error}") from error
         if self.quant != CUSTOM:
             return quantization(self.quant)
         table = {entry.gguf_name: entry for entry in tensor_specs(config_of(self))}
@@ -162,7 +168,7 @@ def read_gguf(path: Path) -> GGUFFile:
             magic = file.read(len(MAGIC))
     except OSError as error:
         raise GGUFError(cannot_read(path, error)) from error
-    if magic != MAGIC:
+    if not MAGIC.startswith(magic):  # fewer bytes are a truncated file
         raise GGUFError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
     try:
         reader = _Reader(path)
@@ -173,7 +179,9 @@ def read_gguf(path: Path) -> GGUFFile:
         }
         tensors = {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
     except Exception as error:  # the reader fails in many ways on bytes that are not as announced
-        raise GGUFError(f"{path} is truncated or damaged; export or copy it again") from error
+        raise GGUFError(
+            f"{path} is truncated or damaged: is the download complete? Copy or export it again"
+        ) from error
     return GGUFFile(path, metadata, tensors)
 
 

@@ -13,7 +13,8 @@ import torch
 from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.device import choose_device
-from llmkit.errors import ConfigError, GGUFError, QuantizationError
+from llmkit.errors import ConfigError, QuantizationError
+from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.reader import (
     is_gguf,
     load_folder,
@@ -23,7 +24,7 @@ from llmkit.export.gguf.reader import (
 )
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.files import StrPath, cannot_read
+from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.generation import Sampling, generate_ids, prompt_ids, stream_text
 from llmkit.modelfiles.prompt_format import COMPLETION, Message
@@ -55,11 +56,11 @@ class Runner(Protocol):
 def open_runner(model: Path) -> Iterator[Runner]:
     """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError."""
     if is_gguf(model):
-        if not model.exists():
-            raise GGUFError(cannot_read(model, FileNotFoundError()))
+        file = read_gguf(model)  # llama.cpp does not say what to do with a damaged file
+        adapter_of(file)
         with LlamaCpp(model, exact=False) as llama:
             with suppress(QuantizationError):  # another program's file, of a type that is unknown
-                refuse_faulty_weights(read_gguf(model))
+                refuse_faulty_weights(file)
             yield GGUFRunner(llama)
     else:
         checkpoint = load_folder(model)

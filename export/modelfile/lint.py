@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,17 +49,21 @@ class LintReport:
 def lint_modelfile(path: Path) -> LintReport:
     """Find what Ollama refuses, or does differently than intended.
 
-    A syntax error hides the rest. Raises ModelfileError for a file that cannot be read.
+    What Ollama refuses comes alone: TEMPLATE and files are checked once nothing is refused.
+    Raises ModelfileError for a file that cannot be read.
     """
     try:
         parsed = read_modelfile(path)
     except RefusalError as refused:
-        return LintReport((refused.finding,), used_go=None)
+        return LintReport(_ordered((refused.finding, *refused.others)), used_go=None)
     has_template = parsed.modelfile.template is not None
     with any_go_engine() if has_template else nullcontext() as engine:
         found = [*lint_text(parsed, engine), *_Files(parsed, path.parent, engine).lint()]
-    ordered = sorted(found, key=lambda f: (f.level, f.place.line, f.place.column))
-    return LintReport(tuple(ordered), used_go=engine is not None if has_template else None)
+    return LintReport(_ordered(found), used_go=engine is not None if has_template else None)
+
+
+def _ordered(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(found, key=lambda f: (f.level, f.place.line, f.place.column)))
 
 
 def file_errors(parsed: ParsedModelfile, folder: Path) -> list[Finding]:

@@ -20,6 +20,7 @@ from llmkit.export.quantization.prequantized import (
     Method,
     by_error_feedback,
     by_importance,
+    check_error_feedback,
     check_inputs,
     open_model,
     stored_types,
@@ -112,6 +113,9 @@ def prepare(source: Checkpoint, config: QuantConfig, *, merged: bool) -> Prepara
     """
     _check_trained(source, config, merged=merged)
     feeds_back = config.method == "gptq"
+    wanted = [] if config.budget else _quantizations(source, config, merged=merged)
+    if wanted and feeds_back:
+        check_error_feedback([stored_types(source.config, each) for each in wanted])
     given = optional_path(config.calibration)
     text = calibration_of(source, given) if feeds_back or config.budget else None
     planned = None
@@ -120,7 +124,7 @@ def prepare(source: Checkpoint, config: QuantConfig, *, merged: bool) -> Prepara
     return Preparation(
         source,
         merged,
-        [planned.quantization()] if planned else _quantizations(source, config, merged=merged),
+        [planned.quantization()] if planned else wanted,
         planned,
         text if feeds_back else None,
         read_importance_file(Path(config.imatrix)) if config.imatrix else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -41,20 +41,29 @@ def check_inputs(method: str, calibration: StrPath | None, imatrix: StrPath | No
         )
 
 
-def by_error_feedback(
-    model: LanguageModel, types: Mapping[str, QuantType], text: Calibration
-) -> ChosenBlocks:
-    """GPTQ of every matrix in `types` whose type has numbers to choose.
+def check_error_feedback(several: Sequence[Mapping[str, QuantType]]) -> None:
+    """Raise QuantizationError where GPTQ can choose no block of a file with these types.
 
-    Raises QuantizationError where none has.
+    Files of floats may stand beside files that it can.
     """
-    choosable = {name: qtype for name, qtype in types.items() if qtype.supports_gptq}
-    if not choosable:
-        names = ", ".join(dict.fromkeys(qtype.name for qtype in types.values()))
+    refused = [
+        types for types in several if not any(qtype.supports_gptq for qtype in types.values())
+    ]
+    names = dict.fromkeys(qtype for types in refused for qtype in types.values())
+    if len(refused) == len(several) or any(qtype.block_size > 1 for qtype in names):
         raise QuantizationError(
-            f"--method gptq does not support {names}: "
+            f"--method gptq does not support {', '.join(qtype.name for qtype in names)}: "
             "choose q8_0 or types of 4 to 6 bits with --quant"
         )
+
+
+def by_error_feedback(
+    model: LanguageModel, types: Mapping[str, QuantType], text: Calibration
+) -> ChosenBlocks | None:
+    """GPTQ of every matrix in `types` whose type has numbers to choose; None where none has."""
+    choosable = {name: qtype for name, qtype in types.items() if qtype.supports_gptq}
+    if not choosable:
+        return None
     model = model.eval().to(device_with_float64())
     weights = dict(model.named_parameters())
     blocks = error_feedback(model, choosable, text.tokens)

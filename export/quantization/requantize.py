@@ -38,6 +38,7 @@ from llmkit.export.quantization.imatrix import read_importance_file
 from llmkit.export.quantization.prequantized import (
     by_error_feedback,
     by_importance,
+    check_error_feedback,
     check_inputs,
     stored_types,
 )
@@ -81,6 +82,7 @@ def requantize(
     types = stored_types(config, wanted)
     chosen = None
     if calibration is not None:
+        check_error_feedback([types])
         text = _calibration(file, calibration)
         chosen = by_error_feedback(
             build_model(config, dequantized_weights(file), str(source)), types, text

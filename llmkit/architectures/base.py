@@ -216,6 +216,9 @@ class Family:
     in_llama_cpp: Callable[[Any, Callable[[TensorSpec], str]], tuple[Any, Mapping[str, float]]] = (
         lambda config, _type_of: (config, {})
     )
+    # Of the family's model in Hugging Face's transformers, whose names PEFT's adapters have.
+    peft_prefix: str = ""  # before a module's path
+    is_in_out: bool = False  # weights are stored (in, out): PEFT's fan_in_fan_out
 
     @property
     def name(self) -> str:

@@ -382,4 +382,6 @@ GPT2 = Family(
     kv_cache_bytes,
     compute_buffer_bytes,
     in_llama_cpp,
+    peft_prefix="transformer.",
+    is_in_out=True,
 )

@@ -39,11 +39,17 @@ def model_config(preset: str, /, vocab_size: int, **changes: Any) -> ModelConfig
 
     Raises ConfigError for an unknown preset or field and for values that do not fit.
     """
+    known = family_with(preset)
+    fields = {**known.presets[preset], "vocab_size": vocab_size, **changes}
+    config: ModelConfig = validated(known.config, fields, "model")
+    return config
+
+
+def family_with(preset: str) -> Family:
+    """The family that a preset is of. Raises ConfigError with the nearest name if there is none."""
     for known in FAMILIES.values():
         if preset in known.presets:
-            fields = {**known.presets[preset], "vocab_size": vocab_size, **changes}
-            config: ModelConfig = validated(known.config, fields, "model")
-            return config
+            return known
     raise ConfigError(unknown_name("preset", preset, presets()))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from llmkit.architectures.base import HEAD, LanguageModel, ModelConfig
+from llmkit.architectures.registry import family_of
 from llmkit.checkpoint.config import read_config
 from llmkit.checkpoint.layout import (
     ADAPTER_CONFIG_FILE,
@@ -162,7 +163,7 @@ class Checkpoint:
                 yield base
                 return
             with open_tensors(self.adapter_file) as adapter:
-                yield merged_tensors(base, adapter, self.lora)
+                yield merged_tensors(base, adapter, self.lora, family_of(self.config))
 
     def trained_blocks(self) -> dict[str, PackedRows]:
         """The blocks that the weights were trained as, by tensor; none without `qat`.

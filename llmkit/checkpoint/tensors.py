@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmkit.architectures.base import LanguageModel, ModelConfig
+from llmkit.architectures.base import Family, LanguageModel, ModelConfig
 from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.console import progress
@@ -178,12 +178,15 @@ def scaled_tensors(file: TensorReader, scales: Mapping[str, float]) -> TensorRea
     return _Reader(file, file.path, get) if scales else file
 
 
-def merged_tensors(base: TensorReader, adapter: TensorReader, lora: LoRAConfig) -> TensorReader:
+def merged_tensors(
+    base: TensorReader, adapter: TensorReader, lora: LoRAConfig, family: Family
+) -> TensorReader:
     """A reader that adds an adapter's LoRA matrices to those of the base."""
 
     def get(name: str) -> Tensor:
         weights = base.get_tensor(name)
-        a, b = (peft_name(name.removesuffix(".weight"), half) for half in ("lora_A", "lora_B"))
+        path = name.removesuffix(".weight")
+        a, b = (peft_name(family, path, half) for half in ("lora_A", "lora_B"))
         if a not in adapter.keys():  # noqa: SIM118
             return weights
         A, B = adapter.get_tensor(a), adapter.get_tensor(b)  # (rank, in), (out, rank)

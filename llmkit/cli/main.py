@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any
 
@@ -103,7 +102,7 @@ def main(arguments: list[str]) -> int:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
                 signal.signal(number, _on_interrupt)
     try:
-        code = int(_command()(arguments, prog_name=app.info.name, standalone_mode=False) or 0)
+        code = int(whole_command()(arguments, prog_name=app.info.name, standalone_mode=False) or 0)
         if code == _INTERRUPTED + signal.SIGINT:  # what Typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         return code
@@ -150,15 +149,22 @@ def _command_path(arguments: list[str]) -> str:
     return path
 
 
-def _command() -> Callable[..., Any]:
-    """All commands, each with llmkit's own --debug."""
+def whole_command() -> Any:
+    """All commands, each with llmkit's own --debug, and help without Python's types."""
     whole = get_command(app)
     debug = next(option for option in whole.params if option.name == "debug")
     inner = [*getattr(whole, "commands", {}).values()]
     for command in inner:  # grows by the commands of groups
+        for parameter in command.params:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = _no_type
         command.params.append(debug)
         inner += getattr(command, "commands", {}).values()
     return whole
+
+
+def _no_type(ctx: object) -> None:
+    """Instead of <path> or <list[Path]> behind an argument's own name."""
 
 
 def _is_out_of_memory(error: Exception) -> bool:

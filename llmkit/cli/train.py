@@ -116,7 +116,7 @@ def _train(
     from llmkit.console import results
     from llmkit.training import load_run_config, train
 
-    changes = load_run_config(config) if config is not None else {}
+    changes = load_run_config(config, preset) if config is not None else {}
     sizes = _given(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context_length=context_length)
     settings = _given(
         steps=steps,

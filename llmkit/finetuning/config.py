@@ -34,11 +34,11 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if self.qlora is not None:
-            object.__setattr__(self, "qlora", quantization(self.qlora).name)  # int4 is q4_0
+            object.__setattr__(self, "qlora", _trainable(self.qlora, "LoRA without qlora"))
             if self.lora is None:
                 raise ConfigError("qlora trains LoRA adapters; set a LoRA rank too")
         if self.qat is not None:
-            object.__setattr__(self, "qat", _trainable(self.qat))
+            object.__setattr__(self, "qat", _trainable(self.qat, "training without qat"))
             if self.lora is not None:
                 raise ConfigError(
                     "qat trains all weights and cannot be combined with LoRA; omit LoRA, or use "
@@ -77,9 +77,13 @@ def seed_of(training: dict[str, Any] | None) -> int:
     return validated(TrainingConfig, fields, "training").seed
 
 
-def _trainable(name: str) -> str:
-    """The quantization's own name. Raises ConfigError where it cannot be trained for."""
+def _trainable(name: str, instead: str) -> str:
+    """The quantization's own name: q4_0 of int4. Raises ConfigError if none can train for it."""
     chosen = quantization(name)
     if chosen.base.needs_importance:
         raise ConfigError(f"{chosen.name} needs an importance matrix; choose another type")
+    if chosen.base.block_size == 1:
+        raise ConfigError(
+            f"{chosen.name} is not quantized; choose a quantized type such as q4_0, or {instead}"
+        )
     return chosen.name

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmkit.architectures.base import HEAD, LanguageModel, ModelConfig, Role
-from llmkit.architectures.registry import tensor_specs
+from llmkit.architectures.registry import family_of, tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint, label_ids, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import (
@@ -100,7 +100,7 @@ class Start:
             torch.manual_seed(self.seed)
             add_lora(model, lora)
             save_tensors(out / ADAPTER_FILE, adapter_tensors(model), step=0)
-            content = peft_config(lora, str(self.base.folder))
+            content = peft_config(lora, str(self.base.folder), family_of(self.sizes))
             write_text(out / ADAPTER_CONFIG_FILE, json.dumps(content, indent=2) + "\n")
         else:  # a preparation that was cut short may have left one
             for name in (ADAPTER_FILE, ADAPTER_CONFIG_FILE):

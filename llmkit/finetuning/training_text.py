@@ -29,7 +29,7 @@ def write_own_text(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
     """Write the token files of both parts; return the bytes of text in each.
 
     Records follow one another as the model reads them; those held out stay so in the new folder.
-    Raises DataError, and leaves no file, where a part is too short for one example.
+    Raises DataError where a part is too short for one example.
     """
     if base.trained_file in own_files(base):
         n_bytes = _write_records(base, folder)
@@ -50,7 +50,7 @@ def _write_records(base: Checkpoint, folder: RunFolder) -> dict[str, int]:
     for part in PARTS:
         ids = [token_id for example in examples[part] for token_id in example.ids]
         source, length = f"the text of {base.folder}'s records", base.config.context_length
-        refuse_too_short(folder, part, len(ids), length, source, "pass more text with --data")
+        refuse_too_short(part, len(ids), length, source, "pass more text with --data")
         n_bytes[part] = len(base.tokenizer.decode(ids).encode())
         with written_beside(folder.token_file(part)) as beside:
             beside.write_bytes(np.asarray(ids, token_dtype(base.config.vocab_size)).tobytes())

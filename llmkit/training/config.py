@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from llmkit.architectures.registry import FAMILIES
-from llmkit.errors import ConfigError, unknown_name
+from llmkit.architectures.registry import family_with
+from llmkit.errors import ConfigError, unknown_name, wrong_field
 from llmkit.files import cannot_read
 from llmkit.validation import validated
 
@@ -94,25 +95,32 @@ def training_config(preset: str, /, **changes: Any) -> TrainingConfig:
     return validated(TrainingConfig, {**PRESET_TRAINING.get(preset, {}), **given}, "training")
 
 
-def load_run_config(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the `[model]` and `[training]` tables of a TOML file.
+def load_run_config(path: Path, preset: str) -> dict[str, dict[str, Any]]:
+    """Read the `[model]` and `[training]` tables of a TOML file that change fields of `preset`.
 
-    Raises ConfigError where it cannot be read or has another table or setting.
+    Raises ConfigError, which names the file, where it cannot be read or has another table, another
+    setting or a value that its setting cannot have.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(cannot_read(path, error)) from error
-    sizes = [field.name for known in FAMILIES.values() for field in fields(known.config)]
-    settings = {"model": sizes, "training": [field.name for field in fields(TrainingConfig)]}
+    known = family_with(preset)
+    kinds: dict[str, tuple[type, Mapping[str, Any]]] = {
+        "model": (known.config, {**known.presets[preset], "vocab_size": 1}),
+        "training": (TrainingConfig, {}),
+    }
     for name, table in tables.items():
-        if name not in settings:
-            raise ConfigError(f"{path}: {unknown_name('table', name, settings)}")
+        if name not in kinds:
+            raise ConfigError(f"{path}: {unknown_name('table', name, kinds)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name} is not a table; write [{name}] above its fields")
-        for key in table:
-            if key not in settings[name]:
-                raise ConfigError(
-                    f"{path}, [{name}]: {unknown_name('setting', key, settings[name])}"
-                )
+        kind, others = kinds[name]
+        try:
+            kind(**{**others, **table})
+        except ValidationError as error:
+            names = [field.name for field in fields(kind)]
+            raise ConfigError(f"{path}, [{name}]: {wrong_field(error, names)}") from error
+        except ConfigError:
+            pass  # fields that do not go together: options may change one of them
     return tables

@@ -112,7 +112,7 @@ def write_token_files(
 ) -> dict[str, int]:
     """Write both parts of the text in `data` as token files; return the bytes of text in each.
 
-    Raises DataError, and leaves no file, where a part is too short for one example.
+    Raises DataError where a part is too short for one example.
     """
     note_left_out(data)
     data_bytes = {}
@@ -124,23 +124,20 @@ def write_token_files(
         n_file_bytes = folder.token_file(name).stat().st_size
         n_tokens = n_file_bytes // token_dtype(tokenizer.vocab_size).itemsize
         advice = "use more text or a smaller context_length"
-        refuse_too_short(folder, name, n_tokens, context_length, str(data), advice)
+        refuse_too_short(name, n_tokens, context_length, str(data), advice)
         say(f"{name}: {n_tokens:,} tokens of {data_bytes[name]:,} bytes")
     return data_bytes
 
 
 def refuse_too_short(
-    folder: RunFolder, part: str, n_tokens: int, context_length: int, source: str, advice: str
+    part: str, n_tokens: int, context_length: int, source: str, advice: str
 ) -> None:
-    """Raise DataError, and leave no token file, where a part is too short for one example."""
-    if n_tokens > context_length:
-        return
-    for path in map(folder.token_file, PARTS):
-        path.unlink(missing_ok=True)
-    raise DataError(
-        f"{source} is too short: the {part} part has {n_tokens} tokens, but one example "
-        f"needs {context_length + 1}; {advice}"
-    )
+    """Raise DataError where a part is too short for one example."""
+    if n_tokens <= context_length:
+        raise DataError(
+            f"{source} is too short: the {part} part has {n_tokens} tokens, but one example "
+            f"needs {context_length + 1}; {advice}"
+        )
 
 
 def _watched(texts: Iterator[str], bar: Progress) -> Iterator[str]:

@@ -14,7 +14,7 @@ from llmkit.console import say
 from llmkit.data.sources import source_files
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.files import StrPath
+from llmkit.files import StrPath, all_or_nothing
 from llmkit.quant import quant_names, quant_type
 from llmkit.records.text_files import Reading
 from llmkit.training.config import training_config
@@ -109,7 +109,8 @@ def open_run(
     state = folder.read_state()
     if state is None:
         refuse_foreign(folder.folder)
-        return prepare()
+        with all_or_nothing(folder.folder):
+            return prepare()
     refuse_other_run(folder, state, settings)
     if not state.finished and not resume:
         raise CheckpointError(

@@ -104,8 +104,15 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "truncated weights": ("export {damaged} --out {tmp}/out", "truncated"),
     "unknown type": ("export {checkpoint} --out {tmp}/out --quant q4_O", "did you mean 'q4_0'?"),
     "no type": ("export {checkpoint} --out {tmp}/out --quant ,", "quantization type"),
+    "type that fails after another": (
+        "export {checkpoint} --out {tmp}/new/out --quant f16,iq2_xxs --no-verify",
+        ("iq2_xxs", "importance"),
+    ),
+    "distill on short text": (
+        "finetune distill {checkpoint} --data {short} --qat q4_0 --out {tmp}/out",
+        "too short",
+    ),
     "export into a checkpoint": ("export {checkpoint} --out {checkpoint}", "is a checkpoint"),
-    "truncated GGUF": ("verify {checkpoint} {truncated}", "truncated"),
     "foreign GGUF": ("verify {checkpoint} {foreign}", "is not a GGUF file"),
     "a name that is too long": (f"train --data {'a' * 300} --out {{tmp}}/out", "cannot use aaa"),
     "a prompt that is not UTF-8": (
@@ -130,7 +137,6 @@ CASES: dict[str, tuple[str, str | tuple[str, ...]]] = {
         "generate {checkpoint} --prompt Hi --temperature -1",
         ("temperature", "not -1.0"),
     ),
-    "generate from truncated": ("generate {truncated} --prompt Hi", "truncated.gguf"),
     "inspect a text file": ("inspect {short}", ("short.txt", "checkpoint folder", "GGUF file")),
     "unknown option": ("train --dta {corpus}", ("'--dta'", "--data")),
     "unknown command": ("trian --data {corpus}", ("'trian'", "'train'")),
@@ -156,11 +162,32 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert captured.err.startswith("llmkit: ")
     for words in expected if isinstance(expected, tuple) else (expected,):
         assert words in captured.err
-    changed = {path for path in _snapshot(files["tmp"]) ^ before if "out" not in path.split("/")}
-    assert not changed
-    assert not (files["tmp"] / "unpickled").exists()
-    assert not list(files["tmp"].rglob("*.tmp"))
-    assert not list(files["tmp"].rglob("*.gguf.*"))
+    assert _snapshot(files["tmp"]) == before
+
+
+def test_every_command_names_a_truncated_gguf_and_the_remedy(
+    files: Files, tiny_export: Export, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = files["tmp"] / "exported"
+    shutil.copytree(tiny_export.folder, folder)
+    gguf = folder / files["gguf"].name  # the smallest, so that of the Modelfile
+    for n_bytes in (gguf.stat().st_size - 1000, 2):
+        gguf.write_bytes(gguf.read_bytes()[:n_bytes])
+        for command in (
+            "generate {gguf} --prompt Hi",
+            "chat {gguf}",
+            "compare {checkpoint} {gguf}",
+            "verify {checkpoint} {gguf}",
+            "inspect {gguf}",
+            "quantize {gguf} --out {tmp}/new.gguf --quant q4_0",
+            "modelfile write {gguf}",
+            "deploy {folder} --checkpoint {checkpoint} --name a",
+        ):
+            words = {**files, "gguf": gguf, "folder": folder}
+            assert main([word.format(**words) for word in command.split()]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            for word in (f"{gguf.name} is truncated", "download", "export"):
+                assert word in line, command
 
 
 def _raise(error: Exception) -> None:

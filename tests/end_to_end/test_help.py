@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -34,6 +35,13 @@ def test_no_line_of_help_is_cut_short(
     assert main([*group, "--help"]) == 0
     _, commands = capsys.readouterr().out.split("Commands:")
     assert "..." not in commands
+
+
+def test_no_help_shows_a_python_type() -> None:
+    page = runpy.run_path(str(DOCS / "write_commands.py"))["page"]()
+    assert page.count("Usage: ") == 22
+    found = set(re.findall(r"<[^>\n]*>", page))
+    assert found == {"<rtn|gptq>", "<rtn|gptq|llama.cpp>", "<llama.cpp>"}
 
 
 def test_the_command_reference_is_what_help_says() -> None:

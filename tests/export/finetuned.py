@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llmkit.architectures.gpt2 import GPT2
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import ADAPTER_CONFIG_FILE, ADAPTER_FILE
@@ -32,7 +33,7 @@ def with_adapter(
         for name, tensor in adapter_tensors(model).items()
     }
     save_tensors(folder / ADAPTER_FILE, tensors, step=0)
-    write_text(folder / ADAPTER_CONFIG_FILE, json.dumps(peft_config(config, "base")))
+    write_text(folder / ADAPTER_CONFIG_FILE, json.dumps(peft_config(config, "base", GPT2)))
     content = CheckpointConfig(base.config, base.prompt_format, base.labels, base_quant)
     save_config(folder, content)
     return load_checkpoint(folder)

@@ -50,7 +50,10 @@ class Trouble:
 
 @dataclass
 class StandIn:
-    """What the server knows."""
+    """What the server knows.
+
+    Requests run in threads: each looks a model up once, as another may remove it meanwhile.
+    """
 
     engine: GoEngine
     folder: Path
@@ -81,39 +84,34 @@ class StandIn:
             case "GET", "/api/version":
                 return {"version": self.trouble.version}
             case "GET", "/api/tags":
-                return {"models": [self._listed(name) for name in list(self.models)]}
+                return {"models": [_listed(*model) for model in list(self.models.items())]}
             case "GET", "/api/ps":
                 extra = {"expires_at": "", "size_vram": 0, "context_length": 128}
-                return {"models": [self._listed(name) | extra for name in self.loaded]}
+                loaded = [(name, self._find(name)) for name in self.loaded]
+                return {"models": [_listed(*model) | extra for model in loaded]}
             case "POST", "/api/create":
                 return self._create(asked)
             case "POST", "/api/copy":
-                source = full_name(asked["source"])
-                if source not in self.models:
+                source = self.models.get(full_name(asked["source"]))
+                if source is None:
                     raise ServerError(404, f'model "{asked["source"]}" not found')
-                self.models[full_name(asked["destination"])] = self.models[source]
+                self.models[full_name(asked["destination"])] = source
                 return None
             case "DELETE", "/api/delete":
-                self._find(asked["model"], asked["model"])
-                del self.models[full_name(asked["model"])]
+                if self.models.pop(full_name(asked["model"]), None) is None:
+                    raise _not_found(asked["model"])
                 return None
             case "POST", "/api/show":
-                name = full_name(asked["model"])
-                return shown(self._find(name, name))
+                return shown(self._find(full_name(asked["model"])))
             case "POST", "/api/generate" | "/api/chat":
-                return self._said(path, self._find(asked["model"], asked["model"]), asked)
+                return self._said(path, self._find(asked["model"]), asked)
         raise ServerError(404, "not found")
 
-    def _find(self, name: str, told: str) -> Stored:
-        if full_name(name) not in self.models:
-            raise ServerError(404, f"model '{told}' not found")
-        return self.models[full_name(name)]
-
-    def _listed(self, name: str) -> dict[str, Any]:
-        stored = self.models[name]
-        size = stored.gguf.stat().st_size
-        said = {"name": name, "model": name, "modified_at": "", "size": size}
-        return {**said, "digest": stored.digest, "details": details(stored)}
+    def _find(self, name: str) -> Stored:
+        stored = self.models.get(full_name(name))
+        if stored is None:
+            raise _not_found(name)
+        return stored
 
     def _create(self, asked: dict[str, Any]) -> Answer:
         if not asked.get("files"):
@@ -206,3 +204,13 @@ class StandIn:
         system = stored.modelfile.system or ""
         all_messages = [*stored.modelfile.messages, *messages]
         return self.trouble.renders(self.engine.render(template, all_messages, system))
+
+
+def _not_found(name: str) -> ServerError:
+    return ServerError(404, f"model '{name}' not found")
+
+
+def _listed(name: str, stored: Stored) -> dict[str, Any]:
+    size = stored.gguf.stat().st_size
+    said = {"name": name, "model": name, "modified_at": "", "size": size}
+    return {**said, "digest": stored.digest, "details": details(stored)}

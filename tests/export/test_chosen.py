@@ -32,7 +32,7 @@ from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.metadata import BLOCKS_KEY, CALIBRATION_KEY, METHOD_KEY, hash_of_choice
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.quantization.calibration import calibration_of
-from llmkit.export.quantization.config import QuantConfig, tensor_types
+from llmkit.export.quantization.config import DEFAULT_QUANTS, QuantConfig, tensor_types
 from llmkit.export.quantization.imatrix import collect_importance, write_imatrix
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.target import open_target
@@ -265,9 +265,33 @@ def test_patterns_that_mean_nothing_are_refused(wide: Path, tmp_path: Path) -> N
     assert tensor_types(["a=int8", "b=Q4_0"]) == {"a": "q8_0", "b": "q4_0"}
 
 
+def test_gptq_leaves_floats_beside_blocks_as_rounding_makes_them(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time. " * 40, encoding="utf-8")
+    done = export(
+        tiny_checkpoint,
+        tmp_path / "out",
+        QuantConfig(method="gptq", calibration=text),
+        prove=False,
+    )
+    assert [file.quant for file in done.files] == list(DEFAULT_QUANTS)
+    methods = [read_gguf(file.path).method for file in done.files]
+    assert methods == ["rtn", "gptq", "gptq"]
+    f16 = export(tiny_checkpoint, tmp_path / "f16", QuantConfig("f16"), name="tiny", prove=False)
+    assert done.files[0].path.read_bytes() == f16.files[0].path.read_bytes()
+
+
+@pytest.mark.parametrize(("quants", "named"), [("f16,f32", "f16"), ("q4_0,iq4_xs", "iq4_xs")])
+def test_types_that_gptq_does_not_support_are_refused(
+    wide: Path, tmp_path: Path, quants: str, named: str
+) -> None:
+    with pytest.raises(QuantizationError, match=f"gptq .*{named}"):
+        export(wide, tmp_path / "a", QuantConfig(quants, method="gptq"))
+
+
 def test_what_gptq_cannot_do_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="f16"):
-        export(tiny_checkpoint, tmp_path / "a", QuantConfig(["f16"], method="gptq"))
     with pytest.raises(ConfigError, match=r"--calibration .*\brtn\b"):
         export(tiny_checkpoint, tmp_path / "b", QuantConfig(["q4_0"], calibration=tmp_path))
     tuned = with_adapter(load_checkpoint(tiny_checkpoint), tmp_path / "c", base_quant="q4_0")

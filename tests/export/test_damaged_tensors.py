@@ -23,7 +23,7 @@ from gguf_surgery import (
 from verify_targets import write, written
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.errors import GGUFError
+from llmkit.errors import GGUFError, QuantizationError
 from llmkit.export.check import Check
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf
@@ -432,3 +432,18 @@ def test_a_truncated_file_is_refused(
             read_gguf(path)
         with pytest.raises(GGUFError):
             verify(checkpoint.folder, path)
+
+
+def test_a_tensor_of_an_unknown_type_is_named_with_its_file(
+    checkpoint: Checkpoint, good: dict[str, Path], tmp_path: Path
+) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        kind = gguf.GGMLQuantizationType.MXFP4  # 17 bytes hold 32 weights
+        tensors[UP] = (np.zeros((256, 64 // 32 * 17), np.uint8), kind)
+
+    path = with_tensors(good["q8_0"], tmp_path / "m.gguf", change)
+    with pytest.raises(QuantizationError, match=rf"m\.gguf, tensor {UP}: .*MXFP4"):
+        verify(checkpoint.folder, path)
+    path = with_key(good["q8_0"], path, "general.file_type", 38, Kind.UINT32)
+    with pytest.raises(QuantizationError, match=r"m\.gguf: .*MXFP4"):
+        verify(checkpoint.folder, path)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import ollama_stand_in
 import pytest
 from deployable import answering_checkpoint, exported, records_of, write_proof
 from finetuned import with_adapter
@@ -40,6 +41,7 @@ from llmkit.modelfiles.prompt_format import ALPACA, CHATML, Message, PromptForma
 from llmkit.modelfiles.reading import read_modelfile
 
 NAME = "llmkit-test-tales"
+UNHURRIED = Patience(connect=600, answer=600)  # for tests that outlast a busy machine
 PATIENCE = Patience(connect=5, answer=3, compute=60, upload=1, create=5, pause=0.01)
 
 
@@ -374,7 +376,7 @@ def test_two_deployments_at_once_do_not_mix(folder: Path, other: Path, server: S
     done: dict[str, Deployment] = {}
 
     def deploy_as(name: str, what: Path) -> None:
-        done[name] = deploy(what, name, host=server.url)
+        done[name] = deploy(what, name, host=server.url, patience=UNHURRIED)
 
     threads = [
         threading.Thread(target=deploy_as, args=asked) for asked in ((NAME, folder), ("b", other))
@@ -387,6 +389,21 @@ def test_two_deployments_at_once_do_not_mix(folder: Path, other: Path, server: S
     assert set(server.models) == {f"{NAME}:latest", "b:latest"}
 
 
+def test_the_stand_in_lists_its_models_while_one_is_removed(
+    folder: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_name(server, folder)
+    server.models["b:latest"] = server.models[f"{NAME}:latest"]
+    details = ollama_stand_in.details
+
+    def details_and_removal(stored: Stored) -> dict[str, object]:
+        server.models.pop("b:latest", None)
+        return details(stored)
+
+    monkeypatch.setattr(ollama_stand_in, "details", details_and_removal)
+    assert f"{NAME}:latest" in names(server.url)
+
+
 def test_of_two_deployments_under_one_name_one_model_is_left(
     folder: Path, other: Path, server: StandIn
 ) -> None:
@@ -394,7 +411,8 @@ def test_of_two_deployments_under_one_name_one_model_is_left(
 
     def deploy_one(what: Path) -> None:
         try:
-            ended.append(str(deploy(what, NAME, host=server.url).passed))
+            done = deploy(what, NAME, host=server.url, patience=UNHURRIED)
+            ended.append(str(done.passed))
         except OllamaError as error:
             ended.append(str(error))
 

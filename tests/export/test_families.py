@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 # Of GPT-2's checkpoints and of llama.cpp's graph of it. `output` and `lm_head` are every family's.
 NAMES = re.compile(
     r"c_attn|c_fc|c_proj|\bwte\b|\bwpe\b|\bln_[12f]\b|attn_qkv|attn_output|attn_norm"
-    r"|ffn_(up|down|norm)|output_norm|token_embd|position_embd|[\"']gpt2\.|wqkv|kqv_out"
+    r"|ffn_(up|down|norm)|output_norm|token_embd|position_embd|[\"']gpt2\.|wqkv|kqv_out|transformer\.|fan_in_fan_out\W+True"
 )
 # Examples for users, and texts that no code reads.
 ALLOWED = {

@@ -155,8 +155,9 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         read_gguf(tmp_path / "none.gguf")
     with pytest.raises(GGUFError, match="is a folder"):
         read_gguf(tmp_path)
-    with pytest.raises(GGUFError, match="not a GGUF file"):
-        read_gguf(write(tmp_path / "empty.gguf", b""))
+    for content, words in ((b"", "truncated"), (b"GG", "truncated"), (b"PK", "not a GGUF file")):
+        with pytest.raises(GGUFError, match=words):
+            read_gguf(write(tmp_path / "other.gguf", content))
 
 
 def test_another_architecture_is_named(files: dict[str, Path], tmp_path: Path) -> None:

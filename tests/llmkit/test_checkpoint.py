@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import llmkit.checkpoint.tensors as tensors_module
-from llmkit.architectures.gpt2 import GPT
+from llmkit.architectures.gpt2 import GPT, GPT2
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import fault_of, save_tensors
@@ -246,7 +246,7 @@ def adapted(folder: Path, request: pytest.FixtureRequest) -> Path:
         if "lora_" in name:
             tensor.data.normal_(std=0.1)
     save_tensors(folder / "adapter_model.safetensors", adapter_tensors(model), step=5)
-    content = json.dumps(peft_config(lora, "base"))
+    content = json.dumps(peft_config(lora, "base", GPT2))
     (folder / "adapter_config.json").write_text(content, encoding="utf-8")
     quant = request.param
     save_config(folder, CheckpointConfig(opened.config, COMPLETION, base_quant=quant))
@@ -365,7 +365,7 @@ def test_every_way_to_read_weights_names_the_faulty_tensor(
         model = load_checkpoint(folder).load_model()
         add_lora(model, lora)
         save_tensors(folder / "adapter_model.safetensors", adapter_tensors(model), 1)
-        write_text(folder / "adapter_config.json", json.dumps(peft_config(lora, "base")))
+        write_text(folder / "adapter_config.json", json.dumps(peft_config(lora, "base", GPT2)))
     path = folder / ("adapter_model.safetensors" if part == "adapter" else "model.safetensors")
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

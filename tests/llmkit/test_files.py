@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import LlmkitError
-from llmkit.files import cannot_read, write_text, written_beside
+from llmkit.files import all_or_nothing, cannot_read, write_text, written_beside
 
 OLD, NEW = "old content\n", "new content\r\nand more"
 
@@ -52,6 +52,32 @@ def test_interrupted_write_leaves_the_old_file(file: Path, error: type[BaseExcep
     with pytest.raises(error):
         write_half(file, error())
     assert_unchanged(file)
+
+
+def test_interrupted_write_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "a" / "b" / "file.txt", KeyboardInterrupt())
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_several(folder: Path, error: BaseException | None = None) -> None:
+    with all_or_nothing(folder):
+        write_text(folder / "first.txt", NEW)
+        write_text(folder / "inner" / "second.txt", NEW)
+        if error:
+            raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_interrupt_between_files_leaves_what_was_there(
+    file: Path, error: type[BaseException]
+) -> None:
+    for folder in (file.parent, file.parent / "new" / "out"):
+        with pytest.raises(error):
+            write_several(folder, error())
+        assert_unchanged(file)
+    write_several(file.parent / "new" / "out")
+    assert len(list((file.parent / "new" / "out").rglob("*.txt"))) == 2
 
 
 def test_full_disk_in_the_middle_of_a_write_is_one_line(file: Path) -> None:

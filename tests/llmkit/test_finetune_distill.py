@@ -22,8 +22,10 @@ from llmkit.data.tokens import windows
 from llmkit.errors import CheckpointError, ConfigError, DataError, QuantizationError
 from llmkit.finetuning import distill as finetuning_distill
 from llmkit.finetuning import start
+from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.distill import DistillResult, finetune_distill
 from llmkit.finetuning.examples import encode_conversation
+from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.quantization.qat import on_grid
@@ -297,9 +299,14 @@ def test_unknown_type_is_named(small_base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_type_that_needs_importances_is_refused(small_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="iq2_xxs"):
-        distill(small_base, tmp_path / "out", qat="iq2_xxs")
+@pytest.mark.parametrize("kind", ["iq2_xxs", "f32", "f16", "bf16"])
+def test_type_that_nothing_can_be_trained_for_is_refused(
+    small_base: Path, tmp_path: Path, kind: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{kind} .* choose"):
+        distill(small_base, tmp_path / "out", qat=kind)
+    with pytest.raises(ConfigError, match=f"^{kind} .* choose"):
+        FinetuneConfig(lora=LoRAConfig(rank=2), qlora=kind)
 
 
 def test_type_that_fits_no_matrix_is_refused(small_base: Path, tmp_path: Path) -> None:

@@ -215,14 +215,18 @@ def test_folder_killed_before_the_first_commit_serves_any_run(
     kind: str,
     other: str,
 ) -> None:
+    out, killed = tmp_path / "out", tmp_path / "killed"
+
     def die(*_: object) -> None:
+        shutil.copytree(out, killed)  # a kill leaves what an exception removes
         raise Killed
 
-    out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(start, "save_config", die)  # the last file but the state
         with pytest.raises(Killed):
             instruct(small_base, questions, out, config=KINDS[other])
+    assert not out.exists()
+    killed.rename(out)
     assert (out / "model.safetensors").exists()
     assert (out / "adapter_model.safetensors").exists() == (other == "lora")
     instruct(small_base, questions, out, config=KINDS[kind])

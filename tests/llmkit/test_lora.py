@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from llmkit.architectures.gpt2 import GPT, GPTConfig
+from llmkit.architectures.gpt2 import GPT, GPT2, GPTConfig
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.lora import (
     TARGETS,
@@ -104,7 +104,7 @@ def transformers_twin(model: GPT) -> GPT2LMHeadModel:
 
 def save_for_peft(model: GPT, config: LoRAConfig, folder: Path) -> None:
     save_file(adapter_tensors(model), folder / "adapter_model.safetensors")
-    content = json.dumps(peft_config(config, "runs/base"))
+    content = json.dumps(peft_config(config, "runs/base", GPT2))
     (folder / "adapter_config.json").write_text(content, encoding="utf-8")
 
 
@@ -353,7 +353,7 @@ def test_settings_go_round_through_json(
     rank: int, alpha: float | None, dropout: float, targets: set[str]
 ) -> None:
     config = LoRAConfig(rank, alpha, dropout, tuple(targets))
-    content = json.loads(json.dumps(peft_config(config, "base")))
+    content = json.loads(json.dumps(peft_config(config, "base", GPT2)))
     found = lora_config_of(content, "adapter_config.json")
     assert found == config
     assert found.scale == (2.0 if alpha is None else alpha / rank)
@@ -400,7 +400,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(
 def test_adapter_settings_that_llmkit_has_not_are_refused_in_one_line(
     changes: dict[str, Any], words: list[str]
 ) -> None:
-    content = {**peft_config(LoRAConfig(rank=8), "base"), **changes}
+    content = {**peft_config(LoRAConfig(rank=8), "base", GPT2), **changes}
     with pytest.raises(CheckpointError) as caught:
         lora_config_of(content, "x/adapter_config.json")
     assert str(caught.value).startswith("x/adapter_config.json")

@@ -204,6 +204,51 @@ def test_ollama_refuses_this(text: str) -> None:
     assert line.isprintable()
 
 
+SEVERAL_FAULTS = """\
+FRON m
+SYSTEM You are
+a helpful bot
+of the village.
+PARAMETER top_p 7
+PARAMETER foo 3
+PARAMETER temperature
+PARAMETER temperature abc
+MESSAGE bot hi
+TEMPLATE \"\"\"{{ .Prompt }}
+PARAMETER bar 4
+"""
+
+
+def test_every_fault_before_an_open_quote_is_found() -> None:
+    with pytest.raises(RefusalError, match=r"^Modelfile:1:1: .*'FROM'") as refused:
+        parse(SEVERAL_FAULTS)
+    found = {(each.level, each.place.line) for each in refused.value.others}
+    assert found == {("warning", 5), *(("error", line) for line in (3, 6, 7, 8, 9, 10))}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "name"),
+    [
+        ('PARAMETER stop ""', "2:11", "stop"),
+        ("PARAMETER top_p 7", "2:17", "0 to 1"),
+        ("PARAMETER min_p -0.1", "2:17", "0 to 1"),
+        ("PARAMETER temperature -1", "2:23", "0 or more"),
+        ("PARAMETER num_ctx 0", "2:19", "1 or more"),
+    ],
+)
+def test_a_value_that_ollama_takes_without_a_meaning_is_a_warning(
+    text: str, place: str, name: str
+) -> None:
+    (found,) = parse(f"FROM m\n{text}").warnings
+    assert str(found).startswith(f"Modelfile:{place}: warning: ")
+    assert name in str(found)
+
+
+@pytest.mark.parametrize("text", ["PARAMETER top_p 1", "PARAMETER top_k -1", "PARAMETER min_p 0"])
+def test_the_ends_of_a_range_are_no_warning(text: str) -> None:
+    assert not parse(f"FROM m\n{text}").warnings
+
+
 @pytest.mark.parametrize("text", ["", "# FROM m", "SYSTEM x", "PARAMETER foo x", 'SYSTEM "FROM m"'])
 def test_a_modelfile_names_a_model(text: str) -> None:
     with pytest.raises(ModelfileError, match=r"^Modelfile:1:1: no FROM line"):
