@@ -21,6 +21,7 @@ from llmkit.errors import LlmkitError
 from llmkit.export.check import Check
 from llmkit.export.convert import export
 from llmkit.export.llamacpp.benchmark import measure_speed
+from llmkit.export.llamacpp.devices import build_features, devices
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.tokenizer_training import train_bpe
@@ -63,7 +64,8 @@ def llama_cpp_check() -> Check:
             "--no-binary llama-cpp-python llama-cpp-python"
         )
         return Check("llama.cpp", False, f"{found} does not run: {error}", advice)
-    return Check("llama.cpp", True, f"{found} loads and runs a model")
+    found += f" loads and runs a model on {', '.join(map(str, devices()))}"
+    return Check("llama.cpp", True, f"{found}; built with {', '.join(build_features())}")
 
 
 def memory_check() -> Check:

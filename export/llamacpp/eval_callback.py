@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
 import numpy as np
-from llama_cpp._ctypes_extensions import load_shared_library
-from llama_cpp._ggml import libggml_base_path
 from numpy.typing import NDArray
 
 from llmkit.errors import GGUFError
-
-_ggml: Any = load_shared_library("ggml-base", libggml_base_path)
-_ggml.ggml_get_name.restype = ctypes.c_char_p
-_ggml.ggml_nbytes.restype = ctypes.c_size_t
-_ggml.ggml_nrows.restype = ctypes.c_int64
-_ggml.ggml_nelements.restype = ctypes.c_int64
-_ggml.ggml_is_contiguous.restype = ctypes.c_bool
-_functions = "ggml_get_name ggml_nbytes ggml_nrows ggml_nelements ggml_is_contiguous"
-for _name in _functions.split():
-    getattr(_ggml, _name).argtypes = [ctypes.c_void_p]
-_ggml.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_size_t] * 2
-_ggml.ggml_backend_tensor_get.restype = None
+from llmkit.export.llamacpp import ggml
 
 
 class EvalCallback:
@@ -43,7 +29,7 @@ class EvalCallback:
         if self._error is not None:
             return False
         try:
-            name = _ggml.ggml_get_name(tensor).decode(errors="replace")
+            name = ggml.base.ggml_get_name(tensor).decode(errors="replace")
             if ask:
                 return self._wants(name)
             self._receive(name, _values(name, tensor))
@@ -59,12 +45,12 @@ class EvalCallback:
 
 
 def _values(name: str, tensor: int) -> NDArray[np.float32]:
-    n_bytes, n_elements = _ggml.ggml_nbytes(tensor), _ggml.ggml_nelements(tensor)
+    n_bytes, n_elements = ggml.base.ggml_nbytes(tensor), ggml.base.ggml_nelements(tensor)
     has_size_of_f32 = n_bytes == n_elements * np.dtype(np.float32).itemsize
-    if not (has_size_of_f32 and _ggml.ggml_is_contiguous(tensor)):
+    if not (has_size_of_f32 and ggml.base.ggml_is_contiguous(tensor)):
         raise GGUFError(f"llama.cpp's tensor {name} is not contiguous f32")
     values = np.empty(
-        (_ggml.ggml_nrows(tensor), n_elements // _ggml.ggml_nrows(tensor)), np.float32
+        (ggml.base.ggml_nrows(tensor), n_elements // ggml.base.ggml_nrows(tensor)), np.float32
     )
-    _ggml.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, n_bytes)
+    ggml.base.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, n_bytes)
     return values

@@ -23,8 +23,12 @@ from llmkit.tokenizer import utf8
 
 SMALL_MODEL = 32 << 20  # bytes of weights
 _BATCH = 256  # tokens at once: llama.cpp keeps logits of all of them several times
+# Tokens that are computed at once in exact runs. From 32 on, ggml gives products to BLAS where it
+# was built with it, on every Mac for example, and BLAS reads activations in float32.
+EXACT_BATCH = 31
 _GGML_TYPE_F32 = 0
 _GGML_LOG_LEVEL_ERROR = 4
+_NO_DEVICES = (ctypes.c_void_p * 1)()  # a list that ends where it begins
 _errors: list[str] = []
 
 
@@ -51,8 +55,9 @@ def quantize_file(source: Path, target: Path, file_type: int) -> None:
 class LlamaCpp:
     """A GGUF file loaded on the CPU, with the adapter that it names. Use it in a `with` statement.
 
-    With `exact` the KV cache is f32 and attention is not fused, which is the arithmetic that
-    PyTorch does; without it llama.cpp's defaults run, as a user's would.
+    With `exact` the KV cache is f32, attention is not fused and ggml's own CPU code computes all
+    products, whatever llama.cpp was built with. Without it llama.cpp's defaults run, as a user's
+    would.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class LlamaCpp:
         llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
-        model_params.n_gpu_layers = 0
+        model_params.devices = ctypes.addressof(_NO_DEVICES)  # the CPU alone
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self._model:
             raise GGUFError(f"llama.cpp cannot load {path}: {_reason()}")
@@ -121,6 +126,8 @@ class LlamaCpp:
         params.n_threads = 1 if is_small else n_cores()
         params.n_threads_batch = n_cores()
         if exact:
+            params.n_ubatch = min(params.n_ubatch, EXACT_BATCH)
+            params.op_offload = False  # a product is computed where its weights are
             params.type_k = params.type_v = _GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if self._eval_callback is not None:

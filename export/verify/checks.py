@@ -24,7 +24,6 @@ from llmkit.export.verify.tokenizer_check import tokenizer_check
 from llmkit.modelfiles.modelfile import Modelfile
 
 N_TEXTS = 50  # of the user's own, for the tokenizer
-LAYER_TOKENS = 64  # each goes through every operation by itself
 
 
 class Needs(Enum):
@@ -90,9 +89,7 @@ CHECKS = (
     ),
     RegisteredCheck("stop", Needs.LLAMA_CPP, lambda c: stop_check(c.target, c.llama, c.modelfile)),
     RegisteredCheck(
-        "layers",
-        Needs.OWN_LLAMA_CPP,
-        lambda c: layers_check(c.target, c.texts[0].inputs[:LAYER_TOKENS]),
+        "layers", Needs.OWN_LLAMA_CPP, lambda c: layers_check(c.target, c.texts[0].inputs)
     ),
     RegisteredCheck("logits", Needs.LLAMA_CPP, lambda c: logits_check(c.compared())),
     RegisteredCheck("generation", Needs.LLAMA_CPP, _generation),

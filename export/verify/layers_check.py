@@ -20,7 +20,7 @@ from llmkit.architectures.graph import Operation, Product
 from llmkit.architectures.registry import family_of
 from llmkit.export.check import Check
 from llmkit.export.llamacpp.eval_callback import EvalCallback
-from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp
 from llmkit.export.verify.file_tensors import FileTensors
 from llmkit.export.verify.operations import bounded
 from llmkit.export.verify.target import VerifyTarget
@@ -42,8 +42,10 @@ class _Outcome:
 def layers_check(target: VerifyTarget, ids: Tensor) -> Check:
     """Each operation on token ids (T,), within the rounding of float32. Value: errors / bounds.
 
-    The file's tensors must have the shapes that the checkpoint's sizes need.
+    Only the first EXACT_BATCH tokens are compared, which llama.cpp computes at once. The file's
+    tensors must have the shapes that the checkpoint's sizes need.
     """
+    ids = ids[:EXACT_BATCH]
     config, lora = target.checkpoint.config, target.checkpoint.lora
     adapter, alpha = (None, 0.0) if lora is None else (target.adapter, lora.scale * lora.rank)
     walk = _Walk(

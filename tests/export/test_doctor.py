@@ -199,7 +199,9 @@ def test_ollama_that_is_not_installed_is_a_cross_only_where_it_is_needed(
 
 
 def test_llama_cpp_runs_here() -> None:
-    assert machine.llama_cpp_check().passed
+    check = machine.llama_cpp_check()
+    assert check.passed
+    assert "CPU (" in check.detail
 
 
 def test_a_llama_cpp_that_crashes_is_a_cross(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from tokenizers import models
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import DataError, GGUFError
 from llmkit.export.gguf.writer import write_gguf
+from llmkit.export.llamacpp.devices import build_features, devices
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import (
@@ -268,3 +271,30 @@ def test_every_character_is_split_the_same_way(tmp_path: Path) -> None:
 def test_text_with_a_lone_surrogate_is_no_text(llama: LlamaCpp) -> None:
     with pytest.raises(DataError, match="2"):
         llama.tokenize("a\udcff")
+
+
+def test_an_exact_run_keeps_products_from_blas_and_devices(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ggml gives both only products of 32 tokens or more."""
+    given: list[Any] = []
+    start = llama_cpp.llama_init_from_model
+
+    def noting(model: Any, params: Any) -> Any:
+        given.append(params)
+        return start(model, params)
+
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", noting)
+    for exact in (True, False):
+        with LlamaCpp(files["f32"], exact=exact):
+            pass
+    exact_run, usual = given
+    assert (exact_run.n_ubatch, exact_run.op_offload) == (31, False)
+    assert (usual.n_ubatch, usual.op_offload) == (64, True)
+
+
+def test_the_cpu_is_a_device_and_the_build_names_its_parts() -> None:
+    (cpu,) = (device for device in devices() if device.name == "CPU")
+    assert not cpu.is_gpu
+    assert cpu.description in str(cpu)
+    assert "REPACK" in build_features() or "LLAMAFILE" in build_features()
