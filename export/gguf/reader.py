@@ -199,7 +199,9 @@ def config_of(file: GGUFFile) -> ModelConfig:
     architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
     if architecture not in FAMILIES:
         kind = f"is a {architecture} model" if architecture else "does not name its architecture"
-        raise GGUFError(f"{file.path} {kind}; supported: {', '.join(FAMILIES)}")
+        raise GGUFError(
+            f"{file.path} {kind}; llmkit knows the PyTorch model of {', '.join(FAMILIES)} only"
+        )
     known = FAMILIES[architecture]
 
     def value(key: str, kind: type) -> Any:

@@ -78,7 +78,8 @@ class Preparation:
         """
         if wanted.name == self.source.qat:
             return ChosenBlocks("qat", None, self.source.trained_blocks(), {})
-        types = stored_types(self.source.config, wanted)
+        table, model = tensor_specs(self.source.config), self.source.config
+        types = stored_types(table, model, wanted)
         if self.text is not None:
             return by_error_feedback(open_model(self.source, merged=self.merged), types, self.text)
         if self.importances is not None:
@@ -87,7 +88,7 @@ class Preparation:
                     (name, tensors.get_tensor(name).float().numpy(), qtype)
                     for name, qtype in types.items()
                 )
-                return by_importance(matrices, self.source.config, self.importances)
+                return by_importance(matrices, table, self.importances)
         return None
 
 
