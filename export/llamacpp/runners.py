@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ import torch
 from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.device import choose_device
-from llmkit.errors import ConfigError, GGUFError, QuantizationError
+from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.gguf.reader import (
     is_gguf,
     load_folder,
@@ -58,8 +58,7 @@ def open_runner(model: Path) -> Iterator[Runner]:
         if not model.exists():
             raise GGUFError(cannot_read(model, FileNotFoundError()))
         with LlamaCpp(model, exact=False) as llama:
-            with suppress(QuantizationError):  # another program's file, of a type that is unknown
-                refuse_faulty_weights(read_gguf(model))
+            refuse_faulty_weights(read_gguf(model))
             yield GGUFRunner(llama)
     else:
         checkpoint = load_folder(model)
@@ -132,8 +131,10 @@ class GGUFRunner:
                 raise ConfigError("the GGUF file has no chat template; it can only continue text")
             ids = self.llama.tokenize(messages[0].content)
         else:
-            ids = ChatTemplate(self.llama.chat_template).prompt_ids(messages, self.llama)
-        return prompt_ids(ids, self.llama.bos_id)
+            bos, eos = map(self.llama.token_text, (self.llama.bos_id, self.llama.eos_id))
+            template = ChatTemplate(self.llama.chat_template, bos, eos)
+            ids = template.prompt_ids(messages, self.llama)
+        return prompt_ids(self.llama.with_bos(ids), self.llama.bos_id)
 
     def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
         self.llama.reset()

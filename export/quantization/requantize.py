@@ -18,6 +18,7 @@ from llmkit.console import progress
 from llmkit.data.sources import read_documents
 from llmkit.data.tokens import windows
 from llmkit.errors import ConfigError, DataError
+from llmkit.export.evaluation.eval_data import file_tokens
 from llmkit.export.gguf.metadata import (
     OF_QUANTIZATION,
     ChosenBlocks,
@@ -123,10 +124,7 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
 def _calibration(file: GGUFFile, data: Path) -> Calibration:
     """Pieces of a text as long as the context, cut by the file's own tokenizer."""
     with LlamaCpp(file.path) as llama:
-        # A chat's texts end with another token than answers do: with the one that texts begin with.
-        keys = (gguf.Keys.Tokenizer.BOS_ID, gguf.Keys.Tokenizer.EOS_ID)
-        end = [int(file.metadata[key]) for key in keys if key in file.metadata][:1]
-        ids = [token for text in read_documents(data) for token in (*llama.tokenize(text), *end)]
+        ids = file_tokens(llama, read_documents(data))
     length = min(sizes_of(file).context_length, len(ids) - 1)
     if length < 1:
         raise DataError(f"{data} has no text to calibrate with")

@@ -1,4 +1,4 @@
-"""Files of architectures that llmkit does not train: sizes, memory, quantization."""
+"""Files of architectures that llmkit does not train, through every command that takes them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import gguf
 import numpy as np
 import pytest
 from gguf_surgery import Kind, keys_of, tensors_of, with_key, without_key
-from other_architectures import SHAPES, write_model
+from numpy.typing import NDArray
+from other_architectures import CHAT_TEMPLATE, SHAPES, write_model
 from test_memory import ROUNDED, allocated
 
 from llmkit.architectures.registry import tensor_specs
 from llmkit.errors import ConfigError, GGUFError
+from llmkit.export.compare import compare
 from llmkit.export.doctor import machine
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.doctor.fit import fit_check
+from llmkit.export.evaluation.eval_data import file_sequences
 from llmkit.export.gguf.bits import bits_by_group
 from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as, repacked_bytes
 from llmkit.export.gguf.reader import config_of, read_gguf
 from llmkit.export.gguf.sizes import ModelSizes, named_spec, sizes_of, sizes_of_config, specs_of
+from llmkit.export.llamacpp.benchmark import Speed
+from llmkit.export.llamacpp.chat_template import ChatTemplate
+from llmkit.export.llamacpp.runners import open_runner
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.imatrix import (
     ImportanceMatrix,
@@ -28,7 +34,16 @@ from llmkit.export.quantization.imatrix import (
     write_imatrix,
 )
 from llmkit.export.quantization.requantize import requantize
+from llmkit.generation import Sampling
+from llmkit.modelfiles.prompt_format import Message
 from llmkit.quantization.tensor_types import quantization
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
+
 
 WIDE = {"n_embd": 256, "n_ff": 256, "head_length": 64, "n_layer": 4}
 ESTIMATE = 0.2  # of the compute buffer
@@ -211,3 +226,97 @@ def test_error_feedback_names_the_architecture_and_what_works(
         requantize(model, tmp_path / "m.gguf", "q4_0", method="gptq", calibration=text)
     for word in (architecture, "gptq", "gpt2", "rtn", "llama.cpp"):
         assert word in str(caught.value)
+
+
+# Comparison
+
+
+def test_files_are_compared_with_a_file(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.export.compare.measure_speed", lambda *_: Speed(1, 1, 1))
+    text = tmp_path / "text.txt"
+    text.write_text("some words to merge, some more words. " * 40)
+    q8_0 = requantize(model, tmp_path / "q8_0.gguf", "q8_0").path
+    found = compare(model, [model, q8_0], data=text, max_tokens=150)  # one window
+    same, rounded = found.rows
+    assert found.reference == str(model)
+    assert (same.mean_kl, same.top1, same.perplexity_ratio) == (0, 1, 1)
+    with LlamaCpp(model) as exact, LlamaCpp(q8_0) as other:
+        ids = [*exact.tokenize(text.read_text()), exact.bos_id]
+        log_p, log_q = (
+            log_softmax(llama.evaluate(ids[:96]).astype(np.float64)) for llama in (exact, other)
+        )
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    loss = -log_q[np.arange(96), ids[1:97]]
+    assert rounded.mean_kl == pytest.approx(kl.mean(), rel=1e-6)
+    assert rounded.perplexity == pytest.approx(np.exp(loss.mean()), rel=1e-6)
+    assert rounded.bytes == q8_0.stat().st_size
+
+
+def test_a_file_as_reference_says_what_its_checkpoint_says(
+    files: dict[str, Path], tiny_checkpoint: Path, corpus: Path
+) -> None:
+    of_file, of_checkpoint = (
+        compare(reference, files["q4_0"], data=corpus, max_tokens=512)
+        for reference in (files["f32"], tiny_checkpoint)
+    )
+    assert of_file.tokens == of_checkpoint.tokens
+    ours, theirs = of_file.rows[0], of_checkpoint.rows[0]
+    for name in ("mean_kl", "perplexity", "perplexity_ratio", "top1"):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-3)
+
+
+def test_texts_begin_as_the_file_wants_it(tmp_path: Path) -> None:
+    add_bos = {"tokenizer.ggml.add_bos_token": (True, Kind.BOOL, None)}
+    file = read_gguf(write_model(tmp_path / "m.gguf", "llama", more=add_bos))
+    plain = read_gguf(write_model(tmp_path / "plain.gguf", "llama"))
+    wanted = file_sequences(plain, None, 200)
+    for sequence in file_sequences(file, None, 200):
+        assert sequence.ids[0] == keys_of(file.path)["tokenizer.ggml.bos_token_id"][0]
+        assert not sequence.counts[0]
+        assert sequence.counts[1:].all()
+        assert len(sequence.inputs) == 96
+    assert all(sequence.counts.all() for sequence in wanted)
+
+
+def test_a_long_context_is_not_filled(tmp_path: Path) -> None:
+    shape = replace(SHAPES["llama"], context=1 << 17)
+    path = write_model(tmp_path / "m.gguf", "llama", shape)
+    assert {len(text.inputs) for text in file_sequences(read_gguf(path), None, 2000)} == {512}
+    with open_runner(path) as runner:
+        assert runner.context_length == 4096
+
+
+def test_what_cannot_be_compared_is_named(
+    model: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(GGUFError, match=r"f32\.gguf and .* tokens"):
+        compare(model, files["f32"])
+    with pytest.raises(ConfigError, match=r"--against.*quantize"):
+        compare(model, model, against="llama.cpp")
+
+
+# Running
+
+
+def test_a_file_answers_in_its_own_format(tmp_path: Path) -> None:
+    template = "{{ bos_token }}" + CHAT_TEMPLATE
+    add_bos = {"tokenizer.ggml.add_bos_token": (True, Kind.BOOL, None)}
+    path = write_model(tmp_path / "m.gguf", "llama", chat_template=template, more=add_bos)
+    with open_runner(path) as runner, LlamaCpp(path) as llama:
+        prompt = runner.prompt([Message("user", "some words")])
+        assert prompt == [llama.bos_id, *llama.tokenize("[user] some words\n[assistant] ")]
+        assert "".join(runner.answer(prompt, Sampling(max_tokens=4)))
+        assert not runner.continues
+    base = write_model(tmp_path / "base.gguf", "llama", more=add_bos)
+    with open_runner(base) as runner:
+        prompt = runner.prompt([Message("user", "some words")])
+        assert prompt == [llama.bos_id, *prompt[1:]]
+        assert runner.continues
+
+
+def test_a_template_that_refuses_is_told_with_its_words() -> None:
+    template = ChatTemplate("{{ raise_exception('no system role') }}")
+    with pytest.raises(GGUFError, match="no system role"):
+        template.text([Message("user", "hi")])
