@@ -1,4 +1,4 @@
-"""`compare`: what each GGUF file of a checkpoint costs in bytes and in quality."""
+"""`compare`: what each GGUF file costs in bytes and in quality."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from llmkit.console import progress
+from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.console import progress, say
 from llmkit.errors import ConfigError
 from llmkit.export.evaluation.divergence import (
     Divergence,
@@ -18,11 +18,15 @@ from llmkit.export.evaluation.divergence import (
     kl_ratio_interval,
     mean_interval,
 )
-from llmkit.export.evaluation.eval_data import TextSequence, compared_sequences
-from llmkit.export.evaluation.file_divergence import DEFAULT_MAX_TOKENS, divergences
+from llmkit.export.evaluation.eval_data import TextSequence, compared_sequences, file_sequences
+from llmkit.export.evaluation.file_divergence import (
+    DEFAULT_MAX_TOKENS,
+    divergences,
+    divergences_from_file,
+)
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.bits import bits_by_group
-from llmkit.export.gguf.reader import GGUFFile, read_gguf
+from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
 from llmkit.export.llamacpp.benchmark import Speed, measure_speed
 from llmkit.export.quantization.calibration import calibration_of
 from llmkit.export.quantization.imatrix import collect_importance
@@ -35,7 +39,7 @@ SPEED_TOKENS = 128
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One GGUF file against the checkpoint. KL in nats per token."""
+    """One GGUF file against the reference. KL in nats per token."""
 
     file: str  # its path; of llama-quantize's "PATH by llama-quantize", PATH one of the same types
     quant: str
@@ -87,7 +91,7 @@ class _Measured:
 
 
 def compare(
-    checkpoint: StrPath,
+    reference: StrPath,
     ggufs: StrPath | Sequence[StrPath],
     *,
     data: StrPath | None = None,
@@ -95,52 +99,67 @@ def compare(
     against: Against | None = None,
     calibration: StrPath | None = None,
 ) -> Comparison:
-    """Measure GGUF files against their checkpoint on the same held-out text.
+    """Measure GGUF files against a checkpoint in PyTorch, or another GGUF file in llama.cpp.
 
-    `data`: a text file, folder or JSONL file; what training held out unless given. A classifier is
-    compared among its labels, where one follows. With `against` there is a row more for each choice
-    of types among the files: the better, by mean KL, of the two files that llama-quantize makes
-    with those types, without and with an importance matrix. That is of the text `calibration`, or
-    of the text that the model was trained on.
+    `data`: a text file, folder or JSONL file; by default what training held out, of a GGUF file
+    built-in tales. A file may be of any architecture; the others need its vocabulary. A
+    classifier's checkpoint is compared among its labels, where one follows. With `against` there is
+    a row more for each choice of types among the files: the better, by mean KL, of the two files
+    that llama-quantize makes with those types, without and with an importance matrix. That is of
+    the text `calibration`, or of the text that the model was trained on. It needs a checkpoint.
 
-    Raises LlmkitError for files that are not of this checkpoint's vocabulary, and for text in
-    which nothing is to be compared.
+    Raises LlmkitError for files of another vocabulary than the reference's, and for text in which
+    nothing is to be compared.
     """
     paths = [ggufs] if isinstance(ggufs, str | Path) else ggufs
     data, calibration = optional_path(data), optional_path(calibration)
     if calibration is not None and against is None:
         raise ConfigError("--calibration needs --against; give both")
-    source = load_checkpoint(Path(checkpoint))
-    files = [read_gguf(Path(path)) for path in paths]
+    reference, files = Path(reference), [read_gguf(Path(path)) for path in paths]
+    if is_gguf(reference):
+        if against is not None:
+            raise ConfigError(
+                f"--against needs a checkpoint, and {reference} is a GGUF file; compare it with "
+                f"files of llmkit quantize {reference} --method llama.cpp"
+            )
+        return _compared_with_file(read_gguf(reference), files, data, max_tokens)
+    source = load_folder(reference)
     sequences = compared_sequences(source, data, max_tokens)
     # Windows removes no file that is mapped: none of the peers is held here, and an error, which
     # holds them, is not to be hidden by one of the removal.
     with TemporaryDirectory(prefix="llmkit-", ignore_cleanup_errors=True) as folder:
-        rows = _compared(
-            source,
-            files,
-            [] if against is None else _peers(source, files, calibration, Path(folder)),
-            sequences,
-        )
-    tokens = sum(int(sequence.counts.sum()) for sequence in sequences)
-    return Comparison(str(checkpoint), tokens, rows)
+        peers = [] if against is None else _peers(source, files, calibration, Path(folder))
+        every = [*files, *(peer.file for peer in peers)]
+        found = divergences(source, every, sequences, among=source.label_ids or None)
+        return _comparison(reference, files, peers, sequences, found)
 
 
-def _compared(
-    source: Checkpoint,
+def _compared_with_file(
+    reference: GGUFFile, files: Sequence[GGUFFile], data: Path | None, max_tokens: int
+) -> Comparison:
+    if data is None:
+        say("comparing on built-in tales; pass text of the model's own kind with --data")
+    sequences = file_sequences(reference, data, max_tokens)
+    found = divergences_from_file(reference, files, sequences)
+    return _comparison(reference.path, files, [], sequences, found)
+
+
+def _comparison(
+    reference: Path,
     files: Sequence[GGUFFile],
     peers: Sequence[PeerFile],
     sequences: Sequence[TextSequence],
-) -> list[ComparisonRow]:
-    every = [*files, *(peer.file for peer in peers)]
-    found = divergences(source, every, sequences, among=source.label_ids or None)
+    found: Sequence[list[Divergence]],
+) -> Comparison:
+    """`found`: of each file and then of each peer the divergence in each sequence."""
     ours = [
         _Measured(str(file.path), file.method, file, parts)
         for file, parts in zip(files, found[: len(files)], strict=True)
     ]
     theirs = _better_peers(peers, found[len(files) :])
     length = max(len(sequence.inputs) for sequence in sequences)
-    return _rows(ours, theirs, length)
+    tokens = sum(int(sequence.counts.sum()) for sequence in sequences)
+    return Comparison(str(reference), tokens, _rows(ours, theirs, length))
 
 
 def _peers(

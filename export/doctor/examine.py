@@ -18,7 +18,8 @@ from llmkit.export.doctor.machine import (
     torch_check,
 )
 from llmkit.export.doctor.ollama_server import installed_check, server_checks
-from llmkit.export.gguf.reader import GGUFFile, config_of, read_gguf
+from llmkit.export.gguf.reader import GGUFFile, read_gguf
+from llmkit.export.gguf.sizes import architecture_of, sizes_of
 from llmkit.files import StrPath, optional_path
 
 # A file is uploaded, and Ollama writes it once more in its own order.
@@ -79,10 +80,11 @@ def room_checks(file: GGUFFile, context: int, *, is_here: bool) -> list[Check]:
 def _file_checks(gguf: Path, context: int | None, *, is_here: bool) -> list[Check]:
     try:
         file = read_gguf(gguf)
-        length = config_of(file).context_length
+        architecture, length = architecture_of(file), sizes_of(file).context_length
     except GGUFError as error:
         return [Check("file", False, str(error))]
-    said = f"{gguf.name}: {file.quant}, {gigabytes(gguf.stat().st_size)}, context {length}"
+    n_bytes = gigabytes(gguf.stat().st_size)
+    said = f"{gguf.name}: {architecture}, {file.quant}, {n_bytes}, context {length}"
     note = ""
     if context is not None and context > length:
         note = f"the model's context is {length} tokens; a larger one has no effect"

@@ -10,7 +10,8 @@ from llmkit.export.check import Check
 from llmkit.export.doctor import machine
 from llmkit.export.doctor.machine import gigabytes
 from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as, padded
-from llmkit.export.gguf.reader import GGUFFile, config_of
+from llmkit.export.gguf.reader import GGUFFile
+from llmkit.export.gguf.sizes import sizes_of
 from llmkit.export.verify.proof_store import kept_proof
 from llmkit.quantization.tensor_types import quantization, quantization_names
 
@@ -20,9 +21,9 @@ _STEP = 256  # tokens of context, as llama.cpp counts them
 def fit_check(file: GGUFFile, context: int) -> Check:
     """What a file needs at a context against what is free, with commands for what would fit.
 
-    Raises GGUFError for another architecture than `gpt2`.
+    Raises GGUFError for a file that does not state the model's sizes.
     """
-    context = min(context, config_of(file).context_length)
+    context = min(context, sizes_of(file).context_length)
     need = memory_needed(file, context)
     free = max(machine.free_memory(), machine.free_gpu_memory())
     parts = (
@@ -51,19 +52,25 @@ def _ways(file: GGUFFile, context: int, free: int) -> Iterator[str]:
     smaller = [name for name, need in needs.items() if need <= free]
     if smaller:
         largest = max(smaller, key=needs.__getitem__)
-        yield f"{largest} fits: {_export_command(file.path, largest)}"
+        yield f"{largest} fits: {_quantize_command(file, largest)}"
     for less in range(padded(context) - _STEP, 0, -_STEP):
         if memory_needed(file, less).total <= free:
             yield f"a context of {less} fits: {_context_command(file.path, less)}"
             return
 
 
-def _export_command(gguf: Path, quant: str) -> str:
-    proof = kept_proof(gguf)
-    checkpoint = str(proof["checkpoint"]) if proof else "CHECKPOINT"
-    return shlex.join(
-        ["llmkit", "export", checkpoint, "--out", f"{gguf.parent}-{quant}", "--quant", quant]
-    )
+def _quantize_command(file: GGUFFile, quant: str) -> str:
+    """From the checkpoint where it is known, else from the file, whose errors may add up."""
+    gguf, proof = file.path, kept_proof(file.path)
+    if proof:
+        out = f"{gguf.parent}-{quant}"
+        words = ["export", str(proof["checkpoint"]), "--out", out, "--quant", quant]
+    else:
+        out = str(gguf.with_name(f"{gguf.stem}-{quant}.gguf"))
+        words = ["quantize", str(gguf), "--out", out, "--quant", quant]
+        if any(tensor.is_quantized for tensor in file.tensors.values()):
+            words.append("--again")
+    return shlex.join(["llmkit", *words])
 
 
 def _context_command(gguf: Path, context: int) -> str:

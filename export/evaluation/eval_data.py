@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,8 @@ from llmkit.data.sources import read_documents
 from llmkit.data.tales import tales
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import DataError
+from llmkit.export.gguf.reader import GGUFFile
+from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.finetuning.examples import Example
 from llmkit.finetuning.held_out import held_out_examples
 
@@ -24,6 +27,7 @@ N_PROMPTS, PROMPT_TOKENS = 100, 16
 MAX_PROMPT_TEXT = 50_000  # tokens that the prompts are taken from
 # Of a long text with a short label one token counts: without a bound it would take minutes.
 READ_PER_COUNTED = 4
+MAX_WINDOW = 512  # tokens, as llama-perplexity reads a text of a model with a long context
 TALES_SEED, N_TALES = 2, 60
 Item = TypeVar("Item")
 
@@ -99,6 +103,33 @@ def proof_sequences(
     text = "\n".join(islice(tales(TALES_SEED), N_TALES))
     tokens = np.asarray([*checkpoint.tokenizer.encode(text), checkpoint.tokenizer.end_of_text_id])
     return "built-in tales", _windows(checkpoint, tokens, data, max_tokens)
+
+
+def file_sequences(file: GGUFFile, data: Path | None, max_tokens: int) -> list[TextSequence]:
+    """Sequences of `data`, or of built-in tales, cut by a file's own tokenizer.
+
+    They begin as the file wants it, and are at most MAX_WINDOW tokens long. Raises DataError where
+    the text has not two tokens.
+    """
+    documents = read_documents(data) if data else islice(tales(TALES_SEED), N_TALES)
+    with LlamaCpp(file.path) as llama:
+        ids = file_tokens(llama, documents)
+        length = min(llama.context_length - llama.adds_bos, MAX_WINDOW, len(ids) - 1)
+        if length < 1:
+            raise DataError(f"{data}: the text needs at least two tokens")
+        found = [
+            np.asarray(llama.with_bos(ids.tolist()))
+            for ids in windows(np.asarray(ids), length, max_tokens)
+        ]
+        # What follows the token that begins all texts, nothing can foretell.
+        return [TextSequence(ids, np.arange(len(ids) - 1) >= llama.adds_bos) for ids in found]
+
+
+def file_tokens(llama: LlamaCpp, documents: Iterable[str]) -> list[int]:
+    """Ids of texts, with the token between them that a file has for it."""
+    # A chat's texts end with another token than answers do: with the one that texts begin with.
+    ends = [token_id for token_id in (llama.bos_id, llama.eos_id) if token_id >= 0][:1]
+    return [token for text in documents for token in (*llama.tokenize(text), *ends)]
 
 
 def _windows(

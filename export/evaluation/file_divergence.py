@@ -1,13 +1,14 @@
-"""How far GGUF files in llama.cpp are from their checkpoint in PyTorch, on the same text."""
+"""How far GGUF files in llama.cpp are from their checkpoint in PyTorch, or from another file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import gguf
 import torch
+from torch import Tensor
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.console import progress
@@ -46,24 +47,71 @@ def divergences(
     """
     model = source.load_model()
     answers = torch.tensor(sorted(among or range(source.config.vocab_size)))
-    found: list[list[Divergence]] = [[] for _ in files]
     with ExitStack() as stack:
-        llamas = [stack.enter_context(LlamaCpp(file.path)) for file in files]
+        n_ctx = source.config.context_length
+        llamas = [stack.enter_context(LlamaCpp(file.path, n_ctx=n_ctx)) for file in files]
         for file, llama in zip(files, llamas, strict=True):
             _check_is_of(source, file, llama)
-        with progress("compare", len(sequences), "texts") as bar:
-            for number, sequence in enumerate(sequences, start=1):
-                inputs, counts = sequence.inputs, torch.from_numpy(sequence.counts)
-                targets = torch.searchsorted(answers, sequence.targets[counts])
-                reference = model(inputs[None])[0, counts][:, answers]  # (n, V or n_labels)
-                for file, parts, llama in zip(files, found, llamas, strict=True):
-                    llama.reset()
-                    computed = llama.evaluate(inputs.tolist())
-                    refuse_not_finite(computed, file.path)
-                    logits = torch.from_numpy(computed)
-                    parts.append(divergence(reference, logits[counts][:, answers], targets))
-                bar.update(number)
+        return _divergences(lambda ids: model(ids[None])[0], llamas, sequences, answers)
+
+
+def divergences_from_file(
+    reference: GGUFFile, files: Sequence[GGUFFile], sequences: Sequence[TextSequence]
+) -> list[list[Divergence]]:
+    """For each file the divergence from another file in each sequence, both in llama.cpp.
+
+    Raises GGUFError for files of another vocabulary.
+    """
+    for file in (reference, *files):
+        refuse_faulty_weights(file)
+        if tokens_of(file) != tokens_of(reference):
+            raise GGUFError(
+                f"{file.path} and {reference.path} have different tokens; "
+                "compare files of one model"
+            )
+    n_ctx = max(len(sequence.inputs) for sequence in sequences)
+    with ExitStack() as stack:
+        base, *llamas = (
+            stack.enter_context(LlamaCpp(file.path, n_ctx=n_ctx)) for file in (reference, *files)
+        )
+        answers = torch.arange(base.vocab_size)
+        return _divergences(lambda ids: _computed(base, ids), llamas, sequences, answers)
+
+
+def _divergences(
+    reference: Callable[[Tensor], Tensor],
+    llamas: Sequence[LlamaCpp],
+    sequences: Sequence[TextSequence],
+    answers: Tensor,
+) -> list[list[Divergence]]:
+    """`reference`: logits (T, V) of token ids (T,). `answers`: ids that are chosen between."""
+    found: list[list[Divergence]] = [[] for _ in llamas]
+    with progress("compare", len(sequences), "texts") as bar:
+        for number, sequence in enumerate(sequences, start=1):
+            inputs, counts = sequence.inputs, torch.from_numpy(sequence.counts)
+            targets = torch.searchsorted(answers, sequence.targets[counts])
+            wanted = reference(inputs)[counts][:, answers]  # (n, V or n_labels)
+            for parts, llama in zip(found, llamas, strict=True):
+                logits = _computed(llama, inputs)[counts][:, answers]
+                parts.append(divergence(wanted, logits, targets))
+            bar.update(number)
     return found
+
+
+def _computed(llama: LlamaCpp, ids: Tensor) -> Tensor:
+    """Logits (T, V) of token ids (T,), from an empty context."""
+    llama.reset()
+    computed = llama.evaluate(ids.tolist())
+    refuse_not_finite(computed, llama.path)
+    return torch.from_numpy(computed)
+
+
+def tokens_of(file: GGUFFile) -> list[str]:
+    """The vocabulary. Raises GGUFError for a file without one."""
+    tokens = file.metadata.get(gguf.Keys.Tokenizer.LIST)
+    if not isinstance(tokens, list):
+        raise GGUFError(f"{file.path} has no {gguf.Keys.Tokenizer.LIST}; is it a model?")
+    return tokens
 
 
 def _check_is_of(source: Checkpoint, file: GGUFFile, llama: LlamaCpp) -> None:

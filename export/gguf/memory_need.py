@@ -1,7 +1,8 @@
 """How much memory llama.cpp takes to run a GGUF file on a CPU, from the file's sizes alone.
 
 The formulas are those of llama.cpp's own allocations, as its log states them ("buffer size"):
-tests/export/test_memory.py compares them with that log.
+tests/export/test_memory.py compares them with that log. Of GPT-2 they are exact; of architectures
+with a gated feed-forward layer the compute buffer is an estimate.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from dataclasses import dataclass
 import gguf
 
 from llmkit.architectures.base import ModelConfig, Role, TensorSpec
-from llmkit.architectures.registry import family_of, tensor_specs
 from llmkit.export.gguf.adapter import adapter_of
-from llmkit.export.gguf.reader import GGUFFile, config_of
+from llmkit.export.gguf.reader import GGUFFile
+from llmkit.export.gguf.sizes import ModelSizes, sizes_of, sizes_of_config, specs_of
 from llmkit.export.gguf.writer import n_tensor_bytes
 from llmkit.quant import QuantType, quant_names, quant_type
 from llmkit.quantization.tensor_types import Quantization
 
 _PADDING = 256  # llama.cpp rounds the context up to a multiple of it
+_BATCH = 512  # tokens of a prompt that are computed at once (n_ubatch)
+_F16, _F32 = 2, 4  # bytes
 # Matrices of these types are copied once more. The pages of the file that they came from can be
 # given back.
 _REPACKED = {qtype.ggml_type for qtype in map(quant_type, quant_names()) if qtype.is_repacked}
@@ -42,22 +45,21 @@ class MemoryNeed:
 def memory_needed(file: GGUFFile, context: int) -> MemoryNeed:
     """What a file needs with room for `context` tokens; no more than the model's own context.
 
-    Raises GGUFError for a file of an unknown architecture.
+    Raises GGUFError for a file that does not state the model's sizes.
     """
-    return _need(
-        config_of(file),
-        _stored_bytes(file) + repacked_bytes(file) + _adapter_weights(file),
-        context,
-    )
+    weights = _stored_bytes(file) + repacked_bytes(file) + _adapter_weights(file)
+    return _need(sizes_of(file), weights, context)
 
 
 def memory_needed_as(file: GGUFFile, quantization: Quantization, context: int) -> MemoryNeed:
     """What the file would need in another quantization."""
-    config = config_of(file)
-    weights = _adapter_weights(file)
-    for entry in tensor_specs(config):
-        weights += loaded_bytes(entry, quantization.type_of(entry, config))
-    return _need(config, weights, context)
+    sizes, weights = sizes_of(file), _adapter_weights(file)
+    for entry in specs_of(file):
+        if entry.is_matrix:
+            weights += loaded_bytes(entry, quantization.type_of(entry, sizes))
+        else:
+            weights += file.tensors[entry.gguf_name].blocks.nbytes
+    return _need(sizes, weights, context)
 
 
 def loaded_bytes(entry: TensorSpec, qtype: QuantType) -> int:
@@ -68,7 +70,7 @@ def loaded_bytes(entry: TensorSpec, qtype: QuantType) -> int:
 
 def bytes_beside_weights(config: ModelConfig, context: int) -> int:
     """KV cache and compute buffer."""
-    return _need(config, 0, context).total
+    return _need(sizes_of_config(config), 0, context).total
 
 
 def padded(context: int) -> int:
@@ -78,16 +80,20 @@ def padded(context: int) -> int:
 
 def repacked_bytes(file: GGUFFile) -> int:
     """Bytes of the copies that a CPU may make of a model's tensors."""
+    stored = ((spec, file.tensors[spec.gguf_name]) for spec in specs_of(file))
     return sum(
-        tensor.blocks.nbytes
-        for spec in tensor_specs(config_of(file))
-        if (tensor := file.tensors.get(spec.gguf_name)) and _is_copied(spec, tensor.ggml_type)
+        tensor.blocks.nbytes for spec, tensor in stored if _is_copied(spec, tensor.ggml_type)
     )
 
 
 def _is_copied(tensor: TensorSpec, kind: gguf.GGMLQuantizationType) -> bool:
     is_looked_up = tensor.role is Role.TOKEN_EMBEDDING  # rows by id, not multiplied with
-    return kind in _REPACKED and tensor.shape[0] % _REPACKED_ROWS == 0 and not is_looked_up
+    return (
+        kind in _REPACKED
+        and tensor.is_matrix
+        and tensor.shape[-2] % _REPACKED_ROWS == 0
+        and not is_looked_up
+    )
 
 
 def _stored_bytes(file: GGUFFile) -> int:
@@ -99,11 +105,22 @@ def _adapter_weights(file: GGUFFile) -> int:
     return _stored_bytes(adapter) if adapter else 0
 
 
-def _need(config: ModelConfig, weights: int, context: int) -> MemoryNeed:
-    context = min(context, config.context_length)
-    known, with_padding = family_of(config), padded(context)
+def _need(sizes: ModelSizes, weights: int, context: int) -> MemoryNeed:
+    context = min(context, sizes.context_length)
     return MemoryNeed(
         weights,
-        known.kv_cache_bytes(config, with_padding),
-        known.compute_buffer_bytes(config, context, with_padding),
+        kv_cache=sizes.n_cached * padded(context) * _F16,
+        compute_buffer=_compute_buffer(sizes, context),
     )
+
+
+def _compute_buffer(sizes: ModelSizes, context: int) -> int:
+    """The wider of two moments of the graph, and the logits that are handed out.
+
+    In a feed-forward layer its intermediate tensors are there beside the mask of attention
+    (batch, context) in f16; at the end the logits (batch, V) beside three (batch, C).
+    A model of one layer takes less: no later one needs the mask.
+    """
+    feed_forward = sizes.n_feed_forward * _F32 + padded(context) * _F16
+    logits = (sizes.vocab_size + 3 * sizes.n_embd) * _F32
+    return min(_BATCH, context) * max(feed_forward, logits) + sizes.vocab_size * _F32

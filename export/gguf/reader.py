@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,9 @@ def config_of(file: GGUFFile) -> ModelConfig:
     architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
     if architecture not in FAMILIES:
         kind = f"is a {architecture} model" if architecture else "does not name its architecture"
-        raise GGUFError(f"{file.path} {kind}; supported: {', '.join(FAMILIES)}")
+        raise GGUFError(
+            f"{file.path} {kind}; llmkit knows the PyTorch model of {', '.join(FAMILIES)} only"
+        )
     known = FAMILIES[architecture]
 
     def value(key: str, kind: type) -> Any:
@@ -257,10 +260,14 @@ def dequantized_weights(file: GGUFFile) -> dict[str, torch.Tensor]:
 
 
 def refuse_faulty_weights(file: GGUFFile) -> None:
-    """Raise GGUFError naming the first tensor whose weights are NaN, infinite or far too large."""
+    """Raise GGUFError naming the first tensor whose weights are NaN, infinite or far too large.
+
+    Tensors of types that llmkit does not read are left to llama.cpp.
+    """
     for tensor in file.tensors.values():
-        if fault := fault_of(torch.from_numpy(tensor.dequantized())):
-            raise GGUFError(f"{file.path}: tensor {tensor.name} {fault}; export it again")
+        with suppress(QuantizationError):
+            if fault := fault_of(torch.from_numpy(tensor.dequantized())):
+                raise GGUFError(f"{file.path}: tensor {tensor.name} {fault}; export it again")
 
 
 def refuse_not_finite(logits: NDArray[np.float32], path: Path) -> None:

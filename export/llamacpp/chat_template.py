@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
+from typing import NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -23,6 +25,8 @@ class ChatTemplate:
     """The Jinja source of `tokenizer.chat_template`."""
 
     source: str
+    bos: str = ""  # what `bos_token` and `eos_token` are in it
+    eos: str = ""
 
     def text(self, messages: Sequence[Message]) -> str:
         """The prompt as text, up to where the answer begins. Raises GGUFError for a bad template.
@@ -31,13 +35,22 @@ class ChatTemplate:
         """
         fields = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return self._compiled.render(messages=fields, add_generation_prompt=True)
+            return self._compiled.render(
+                messages=fields,
+                add_generation_prompt=True,
+                bos_token=self.bos,
+                eos_token=self.eos,
+            )
         except jinja2.TemplateError as error:
             raise GGUFError(f"cannot render the chat template of the GGUF file: {error}") from error
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = datetime.now().strftime
         return environment.from_string(self.source)
 
     def prompt_ids(self, messages: Sequence[Message], llama: LlamaCpp) -> list[int]:
@@ -59,3 +72,8 @@ class ChatTemplate:
                 part = part.replace(place, message.content)
             ids += llama.tokenize(part)
         return ids
+
+
+def _raise(message: str) -> NoReturn:
+    """How a template refuses messages."""
+    raise jinja2.TemplateError(message)

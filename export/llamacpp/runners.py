@@ -133,8 +133,10 @@ class GGUFRunner:
                 raise ConfigError("the GGUF file has no chat template; it can only continue text")
             ids = self.llama.tokenize(messages[0].content)
         else:
-            ids = ChatTemplate(self.llama.chat_template).prompt_ids(messages, self.llama)
-        return prompt_ids(ids, self.llama.bos_id)
+            bos, eos = map(self.llama.token_text, (self.llama.bos_id, self.llama.eos_id))
+            template = ChatTemplate(self.llama.chat_template, bos, eos)
+            ids = template.prompt_ids(messages, self.llama)
+        return prompt_ids(self.llama.with_bos(ids), self.llama.bos_id)
 
     def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
         self.llama.reset()

@@ -22,6 +22,7 @@ from llmkit.threads import n_cores
 from llmkit.tokenizer import utf8
 
 SMALL_MODEL = 32 << 20  # bytes of weights
+DEFAULT_CONTEXT = 4096  # tokens, if the model has as many: Ollama's default; 128k take gigabytes
 _BATCH = 256  # tokens at once: llama.cpp keeps logits of all of them several times
 # Tokens that are computed at once in exact runs. From 32 on, ggml gives products to BLAS where it
 # was built with it, on every Mac for example, and BLAS reads activations in float32.
@@ -68,7 +69,10 @@ class LlamaCpp:
         exact: bool = True,
         eval_callback: EvalCallback | None = None,
     ) -> None:
-        """Load the file. Raises GGUFError with llama.cpp's own reason where it refuses."""
+        """Load the file, with room for `n_ctx` tokens; no more than the model's own context.
+
+        Raises GGUFError with llama.cpp's own reason where it refuses.
+        """
         self.path = path
         _errors.clear()
         llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
@@ -80,9 +84,11 @@ class LlamaCpp:
             raise GGUFError(f"llama.cpp cannot load {path}: {_reason()}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.bos_id = int(llama_cpp.llama_vocab_bos(self._vocab))
+        self.eos_id = int(llama_cpp.llama_vocab_eos(self._vocab))
+        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
-        self.n_ctx = min(n_ctx or self.context_length, self.context_length)
+        self.n_ctx = min(n_ctx or DEFAULT_CONTEXT, self.context_length)
         self._eval_callback = eval_callback  # llama.cpp calls it, so it must live as long
         self._context = self._new_context(exact)
         if not self._context:
@@ -161,9 +167,17 @@ class LlamaCpp:
         found = {}
         for token_id in range(self.vocab_size):
             if llama_cpp.llama_vocab_is_control(self._vocab, token_id):
-                text = llama_cpp.llama_vocab_get_text(self._vocab, token_id) or b""
-                found[text.decode(errors="replace")] = token_id
+                found[self.token_text(token_id)] = token_id
         return found
+
+    def token_text(self, token_id: int) -> str:
+        """A token as the vocabulary has it; nothing where there is none (-1)."""
+        text = b"" if token_id < 0 else llama_cpp.llama_vocab_get_text(self._vocab, token_id)
+        return (text or b"").decode(errors="replace")
+
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """Ids with the token before them that the file wants at the start of every text."""
+        return [self.bos_id, *ids] if self.adds_bos and ids[:1] != [self.bos_id] else ids
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Ids of `text`, in which the text of special tokens is text like any other.

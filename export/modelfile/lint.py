@@ -19,8 +19,9 @@ from llmkit.export.modelfile.adapter_lint import (
     lint_adapter,
     safetensors_fault,
 )
+from llmkit.export.modelfile.facts import chat_template_of, context_length, end_token
 from llmkit.export.modelfile.template_fit import difference, misfit
-from llmkit.export.modelfile.write import context_length, end_token, prompt_format_of
+from llmkit.export.modelfile.write import prompt_format_of
 from llmkit.export.ollama.address import is_model_name
 from llmkit.modelfiles.go_engine import GoEngine, any_go_engine
 from llmkit.modelfiles.grammar import Finding, Place, RefusalError
@@ -174,11 +175,11 @@ class _Files:
         modelfile, form = self.parsed.modelfile, prompt_format_of(file)
         place = place_of(self.parsed, "template")
         advice = f"run llmkit modelfile write {file.path.name} to get a matching one"
-        has_jinja = gguf.Keys.Tokenizer.CHAT_TEMPLATE in file.metadata
+        jinja = chat_template_of(file)
         if modelfile.template is None:
             message = (
                 "no TEMPLATE: Ollama guesses one from the chat template in the GGUF file"
-                if has_jinja
+                if jinja
                 else "no TEMPLATE: Ollama uses ChatML and drops the system text"
             )
             yield Finding("warning", place, message, advice)
@@ -190,15 +191,14 @@ class _Files:
             if form.default_system and modelfile.system is None:
                 message = f"no SYSTEM, but the model was trained with one ({form.name})"
                 yield Finding("warning", place, message, advice)
-        elif has_jinja and self.engine is not None:
-            jinja = str(file.metadata[gguf.Keys.Tokenizer.CHAT_TEMPLATE])
+        elif jinja and self.engine is not None:
             fault = difference(modelfile.template, jinja, self.engine)
             if fault is not None:
                 message = f"TEMPLATE differs from the file's chat template: {fault}"
                 yield Finding(
                     "warning", place, message, "write a TEMPLATE that renders the same text"
                 )
-        elif not has_jinja and _is_chat(modelfile.template, end_token(file)):
+        elif not jinja and _is_chat(modelfile.template, end_token(file)):
             message = "TEMPLATE is for chat, but the file has no chat format: is it a base model?"
             yield Finding("warning", place, message, advice)
 

@@ -31,13 +31,13 @@ def misfit(template: str, form: PromptFormat, engine: GoEngine | None) -> str | 
     return None
 
 
-def difference(template: str, jinja: str, engine: GoEngine) -> str | None:
+def difference(template: str, jinja: ChatTemplate, engine: GoEngine) -> str | None:
     """How a template differs from a file's own chat template, which may be of any origin."""
     # A system text, so that none of the templates puts in one of its own.
     messages = (_SYSTEM, _QUESTION) if _uses(template, "System") else (_QUESTION,)
     there = _rendered(template, messages, engine)
     try:
-        wanted = ChatTemplate(jinja).text(messages)
+        wanted = jinja.text(messages)
     except GGUFError:
         return None
     if there is None or there == wanted:

@@ -13,6 +13,9 @@ from llmkit.errors import ConfigError, GGUFError, ModelfileError, unknown_name
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.keys import LABELS_KEY
 from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
+from llmkit.export.llamacpp.runtime import DEFAULT_CONTEXT
+from llmkit.export.modelfile.derived_format import derived_format
+from llmkit.export.modelfile.facts import context_length, end_token
 from llmkit.files import write_text
 from llmkit.modelfiles.modelfile import Modelfile, render
 from llmkit.modelfiles.parameters import KINDS, Parameters, read_number
@@ -54,8 +57,9 @@ def write_modelfile(
     """Write the Modelfile of a GGUF file; `out` is `Modelfile` beside it unless given.
 
     `model` is that file, or a checkpoint whose file `gguf_file` is. A file names its prompt format
-    by its chat template; one without is a base model, which completes. Raises LlmkitError: a
-    format that has to be named, a parameter Ollama has not, a file `out` that is already there.
+    by its chat template, whatever program wrote it; one without is a base model, which completes.
+    Raises LlmkitError: a format that has to be named, a parameter Ollama has not, a file `out` that
+    is already there.
     """
     checkpoint = None if is_gguf(model) else load_folder(model)
     if checkpoint is None and gguf_file is not None:
@@ -88,22 +92,6 @@ def prompt_format_of(file: GGUFFile) -> PromptFormat | None:
     return next((form for form in PROMPT_FORMATS.values() if form.chat_template == there), None)
 
 
-def context_length(file: GGUFFile) -> int | None:
-    """How many tokens the model sees, whatever its architecture."""
-    architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
-    found = file.metadata.get(gguf.Keys.LLM.CONTEXT_LENGTH.format(arch=architecture))
-    return found if isinstance(found, int) else None
-
-
-def end_token(file: GGUFFile) -> str | None:
-    """The text of the token that ends a generation."""
-    tokens = file.metadata.get(gguf.Keys.Tokenizer.LIST)
-    end_id = file.metadata.get(gguf.Keys.Tokenizer.EOS_ID)
-    if not isinstance(tokens, list) or not isinstance(end_id, int):
-        return None
-    return str(tokens[end_id]) if 0 <= end_id < len(tokens) else None
-
-
 def _filled(
     file: GGUFFile,
     out: Path,
@@ -111,11 +99,11 @@ def _filled(
     system: str | None,
     parameters: Mapping[str, str],
 ) -> Modelfile:
-    adapter = adapter_of(file)
+    adapter, length = adapter_of(file), context_length(file)
     modelfile = modelfile_for(
         form,
         _seen_from(out, file.path),
-        context_length=context_length(file),
+        context_length=None if length is None else min(length, DEFAULT_CONTEXT),
         is_classifier=LABELS_KEY in file.metadata,
         adapter=_seen_from(out, adapter.path) if adapter else None,
     )
@@ -149,13 +137,15 @@ def _seen_from(modelfile: Path, file: Path) -> str:
 
 
 def _format_or_completion(file: GGUFFile) -> PromptFormat:
-    form = prompt_format_of(file)
-    if form is None and gguf.Keys.Tokenizer.CHAT_TEMPLATE in file.metadata:
+    if gguf.Keys.Tokenizer.CHAT_TEMPLATE not in file.metadata:
+        return COMPLETION
+    form = prompt_format_of(file) or derived_format(file)
+    if form is None:
         raise ConfigError(
-            f"{file.path} has an unknown chat template; set its format with --format: "
-            f"{', '.join(PROMPT_FORMATS)}, or the path of a .toml file"
+            f"cannot turn the chat template of {file.path} into a TEMPLATE; set its format with "
+            f"--format: {', '.join(PROMPT_FORMATS)}, or the path of a .toml file"
         )
-    return form or COMPLETION
+    return form
 
 
 def _check_context(file: GGUFFile, length: int, checkpoint: Path) -> None:

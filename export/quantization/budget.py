@@ -183,7 +183,8 @@ def _sensitivity(
             for name, qtype in types.items()
         }
 
-    types = stored_types(source.config, quantization(REFERENCE))
+    table = tensor_specs(source.config)
+    types = stored_types(table, source.config, quantization(REFERENCE))
     reference = {name: qtype for name, qtype in types.items() if qtype.supports_gptq}
     return measure_sensitivity(model, reference, measured, choose, _floor(source, measured))
 

@@ -79,7 +79,8 @@ class Preparation:
         """
         if wanted.name == self.source.qat:
             return ChosenBlocks("qat", None, self.source.trained_blocks(), {})
-        types = stored_types(self.source.config, wanted)
+        table, model = tensor_specs(self.source.config), self.source.config
+        types = stored_types(table, model, wanted)
         if self.text is not None:
             return by_error_feedback(
                 open_model(self.source, wanted, merged=self.merged), types, self.text
@@ -90,7 +91,7 @@ class Preparation:
                     (name, tensors.get_tensor(name).float().numpy(), qtype)
                     for name, qtype in types.items()
                 )
-                return by_importance(matrices, self.source.config, self.importances)
+                return by_importance(matrices, table, self.importances)
         return None
 
 
@@ -115,7 +116,8 @@ def prepare(source: Checkpoint, config: QuantConfig, *, merged: bool) -> Prepara
     feeds_back = config.method == "gptq"
     wanted = [] if config.budget else _quantizations(source, config, merged=merged)
     if wanted and feeds_back:
-        check_error_feedback([stored_types(source.config, each) for each in wanted])
+        table = tensor_specs(source.config)
+        check_error_feedback([stored_types(table, source.config, each) for each in wanted])
     given = optional_path(config.calibration)
     text = calibration_of(source, given) if feeds_back or config.budget else None
     planned = None

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.architectures.base import LanguageModel, ModelConfig
-from llmkit.architectures.registry import in_llama_cpp, tensor_specs
+from llmkit.architectures.base import LanguageModel, Layers, TensorSpec
+from llmkit.architectures.registry import in_llama_cpp
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.tensors import build_model
 from llmkit.console import say
@@ -76,7 +76,7 @@ def by_error_feedback(
 
 def by_importance(
     matrices: Iterable[tuple[str, FloatRows, QuantType]],
-    config: ModelConfig,
+    table: Iterable[TensorSpec],
     importances: ImportanceFile,
 ) -> ChosenBlocks | None:
     """Ggml's rounding with the squared error of each column weighed, as llama-quantize does.
@@ -86,7 +86,7 @@ def by_importance(
     Raises QuantizationError for importances of another width, or of a matrix whose type needs them
     and that has none.
     """
-    names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_specs(config)}
+    names = {entry.checkpoint_name: entry.gguf_name for entry in table}
     if not importances.matrix.statistics.keys() & names.values():
         raise QuantizationError(
             f"the importance matrix has no tensor of this model, but for example "
@@ -95,12 +95,13 @@ def by_importance(
     blocks, hashes, lacking = {}, {}, []
     for name, weights, qtype in matrices:
         found = importances.matrix.statistics.get(names[name])
-        packed = quantize(weights, qtype, names[name], _usable(found, qtype))
+        packed = _packed(weights, qtype, names[name], _usable(found, qtype))
         if qtype.needs_importance or not _is_rounded(packed, weights, qtype):
             blocks[name], hashes[name] = packed, hash_of_choice(weights, packed)
-        n_without = weights.shape[-1] if found is None else found.n_without
+        n_columns = weights.shape[-1] if found is None else found.in_sum2.size
+        n_without = n_columns if found is None else found.n_without
         if n_without:
-            lacking.append(f"{names[name]} ({n_without} of {weights.shape[-1]} columns)")
+            lacking.append(f"{names[name]} ({n_without} of {n_columns} columns)")
     if not blocks:
         return None
     if lacking:
@@ -115,8 +116,19 @@ def _usable(found: ImportanceStatistics | None, qtype: QuantType) -> NDArray[np.
     return found.importance
 
 
+def _packed(
+    weights: FloatRows, qtype: QuantType, name: str, importance: NDArray[np.float32] | None
+) -> PackedRows:
+    """Blocks of a matrix, or of experts (n, rows, columns), each with importances of its own."""
+    if importance is None or weights.ndim < 3 or importance.size % len(weights):
+        return quantize(weights, qtype, name, importance)
+    experts = zip(weights, importance.reshape(len(weights), -1), strict=True)
+    return np.concatenate([quantize(expert, qtype, name, own) for expert, own in experts])
+
+
 def _is_rounded(packed: PackedRows, weights: FloatRows, qtype: QuantType) -> bool:
     """Whether blocks are those of rounding without importances: f16 and q8_0 pass them over."""
+    weights = weights.reshape(-1, weights.shape[-1])
     return all(
         np.array_equal(packed[:n], quantize(weights[:n], qtype, "rounded"))
         for n in (_PROBED_ROWS, len(weights))
@@ -131,10 +143,12 @@ def open_model(source: Checkpoint, quantization: Quantization, *, merged: bool) 
     return build_model(config, weights, str(source.folder)).eval()
 
 
-def stored_types(config: ModelConfig, quantization: Quantization) -> dict[str, QuantType]:
+def stored_types(
+    table: Iterable[TensorSpec], model: Layers, quantization: Quantization
+) -> dict[str, QuantType]:
     """The type of every matrix, by its name in the checkpoint."""
     return {
-        entry.checkpoint_name: quantization.type_of(entry, config)
-        for entry in tensor_specs(config)
+        entry.checkpoint_name: quantization.type_of(entry, model)
+        for entry in table
         if entry.is_matrix
     }

@@ -12,12 +12,13 @@ import gguf
 import numpy as np
 import torch
 
-from llmkit.architectures.registry import tensor_specs
+from llmkit.architectures.registry import FAMILIES
 from llmkit.checkpoint.tensors import build_model
 from llmkit.console import progress
 from llmkit.data.sources import read_documents
 from llmkit.data.tokens import windows
-from llmkit.errors import ConfigError, DataError, GGUFError
+from llmkit.errors import ConfigError, DataError
+from llmkit.export.evaluation.eval_data import file_tokens
 from llmkit.export.gguf.metadata import (
     OF_QUANTIZATION,
     ChosenBlocks,
@@ -31,6 +32,7 @@ from llmkit.export.gguf.reader import (
     read_gguf,
     refuse_faulty_weights,
 )
+from llmkit.export.gguf.sizes import architecture_of, sizes_of, specs_of
 from llmkit.export.gguf.writer import add_metadata, write_header
 from llmkit.export.llamacpp.runtime import LlamaCpp, quantize_file
 from llmkit.export.quantization.calibration import DEFAULT_TOKENS, Calibration
@@ -64,44 +66,47 @@ def requantize(
 
     rtn rounds, with the importances of the file `imatrix` if one is given; gptq chooses each
     number by what the model reads in the text `calibration`; llama.cpp is llama-quantize, with its
-    own choice of types. Raises ConfigError for a file that is quantized already unless `again`.
+    own choice of types. Files may be of any architecture; gptq runs the model in PyTorch and needs
+    a family that llmkit has. Raises ConfigError for another, and for a file that is quantized
+    already unless `again`.
     """
     source, out = Path(source), Path(out)
     imatrix, calibration = optional_path(imatrix), optional_path(calibration)
     file = read_gguf(source)
-    config = config_of(file)
+    table = specs_of(file)
     _check(file, out, again=again)
     check_inputs(method, calibration, imatrix)
     if method == "gptq" and calibration is None:
         raise ConfigError("--method gptq needs a text; pass one with --calibration")
+    if method == "gptq" and architecture_of(file) not in FAMILIES:
+        raise ConfigError(
+            f"{source} is a {architecture_of(file)} model; --method gptq supports "
+            f"{', '.join(FAMILIES)}. Use rtn, with or without --imatrix, or llama.cpp"
+        )
     refuse_faulty_weights(file)
     wanted = quantization(quant)
     if method == "llama.cpp":
         _by_llama_cpp(file, out, wanted)
         return read_gguf(out)
-    types = stored_types(config, wanted)
+    types = stored_types(table, sizes_of(file), wanted)
     chosen = None
     if calibration is not None:
         check_error_feedback([types])
         text = _calibration(file, calibration)
         chosen = by_error_feedback(
-            build_model(config, dequantized_weights(file), str(source)), types, text
+            build_model(config_of(file), dequantized_weights(file), str(source)), types, text
         )
     elif imatrix is not None:
-        names = {entry.checkpoint_name: entry.gguf_name for entry in tensor_specs(config)}
+        names = {entry.checkpoint_name: entry.gguf_name for entry in table}
         matrices = (
             (name, file.tensors[names[name]].dequantized(), qtype) for name, qtype in types.items()
         )
-        chosen = by_importance(matrices, config, read_importance_file(imatrix))
+        chosen = by_importance(matrices, table, read_importance_file(imatrix))
     _write(file, out, wanted, types, chosen)
     return read_gguf(out)
 
 
 def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
-    names = {entry.gguf_name for entry in tensor_specs(config_of(file))}
-    foreign = sorted(names ^ file.tensors.keys())
-    if foreign:
-        raise GGUFError(f"{file.path}: tensor {foreign[0]} is missing or unknown; export it again")
     quantized = [tensor for tensor in file.tensors.values() if tensor.is_quantized]
     if out.exists() and out.samefile(file.path):
         raise ConfigError(f"{out} is the input file; choose another --out")
@@ -121,11 +126,8 @@ def _check(file: GGUFFile, out: Path, *, again: bool) -> None:
 def _calibration(file: GGUFFile, data: Path) -> Calibration:
     """Pieces of a text as long as the context, cut by the file's own tokenizer."""
     with LlamaCpp(file.path) as llama:
-        # A chat's texts end with another token than answers do: with the one that texts begin with.
-        keys = (gguf.Keys.Tokenizer.BOS_ID, gguf.Keys.Tokenizer.EOS_ID)
-        end = [int(file.metadata[key]) for key in keys if key in file.metadata][:1]
-        ids = [token for text in read_documents(data) for token in (*llama.tokenize(text), *end)]
-    length = min(config_of(file).context_length, len(ids) - 1)
+        ids = file_tokens(llama, read_documents(data))
+    length = min(sizes_of(file).context_length, len(ids) - 1)
     if length < 1:
         raise DataError(f"{data} has no text to calibrate with")
     rows = windows(np.asarray(ids), length, DEFAULT_TOKENS)[:, :-1]
@@ -139,14 +141,14 @@ def _write(
     types: Mapping[str, QuantType],
     chosen: ChosenBlocks | None,
 ) -> None:
-    writer = Writer(None, config_of(file).architecture)
+    writer = Writer(None, architecture_of(file))
     for name, field in gguf.GGUFReader(file.path).fields.items():
         kept = not name.startswith("GGUF.") and name != gguf.Keys.General.ARCHITECTURE
         if kept and name not in OF_QUANTIZATION:
             item = field.types[1] if field.types[1:] else None
             writer.add_key_value(name, field.contents(), field.types[0], item)
     add_metadata(writer, quantization_entries(wanted, chosen))
-    names = {entry.gguf_name: entry.checkpoint_name for entry in tensor_specs(config_of(file))}
+    names = {entry.gguf_name: entry.checkpoint_name for entry in specs_of(file)}
     for tensor in file.tensors.values():
         kind, row_bytes = tensor.ggml_type, tensor.blocks.shape[-1]
         if qtype := types.get(names[tensor.name]):

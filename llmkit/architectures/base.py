@@ -23,7 +23,16 @@ HEAD = "lm_head.weight"  # in every family's checkpoint, where the head is not t
 GGUF_HEAD = "output.weight"  # llama.cpp's name for it
 
 
-class ModelConfig(Protocol):
+class Layers(Protocol):
+    """Of a model: what the types of a quantization depend on."""
+
+    @property
+    def n_layer(self) -> int: ...  # noqa: D102
+    @property
+    def tie_embeddings(self) -> bool: ...  # noqa: D102
+
+
+class ModelConfig(Layers, Protocol):
     """Sizes that every family has. A family's config is a frozen dataclass with these and more."""
 
     architecture: ClassVar[str]  # the family's name in config.json and in general.architecture
@@ -34,13 +43,9 @@ class ModelConfig(Protocol):
     @property
     def context_length(self) -> int: ...  # noqa: D102
     @property
-    def n_layer(self) -> int: ...  # noqa: D102
-    @property
     def n_head(self) -> int: ...  # noqa: D102
     @property
     def n_embd(self) -> int: ...  # noqa: D102
-    @property
-    def tie_embeddings(self) -> bool: ...  # noqa: D102
 
 
 class Role(Enum):
@@ -48,24 +53,36 @@ class Role(Enum):
 
     TOKEN_EMBEDDING = auto()
     POSITION_EMBEDDING = auto()
-    QKV = auto()  # queries, keys and values above each other
+    QKV = auto()  # values; in a fused matrix queries and keys above them
+    SHARED_VALUE = auto()  # values that four query heads or more share
+    QUERY_OR_KEY = auto()
     ATTENTION_OUTPUT = auto()
     FEED_FORWARD_UP = auto()
     FEED_FORWARD_DOWN = auto()
     NORM = auto()
     BIAS = auto()
     HEAD = auto()
+    OTHER_MATRIX = auto()
+    KEPT = auto()  # any other tensor, which is never quantized
 
 
 _BLOCK_MATRICES = frozenset(
-    (Role.QKV, Role.ATTENTION_OUTPUT, Role.FEED_FORWARD_UP, Role.FEED_FORWARD_DOWN)
+    (
+        Role.QKV,
+        Role.SHARED_VALUE,
+        Role.QUERY_OR_KEY,
+        Role.ATTENTION_OUTPUT,
+        Role.FEED_FORWARD_UP,
+        Role.FEED_FORWARD_DOWN,
+        Role.OTHER_MATRIX,
+    )
 )
 _MATRICES = _BLOCK_MATRICES | {Role.TOKEN_EMBEDDING, Role.HEAD}
 
 
-def head_role(config: ModelConfig) -> Role:
+def head_role(model: Layers) -> Role:
     """Of the matrix that makes the logits."""
-    return Role.TOKEN_EMBEDDING if config.tie_embeddings else Role.HEAD
+    return Role.TOKEN_EMBEDDING if model.tie_embeddings else Role.HEAD
 
 
 @dataclass(frozen=True)
@@ -209,8 +226,6 @@ class Family:
     tensors: Callable[[Any], Iterable[TensorSpec]]  # in file order
     sizes: tuple[SizeKey, ...]  # of general.architecture's own keys, in file order
     graph: Callable[[Any], Iterable[Operation]]  # in llama.cpp's order
-    kv_cache_bytes: Callable[[Any, int], int]  # of a config and the padded context
-    compute_buffer_bytes: Callable[[Any, int, int], int]  # of the context as asked for, too
     # The config that llama.cpp's graph computes, and what a file has tensors multiplied with, by
     # checkpoint name, so that it computes the same. The name of each tensor's type is given.
     in_llama_cpp: Callable[[Any, Callable[[TensorSpec], str]], tuple[Any, Mapping[str, float]]] = (

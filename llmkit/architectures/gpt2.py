@@ -350,28 +350,6 @@ def in_llama_cpp(
     return run, scales
 
 
-_BATCH = 512  # tokens of a prompt that are computed at once (n_ubatch)
-_F16, _F32 = 2, 4  # bytes
-
-
-def kv_cache_bytes(config: GPTConfig, context: int) -> int:
-    """Keys and values as f16, with room for a context that llama.cpp has padded."""
-    return 2 * config.n_layer * context * config.n_embd * _F16
-
-
-def compute_buffer_bytes(config: GPTConfig, context: int, padded_context: int) -> int:
-    """The wider of two moments of the graph, and the logits that are handed out.
-
-    In a feed-forward layer its input and output are there, (batch, 4 C) each, beside the mask of
-    attention (batch, context) in f16; at the end the logits (batch, V) beside three (batch, C).
-    A model of one layer takes less: no later one needs the mask.
-    """
-    batch = min(_BATCH, context)
-    feed_forward = 2 * config.n_ff * _F32 + padded_context * _F16
-    logits = (config.vocab_size + 3 * config.n_embd) * _F32
-    return batch * max(feed_forward, logits) + config.vocab_size * _F32
-
-
 GPT2 = Family(
     GPTConfig,
     GPT,
@@ -379,8 +357,6 @@ GPT2 = Family(
     tensors,
     SIZE_KEYS,
     graph,
-    kv_cache_bytes,
-    compute_buffer_bytes,
     in_llama_cpp,
     peft_prefix="transformer.",
     is_in_out=True,

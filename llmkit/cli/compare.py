@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmkit.cli.options import CheckpointArgument, HeldOutOption, JsonOption, print_json
+from llmkit.cli.options import JsonOption, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -16,11 +16,21 @@ def register(app: typer.Typer) -> None:
 
 
 def _compare(
-    checkpoint: CheckpointArgument,
-    ggufs: Annotated[
-        list[Path], typer.Argument(metavar="GGUF", help="GGUF files made from the checkpoint.")
+    reference: Annotated[
+        Path,
+        typer.Argument(metavar="REFERENCE", help="Checkpoint folder or GGUF file to compare with."),
     ],
-    data: HeldOutOption = None,
+    ggufs: Annotated[
+        list[Path], typer.Argument(metavar="GGUF", help="GGUF files of the same model.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Text to compare on: a file, folder or JSONL file.",
+            show_default="the held-out text; of a GGUF file built-in tales",
+        ),
+    ] = None,
     against: Annotated[
         Literal["llama.cpp"] | None,
         typer.Option(
@@ -53,7 +63,7 @@ def _compare(
 
     if plot is not None:
         check_plot_path(plot)
-    comparison = compare(checkpoint, ggufs, data=data, against=against, calibration=calibration)
+    comparison = compare(reference, ggufs, data=data, against=against, calibration=calibration)
     if plot is not None:
         save_figure(size_quality_figure(comparison), plot)
     if html is not None:

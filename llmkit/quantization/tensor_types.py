@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import gguf
 
-from llmkit.architectures.base import ModelConfig, Role, TensorSpec, head_role
+from llmkit.architectures.base import Layers, Role, TensorSpec, head_role
 from llmkit.errors import QuantizationError, unknown_name
 from llmkit.quant.types import ALIASES, QuantType, quant_names, quant_type
 
@@ -30,52 +30,57 @@ class Quantization:
     rule: Rule | None = None
     chosen: Mapping[str, QuantType] = field(default_factory=dict)  # goes before all else
 
-    def type_of(self, tensor: TensorSpec, config: ModelConfig) -> QuantType:
+    def type_of(self, tensor: TensorSpec, model: Layers) -> QuantType:
         """The type in which a tensor is stored.
 
         Matrices whose rows do not fit its blocks get what llama.cpp falls back to, or f16.
         """
         if not tensor.is_matrix:
             return quant_type("f32")
-        return self.wanted(tensor, config).fitting(tensor.shape[-1])
+        return self.wanted(tensor, model).fitting(tensor.shape[-1])
 
-    def wanted(self, tensor: TensorSpec, config: ModelConfig) -> QuantType:
+    def wanted(self, tensor: TensorSpec, model: Layers) -> QuantType:
         """The type of a matrix if its rows fit."""
         if tensor.checkpoint_name in self.chosen:
             return self.chosen[tensor.checkpoint_name]
-        if self.head and tensor.role is head_role(config):
+        if self.head and tensor.role is head_role(model):
             return self.head
         other = None
         if self.rule and tensor.layer is not None:
-            other = self.rule(tensor.role, tensor.layer, config.n_layer)
+            other = self.rule(tensor.role, tensor.layer, model.n_layer)
         return quant_type(other) if other else self.base
 
 
-# The rules of `llama_tensor_get_type_impl` in llama-quant.cpp. Fused q, k and v go by those of
-# attn_v.
+# The rules of `llama_tensor_get_type_impl` in llama-quant.cpp, without its exceptions for Falcon,
+# for 80 layers and for eight experts. Fused q, k and v go by those of attn_v.
+_VALUES = (Role.QKV, Role.SHARED_VALUE)
+_DEEP = (*_VALUES, Role.ATTENTION_OUTPUT, Role.FEED_FORWARD_DOWN)
 
 
 def _q2_k(role: Role, _layer: int, _n_layer: int) -> str | None:
-    return None if role is Role.FEED_FORWARD_UP else "q3_k"
+    if role is Role.SHARED_VALUE:
+        return "q4_k"
+    return "q3_k" if role in _DEEP else None
 
 
 def _q2_k_s(role: Role, layer: int, n_layer: int) -> str | None:
-    return "q4_k" if role is Role.FEED_FORWARD_DOWN and layer < n_layer // 8 else None
+    with_more = {Role.SHARED_VALUE: n_layer, Role.FEED_FORWARD_DOWN: n_layer // 8}
+    return "q4_k" if layer < with_more.get(role, 0) else None
 
 
 def _q3_k_m(role: Role, layer: int, n_layer: int) -> str | None:
-    if role is Role.FEED_FORWARD_UP:
+    if role not in _DEEP:
         return None
-    with_more = {Role.QKV: 2, Role.FEED_FORWARD_DOWN: n_layer // 16}
+    with_more = {**dict.fromkeys(_VALUES, 2), Role.FEED_FORWARD_DOWN: n_layer // 16}
     return "q5_k" if layer < with_more.get(role, 0) else "q4_k"
 
 
 def _q3_k_l(role: Role, _layer: int, _n_layer: int) -> str | None:
-    return None if role is Role.FEED_FORWARD_UP else "q5_k"
+    return "q5_k" if role in _DEEP else None
 
 
 def _q4_k_s(role: Role, layer: int, n_layer: int) -> str | None:
-    with_more = {Role.QKV: 4, Role.FEED_FORWARD_DOWN: n_layer // 8}
+    with_more = {**dict.fromkeys(_VALUES, 4), Role.FEED_FORWARD_DOWN: n_layer // 8}
     return "q5_k" if layer < with_more.get(role, 0) else None
 
 
@@ -83,7 +88,7 @@ def _some_q6_k(role: Role, layer: int, n_layer: int) -> str | None:
     """`use_more_bits`."""
     eighth = n_layer // 8
     more = layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
-    return "q6_k" if more and role in (Role.QKV, Role.FEED_FORWARD_DOWN) else None
+    return "q6_k" if more and role in (*_VALUES, Role.FEED_FORWARD_DOWN) else None
 
 
 def _presets() -> dict[str, Quantization]:

@@ -28,8 +28,9 @@ NAMES = re.compile(
     r"c_attn|c_fc|c_proj|\bwte\b|\bwpe\b|\bln_[12f]\b|attn_qkv|attn_output|attn_norm"
     r"|ffn_(up|down|norm)|output_norm|token_embd|position_embd|[\"']gpt2\.|wqkv|kqv_out|transformer\.|fan_in_fan_out\W+True"
 )
-# Examples for users, and texts that no code reads.
+# Names of every architecture, examples for users, and texts that no code reads.
 ALLOWED = {
+    "export/gguf/tensor_roles.py",
     "llmkit/architectures/gpt2.py",
     "llmkit/architectures/graph.py",
     "llmkit/cli/finetune/options.py",

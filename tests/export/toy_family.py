@@ -153,6 +153,4 @@ TOY = Family(
         SizeKey(gguf.Keys.Attention.HEAD_COUNT, "n_head"),
     ),
     graph,
-    kv_cache_bytes=lambda config, context: 4 * config.n_layer * context * config.n_embd,
-    compute_buffer_bytes=lambda config, context, padded: 4 * context * config.vocab_size,
 )
