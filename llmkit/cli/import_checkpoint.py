@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from llmkit.cli import import_options as options
 from llmkit.cli.options import JsonOption, print_json
 
 
@@ -28,96 +29,41 @@ def _import(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Output folder for the llmkit checkpoint.")
     ],
-    n_head: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Number of attention heads.", show_default="the file's"
-        ),
-    ] = None,
-    activation: Annotated[
-        Literal["gelu_tanh", "gelu_erf", "relu"] | None,
-        typer.Option(
-            help="Activation of the feed-forward layers. torch.nn.GELU() is gelu_erf.",
-            show_default="the file's or the program's",
-        ),
-    ] = None,
-    norm: Annotated[
-        Literal["pre", "post"] | None,
-        typer.Option(help="Norms before or after attention.", show_default="the program's"),
-    ] = None,
-    mask: Annotated[
-        Literal["causal", "none"] | None,
-        typer.Option(help="Mask of attention.", show_default="the program's"),
-    ] = None,
-    attention_scale: Annotated[
-        Literal["head", "embd", "none"] | None,
-        typer.Option(
-            help="Attention scores are divided by the square root of the head width, of n_embd, "
-            "or not at all.",
-            show_default="head",
-        ),
-    ] = None,
-    layer_norm_epsilon: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Epsilon of LayerNorm.", show_default="the file's or 1e-5"),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T",
-            help="A tokenizer.json or its folder, gpt2, a meta.pkl or JSON of characters, or "
-            "chars:FILE for a text whose sorted characters are the vocabulary.",
-            show_default="what lies beside the source",
-        ),
-    ] = None,
-    prompt_format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="Prompt format that the model was fine-tuned with, for example alpaca.",
-            show_default="completion",
-        ),
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Labels of a classifier, in the order of its head."),
-    ] = None,
-    lora_alpha: Annotated[
-        float | None, typer.Option(metavar="X", help="Alpha of LoRA matrices in the file.")
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Prove the import: an .npz file with tokens (B, T) and the logits (B, T, V) of "
-            "the model's own program.",
-        ),
-    ] = None,
+    n_head: options.HeadOption = None,
+    activation: options.ActivationOption = None,
+    norm: options.NormOption = None,
+    mask: options.MaskOption = None,
+    attention_scale: options.ScaleOption = None,
+    layer_norm_epsilon: options.EpsilonOption = None,
+    tokenizer: options.TokenizerOption = None,
+    prompt_format: options.FormatOption = None,
+    labels: options.LabelsOption = None,
+    lora_alpha: options.LoraAlphaOption = None,
+    reference: options.ReferenceOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Import a GPT that another program trained: nanoGPT, minGPT, llm.c, Hugging Face, a book."""
     from llmkit.console import results
-    from llmkit.importing.facts import ImportOptions
     from llmkit.importing.importer import import_checkpoint
-    from llmkit.importing.summary import import_tables, next_steps
+    from llmkit.importing.summary import import_tables, next_step, proof_lines
 
-    options = ImportOptions(
-        n_head,
-        activation,
-        norm,
-        mask,
-        attention_scale,
-        layer_norm_epsilon,
-        lora_alpha,
-        tuple(part.strip() for part in labels.split(",")) if labels else (),
-        tokenizer,
-        prompt_format,
+    given = options.import_options(
+        labels,
+        n_head=n_head,
+        activation=activation,
+        norm=norm,
+        mask=mask,
+        attention_scale=attention_scale,
+        layer_norm_epsilon=layer_norm_epsilon,
+        tokenizer=tokenizer,
+        prompt_format=prompt_format,
+        lora_alpha=lora_alpha,
     )
-    done = import_checkpoint(source, out, options, reference=reference)
+    done = import_checkpoint(source, out, given, reference=reference)
     if json_output:
         print_json(asdict(done))
         return
     for table in import_tables(done):
         results.print(table)
-    for line in next_steps(done):
+    for line in (*proof_lines(done), next_step(done)):
         results.print(line, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,12 +60,12 @@ def import_checkpoint(
     options = options or ImportOptions()
     out, given = Path(out), optional_path(reference)
     check_out(out)
-    path = _local(str(source))
+    path = local(str(source))
+    if is_llmkit_checkpoint(path):
+        raise ConfigError(f"{source} is a checkpoint of llmkit already; give it to llmkit export")
     if is_gguf(path):
         return import_gguf(path, out, options, read_reference(given) if given else None)
     opened = open_source(path)
-    if "prompt_format" in opened.extras.get(CONFIG_FILE, {}):
-        raise ConfigError(f"{source} is a checkpoint of llmkit already; give it to llmkit export")
     tensors, n_merged = merged(without_prefixes(opened.tensors), options.lora_alpha)
     project = recognised(PROJECTS, opened, tensors)
     if project is not None and project.refused:
@@ -108,7 +109,16 @@ def import_checkpoint(
     )
 
 
-def _local(source: str) -> Path:
+def is_llmkit_checkpoint(folder: Path) -> bool:
+    """Whether a folder's config.json is one that llmkit writes."""
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "prompt_format" in content
+
+
+def local(source: str) -> Path:
     """A path as it is; a Hugging Face id downloaded."""
     path = Path(source)
     if path.exists() or not _HUB_ID.fullmatch(source) or source.startswith("."):

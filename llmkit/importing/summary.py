@@ -37,8 +37,8 @@ def import_tables(done: Import) -> list[Table]:
     return [where, facts]
 
 
-def next_steps(done: Import) -> list[str]:
-    """What is proved, what was lost, what comes next."""
+def proof_lines(done: Import) -> list[str]:
+    """What was lost, and what is proved."""
     lines = [f"note: {note}" for note in done.notes]
     if done.activation_cost is not None:
         lines.append(
@@ -56,6 +56,10 @@ def next_steps(done: Import) -> list[str]:
             "To prove it, make reference.npz and import again with --reference reference.npz:",
             REFERENCE_LINES,
         ]
+    return lines
+
+
+def next_step(done: Import) -> str:
+    """The command that comes next."""
     folder = str(done.folder)
-    command = shlex.join(["llmkit", "export", folder, "--out", f"{folder}-gguf"])
-    return [*lines, f"next: {command}"]
+    return "next: " + shlex.join(["llmkit", "export", folder, "--out", f"{folder}-gguf"])

@@ -16,6 +16,7 @@ from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors
+from llmkit.export.gguf.reader import Writer
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.tokenizer import Tokenizer
@@ -69,7 +70,7 @@ def tensors_of(path: Path) -> dict[str, tuple[NDArray[Any], gguf.GGMLQuantizatio
 
 def write_file(path: Path, keys: Mapping[str, Key], tensors: TensorOf) -> Path:
     architecture = keys["general.architecture"][0] if "general.architecture" in keys else "gpt2"
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = Writer(path, architecture)  # takes empty arrays
     for name, (value, kind, item_kind) in keys.items():
         if name != "general.architecture":
             writer.add_key_value(name, value, kind, item_kind)

@@ -552,7 +552,7 @@ def test_the_command_prints_how_to_run_it(
     assert printed.splitlines()[-1].endswith(f"ollama run {NAME}")
     assert main([*words[:-1], "127.0.0.1:9", "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
-    assert list(said) == ["passed", "summary", "name", "url", "file", "taken", "checks"]
+    assert list(said) == ["passed", "summary", "name", "url", "file", "taken", "checks", "commands"]
     assert not said["passed"]
     assert {tuple(c) for c in said["checks"]} == {("name", "passed", "found", "advice")}
     server.trouble = Trouble(refuses_create="no")

@@ -1,0 +1,83 @@
+"""Options that say what a checkpoint of another program does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from llmkit.importing.facts import ImportOptions
+
+HeadOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Number of attention heads.", show_default="the file's"),
+]
+ActivationOption = Annotated[
+    Literal["gelu_tanh", "gelu_erf", "relu"] | None,
+    typer.Option(
+        help="Activation of the feed-forward layers. torch.nn.GELU() is gelu_erf.",
+        show_default="the file's or the program's",
+    ),
+]
+NormOption = Annotated[
+    Literal["pre", "post"] | None,
+    typer.Option(help="Norms before or after attention.", show_default="the program's"),
+]
+MaskOption = Annotated[
+    Literal["causal", "none"] | None,
+    typer.Option(help="Mask of attention.", show_default="the program's"),
+]
+ScaleOption = Annotated[
+    Literal["head", "embd", "none"] | None,
+    typer.Option(
+        help="Attention scores are divided by the square root of the head width, of n_embd, "
+        "or not at all.",
+        show_default="head",
+    ),
+]
+EpsilonOption = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Epsilon of LayerNorm.", show_default="the file's or 1e-5"),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T",
+        help="A tokenizer.json or its folder, gpt2, a meta.pkl or JSON of characters, or "
+        "chars:FILE for a text whose sorted characters are the vocabulary.",
+        show_default="what lies beside the source",
+    ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Prompt format that the model was fine-tuned with, for example alpaca.",
+        show_default="completion",
+    ),
+]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Labels of a classifier, in the order of its head."),
+]
+LoraAlphaOption = Annotated[
+    float | None, typer.Option(metavar="X", help="Alpha of LoRA matrices in the file.")
+]
+ReferenceOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Prove the import: an .npz file with tokens (B, T) and the logits (B, T, V) of "
+        "the model's own program.",
+    ),
+]
+
+
+def import_options(labels: str | None, **given: Any) -> ImportOptions:
+    """The options by their names; labels are separated by commas."""
+    from llmkit.importing.facts import ImportOptions
+
+    names = tuple(part.strip() for part in labels.split(",")) if labels else ()
+    return ImportOptions(labels=names, **given)
