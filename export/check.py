@@ -50,6 +50,20 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a check of `verify` found; the table of checks names it."""
+
+    passed: bool
+    detail: str
+    value: float = 0
+    limit: float = 0
+
+    def named(self, name: str) -> Check:
+        """The result of the check of this name."""
+        return Check(name, self.passed, self.detail, value=self.value, limit=self.limit)
+
+
+@dataclass(frozen=True)
 class Proof:
     """The results of `verify` for one GGUF file."""
 
@@ -75,6 +89,6 @@ def all_passed(checks: Iterable[Check]) -> bool:
     return all(check.passed for check in checks)
 
 
-def counted(name: str, wrong: int, fine: str, failure: str) -> Check:
-    """A check that everything is equal. Value: how many things differ."""
-    return Check(name, wrong == 0, failure if wrong else fine, value=wrong)
+def counted(wrong: int, fine: str, failure: str) -> Outcome:
+    """Of a check that everything is equal. Value: how many things differ."""
+    return Outcome(wrong == 0, failure if wrong else fine, value=wrong)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.generation_check import generation_check
@@ -62,21 +62,21 @@ class RegisteredCheck:
 
     name: str
     needs: Needs
-    run: Callable[[CheckContext], Check]
+    run: Callable[[CheckContext], Outcome]
 
 
-def _tokenizer(context: CheckContext) -> Check:
+def _tokenizer(context: CheckContext) -> Outcome:
     tokenizer = context.target.checkpoint.tokenizer
     texts = [tokenizer.decode(text.ids.tolist()) for text in context.texts[:N_TEXTS]]
     return tokenizer_check(context.target, context.llama, texts)
 
 
-def _generation(context: CheckContext) -> Check:
+def _generation(context: CheckContext) -> Outcome:
     noise = context.compared().logit_noise
     return generation_check(context.llama, context.reference, context.prompts, noise)
 
 
-def _ollama(context: CheckContext) -> Check:
+def _ollama(context: CheckContext) -> Outcome:
     return ollama_check(context.target, context.modelfile, context.prompts, context.ollama or "")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from llmkit.console import progress
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.reference import Reference
 
@@ -33,7 +33,7 @@ def generation_check(
     prompts: Sequence[Sequence[int]],
     noise: float,
     n_new: int = NEW_TOKENS,
-) -> Check:
+) -> Outcome:
     """Whether PyTorch, on llama.cpp's path, would have chosen each of its tokens.
 
     A gap of at most twice the noise is a near-tie: each of two logits may move by the noise.
@@ -60,7 +60,7 @@ def generation_check(
             f"; {len(real)} tokens differ, most at prompt {worst.prompt}, token {worst.position}: "
             f"llama.cpp chose {worst.chosen}, PyTorch {worst.wanted}, logit gap {worst.gap:.3g}"
         )
-    return Check("generation", not real, detail, value=len(real))
+    return Outcome(not real, detail, value=len(real))
 
 
 def _other_choices(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmkit.architectures.graph import Operation, Product
 from llmkit.architectures.registry import family_of
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp
 from llmkit.export.verify.file_tensors import FileTensors
@@ -39,7 +39,7 @@ class _Outcome:
     wrong_parts: tuple[str, ...]  # of a product whose outputs have parts, unless all are wrong
 
 
-def layers_check(target: VerifyTarget, ids: Tensor) -> Check:
+def layers_check(target: VerifyTarget, ids: Tensor) -> Outcome:
     """Each operation on token ids (T,), within the rounding of float32. Value: errors / bounds.
 
     Only the first EXACT_BATCH tokens are compared, which llama.cpp computes at once. The file's
@@ -61,7 +61,7 @@ def layers_check(target: VerifyTarget, ids: Tensor) -> Check:
     missing = walk.missing()
     if missing is not None:
         detail = f"not compared: llama.cpp's graph has no {missing.output} ({missing.title})"
-        return Check("layers", False, detail, value=sys.float_info.max, limit=LIMIT)
+        return Outcome(False, detail, value=sys.float_info.max, limit=LIMIT)
     worst = max(walk.outcomes, key=lambda outcome: outcome.ratio)
     wrong = [outcome for outcome in walk.outcomes if not outcome.ratio <= LIMIT]
     value = min(worst.ratio, sys.float_info.max)  # JSON has no infinity
@@ -72,7 +72,7 @@ def layers_check(target: VerifyTarget, ids: Tensor) -> Check:
             f"{len(walk.outcomes)} operations on {len(ids)} tokens are within float32 rounding; "
             f"largest error: {worst.operation.title}"
         )
-    return Check("layers", not wrong, detail, value=value, limit=LIMIT)
+    return Outcome(not wrong, detail, value=value, limit=LIMIT)
 
 
 def _failure(wrong: list[_Outcome], n_operations: int) -> str:

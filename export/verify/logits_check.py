@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from llmkit.console import progress
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.evaluation.divergence import Distance, Divergence, divergence, joined, larger
 from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.runtime import LlamaCpp
@@ -113,7 +113,7 @@ def compare_logits(
     return LogitsComparison(joined(conversion), joined(noise), joined(cost), drawn_pairs)
 
 
-def logits_check(found: LogitsComparison) -> Check:
+def logits_check(found: LogitsComparison) -> Outcome:
     """Value: llama.cpp's distance in units of the reference's distance from itself."""
     broken = np.flatnonzero(~np.isfinite(found.cost.max_logit_difference))
     if len(broken):
@@ -122,7 +122,7 @@ def logits_check(found: LogitsComparison) -> Check:
             f"{len(found.cost.kl):,} positions, first at position {broken[0]}; f32 and bf16 hold "
             "the largest numbers"
         )
-        return Check("logits", False, detail, value=sys.float_info.max, limit=NOISE_MULTIPLE)
+        return Outcome(False, detail, value=sys.float_info.max, limit=NOISE_MULTIPLE)
     distance, noise = Distance.of(found.conversion), Distance.of(found.noise)
     value = distance.in_units_of(noise)
     passed = value <= NOISE_MULTIPLE
@@ -139,4 +139,4 @@ def logits_check(found: LogitsComparison) -> Check:
             f"largest difference at position {worst}; see the operation in `layers`"
         )
     shown = value if math.isfinite(value) else sys.float_info.max  # JSON has no infinity
-    return Check("logits", passed, detail, value=shown, limit=NOISE_MULTIPLE)
+    return Outcome(passed, detail, value=shown, limit=NOISE_MULTIPLE)

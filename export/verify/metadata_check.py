@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 
 from llmkit.architectures.registry import FAMILIES, tensor_specs
-from llmkit.export.check import Check, counted
+from llmkit.export.check import Outcome, counted
 from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.export.gguf.metadata import (
     BLOCKS_KEY,
@@ -66,7 +66,7 @@ _CONSEQUENCES = {
 }
 
 
-def metadata_check(target: VerifyTarget, modelfile: Path | None = None) -> Check:
+def metadata_check(target: VerifyTarget, modelfile: Path | None = None) -> Outcome:
     """Every key that llama.cpp or Ollama reads has the checkpoint's value. Value: keys that differ.
 
     `general.name` is free. Each fault of the Modelfile's FROM, ADAPTER and parameters counts too.
@@ -94,7 +94,7 @@ def metadata_check(target: VerifyTarget, modelfile: Path | None = None) -> Check
         shown += f"; and {len(differences) - SHOWN} more"
     runs = "; the Modelfile names the right files" if modelfile else ""
     fine = f"{n_keys} keys equal{runs}"
-    return counted("metadata", len(differences), fine, shown)
+    return counted(len(differences), fine, shown)
 
 
 def _method_difference(target: VerifyTarget) -> Iterator[str]:

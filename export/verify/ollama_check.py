@@ -10,7 +10,7 @@ import gguf
 import torch
 
 from llmkit.errors import OllamaError
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.ollama.server import OllamaServer, Said, Shown
 from llmkit.export.verify.attention import with_f16_cache
@@ -51,7 +51,7 @@ def ollama_check(
     prompts: Sequence[Sequence[int]],
     name: str,
     host: str | None = None,
-) -> Check:
+) -> Outcome:
     """Compare a model in Ollama with the file. Value: largest difference of log-probabilities.
 
     Raises OllamaError if no server answers or it has no such model.
@@ -70,7 +70,7 @@ def ollama_check(
     ) + (f"; {n_stopped} of {n} answers stop" if n else "")
     if faults:
         detail = summed_up(faults)
-    return Check("ollama", not faults, detail, value=found.largest, limit=found.limit)
+    return Outcome(not faults, detail, value=found.largest, limit=found.limit)
 
 
 def summed_up(faults: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import LlmkitError
-from llmkit.export.check import Check, counted
+from llmkit.export.check import Outcome, counted
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.target import VerifyTarget
@@ -51,7 +51,7 @@ class _Rendering:
     text: Callable[[Sequence[Message]], str]
 
 
-def prompt_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | None) -> Check:
+def prompt_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | None) -> Outcome:
     """Compare all renderings on conversations of every kind. Value: prompts that differ."""
     source = target.checkpoint
     form = source.prompt_format
@@ -75,7 +75,7 @@ def prompt_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | N
         names.append("TEMPLATE (compared as text: no working Go compiler)")
     fine = f"{len(found)} conversations are equal in {', '.join(names)}"
     more = f"; {len(faults) - 1} more prompts differ" if len(faults) > 1 else ""
-    return counted("prompt", len(faults), fine, "".join(faults[:1]) + more)
+    return counted(len(faults), fine, "".join(faults[:1]) + more)
 
 
 def conversations(source: Checkpoint) -> list[Rendered]:

@@ -14,7 +14,7 @@ import torch
 from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.console import progress
-from llmkit.export.check import Check, counted
+from llmkit.export.check import Outcome, counted
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.generation_check import greedy_ids
 from llmkit.export.verify.target import VerifyTarget
@@ -32,7 +32,7 @@ ENDING_SHARE = 0.5
 _EOS = gguf.Keys.Tokenizer.EOS_ID
 
 
-def stop_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | None) -> Check:
+def stop_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | None) -> Outcome:
     """Value: faults that can keep an answer from ending.
 
     For a checkpoint fine-tuned to answer, both programs also answer held-out prompts: PyTorch with
@@ -51,7 +51,7 @@ def stop_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | Non
         fault = _ending_fault(in_torch, in_llama)
         if fault is not None:
             faults.append(f"{ended}: {fault}")
-    return counted("stop", len(faults), fine, "; ".join(faults))
+    return counted(len(faults), fine, "; ".join(faults))
 
 
 def _ending_fault(in_torch: int, in_llama: int) -> str | None:

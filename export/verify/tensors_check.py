@@ -11,7 +11,7 @@ import numpy as np
 from llmkit.architectures.base import TensorSpec
 from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.export.check import Check, counted
+from llmkit.export.check import Outcome, counted
 from llmkit.export.diagnosis.diagnose import Suspect, WantedTensor, rounded
 from llmkit.export.diagnosis.faults import Faults, fault_texts, rows_of
 from llmkit.export.gguf.adapter import adapter_arrays
@@ -24,7 +24,7 @@ from llmkit.quant import dequantize, quant_type, quantize
 from llmkit.quant.types import PackedRows, QuantType
 
 
-def tensors_check(target: VerifyTarget) -> Check:
+def tensors_check(target: VerifyTarget) -> Outcome:
     """Every tensor's blocks are the checkpoint's, quantized. Value: tensors that differ.
 
     Where rounding or training gives them they are equal bit for bit; where they were chosen, by
@@ -49,7 +49,7 @@ def tensors_check(target: VerifyTarget) -> Check:
     said = f"{n_tensors - len(hashes)} tensors are equal bit for bit"
     if hashes:
         said += f", {len(hashes)} have the hash of the blocks that {target.file.method} chose"
-    return counted("tensors", n_wrong, said, "; ".join(texts))
+    return counted(n_wrong, said, "; ".join(texts))
 
 
 def wanted_tensors(target: VerifyTarget) -> list[WantedTensor]:

@@ -12,7 +12,7 @@ import gguf
 
 from llmkit.architectures.registry import FAMILIES
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.export.check import Check, counted
+from llmkit.export.check import Outcome, counted
 from llmkit.export.gguf.reader import GGUFFile
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.target import VerifyTarget
@@ -39,7 +39,7 @@ class _TextFault:
     parse_special: bool = False
 
 
-def tokenizer_check(target: VerifyTarget, llama: LlamaCpp, texts: Sequence[str]) -> Check:
+def tokenizer_check(target: VerifyTarget, llama: LlamaCpp, texts: Sequence[str]) -> Outcome:
     """Same ids for texts, same bytes and ends for tokens. Value: texts and tokens that differ.
 
     `texts`: the user's own, beside hard, fuzzed and long ones and every token's own text. A
@@ -69,7 +69,7 @@ def tokenizer_check(target: VerifyTarget, llama: LlamaCpp, texts: Sequence[str])
         if len(token_faults) > 1:
             parts.append(f"{len(token_faults) - 1} more tokens differ")
     fine = f"{n_texts} texts have equal ids and bytes; all {tokenizer.vocab_size} tokens are equal"
-    return counted("tokenizer", len(faults) + len(token_faults), fine, "; ".join(parts))
+    return counted(len(faults) + len(token_faults), fine, "; ".join(parts))
 
 
 def _tokenizers(target: VerifyTarget) -> str:

@@ -16,7 +16,7 @@ from llmkit.architectures.registry import tensor_specs
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.errors import GGUFError, LlmkitError, OllamaError
-from llmkit.export.check import Check, Proof, all_passed
+from llmkit.export.check import Check, Outcome, Proof, all_passed
 from llmkit.export.evaluation.eval_data import TextSequence, proof_prompts, proof_sequences
 from llmkit.export.gguf.reader import config_of
 from llmkit.export.llamacpp.runtime import LlamaCpp
@@ -116,11 +116,12 @@ def _results(context: CheckContext, unreachable: OllamaError | None) -> list[Che
 
 
 def _run(context: CheckContext, needs: Needs) -> dict[str, Check]:
-    return {check.name: check.run(context) for check in CHECKS if check.needs is needs}
+    return {c.name: c.run(context).named(c.name) for c in CHECKS if c.needs is needs}
 
 
 def _not_run(error: LlmkitError, *needs: Needs) -> dict[str, Check]:
-    return {name: Check(name, False, f"not run: {error}", value=1) for name in check_names(*needs)}
+    outcome = Outcome(False, f"not run: {error}", value=1)
+    return {name: outcome.named(name) for name in check_names(*needs)}
 
 
 def _require_same_sizes(target: VerifyTarget) -> None:

@@ -96,18 +96,6 @@ class PackedEmbedding(nn.Module):
         return rows.view(*ids.shape, rows.shape[-1])
 
 
-def pack_model(model: LanguageModel, types: Mapping[str, QuantType]) -> None:
-    """Pack, in place, the matrices named in `types`; freeze all others.
-
-    Raises ConfigError for a name that is no matrix of the model, QuantizationError for weights
-    that a type cannot hold.
-    """
-    _check_names(model, types)
-    model.requires_grad_(False)
-    for name, qtype in types.items():
-        _pack(model, name, model.get_parameter(name), qtype)
-
-
 def build_packed(
     config: ModelConfig, read: Callable[[str], Tensor], types: Mapping[str, QuantType]
 ) -> LanguageModel:

@@ -49,14 +49,14 @@ def error_feedback(
                 continue
             read = [streams[name] for name in operation.inputs]
             if isinstance(operation, Product):
-                weight = walk.quantize(operation.weight, read[0].statistics)
+                walk.quantize(operation.weight, read[0].statistics)
                 if not operations:  # of the logits nobody learns
                     break
                 after: Callable[[Tensor], Tensor] = _same
                 if _is_only_read_by(output, operations):
                     fused, *operations = operations
                     after, output = walk.function(fused), fused.output
-                found = walk.linear(operation, weight, read[0], after)
+                found = walk.linear(operation, read[0], after)
                 found = read[1] + found if len(read) > 1 else found
             else:
                 found = read[0].through(walk.function(operation))
@@ -78,7 +78,8 @@ def _is_only_read_by(name: str, later: Sequence[Operation]) -> bool:
 
 def _embedded(walk: _Walk, operation: Embed, tokens: Tensor) -> _Streams:
     trained = walk.parameter(operation.tokens)
-    quantized = walk.quantize(operation.tokens, lambda: _of_embedding(walk.model, tokens))
+    walk.quantize(operation.tokens, lambda: _of_embedding(walk.model, tokens))
+    quantized = walk.quantized(operation.tokens)
     rows = _Streams(F.embedding(tokens, trained), F.embedding(tokens, quantized))
     if operation.positions is None:
         return rows
@@ -137,30 +138,31 @@ class _Walk:
         """A bias; None where the model has none."""
         return self.parameter(gguf_name) if gguf_name in self.names else None
 
-    def quantize(self, gguf_name: str, inputs: Callable[[], InputMoments]) -> Tensor:
-        """A matrix from now on: quantized, or as it is where it has no type.
-
-        A tied head has been quantized as the embedding.
-        """
-        name, weight = self.names[gguf_name], self.parameter(gguf_name)
-        qtype = self.types.get(name)
-        if qtype is None:
-            return weight
-        if name not in self.blocks:
-            self.blocks[name] = gptq(weight, qtype, inputs(), name)
+    def quantize(self, gguf_name: str, inputs: Callable[[], InputMoments]) -> None:
+        """Make the blocks of a matrix that has a type; a tied head has those of the embedding."""
+        name = self.names[gguf_name]
+        if name in self.types and name not in self.blocks:
+            weight = self.parameter(gguf_name)
+            self.blocks[name] = gptq(weight, self.types[name], inputs(), name)
             self.bar.update(len(self.blocks))
-        rounded = dequantize(self.blocks[name], qtype, tuple(weight.shape))
+
+    def quantized(self, gguf_name: str) -> Tensor:
+        """A matrix as its blocks have it, or as it was trained where it has no type."""
+        name, weight = self.names[gguf_name], self.parameter(gguf_name)
+        if name not in self.types:
+            return weight
+        rounded = dequantize(self.blocks[name], self.types[name], tuple(weight.shape))
         return torch.from_numpy(rounded).to(weight.device)
 
     def linear(
         self,
         product: Product,
-        quantized: Tensor,
         inputs: _Streams,
         after: Callable[[Tensor], Tensor],
     ) -> _Streams:
         """Both streams through a product and what comes `after` it."""
         trained, bias = self.parameter(product.weight), self.bias(product.bias)
+        quantized = self.quantized(product.weight)
         return _Streams(
             _mapped(lambda x: after(F.linear(x, trained, bias)), inputs.trained),
             _mapped(lambda x: after(F.linear(x, quantized, bias)), inputs.quantized),

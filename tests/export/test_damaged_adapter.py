@@ -94,7 +94,9 @@ def test_another_alpha_is_caught(tmp_path: Path) -> None:
     with_key(adapter, tmp_path / "other.gguf", "adapter.lora.alpha", 3.0, Kind.FLOAT32)
     (tmp_path / "other.gguf").replace(adapter)
     target = open_target(tuned, path)
-    failed = complaints(metadata_check(target), layers_check(target, torch.arange(32)))
+    failed = complaints(
+        metadata=metadata_check(target), layers=layers_check(target, torch.arange(32))
+    )
     assert "adapter.lora.alpha" in failed["metadata"]
     assert "blk.0.attn_qkv.weight" in failed["layers"]
 

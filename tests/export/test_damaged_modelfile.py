@@ -188,9 +188,9 @@ def test_a_damaged_modelfile_is_caught_and_named(name: str, tmp_path: Path) -> N
     read = read_modelfile(modelfile).modelfile
     with LlamaCpp(gguf) as llama:
         failed = complaints(
-            metadata_check(target, modelfile),
-            prompt_check(target, llama, read),
-            stop_check(target, llama, read),
+            metadata=metadata_check(target, modelfile),
+            prompt=prompt_check(target, llama, read),
+            stop=stop_check(target, llama, read),
         )
     assert set(failed) == set(expected)
     for check, words in expected.items():

@@ -24,7 +24,7 @@ from verify_targets import write, written
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.errors import GGUFError, QuantizationError
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.convert import export
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.quantization.config import QuantConfig
@@ -62,7 +62,7 @@ def good(checkpoint: Checkpoint) -> dict[str, Path]:
     }
 
 
-def failed(checkpoint: Checkpoint, path: Path) -> Check:
+def failed(checkpoint: Checkpoint, path: Path) -> Outcome:
     check = tensors_check(open_target(checkpoint, path))
     assert not check.passed
     return check

@@ -58,8 +58,8 @@ def detail(proof: Proof, name: str) -> str:
 def complaints(checkpoint: Path, gguf: Path) -> dict[str, str]:
     """What the checks say that look at a file without running it."""
     target = open_target(load_checkpoint(checkpoint), gguf)
-    checks = (metadata_check(target), tensors_check(target))
-    return {check.name: check.detail for check in checks if not check.passed}
+    found = {"metadata": metadata_check(target), "tensors": tensors_check(target)}
+    return {name: outcome.detail for name, outcome in found.items() if not outcome.passed}
 
 
 @pytest.mark.parametrize("quant", ["f32", "f16", "bf16", "q8_0", "q4_0"])

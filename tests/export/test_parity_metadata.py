@@ -28,7 +28,7 @@ from verify_targets import (
 
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.target import open_target
 
@@ -38,7 +38,7 @@ def good(random_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
     return write(random_checkpoint, tmp_path_factory.mktemp("good") / "m.gguf")
 
 
-def check(checkpoint: Checkpoint, path: Path) -> Check:
+def check(checkpoint: Checkpoint, path: Path) -> Outcome:
     return metadata_check(open_target(checkpoint, path))
 
 
@@ -49,7 +49,7 @@ def check(checkpoint: Checkpoint, path: Path) -> Check:
 def test_a_good_file_of_every_kind_of_model_passes(variant: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c", **VARIANTS[variant])
     found = metadata_check(written(checkpoint, tmp_path / "m.gguf", "q8_0"))
-    assert (found.name, found.passed, found.value, found.limit) == ("metadata", True, 0, 0)
+    assert (found.passed, found.value, found.limit) == (True, 0, 0)
     assert found.detail.startswith("21 ")
 
 

@@ -17,7 +17,7 @@ from ollama_stand_in_models import Stored
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.errors import OllamaError
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.convert import export
 from llmkit.export.evaluation.eval_data import proof_prompts
 from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
@@ -58,7 +58,7 @@ def exported(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return load_checkpoint(made.folder), stored.gguf
 
 
-def check(server: StandIn, exported: tuple[Checkpoint, Path], name: str = "tales") -> Check:
+def check(server: StandIn, exported: tuple[Checkpoint, Path], name: str = "tales") -> Outcome:
     checkpoint, gguf = exported
     modelfile = read_modelfile(gguf.parent / "Modelfile").modelfile
     prompts = proof_prompts(checkpoint, None)
@@ -144,9 +144,9 @@ def test_verify_asks_first_and_proves_the_rest_all_the_same(
     monkeypatch.setenv("OLLAMA_HOST", hosts[trouble])
     told: list[str] = []
 
-    def tensors_check(_context: CheckContext) -> Check:
+    def tensors_check(_context: CheckContext) -> Outcome:
         told.append(capsys.readouterr().err)  # what was said before any proof
-        return Check("tensors", True, "fine")
+        return Outcome(True, "fine")
 
     checks = (RegisteredCheck("tensors", Needs.FILES, tensors_check), CHECKS[-1])
     monkeypatch.setattr("llmkit.export.verify.verify.CHECKS", checks)

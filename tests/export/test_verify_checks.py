@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.export.check import Check
+from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.checks import CHECKS, CheckContext, Needs, RegisteredCheck
 from llmkit.export.verify.verify import verify
@@ -25,6 +25,12 @@ def section(path: str, title: str) -> str:
 def test_the_docs_list_the_checks_in_their_order() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", section("docs/parity.md", "The checks"), re.MULTILINE)
     assert rows == [check.name for check in CHECKS]
+
+
+def test_the_readme_lists_the_checks_in_their_order() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    (line,) = re.findall(r"^\| `llmkit verify` \| .*: ([a-z, ]+)\. Says", text, re.MULTILINE)
+    assert line.split(", ") == [check.name for check in CHECKS]
 
 
 def test_contributing_names_files_that_exist() -> None:
@@ -45,9 +51,9 @@ def test_llama_cpp_is_loaded_once_after_layers(
     loaded: dict[str, LlamaCpp | None] = {}
 
     def noting(check: RegisteredCheck) -> RegisteredCheck:
-        def run(context: CheckContext) -> Check:
+        def run(context: CheckContext) -> Outcome:
             loaded[check.name] = getattr(context, "llama", None)
-            return Check(check.name, True, "")
+            return Outcome(True, "")
 
         return replace(check, run=run)
 

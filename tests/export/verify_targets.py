@@ -12,7 +12,7 @@ from gguf_surgery import make_checkpoint
 
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
-from llmkit.export.check import Check, Proof
+from llmkit.export.check import Outcome, Proof
 from llmkit.export.gguf.adapter import write_adapter
 from llmkit.export.gguf.writer import write_gguf
 from llmkit.export.verify.target import VerifyTarget, open_target
@@ -90,12 +90,12 @@ def proof_of(checkpoint: Checkpoint, gguf: Path) -> Proof:
 
 def said(proof: Proof) -> dict[str, str]:
     """The detail of each failed check."""
-    return complaints(*proof.checks)
+    return {check.name: check.detail for check in proof.checks if not check.passed}
 
 
-def complaints(*checks: Check) -> dict[str, str]:
-    """The detail of each failed check."""
-    return {check.name: check.detail for check in checks if not check.passed}
+def complaints(**outcomes: Outcome) -> dict[str, str]:
+    """The detail of each failed check, by the name under which it is given."""
+    return {name: found.detail for name, found in outcomes.items() if not found.passed}
 
 
 def rewritten(gguf: Path, change: Callable[[Modelfile], Modelfile]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from itertools import islice
 from multiprocessing import forkserver
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import training_runs
 from finetune_runs import write_questions
+from record_files import Write
 
 from llmkit.data.tales import tales
 
@@ -50,3 +52,19 @@ def processes() -> Any:
         patch.setenv("PYTHONSAFEPATH", "1")  # import the installed package, not the folder here
         forkserver.ensure_running()
     return context
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes text, bytes, or anything else as JSON (one a line for .jsonl), into a file."""
+
+    def written(name: str, content: object) -> Path:
+        path = tmp_path / name
+        if name.endswith("jsonl") and isinstance(content, list):
+            content = "\n".join(json.dumps(record) for record in content)
+        elif not isinstance(content, str | bytes):
+            content = json.dumps(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return written

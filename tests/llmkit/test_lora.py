@@ -32,7 +32,7 @@ from llmkit.lora import (
     peft_config,
 )
 from llmkit.quant import quant_type
-from llmkit.quantization.packed import pack_model
+from llmkit.quantization.packed import build_packed
 from llmkit.validation import validated
 
 SIZES: dict[str, Any] = {
@@ -277,9 +277,9 @@ def test_adapters_on_packed_blocks_save_load_and_merge() -> None:
     types = {
         f"h.{layer}.{target}.weight": quant_type("q4_0") for layer in range(2) for target in TARGETS
     }
-    model, other = base_model(), base_model()
+    weights = base_model().state_dict()
+    model, other = (build_packed(base_model().config, weights.__getitem__, types) for _ in range(2))
     for packed in (model, other):
-        pack_model(packed, types)
         add_lora(packed, config)
     for lora in lora_layers(model).values():
         nn.init.normal_(lora.lora_B)
