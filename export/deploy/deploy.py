@@ -17,11 +17,13 @@ from llmkit.export.doctor.examine import room_checks
 from llmkit.export.doctor.machine import gigabytes
 from llmkit.export.doctor.ollama_server import server_checks
 from llmkit.export.evaluation.eval_data import proof_prompts
+from llmkit.export.modelfile.facts import chat_template_of
 from llmkit.export.ollama.address import check_name, unverified_name
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import copy, create, delete, upload
 from llmkit.export.ollama.transport import Patience
 from llmkit.export.verify.ollama_check import (
+    Compared,
     compared_logprobs,
     never_stops,
     rendering_faults,
@@ -29,7 +31,11 @@ from llmkit.export.verify.ollama_check import (
     stored_faults,
     summed_up,
 )
+from llmkit.export.verify.ollama_file_check import compared_with_llama_cpp, template_faults
+from llmkit.export.verify.target import VerifyTarget
 from llmkit.files import StrPath, optional_path
+
+_LINT = "run llmkit modelfile lint to see how TEMPLATE differs"
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,12 @@ def deploy(
 ) -> Deployment:
     """Bring the Modelfile of an export folder, with its files, into Ollama and verify it there.
 
-    `checkpoint`: what the file was exported from, which its proof names; needed where nothing was
-    verified. The model is made under a name of its own and gets `name` only when Ollama stores,
-    renders and computes what PyTorch does; the other name is removed in any case. A check that
-    fails ends it, and what had the name stays. Raises LlmkitError where Ollama does not answer or
-    refuses, and for a folder that cannot be deployed.
+    `checkpoint`: what the file was exported from; by default the one that its proof names. Without
+    one, as for a file of another program, llama.cpp on this machine stands for PyTorch. The model
+    is made under a name of its own and gets `name` only when Ollama stores, renders and computes
+    what it has to; the other name is removed in any case. A check that fails ends it, and what had
+    the name stays. Raises LlmkitError where Ollama does not answer or refuses, and for a folder
+    that cannot be deployed.
     """
     check_name(name)
     plan = read_plan(Path(folder), optional_path(checkpoint))
@@ -150,18 +157,37 @@ def _verified(server: OllamaServer, plan: DeployPlan, model: str) -> Iterator[Ch
         fine,
         "check which Ollama server this is, and whether another program changed its files",
     )
+    if isinstance(target, VerifyTarget):
+        yield from _as_pytorch(server, target, model)
+    else:
+        yield from _as_llama_cpp(server, plan, model)
+
+
+def _as_pytorch(server: OllamaServer, target: VerifyTarget, model: str) -> Iterator[Check]:
     faults = list(rendering_faults(server, model, target))
-    fine = "prompts and their tokens match training"
-    yield _check("prompt", faults, fine, "run llmkit modelfile lint to see how TEMPLATE differs")
+    yield _check("prompt", faults, "prompts and their tokens match training", _LINT)
     prompts = proof_prompts(target.checkpoint, None)
-    found = compared_logprobs(server, model, target, prompts)
-    fine = f"{found.n} log-probabilities match PyTorch within {found.largest:.1e}"
-    advice = "check Ollama's version and its log" if found.n else ""
-    yield _check("logprobs", found.faults, fine, advice)
+    yield _logprobs_check(compared_logprobs(server, model, target, prompts), "PyTorch")
     n, n_stopped = stopped(server, model, target)
     faults = [never_stops(n)] if n and not n_stopped else []
     fine = f"{n_stopped} of {n} answers end by themselves" if n else "no held-out questions"
     yield _check("stop", faults, fine, "check PARAMETER stop for the end token, or train longer")
+
+
+def _as_llama_cpp(server: OllamaServer, plan: DeployPlan, model: str) -> Iterator[Check]:
+    """What can be compared without a checkpoint."""
+    file = plan.target.file
+    faults = list(template_faults(server, model, file, plan.modelfile))
+    has_template = chat_template_of(file) is not None
+    fine = "prompts match the file's chat template" if has_template else "no chat template"
+    yield _check("prompt", faults, fine, _LINT)
+    yield _logprobs_check(compared_with_llama_cpp(server, model, file), "llama.cpp on this machine")
+
+
+def _logprobs_check(found: Compared, reference: str) -> Check:
+    fine = f"{found.n} log-probabilities match {reference} within {found.largest:.1e}"
+    advice = "check Ollama's version and its log" if found.n else ""
+    return _check("logprobs", found.faults, fine, advice)
 
 
 def _check(name: str, faults: list[str], fine: str, advice: str) -> Check:

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkit.architectures.registry import FAMILIES
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.errors import CheckpointError, ConfigError, ModelfileError
 from llmkit.export.check import Check
-from llmkit.export.gguf.reader import config_of
+from llmkit.export.gguf.adapter import adapter_of
+from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.gguf.sizes import architecture_of, sizes_of
 from llmkit.export.modelfile.lint import lint_modelfile, local_file
 from llmkit.export.ollama.store import Blob
 from llmkit.export.verify.checks import Needs, check_names
 from llmkit.export.verify.modelfile import disagreements
 from llmkit.export.verify.proof_store import PROOF_FILE, kept_proof
-from llmkit.export.verify.target import VerifyTarget, open_target
+from llmkit.export.verify.target import FileTarget, VerifyTarget, open_target
 from llmkit.export.verify.verify import MODELFILE
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.reading import read_modelfile
@@ -27,7 +30,7 @@ class DeployPlan:
     """The files of a deployment."""
 
     modelfile: Modelfile
-    target: VerifyTarget
+    target: FileTarget  # a VerifyTarget where there is a checkpoint
     model: Blob
     adapter: Blob | None
     proof: Check
@@ -35,14 +38,14 @@ class DeployPlan:
     @property
     def context(self) -> int:
         """Tokens that the model will have room for."""
-        length = config_of(self.target.file).context_length
+        length = sizes_of(self.target.file).context_length
         return min(self.modelfile.parameters.num_ctx or length, length)
 
 
 def read_plan(folder: Path, checkpoint: Path | None) -> DeployPlan:
     """Read an export folder; `checkpoint` is the one that its proof names unless given.
 
-    Raises LlmkitError: a Modelfile with errors, files that are not there, no checkpoint.
+    Raises LlmkitError: a Modelfile with errors, files that are not there.
     """
     path = folder / MODELFILE
     if (folder / CONFIG_FILE).exists():
@@ -57,7 +60,7 @@ def read_plan(folder: Path, checkpoint: Path | None) -> DeployPlan:
     gguf = local_file(modelfile.source, folder)
     if not gguf.is_file():
         raise ModelfileError(f"{path}: FROM {modelfile.source}: no such GGUF file in this folder")
-    target = open_target(load_checkpoint(checkpoint or _checkpoint_of(gguf)), gguf)
+    target = _target(gguf, checkpoint)
     model = _blob(gguf, target.file.sha256())
     adapter = None
     for fault in disagreements(modelfile, folder, target):
@@ -81,26 +84,33 @@ def _sound_modelfile(path: Path) -> Modelfile:
     return modelfile
 
 
-def _checkpoint_of(gguf: Path) -> Path:
+def _target(gguf: Path, checkpoint: Path | None) -> FileTarget:
+    """The file with the checkpoint that is given or that its proof names, if one does."""
     proof = kept_proof(gguf)
-    advice = "pass it with --checkpoint"
+    if checkpoint is not None:
+        return open_target(load_checkpoint(checkpoint), gguf)
     if proof is None:
-        raise ConfigError(
-            f"{gguf.parent / PROOF_FILE} names no checkpoint for {gguf.name}; {advice}"
-        )
+        file = read_gguf(gguf)
+        return FileTarget(file, adapter_of(file))
     checkpoint = Path(str(proof.get("checkpoint")))
     if not checkpoint.is_dir():
         raise CheckpointError(
-            f"{gguf.name} was exported from {checkpoint}, which does not exist here; {advice}"
+            f"{gguf.name} was exported from {checkpoint}, which does not exist here; pass it "
+            "with --checkpoint"
         )
-    return checkpoint
+    return open_target(load_checkpoint(checkpoint), gguf)
 
 
-def _proof_check(gguf: Path, target: VerifyTarget, model: Blob) -> Check:
+def _proof_check(gguf: Path, target: FileTarget, model: Blob) -> Check:
     """Whether these very bytes were verified: what Ollama computes is compared with them alone.
 
     A part of which the proof holds no hash is not looked at.
     """
+    if not isinstance(target, VerifyTarget):
+        architecture = architecture_of(target.file)
+        found = f"{gguf.name} ({architecture}) has no checkpoint: not compared with PyTorch"
+        is_ours = architecture in FAMILIES
+        return Check("proof", True, found, "pass its checkpoint with --checkpoint" * is_ours)
     proof = kept_proof(gguf)
     again = f"run llmkit verify {target.checkpoint.folder} {gguf}"
     if proof is None:

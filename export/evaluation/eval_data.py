@@ -29,6 +29,7 @@ MAX_PROMPT_TEXT = 50_000  # tokens that the prompts are taken from
 READ_PER_COUNTED = 4
 MAX_WINDOW = 512  # tokens, as llama-perplexity reads a text of a model with a long context
 TALES_SEED, N_TALES = 2, 60
+BEGINNING = 40  # characters
 Item = TypeVar("Item")
 
 
@@ -123,6 +124,11 @@ def file_sequences(file: GGUFFile, data: Path | None, max_tokens: int) -> list[T
         ]
         # What follows the token that begins all texts, nothing can foretell.
         return [TextSequence(ids, np.arange(len(ids) - 1) >= llama.adds_bos) for ids in found]
+
+
+def tale_beginnings(n: int) -> list[str]:
+    """Texts of a few words, to be continued."""
+    return [tale[:BEGINNING] for tale in islice(tales(TALES_SEED), n)]
 
 
 def file_tokens(llama: LlamaCpp, documents: Iterable[str]) -> list[int]:

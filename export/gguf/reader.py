@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmkit.architectures.base import GGUF_HEAD, ModelConfig
+from llmkit.architectures.base import GGUF_HEAD, Family, ModelConfig
 from llmkit.architectures.registry import FAMILIES, tensor_specs
 from llmkit.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint, load_checkpoint
 from llmkit.checkpoint.tensors import fault_of
@@ -203,15 +203,21 @@ def load_folder(path: Path) -> Checkpoint:
     return load_checkpoint(path)
 
 
-def config_of(file: GGUFFile) -> ModelConfig:
-    """The model's sizes as the file states them. Raises GGUFError for another architecture."""
+def family_of_file(file: GGUFFile) -> Family:
+    """The model family that a file is of. Raises GGUFError where llmkit has none."""
     architecture = file.metadata.get(gguf.Keys.General.ARCHITECTURE)
     if architecture not in FAMILIES:
         kind = f"is a {architecture} model" if architecture else "does not name its architecture"
         raise GGUFError(
-            f"{file.path} {kind}; llmkit knows the PyTorch model of {', '.join(FAMILIES)} only"
+            f"{file.path} {kind}; this needs the PyTorch model, which llmkit has only of "
+            f"{', '.join(FAMILIES)}. compare, quantize and deploy take any architecture"
         )
-    known = FAMILIES[architecture]
+    return FAMILIES[architecture]
+
+
+def config_of(file: GGUFFile) -> ModelConfig:
+    """The model's sizes as the file states them. Raises GGUFError for another architecture."""
+    known = family_of_file(file)
 
     def value(key: str, kind: type) -> Any:
         if key not in file.metadata:

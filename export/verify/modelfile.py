@@ -8,7 +8,7 @@ from pathlib import Path
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.reader import read_gguf
 from llmkit.export.modelfile.lint import file_errors, local_file
-from llmkit.export.verify.target import VerifyTarget
+from llmkit.export.verify.target import FileTarget, VerifyTarget
 from llmkit.modelfiles.grammar import RefusalError
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.reading import read_modelfile
@@ -31,7 +31,7 @@ def modelfile_faults(path: Path, target: VerifyTarget) -> Iterator[str]:
             yield f"{path}: {fault}"
 
 
-def disagreements(modelfile: Modelfile, folder: Path, target: VerifyTarget) -> Iterator[str]:
+def disagreements(modelfile: Modelfile, folder: Path, target: FileTarget) -> Iterator[str]:
     """Where FROM and ADAPTER, relative to `folder`, do not name the target's files.
 
     FROM may name any GGUF file beside it: an export has one Modelfile for several.

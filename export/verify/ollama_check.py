@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import gguf
 import torch
+from torch import Tensor
 
 from llmkit.errors import OllamaError
 from llmkit.export.check import Outcome
@@ -16,7 +18,7 @@ from llmkit.export.ollama.server import OllamaServer, Said, Shown
 from llmkit.export.verify.attention import with_f16_cache
 from llmkit.export.verify.prompt_check import conversations, id_fault
 from llmkit.export.verify.reference import Reference
-from llmkit.export.verify.target import VerifyTarget
+from llmkit.export.verify.target import FileTarget, VerifyTarget
 from llmkit.finetuning.held_out import held_out_questions
 from llmkit.generation import ends_inside_character
 from llmkit.modelfiles.modelfile import Modelfile
@@ -29,9 +31,30 @@ N_ANSWERS, MAX_ANSWER = 10, 256
 MULTIPLE = 4.0
 
 
+class Logits(Protocol):
+    """Who computes what Ollama's log-probabilities are compared with."""
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits (T, V) of token ids (T,)."""
+        ...
+
+
+class Vocabulary(Protocol):
+    """The tokens of a model."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes that tokens stand for."""
+        ...
+
+
 @dataclass
 class Compared:
-    """Log-probabilities of Ollama against PyTorch's."""
+    """Log-probabilities of Ollama against the expected ones."""
 
     faults: list[str] = field(default_factory=list)
     n_prompts: int = 0
@@ -83,7 +106,7 @@ def never_stops(n: int) -> str:
     return f"the model never stops: {n} of {n} answers ran to the token limit"
 
 
-def stored_faults(shown: Shown, target: VerifyTarget, modelfile: Modelfile | None) -> Iterator[str]:
+def stored_faults(shown: Shown, target: FileTarget, modelfile: Modelfile | None) -> Iterator[str]:
     """Where the stored model differs from the file or the Modelfile.
 
     Ollama rewrites the file: it adds general.quantization_version and tells no arrays.
@@ -98,9 +121,9 @@ def stored_faults(shown: Shown, target: VerifyTarget, modelfile: Modelfile | Non
         elif found == wanted:
             continue
         yield f"{key} is {found!r} in Ollama instead of {wanted!r}; create the model again"
-    architecture = shown.metadata.get(gguf.Keys.General.ARCHITECTURE)
-    if architecture != "gpt2":
-        yield f"architecture is {architecture!r} in Ollama instead of 'gpt2'"
+    key = gguf.Keys.General.ARCHITECTURE
+    if key not in shown.metadata:
+        yield f"{key} is missing in Ollama"
     for name, tensor in target.file.tensors.items():
         if name not in shown.tensors:
             if shown.tensors:
@@ -113,10 +136,10 @@ def stored_faults(shown: Shown, target: VerifyTarget, modelfile: Modelfile | Non
             yield f"{name} is {kind} {shape} in Ollama instead of {wanted}"
     if modelfile:
         for what, there, wanted in (
-            ("TEMPLATE", shown.template, modelfile.template or ""),
+            ("TEMPLATE", shown.template, modelfile.template),
             ("SYSTEM", shown.system, modelfile.system or ""),
         ):
-            if there != wanted:
+            if wanted is not None and there != wanted:  # without a TEMPLATE Ollama guesses one
                 yield f"{what} in Ollama differs from the Modelfile: {there[:60]!r}"
         for stop in modelfile.parameters.stop:
             if f'"{stop}"' not in shown.parameters:
@@ -145,13 +168,34 @@ def compared_logprobs(
 ) -> Compared:
     """Greedy tokens and their log-probabilities, as far as Ollama tells them."""
     source = target.checkpoint
-    exact = Reference(target, torch.float64)
-    rounded = Reference(target, torch.float64, attention=with_f16_cache)
-    ids_of = _whole_tokens(source.tokenizer)
-    n_ctx = source.config.context_length
+    return compare_logprobs(
+        server,
+        name,
+        [as_ollama_reads(prompt, source.tokenizer) for prompt in prompts[:N_PROMPTS]],
+        source.tokenizer,
+        source.config.context_length,
+        exact=Reference(target, torch.float64),
+        rounded=Reference(target, torch.float64, attention=with_f16_cache),
+    )
+
+
+def compare_logprobs(
+    server: OllamaServer,
+    name: str,
+    prompts: Iterable[tuple[str, list[int]]],
+    tokenizer: Vocabulary,
+    n_ctx: int,
+    *,
+    exact: Logits,
+    rounded: Logits,
+) -> Compared:
+    """The same for prompts as text and as token ids.
+
+    The limit follows from how far `rounded`, with keys and values as f16, is from `exact`.
+    """
+    ids_of = _whole_tokens(tokenizer)
     compared = Compared()
-    for prompt in prompts[:N_PROMPTS]:
-        text, ids = as_ollama_reads(prompt, source.tokenizer)
+    for text, ids in prompts:
         if not 0 < len(ids) < n_ctx:
             continue
         said = server.continued(name, text, N_TOKENS, n_ctx)
@@ -159,7 +203,7 @@ def compared_logprobs(
             compared.faults.append("Ollama returns no log-probabilities; update Ollama")
             break
         compared.n_prompts += 1
-        path, places = path_of(said, ids, ids_of, source.tokenizer, exact)
+        path, places = path_of(said, ids, ids_of, tokenizer, exact)
         if path:
             _compare_tokens(said, ids, path, places, ids_of, exact, rounded, compared)
     if not compared.n and not compared.faults:
@@ -201,7 +245,7 @@ def as_ollama_reads(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list
     return text, read
 
 
-def _whole_tokens(tokenizer: Tokenizer) -> dict[bytes, int]:
+def _whole_tokens(tokenizer: Vocabulary) -> dict[bytes, int]:
     """Ids by the bytes that Ollama tells of a token: those of whole characters."""
     found = {}
     for token_id in range(tokenizer.vocab_size):
@@ -216,8 +260,8 @@ def path_of(
     said: Said,
     prompt: list[int],
     ids_of: dict[bytes, int],
-    tokenizer: Tokenizer,
-    exact: Reference,
+    tokenizer: Vocabulary,
+    exact: Logits,
 ) -> tuple[list[int], list[int]]:
     """The ids that Ollama chose, and at which of them each of its entries stands.
 
@@ -251,14 +295,14 @@ def _compare_tokens(
     path: list[int],
     places: list[int],
     ids_of: dict[bytes, int],
-    exact: Reference,
-    rounded: Reference,
+    exact: Logits,
+    rounded: Logits,
     compared: Compared,
 ) -> None:
     """Compare each entry's log-probabilities at its place on the path that Ollama took."""
     ids, n = torch.tensor([*prompt, *path[:-1]]), len(path)
-    wanted = next(exact.last_logits([ids], [n]))[places].log_softmax(-1)  # (entries, V)
-    noise = (next(rounded.last_logits([ids], [n]))[places].log_softmax(-1) - wanted).abs()
+    wanted = exact.logits(ids)[-n:][places].log_softmax(-1)  # (entries, V)
+    noise = (rounded.logits(ids)[-n:][places].log_softmax(-1) - wanted).abs()
     chosen = [path[place] for place in places]
     for row, noise_row, token, token_id in zip(wanted, noise, said.tokens, chosen, strict=False):
         for content, logprob in token.logprobs.items():
@@ -270,7 +314,7 @@ def _compare_tokens(
         gap = float(row.max() - row[token_id])
         if gap > 2 * MULTIPLE * max(compared.noise, compared.largest):
             compared.faults.append(
-                f"Ollama chose token {token_id}, PyTorch {int(row.argmax())}, whose "
+                f"Ollama chose token {token_id} instead of {int(row.argmax())}, whose "
                 f"log-probability is {gap:.1e} higher"
             )
 

@@ -7,17 +7,23 @@ from pathlib import Path
 
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.gguf.adapter import adapter_of
-from llmkit.export.gguf.reader import GGUFFile, read_gguf
+from llmkit.export.gguf.reader import GGUFFile, family_of_file, read_gguf
 from llmkit.quantization.tensor_types import Quantization
 
 
 @dataclass(frozen=True)
-class VerifyTarget:
+class FileTarget:
+    """A file of any architecture."""
+
+    file: GGUFFile
+    adapter: GGUFFile | None  # LoRA matrices that the file names; None where there are none
+
+
+@dataclass(frozen=True)
+class VerifyTarget(FileTarget):
     """A checkpoint and a file of it."""
 
     checkpoint: Checkpoint
-    file: GGUFFile
-    adapter: GGUFFile | None  # LoRA matrices that the file names; None where there are none
     quantization: Quantization
 
     @property
@@ -29,4 +35,5 @@ class VerifyTarget:
 def open_target(checkpoint: Checkpoint, gguf: Path) -> VerifyTarget:
     """Read a GGUF file and its adapter. Raises GGUFError or QuantizationError for no such file."""
     file = read_gguf(gguf)
-    return VerifyTarget(checkpoint, file, adapter_of(file), file.quantization())
+    family_of_file(file)  # refuses a file that no checkpoint of llmkit's can be compared with
+    return VerifyTarget(file, adapter_of(file), checkpoint, file.quantization())

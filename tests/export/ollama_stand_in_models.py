@@ -136,7 +136,7 @@ def generated(stored: Stored, request: Request) -> Iterator[str]:
     stops = stored.modelfile.parameters.stop
     held = b""
     with LlamaCpp(stored.gguf, exact=False) as llama:  # with Ollama's f16 keys and values
-        new = llama.tokenize(request.prompt, parse_special=True)
+        new = llama.with_bos(llama.tokenize(request.prompt, parse_special=True))
         if len(new) >= llama.n_ctx:
             if not asked.get("truncate", True):
                 _refuse_long(len(new), llama.n_ctx)

@@ -16,7 +16,8 @@ F32 = gguf.GGMLQuantizationType.F32
 WORDS = "some words to merge, some more words"
 N_HEAD = 4
 CHAT_TEMPLATE = (
-    "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+    "{% for message in messages %}[{{ message.role }}] {{ message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 

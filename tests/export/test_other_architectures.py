@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 from gguf_surgery import Kind, keys_of, tensors_of, with_key, without_key
 from numpy.typing import NDArray
+from ollama_servers import stand_in
+from ollama_stand_in import StandIn
 from other_architectures import CHAT_TEMPLATE, SHAPES, write_model
 from test_memory import ROUNDED, allocated
 
 from llmkit.architectures.registry import tensor_specs
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.compare import compare
+from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor import machine
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.doctor.fit import fit_check
@@ -28,12 +32,16 @@ from llmkit.export.llamacpp.benchmark import Speed
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.llamacpp.runners import open_runner
 from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.modelfile.write import write_modelfile
+from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.quantization.imatrix import (
     ImportanceMatrix,
     ImportanceStatistics,
     write_imatrix,
 )
 from llmkit.export.quantization.requantize import requantize
+from llmkit.export.verify.ollama_file_check import compared_with_llama_cpp
+from llmkit.export.verify.verify import verify
 from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.quantization.tensor_types import quantization
@@ -320,3 +328,43 @@ def test_a_template_that_refuses_is_told_with_its_words() -> None:
     template = ChatTemplate("{{ raise_exception('no system role') }}")
     with pytest.raises(GGUFError, match="no system role"):
         template.text([Message("user", "hi")])
+
+
+# Ollama
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    with stand_in(tmp_path_factory.mktemp("server")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, None])
+def test_a_file_is_deployed_without_a_checkpoint(
+    template: str | None, server: StandIn, tmp_path: Path
+) -> None:
+    add_bos = {"tokenizer.ggml.add_bos_token": (True, Kind.BOOL, None)}
+    f32 = write_model(tmp_path / "f32.gguf", "llama", chat_template=template, more=add_bos)
+    q4_0 = requantize(f32, tmp_path / "out" / "m.gguf", "q4_0").path
+    modelfile = write_modelfile(q4_0)
+    done = deploy(q4_0.parent, "other", host=server.url)
+    assert done.passed, done.checks
+    checks = {check.name: check for check in done.checks}
+    assert list(checks)[-5:] == ["upload", "create", "stored", "prompt", "logprobs"]
+    for part in ("llama", "not compared with PyTorch"):
+        assert part in checks["proof"].detail
+    assert "llama.cpp" in checks["logprobs"].detail
+    with OllamaServer(server.url) as client:
+        assert compared_with_llama_cpp(client, "other", read_gguf(f32)).faults
+    if template is not None:
+        text = modelfile.read_text(encoding="utf-8")
+        modelfile.write_text(text.replace("[user]", "[human]"), encoding="utf-8")
+        done = deploy(q4_0.parent, "wrong", host=server.url)
+        assert [check.name for check in done.checks if not check.passed] == ["prompt"]
+
+
+def test_verify_names_the_architecture_and_what_works(model: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(GGUFError) as caught:
+        verify(tiny_checkpoint, model)
+    for word in (model.stem, "gpt2", "compare", "deploy"):
+        assert word in str(caught.value)
