@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -20,6 +21,10 @@ ACTIVATIONS = {
 NORMS = {"pre": "pre", "post": "post"}
 MASKS = {"causal": "causal", "none": "none"}
 # What queries times keys are multiplied by: 1/sqrt(head width), 1/sqrt(n_embd), or 1.
+# Which rows of a fused matrix are queries, keys and values; "heads": q, k and v of head 0 first.
+QKV_ORDERS = {
+    order: order for order in (*map("".join, itertools.permutations("qkv")), "heads")
+}
 ATTENTION_SCALES = {"head": "head", "embd": "embd", "none": "none"}
 
 # Names under which programs keep a setting, the usual first.
@@ -55,6 +60,7 @@ class ImportOptions:
     norm: str | None = None
     mask: str | None = None
     attention_scale: str | None = None
+    qkv_order: str | None = None
     layer_norm_epsilon: float | None = None
     lora_alpha: float | None = None
     labels: tuple[str, ...] = ()
@@ -72,6 +78,7 @@ class Facts:
     mask: Fact
     attention_scale: Fact
     is_scaled_by_layer: Fact
+    qkv_order: Fact
     layer_norm_epsilon: Fact
 
     def items(self) -> list[tuple[str, Fact]]:

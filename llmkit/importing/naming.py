@@ -132,10 +132,9 @@ def take_apart(tensors: Mapping[str, Tensor]) -> Parts:
         _same_tensors(inside[0], inside[number], f"{stem}{number}")
     tokens, positions, final_norm, head = _ends(outside)
     width = int(tokens.weight.shape[1])
-    layers = [_layer(inside[i], f"{stem}{i}", width) for i in range(len(inside))]
-    return Parts(
-        tokens, positions, layers, final_norm, head, _is_transposed(layers, width), ignored
-    )
+    is_transposed = _is_transposed(inside[0], width)
+    layers = [_layer(inside[i], f"{stem}{i}", width, is_transposed) for i in range(len(inside))]
+    return Parts(tokens, positions, layers, final_norm, head, is_transposed, ignored)
 
 
 def _same_tensors(first: Mapping[str, Linear], other: Mapping[str, Linear], where: str) -> None:
@@ -196,6 +195,8 @@ def _ends(outside: dict[str, Linear]) -> tuple[Linear, Linear, Linear, Linear | 
     rest = {n: m for n, m in matrices.items() if n not in positions}
     heads = {n: m for n, m in rest.items() if _is_head(n)}
     tokens = {n: m for n, m in rest.items() if n not in heads}
+    if len(tokens) == 2:
+        _settle(tokens, positions, heads)
     if len(tokens) != 1:
         _one_of("token embedding", tokens)
     if not positions:
@@ -226,6 +227,21 @@ def _ends(outside: dict[str, Linear]) -> tuple[Linear, Linear, Linear, Linear | 
     )
 
 
+def _settle(
+    tokens: dict[str, Linear], positions: dict[str, Linear], heads: dict[str, Linear]
+) -> None:
+    """Take the table of positions or the head from two matrices whose names do not tell."""
+    if heads and not positions:
+        n_rows = len(next(iter(heads.values())).weight)
+        found = [name for name, module in tokens.items() if len(module.weight) != n_rows]
+        into = positions
+    else:
+        found = [name for name in tokens if not _EMBEDDINGS & set(words_of(name))]
+        into = heads
+    if len(found) == 1 and not into:
+        into[found[0]] = tokens.pop(found[0])
+
+
 def _is_position(name: str) -> bool:
     return any(word.startswith("pos") or word in ("wpe", "pe") for word in words_of(name))
 
@@ -235,7 +251,7 @@ def _is_head(name: str) -> bool:
     return bool(words & _HEADS) and not words & _EMBEDDINGS
 
 
-def _layer(modules: dict[str, Linear], where: str, width: int) -> Layer:
+def _layer(modules: dict[str, Linear], where: str, width: int, is_transposed: bool) -> Layer:
     layer = Layer()
     left = dict(modules)
     for name, module in modules.items():
@@ -272,7 +288,7 @@ def _layer(modules: dict[str, Linear], where: str, width: int) -> Layer:
             f"{where} has {len(left)} matrices where a GPT has the two of its feed-forward layer"
             + (f"; the first is {name}" if name else "")
         )
-    layer.up, layer.down = _feed_forward(list(left.items()))
+    layer.up, layer.down = _feed_forward(list(left.items()), width, is_transposed)
     return layer
 
 
@@ -328,24 +344,40 @@ def _parent(name: str) -> str:
     return per_head[1].rstrip(".") if per_head else name.rpartition(".")[0]
 
 
-def _feed_forward(found: Sequence[tuple[str, Linear]]) -> tuple[Linear, Linear]:
-    (first_name, first), (_, second) = found
-    if set(words_of(first_name.rpartition(".")[2])) & {"down", "proj", "out", "2", "output"}:
-        first, second = second, first
+def _feed_forward(
+    found: Sequence[tuple[str, Linear]], width: int, is_transposed: bool
+) -> tuple[Linear, Linear]:
+    """The matrix into the wider space and the one back: by shapes, or by names where both fit."""
+    (first_name, first), (second_name, second) = found
     if first.weight.shape != second.weight.shape[::-1]:
         raise CheckpointError(
             f"{first.name} {tuple(first.weight.shape)} and {second.name} "
             f"{tuple(second.weight.shape)} do not make a feed-forward layer"
         )
-    return first, second
+    n_in, n_out = (linear.weight.shape[not is_transposed] for linear in (first, second))
+    if n_in == n_out:
+        is_second = _is_down(first_name) and not _is_down(second_name)
+    else:
+        is_second = n_in != width
+    return (second, first) if is_second else (first, second)
 
 
-def _is_transposed(layers: Sequence[Layer], width: int) -> bool:
-    """Whether matrices are (in, out): only the fused one of q, k and v, or a wide one, can tell."""
-    layer = layers[0]
-    if layer.qkv is not None:
-        return layer.qkv.weight.shape == (width, 3 * width)
-    return layer.up is not None and layer.up.weight.shape[1] != width
+def _is_down(name: str) -> bool:
+    words = set(words_of(name.rpartition(".")[2]))
+    return bool(words & {"down", "proj", "out", "2", "output"}) and "up" not in words
+
+
+def _is_transposed(modules: Mapping[str, Linear], width: int) -> bool:
+    """Whether matrices are (in, out): a fused one of q, k and v shows it, or a bias's length."""
+    for name, module in modules.items():
+        shape = tuple(module.weight.shape)
+        if len(shape) != 2 or shape[0] == shape[1]:
+            continue
+        if module.bias is not None:
+            return len(module.bias) == shape[1]
+        if _projection(name, module, width) == "qkv":
+            return shape == (width, 3 * width)
+    return False
 
 
 def _one_of(kind: str, found: Mapping[str, Linear]) -> None:

@@ -245,9 +245,9 @@ def _read_legacy(file: Any, n_bytes: int) -> Any:
     storages: dict[str, _Storage] = {}
 
     def persistent(key: Any) -> Any:
-        kind, dtype, name, _, numel, *_ = key
-        if kind != "storage":
-            return Bag()
+        if key[0] == "module":  # a class with its source text
+            return key[1]
+        _, dtype, name, _, numel, *_ = key
         if name not in storages:
             size = int(numel) * _dtype(dtype).itemsize
             if not 0 <= size <= n_bytes:
