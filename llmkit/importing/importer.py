@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.gpt2 import GPT2
 from llmkit.checkpoint.checkpoint import label_ids, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE
 from llmkit.checkpoint.tensors import fault_of, write_tensors
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.files import StrPath, cannot_write, optional_path
-from llmkit.importing.assemble import Assembly, Step, Vocabulary, assemble
-from llmkit.importing.facts import Fact, Facts, ImportOptions, gather, setting
+from llmkit.files import StrPath, optional_path
+from llmkit.importing.assemble import Assembly, Vocabulary, assemble
+from llmkit.importing.facts import Facts, ImportOptions, gather, setting
+from llmkit.importing.gguf_file import import_gguf, is_gguf
 from llmkit.importing.lora import merged
+from llmkit.importing.made import Import, check_out, staged
 from llmkit.importing.naming import Parts, take_apart
 from llmkit.importing.projects import PROJECTS, Project, recognised
 from llmkit.importing.reference import (
@@ -44,22 +42,6 @@ _MEASURED_TOKENS = 64
 UNKNOWN = "a scheme of names that is not known, read by general rules"
 
 
-@dataclass(frozen=True)
-class Import:
-    """What an import took the source for, and what it made of it."""
-
-    folder: Path
-    recognised: str  # the program
-    container: str
-    config: ModelConfig
-    steps: list[Step]  # what went where
-    facts: list[tuple[str, Fact]]  # what names and shapes do not say
-    tokenizer: str  # where it is from
-    notes: list[str]
-    proof: ImportProof | None  # None without reference logits
-    activation_cost: float | None  # largest logit difference of the exact GELU and llama.cpp's
-
-
 def import_checkpoint(
     source: StrPath,
     out: StrPath,
@@ -76,8 +58,11 @@ def import_checkpoint(
     """
     options = options or ImportOptions()
     out, given = Path(out), optional_path(reference)
-    _check_out(out)
-    opened = open_source(_local(str(source)))
+    check_out(out)
+    path = _local(str(source))
+    if is_gguf(path):
+        return import_gguf(path, out, options, read_reference(given) if given else None)
+    opened = open_source(path)
     if "prompt_format" in opened.extras.get(CONFIG_FILE, {}):
         raise ConfigError(f"{source} is a checkpoint of llmkit already; give it to llmkit export")
     tensors, n_merged = merged(without_prefixes(opened.tensors), options.lora_alpha)
@@ -89,16 +74,18 @@ def import_checkpoint(
         )
     parts = take_apart(tensors)
     _check_sizes(opened, project, parts)
+    _check_labels(parts, options)
     known = read_reference(given) if given else None
     facts = gather(opened, project, parts, options)
     _refuse(facts, project, known, parts)
     if known is not None:
         check_reference(known, len(parts.tokens.weight), len(parts.positions.weight))
-    found = _tokenizer(opened, parts, project, options)
+    implied = project.tokenizer if project else None
+    found = find_tokenizer(opened, options.tokenizer, len(parts.tokens.weight), implied)
     tokenizer, vocabulary = _vocabulary(found, parts, options)
     assembly = assemble(parts, facts, vocabulary, GPT2.config)
     form = _prompt_format(options, found, tokenizer)
-    with _staged(out) as folder:
+    with staged(out) as folder:
         _write(folder, assembly, form, tokenizer, options.labels, opened)
         checkpoint = load_checkpoint(folder)
         proof = prove(checkpoint.load_model(), known, vocabulary) if known else None
@@ -119,13 +106,6 @@ def import_checkpoint(
         proof,
         _activation_cost(parts, facts, known),
     )
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; choose a folder with --out")
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; choose another folder with --out")
 
 
 def _local(source: str) -> Path:
@@ -189,9 +169,8 @@ def _refuse(
         )
 
 
-def _tokenizer(
-    source: Source, parts: Parts, project: Project | None, options: ImportOptions
-) -> ImportedTokenizer:
+def _check_labels(parts: Parts, options: ImportOptions) -> None:
+    """Raise ConfigError where a classifier's labels are not named, or there are none."""
     head = parts.head
     n_rows = len(parts.tokens.weight)
     if head is not None and len(head.weight) != n_rows:
@@ -207,7 +186,6 @@ def _tokenizer(
         raise ConfigError(
             "--labels: the model is not a classifier, its head has a row for every token; omit it"
         )
-    return find_tokenizer(source, options.tokenizer, n_rows, project.tokenizer if project else None)
 
 
 def _vocabulary(
@@ -233,24 +211,6 @@ def _prompt_format(
     for token in form.stops:
         tokenizer.special_id(token)  # raises where there is none
     return form
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into; it becomes `out`, or is removed after an error."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp's is its owner's alone
-        if out.is_dir():
-            out.rmdir()
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(

@@ -6,7 +6,7 @@ import shlex
 
 from rich.table import Table
 
-from llmkit.importing.importer import Import
+from llmkit.importing.made import Import
 
 REFERENCE_LINES = """\
     import numpy, torch              # in the notebook that has your model

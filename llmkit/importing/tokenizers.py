@@ -214,7 +214,7 @@ def from_characters(characters: Sequence[str], origin: str) -> ImportedTokenizer
                 first += symbol
                 vocab.setdefault(first, len(vocab))
     hf = byte_level(models.BPE(vocab=vocab, merges=list(merges)))
-    return _completed(hf, n_own, origin, special, ())
+    return completed(hf, n_own, origin, special, ())
 
 
 def _accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:
@@ -238,14 +238,14 @@ def _accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     plain = byte_level(models.BPE(vocab=vocab, merges=merges))
     end = _end_token(folder, special)
-    return _completed(plain, n_own, origin, special, tuple(notes), end)
+    return completed(plain, n_own, origin, special, tuple(notes), end)
 
 
 def _is_byte_level(model: Mapping[str, Any]) -> bool:
     return all(symbol in model["vocab"] for symbol in byte_alphabet())
 
 
-def _completed(
+def completed(
     hf: HFTokenizer,
     n_own: int,
     origin: str,
@@ -253,6 +253,7 @@ def _completed(
     notes: tuple[str, ...],
     end: str | None = None,
 ) -> ImportedTokenizer:
+    """With its special tokens, and the one that ends a text, which may be new."""
     tokens = list(dict.fromkeys((*special, END_OF_TEXT)))
     hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in tokens])
     return ImportedTokenizer(Tokenizer(hf), n_own, origin, end or END_OF_TEXT, notes)
