@@ -45,6 +45,13 @@ def _import(
         Literal["pre", "post"] | None,
         typer.Option(help="Norms before or after attention.", show_default="the program's"),
     ] = None,
+    norm_type: Annotated[
+        Literal["layer", "rms"] | None,
+        typer.Option(
+            help="LayerNorm or RMSNorm; norms without biases can be either.",
+            show_default="the program's",
+        ),
+    ] = None,
     mask: Annotated[
         Literal["causal", "none"] | None,
         typer.Option(help="Mask of attention.", show_default="the program's"),
@@ -55,6 +62,14 @@ def _import(
             help="Attention scores are divided by the square root of the head width, of n_embd, "
             "or not at all.",
             show_default="head",
+        ),
+    ] = None,
+    qkv_order: Annotated[
+        Literal["qkv", "qvk", "kqv", "kvq", "vqk", "vkq", "heads"] | None,
+        typer.Option(
+            help="Order of queries, keys and values in a fused matrix. heads: those of the first "
+            "head, then those of the second.",
+            show_default="qkv",
         ),
     ] = None,
     layer_norm_epsilon: Annotated[
@@ -105,8 +120,10 @@ def _import(
         n_head,
         activation,
         norm,
+        norm_type,
         mask,
         attention_scale,
+        qkv_order,
         layer_norm_epsilon,
         lora_alpha,
         tuple(part.strip() for part in labels.split(",")) if labels else (),

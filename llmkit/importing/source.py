@@ -110,7 +110,12 @@ def _open_file(path: Path) -> Source:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # save_model keeps one of tied tensors, and writes the others' names here.
+            for name, kept in (file.metadata() or {}).items():
+                if kept in tensors:
+                    tensors.setdefault(name, tensors[kept])
+            return tensors
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); copy it again"
@@ -168,6 +173,8 @@ def _open_pickle(path: Path) -> Source:
         settings = _first(_module_settings(content))
         kind = f"whole module {content.class_name} in a {container}"
         return Source(path, path.parent, kind, tensors, settings, classes=classes)
+    if isinstance(content, list | tuple):
+        content = {str(number): value for number, value in enumerate(content)}
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
     box, tensors = _weights_in(content)
@@ -195,6 +202,10 @@ def _weights_in(content: Mapping[Any, Any]) -> tuple[str, dict[str, Tensor]]:
     counts = {name: len(_tensors_of(content[name])) for name in (*known, *others)}
     usual = [name for name in known if counts[name]]
     own = _tensors_of(content)
+    if not own and not any(counts.values()):  # one level deeper
+        inside = [n for n in (*known, *others) if isinstance(content[n], dict)]
+        found = ((n, _weights_in(content[n])) for n in inside)
+        return next(((f"{n}.{box}", tensors) for n, (box, tensors) in found if tensors), ("", {}))
     box = usual[0] if usual else max(others, key=counts.__getitem__, default="")
     if not usual and (box == "" or counts[box] <= len(own)):
         return "", own
