@@ -25,6 +25,13 @@ NormOption = Annotated[
     Literal["pre", "post"] | None,
     typer.Option(help="Norms before or after attention.", show_default="the program's"),
 ]
+NormTypeOption = Annotated[
+    Literal["layer", "rms"] | None,
+    typer.Option(
+        help="LayerNorm or RMSNorm; norms without biases can be either.",
+        show_default="the program's",
+    ),
+]
 MaskOption = Annotated[
     Literal["causal", "none"] | None,
     typer.Option(help="Mask of attention.", show_default="the program's"),
@@ -35,6 +42,14 @@ ScaleOption = Annotated[
         help="Attention scores are divided by the square root of the head width, of n_embd, "
         "or not at all.",
         show_default="head",
+    ),
+]
+QkvOrderOption = Annotated[
+    Literal["qkv", "qvk", "kqv", "kvq", "vqk", "vkq", "heads"] | None,
+    typer.Option(
+        help="Order of queries, keys and values in a fused matrix. heads: those of the first "
+        "head, then those of the second.",
+        show_default="qkv",
     ),
 ]
 EpsilonOption = Annotated[

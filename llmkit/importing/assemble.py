@@ -165,7 +165,9 @@ class _Build:
         if layer.qkv is not None:
             width = self.parts.n_embd
             whole = _bias(layer.qkv, 3 * width) if is_bias else _oriented(layer.qkv, self.parts)
-            q, rest = whole[:width], whole[width:]
+            order = self.facts.qkv_order.value
+            q, *others = in_order(whole, order, self.facts.n_head.value)
+            rest = whole[width:] if order == "qkv" else torch.cat(others)
         else:
             q, k, v = (
                 torch.cat([_bias(h, len(h.weight)) if is_bias else h.weight for h in heads])
@@ -223,7 +225,9 @@ class _Build:
         found.append(Step(parts.positions.name, "position embedding", "copied"))
         turned = ", transposed" if parts.is_transposed else ""
         if layer.qkv is not None:
-            found.append(Step(name(layer.qkv), "queries, keys, values", f"copied{turned}"))
+            order = self.facts.qkv_order.value
+            moved = "" if order == "qkv" else f", rows put in order (were {order})"
+            found.append(Step(name(layer.qkv), "queries, keys, values", f"copied{turned}{moved}"))
         else:
             which = "per head, " if len(layer.q) > 1 else ""
             heads = f"{name(layer.q[0])}, {name(layer.k[0])}, {name(layer.v[0])}"
@@ -282,6 +286,15 @@ def query_scale(facts: Facts, n_embd: int, layer: int) -> float:
     kind = facts.attention_scale.value
     scale = 1.0 if kind == "head" else float(wanted[kind]) * math.sqrt(head_width)
     return scale / (layer + 1) if facts.is_scaled_by_layer.value else scale
+
+
+def in_order(fused: Tensor, order: str, n_head: int) -> list[Tensor]:
+    """Queries, keys and values of a fused tensor (3C, ...), each (C, ...)."""
+    if order == "heads":
+        apart = fused.reshape(n_head, 3, -1, *fused.shape[1:])
+        return [apart[:, i].reshape(-1, *fused.shape[1:]) for i in range(3)]
+    found = dict(zip(order, fused.chunk(3), strict=True))
+    return [found[kind] for kind in "qkv"]
 
 
 def head_weight(parts: Parts) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from llmkit.errors import ConfigError
-from llmkit.importing.naming import Parts
+from llmkit.importing.naming import Parts, named_order
 from llmkit.importing.projects import Project
 from llmkit.importing.source import Source
 
@@ -17,15 +18,19 @@ ACTIVATIONS = {
     **dict.fromkeys(["gelu", "gelu_erf", "gelu_exact", "erf", "gelu_python", "none"], "gelu_erf"),
     "relu": "relu",
 }
-NORMS = {"pre": "pre", "post": "post"}
+NORMS = {"pre": "pre", "post": "post", "true": "pre", "false": "post"}
+NORM_TYPES = {"layer": "layer", "rms": "rms"}
 MASKS = {"causal": "causal", "none": "none"}
 # What queries times keys are multiplied by: 1/sqrt(head width), 1/sqrt(n_embd), or 1.
+# Which rows of a fused matrix are queries, keys and values; "heads": q, k and v of head 0 first.
+QKV_ORDERS = {order: order for order in (*map("".join, itertools.permutations("qkv")), "heads")}
 ATTENTION_SCALES = {"head": "head", "embd": "embd", "none": "none"}
 
 # Names under which programs keep a setting, the usual first.
 _NAMES = {
     "n_head": "n_head n_heads num_heads num_attention_heads nhead heads num_head attention_heads",
     "activation": "activation_function activation act hidden_act act_fn activation_type",
+    "norm": "norm_first pre_norm",
     "layer_norm_epsilon": "layer_norm_epsilon layer_norm_eps ln_eps norm_eps",
     "context_length": "block_size n_positions n_ctx context_length max_seq_len seq_len "
     "sequence_len context_size max_len ctx_len block_len",
@@ -53,8 +58,10 @@ class ImportOptions:
     n_head: int | None = None
     activation: str | None = None
     norm: str | None = None
+    norm_type: str | None = None
     mask: str | None = None
     attention_scale: str | None = None
+    qkv_order: str | None = None
     layer_norm_epsilon: float | None = None
     lora_alpha: float | None = None
     labels: tuple[str, ...] = ()
@@ -69,9 +76,11 @@ class Facts:
     n_head: Fact
     activation: Fact
     norm: Fact
+    norm_type: Fact
     mask: Fact
     attention_scale: Fact
     is_scaled_by_layer: Fact
+    qkv_order: Fact
     layer_norm_epsilon: Fact
 
     def items(self) -> list[tuple[str, Fact]]:
@@ -98,23 +107,24 @@ def gather(source: Source, project: Project | None, parts: Parts, options: Impor
     Raises ConfigError for one that none of them gives, naming the option.
     """
     known: Mapping[str, str] = project.facts if project else {}
+    shown = dict(_shown(source, parts))
 
     def fact(name: str, table: Mapping[str, str], default: str | None) -> Fact:
         given = getattr(options, name)
+        found = shown.get(name) or (setting(source, name) if name in _NAMES else None)
         if given is not None:
-            return Fact(_named(given, table, f"--{name.replace('_', '-')}"), "your option")
-        found = setting(source, name) if name in _NAMES else None
+            return Fact(_named(given, table, f"--{name.replace('_', '-')}"), _yours(given, found))
         if found is not None:
             return Fact(_named(found.value, table, found.origin), found.origin)
         if name in known and project is not None:
             return Fact(_named(known[name], table, project.name), f"assumed: {project.name} has it")
-        if default is None:
+        if default is None or (project is not None and name in project.asks):
             values = ", ".join(dict.fromkeys(table.values()))
             raise ConfigError(
                 f"the file does not say which {name.replace('_', ' ')} the model has; give "
                 f"--{name.replace('_', '-')} ({values}), as in the program that trained it"
             )
-        return Fact(default, "assumed: most programs have it")
+        return Fact(default, "assumed: the usual one")
 
     flags = source.settings
     scale = fact("attention_scale", ATTENTION_SCALES, "head")
@@ -126,11 +136,27 @@ def gather(source: Source, project: Project | None, parts: Parts, options: Impor
         _n_head(source, parts, options),
         fact("activation", ACTIVATIONS, None),
         fact("norm", NORMS, "pre"),
+        fact("norm_type", NORM_TYPES, None),
         fact("mask", MASKS, "causal"),
         scale,
-        Fact(by_layer, "the file" if by_layer else "assumed: most programs have it"),
+        Fact(by_layer, "the file" if by_layer else "assumed: the usual one"),
+        fact("qkv_order", QKV_ORDERS, named_order(parts)),
         epsilon,
     )
+
+
+def _shown(source: Source, parts: Parts) -> Iterator[tuple[str, Fact]]:
+    """What the pickled classes and the kinds of tensors tell."""
+    if found := next((name for name in source.classes if "rmsnorm" in name.lower()), None):
+        yield "norm_type", Fact("rms", f"the file: class {found}")
+    elif parts.final_norm.bias is not None:
+        yield "norm_type", Fact("layer", "the file: norms have biases")
+
+
+def _yours(given: Any, found: Fact | None) -> str:
+    if found is None or found.value == given:
+        return "your option"
+    return f"your option; {found.origin} is {found.value}"
 
 
 def _named(value: Any, table: Mapping[str, str], where: str) -> str:
@@ -158,7 +184,7 @@ def _n_head(source: Source, parts: Parts, options: ImportOptions) -> Fact:
     if options.n_head is not None:
         if len(layer.q) > 1 and options.n_head != len(layer.q):
             raise ConfigError(f"--n-head {options.n_head}: the file has {len(layer.q)} heads")
-        found = Fact(options.n_head, "your option")
+        found = Fact(options.n_head, _yours(options.n_head, found))
     divisors = [n for n in range(1, width + 1) if width % n == 0]
     if found is None:
         raise ConfigError(

@@ -172,6 +172,11 @@ def _refuse(
             f"llama.cpp's gpt2 graph cannot compute ({facts.norm.origin}); where that is wrong, "
             "give --norm pre"
         )
+    if facts.norm_type.value == "rms":
+        raise CheckpointError(
+            f"{name}: its norms are RMSNorm, which llama.cpp's gpt2 graph cannot compute "
+            f"({facts.norm_type.origin}); where that is wrong, give --norm-type layer"
+        )
     if facts.mask.value == "none":
         raise CheckpointError(
             f"{name}: attention has no causal mask, which llama.cpp's gpt2 graph cannot do without "
@@ -256,8 +261,8 @@ def _mismatch(
     other = find_alternative(parts, facts, reference, vocabulary)
     if other is None:
         return f"{said}, and no other activation, head count, norm or mask explains it"
-    shown = " and ".join(f"{name} {value}" for name, value in other.changed.items())
-    if other.changed.get("norm") == "post" or other.changed.get("mask") == "none":
+    if not other.is_possible:
+        shown = " and ".join(f"{n.replace('_', ' ')} {v}" for n, v in other.changed.items())
         return f"{said}; they agree with {shown}, which llama.cpp's gpt2 graph cannot compute"
     flags = " ".join(f"--{n.replace('_', '-')} {v}" for n, v in other.changed.items())
     return f"{said}; with {flags} they agree ({other.difference:.1g})"

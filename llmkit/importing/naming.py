@@ -35,7 +35,7 @@ _Q, _K, _V = (
     word_set("k key keys ks"),
     word_set("v value values vs"),
 )
-_QKV = word_set("qkv kqv q_k_v query_key_value")
+_QKV = word_set("qkv qvk kqv kvq vqk vkq q_k_v query_key_value")
 _ATTENTION = word_set(
     "attn attention att sa mha self_attn self_attention msa mhsa csa causal_attn "
     "multi_head_attention multihead_attention causal_self_attention attn_block"
@@ -43,13 +43,22 @@ _ATTENTION = word_set(
 _FEED_FORWARD = word_set(
     "mlp ff ffn ffwd feed_forward feedforward feedfwd fc_net mlp_block ff_net ffnet post"
 )
-_GATES = word_set("gate w3 gate_proj fc3 c_gate up_gate")
 _HEADS = word_set(
     "head lm lmhead output out decoder unembed unembedding classifier score logits proj fc linear "
     "to generator final"
 )
 _EMBEDDINGS = word_set("emb embed embedding embeddings wte tok")
-_ROTARY = re.compile(r".*(inv_freq|rotary|freqs_cis|freqs|cos_cached|sin_cached|rope)\b.*")
+# What llama.cpp's gpt2 graph lacks, by words in the names of its tensors.
+_LACKING = (
+    (r"inv_freq|rotary\w*|freqs?(_cis)?|(cos|sin)_cached|rope\w*", "rotary positions (RoPE)"),
+    (r"alibi\w*|slopes", "ALiBi positions"),
+    (r"rel(ative)?_(pos|bias|attention)\w*", "relative positions"),
+    (r"experts?|router", "a mixture of experts"),
+    (r"(\w+_)?rms\w*", "RMSNorm"),
+    (r"layer_?scale\w*|ls_?\d", "scaled branches (LayerScale)"),
+    (r"[qk]_?(norm|ln|layernorm)|(query|key)_norm", "norms on queries and keys"),
+    (r"(\w+_)?gate(_\w+)?|w_?3|fc_?3", "a gated feed-forward layer (SwiGLU)"),
+)
 
 
 @dataclass
@@ -101,6 +110,13 @@ def words_of(name: str) -> list[str]:
     return [word for word in re.split(r"[._]+", spaced.lower()) if word]
 
 
+def named_order(parts: Parts) -> str:
+    """The order of queries, keys and values that a fused matrix's name states: of `kqv` k first."""
+    fused = parts.layers[0].qkv
+    words = words_of(fused.name) if fused is not None else []
+    return next((word for word in words if sorted(word) == ["k", "q", "v"]), "qkv")
+
+
 def is_buffer(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is a mask or a list of positions, which no weight is."""
     if _BUFFER.fullmatch(name):
@@ -114,8 +130,10 @@ def take_apart(tensors: Mapping[str, Tensor]) -> Parts:
     """Find every tensor's part. Raises CheckpointError naming what has none, or what lacks."""
     ignored = sorted(name for name, tensor in tensors.items() if is_buffer(name, tensor))
     kept = {name: tensor for name, tensor in tensors.items() if name not in ignored}
-    if rotary := sorted(name for name in kept if _ROTARY.fullmatch(name.lower())):
-        raise _refused("rotary positions (RoPE)", rotary[0])
+    for pattern, what in _LACKING:
+        segment = re.compile(rf"(.*\.)?({pattern})(\..*)?")
+        if name := next((name for name in kept if segment.fullmatch(name.lower())), None):
+            raise _refused(what, name)
     modules = _modules(kept)
     stem = _layer_stem(modules)
     outside: dict[str, Linear] = {}
@@ -132,10 +150,12 @@ def take_apart(tensors: Mapping[str, Tensor]) -> Parts:
         _same_tensors(inside[0], inside[number], f"{stem}{number}")
     tokens, positions, final_norm, head = _ends(outside)
     width = int(tokens.weight.shape[1])
-    layers = [_layer(inside[i], f"{stem}{i}", width) for i in range(len(inside))]
-    return Parts(
-        tokens, positions, layers, final_norm, head, _is_transposed(layers, width), ignored
-    )
+    is_transposed = _is_transposed(inside[0], width)
+    layers = [_layer(inside[i], f"{stem}{i}", width, is_transposed) for i in range(len(inside))]
+    parts = Parts(tokens, positions, layers, final_norm, head, is_transposed, ignored)
+    for layer in layers:
+        _check_shapes(layer, parts)
+    return parts
 
 
 def _same_tensors(first: Mapping[str, Linear], other: Mapping[str, Linear], where: str) -> None:
@@ -164,9 +184,9 @@ def _modules(tensors: Mapping[str, Tensor]) -> dict[str, Linear]:
             biases[found[1]] = name
             continue
         found = _WEIGHT.fullmatch(name)
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{name} has type {kind}; weights must be floats")
+            raise CheckpointError(f"{name} has type {kind}; expected float32, float16 or bfloat16")
         squeezed = tensor.squeeze(0) if tensor.ndim == 3 and len(tensor) == 1 else tensor
         if squeezed.ndim not in (1, 2):
             raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}; a GPT has none such")
@@ -196,6 +216,8 @@ def _ends(outside: dict[str, Linear]) -> tuple[Linear, Linear, Linear, Linear | 
     rest = {n: m for n, m in matrices.items() if n not in positions}
     heads = {n: m for n, m in rest.items() if _is_head(n)}
     tokens = {n: m for n, m in rest.items() if n not in heads}
+    if len(tokens) == 2:
+        _settle(tokens, positions, heads)
     if len(tokens) != 1:
         _one_of("token embedding", tokens)
     if not positions:
@@ -209,6 +231,11 @@ def _ends(outside: dict[str, Linear]) -> tuple[Linear, Linear, Linear, Linear | 
         if len(found) > 1:
             _one_of(kind, found)
     token_width = next(iter(tokens.values())).weight.shape[1]
+    for name, module in (positions | heads).items():
+        if module.weight.shape[1] != token_width:
+            raise _wrong_shape(module, ("any", token_width))
+        if module.bias is not None and len(module.bias) != len(module.weight):
+            raise CheckpointError(f"{module.bias_name} does not fit {name} in length")
     norms = {name: norm for name, norm in norms.items() if len(norm.weight) == token_width}
     if strange := [n for n, m in outside.items() if m.weight.ndim == 1 and n not in norms]:
         raise _no_place(strange[0], outside[strange[0]].weight)
@@ -217,13 +244,28 @@ def _ends(outside: dict[str, Linear]) -> tuple[Linear, Linear, Linear, Linear | 
     if len(norms) > 1:
         raise _refused("a second norm outside the layers, as on the embeddings", next(iter(norms)))
     if not norms:
-        raise _refused("no norm before the head", "")
+        raise _refused("no norm before the head, as post-norm models", "")
     return (
         next(iter(tokens.values())),
         positions[position_name],
         next(iter(norms.values())),
         next(iter(heads.values()), None),
     )
+
+
+def _settle(
+    tokens: dict[str, Linear], positions: dict[str, Linear], heads: dict[str, Linear]
+) -> None:
+    """Take the table of positions or the head from two matrices whose names do not tell."""
+    if heads and not positions:
+        n_rows = len(next(iter(heads.values())).weight)
+        found = [name for name, module in tokens.items() if len(module.weight) != n_rows]
+        into = positions
+    else:
+        found = [name for name in tokens if not _EMBEDDINGS & set(words_of(name))]
+        into = heads
+    if len(found) == 1 and not into:
+        into[found[0]] = tokens.pop(found[0])
 
 
 def _is_position(name: str) -> bool:
@@ -235,13 +277,11 @@ def _is_head(name: str) -> bool:
     return bool(words & _HEADS) and not words & _EMBEDDINGS
 
 
-def _layer(modules: dict[str, Linear], where: str, width: int) -> Layer:
+def _layer(modules: dict[str, Linear], where: str, width: int, is_transposed: bool) -> Layer:
     layer = Layer()
     left = dict(modules)
     for name, module in modules.items():
         if module.weight.ndim == 1:
-            if module.weight.shape[0] != width or set(words_of(name)) & (_Q | _K) - {"k", "q"}:
-                raise _refused("norms on queries and keys", f"{where}.{name}")
             layer.norms.append(left.pop(name))
     layer.norms = _ordered_norms(layer.norms, where)
     attention: set[str] = set()
@@ -262,17 +302,13 @@ def _layer(modules: dict[str, Linear], where: str, width: int) -> Layer:
         _one_of(f"output projection of {where}", {name: left[name] for name in outputs})
     if outputs:
         layer.attention_output = left.pop(outputs[0])
-    if gates := [n for n in left if set(words_of(n)) & _GATES or "w3" in n.split(".")]:
-        raise _refused("a gated feed-forward layer (SwiGLU)", f"{where}.{gates[0]}")
-    if experts := [n for n in left if any(w.startswith(("expert", "router")) for w in words_of(n))]:
-        raise _refused("a mixture of experts", f"{where}.{experts[0]}")
     if len(left) != 2:
         name = next(iter(left), "")
         raise CheckpointError(
             f"{where} has {len(left)} matrices where a GPT has the two of its feed-forward layer"
             + (f"; the first is {name}" if name else "")
         )
-    layer.up, layer.down = _feed_forward(list(left.items()))
+    layer.up, layer.down = _feed_forward(list(left.items()), width, is_transposed)
     return layer
 
 
@@ -328,24 +364,74 @@ def _parent(name: str) -> str:
     return per_head[1].rstrip(".") if per_head else name.rpartition(".")[0]
 
 
-def _feed_forward(found: Sequence[tuple[str, Linear]]) -> tuple[Linear, Linear]:
-    (first_name, first), (_, second) = found
-    if set(words_of(first_name.rpartition(".")[2])) & {"down", "proj", "out", "2", "output"}:
-        first, second = second, first
+def _feed_forward(
+    found: Sequence[tuple[str, Linear]], width: int, is_transposed: bool
+) -> tuple[Linear, Linear]:
+    """The matrix into the wider space and the one back: by shapes, or by names where both fit."""
+    (first_name, first), (second_name, second) = found
     if first.weight.shape != second.weight.shape[::-1]:
         raise CheckpointError(
             f"{first.name} {tuple(first.weight.shape)} and {second.name} "
             f"{tuple(second.weight.shape)} do not make a feed-forward layer"
         )
-    return first, second
+    n_in, n_out = (linear.weight.shape[not is_transposed] for linear in (first, second))
+    if n_in == n_out:
+        is_second = _is_down(first_name) and not _is_down(second_name)
+    else:
+        is_second = n_in != width
+    return (second, first) if is_second else (first, second)
 
 
-def _is_transposed(layers: Sequence[Layer], width: int) -> bool:
-    """Whether matrices are (in, out): only the fused one of q, k and v, or a wide one, can tell."""
-    layer = layers[0]
-    if layer.qkv is not None:
-        return layer.qkv.weight.shape == (width, 3 * width)
-    return layer.up is not None and layer.up.weight.shape[1] != width
+def _is_down(name: str) -> bool:
+    words = set(words_of(name.rpartition(".")[2]))
+    return bool(words & {"down", "proj", "out", "2", "output"}) and "up" not in words
+
+
+def _is_transposed(modules: Mapping[str, Linear], width: int) -> bool:
+    """Whether matrices are (in, out): a fused one of q, k and v shows it, or a bias's length."""
+    for name, module in modules.items():
+        shape = tuple(module.weight.shape)
+        if len(shape) != 2 or shape[0] == shape[1]:
+            continue
+        if module.bias is not None:
+            return len(module.bias) == shape[1]
+        if _projection(name, module, width) == "qkv":
+            return shape == (width, 3 * width)
+    return False
+
+
+def _check_shapes(layer: Layer, parts: Parts) -> None:
+    """Raise CheckpointError where a layer's tensors do not fit together, naming one."""
+    width = parts.n_embd
+    if sum(len(head.weight) for head in layer.q) > sum(len(head.weight) for head in layer.k):
+        raise _refused("fewer keys than queries (grouped-query attention)", layer.k[0].name)
+    n_apart = len(layer.q) or 1
+    wanted: list[tuple[Linear | None, tuple[int, int]]] = [
+        (layer.qkv, (3 * width, width)),
+        *((head, (width // n_apart, width)) for head in (*layer.q, *layer.k, *layer.v)),
+        (layer.attention_output, (width, width)),
+        *((norm, (width, 0)) for norm in (*layer.norms, parts.final_norm)),
+    ]
+    if layer.up is not None and layer.down is not None:
+        n_ff = layer.up.weight.shape[parts.is_transposed]
+        wanted += [(layer.up, (n_ff, width)), (layer.down, (width, n_ff))]
+    for linear, (n_out, n_in) in wanted:
+        if linear is None:
+            continue
+        shape = (n_in, n_out) if parts.is_transposed else (n_out, n_in)
+        if tuple(linear.weight.shape) != (shape if n_in else (n_out,)):
+            raise _wrong_shape(linear, shape)
+        if linear.bias is not None and len(linear.bias) != n_out:
+            raise CheckpointError(
+                f"{linear.bias_name} has {len(linear.bias)} numbers; {n_out} would fit"
+            )
+
+
+def _wrong_shape(module: Linear, wanted: tuple[object, ...]) -> CheckpointError:
+    shown = ", ".join(map(str, wanted))
+    return CheckpointError(
+        f"{module.name} has shape {tuple(module.weight.shape)}; a GPT of this width needs ({shown})"
+    )
 
 
 def _one_of(kind: str, found: Mapping[str, Linear]) -> None:

@@ -119,6 +119,11 @@ def _rebuild_tensor(
     return tensor.set_(storage.untyped, offset, size, stride)
 
 
+def _rebuild_tensor_of_type(storage: _Storage, *args: Any) -> Tensor:
+    """A tensor whose type the storage's name cannot say: (..., dtype, metadata)."""
+    return _rebuild_tensor(_Storage(storage.untyped, _dtype(args[5])), *args[:3])
+
+
 def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
     return data
 
@@ -153,6 +158,8 @@ class _Unpickler(pickle.Unpickler):
             return _STORAGE_TYPES[name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if name.startswith("_rebuild"):
+            raise CheckpointError(f"it has tensors of another kind ({full}); save them as floats")
         return type(name, (Bag,), {"class_name": full})
 
 
@@ -166,7 +173,10 @@ _REBUILDERS: dict[str, Any] = {
     "collections.Counter": lambda *args: dict(*args),
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_of_type,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._tensor._rebuild_from_type_v2": lambda rebuild, _, args, *__: rebuild(*args),
     "torch.nn.parameter.Parameter": _rebuild_parameter,
     "torch.storage._load_from_bytes": _storage_from_bytes,
     "torch.Size": tuple,
@@ -245,9 +255,9 @@ def _read_legacy(file: Any, n_bytes: int) -> Any:
     storages: dict[str, _Storage] = {}
 
     def persistent(key: Any) -> Any:
-        kind, dtype, name, _, numel, *_ = key
-        if kind != "storage":
-            return Bag()
+        if key[0] == "module":  # a class with its source text
+            return key[1]
+        _, dtype, name, _, numel, *_ = key
         if name not in storages:
             size = int(numel) * _dtype(dtype).itemsize
             if not 0 <= size <= n_bytes:
@@ -284,5 +294,6 @@ def _read_legacy(file: Any, n_bytes: int) -> Any:
 
 def _dtype(found: Any) -> torch.dtype:
     if not isinstance(found, torch.dtype):
-        raise pickle.UnpicklingError(f"{found} is no type of numbers")
+        name = getattr(found, "class_name", found)
+        raise CheckpointError(f"it has tensors of type {name}; save them as floats")
     return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,26 @@ from llmkit.architectures.base import LanguageModel
 from llmkit.architectures.gpt2 import ACTIVATIONS
 from llmkit.console import progress
 from llmkit.errors import ConfigError
-from llmkit.importing.assemble import Vocabulary, head_weight
-from llmkit.importing.facts import Facts
+from llmkit.importing.assemble import Vocabulary, head_weight, in_order
+from llmkit.importing.facts import QKV_ORDERS, Facts
 from llmkit.importing.naming import Layer, Linear, Parts
 
 LIMIT = 1e-4  # of logits in float32, where the largest is below 10
 _RELATIVE = 1e-5
-_TRIED_TOKENS = 256  # of one sequence, for the search of what would fit
+_TRIED_TOKENS = 64  # of one text, for the search of what would fit
+_SEARCH_SECONDS = 60
+
+_OTHER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {  # llama.cpp's graph has none of them
+    "silu": F.silu,
+    "relu_squared": lambda x: F.relu(x).square(),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+_IMPOSSIBLE = (  # facts with which a model is not imported
+    ("norm", "post"),
+    ("norm_type", "rms"),
+    ("mask", "none"),
+    *(("activation", name) for name in _OTHER_ACTIVATIONS),
+)
 
 
 @dataclass(frozen=True)
@@ -124,24 +138,28 @@ class Alternative:
     changed: dict[str, object]
     difference: float
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether a model with them can be imported."""
+        return not any(change in _IMPOSSIBLE for change in self.changed.items())
+
 
 def find_alternative(
     parts: Parts, facts: Facts, reference: ReferenceLogits, vocabulary: Vocabulary
 ) -> Alternative | None:
-    """The known mistakes one by one, then two at once: which makes the logits agree."""
-    n_tokens = reference.tokens.shape[1]
-    if reference.logits.shape[1] != n_tokens or n_tokens > _TRIED_TOKENS:
-        keep = min(n_tokens, _TRIED_TOKENS)
-        if reference.logits.shape[1] != n_tokens:
-            keep = n_tokens
-    else:
-        keep = n_tokens
-    tokens, wanted = reference.tokens[0, :keep], reference.logits[0, :keep]
+    """The known mistakes one by one, then two and three at once: which makes the logits agree."""
+    tokens, wanted = reference.tokens[0], reference.logits[0]
+    end = time.monotonic() + _SEARCH_SECONDS
     for changes in _changes(parts, facts):
+        if time.monotonic() > end:
+            break
         tried = facts
         for name, value in changes.items():
             tried = tried.with_value(name, value)
-        difference = _difference(logits_of(parts, tried, tokens), wanted)
+        n = len(tokens)
+        if tried.mask.value == "causal" and len(wanted) == n:
+            n = min(n, _TRIED_TOKENS)  # later tokens do not change the logits of these
+        difference = _difference(logits_of(parts, tried, tokens[:n]), wanted[:n])
         if difference <= reference.limit:
             return Alternative(changes, difference)
     return None
@@ -158,27 +176,25 @@ def _changes(parts: Parts, facts: Facts) -> Iterator[dict[str, object]]:
     if len(parts.layers[0].q) > 1:
         heads = []
     values: dict[str, list[object]] = {
-        "activation": ["gelu_tanh", "gelu_erf", "relu"],
+        "activation": [*ACTIVATIONS, *_OTHER_ACTIVATIONS],
         "n_head": list(heads),
         "norm": ["pre", "post"],
+        "norm_type": ["layer", "rms"],
         "mask": ["causal", "none"],
         "attention_scale": ["head", "embd", "none"],
         "layer_norm_epsilon": [1e-5, 1e-6, 1e-12, 1e-8],
+        "qkv_order": list(QKV_ORDERS) if parts.layers[0].qkv is not None else [],
     }
     single = [
-        {name: value}
+        (name, value)
         for name, options in values.items()
         for value in options
         if value != getattr(facts, name).value
     ]
-    yield from single
-    for a, b in itertools.combinations(single, 2):
-        if not a.keys() & b.keys():
-            yield a | b
-    for a, b, c in itertools.combinations(single, 3):
-        names = {*a, *b, *c}
-        if len(names) == 3 and "layer_norm_epsilon" not in names:
-            yield a | b | c
+    for size in (1, 2, 3):
+        for changes in itertools.combinations(single, size):
+            if len(dict(changes)) == size:
+                yield dict(changes)
 
 
 @torch.inference_mode()
@@ -189,24 +205,28 @@ def logits_of(parts: Parts, facts: Facts, tokens: Tensor) -> Tensor:
 
     def norm(x: Tensor, module: Linear) -> Tensor:
         weight, bias = module.weight.float(), module.bias
+        if facts.norm_type.value == "rms":
+            return F.rms_norm(x, weight.shape, weight, eps)
         return F.layer_norm(x, weight.shape, weight, None if bias is None else bias.float(), eps)
 
     def linear(x: Tensor, module: Linear) -> Tensor:
         weight = module.weight.T if parts.is_transposed else module.weight
         return F.linear(x, weight.float(), None if module.bias is None else module.bias.float())
 
-    activation = ACTIVATIONS[facts.activation.value]
+    activation = (ACTIVATIONS | _OTHER_ACTIVATIONS)[facts.activation.value]
 
     def attend(x: Tensor, layer: Layer, number: int) -> Tensor:
         if layer.qkv is not None:
-            q, k, v = torch.split(linear(x, layer.qkv), parts.n_embd, dim=1)
+            fused = linear(x, layer.qkv).T
+            parted = in_order(fused, facts.qkv_order.value, int(facts.n_head.value))
+            q, k, v = (part.T for part in parted)
         else:
             q, k, v = (
                 torch.cat([linear(x, head) for head in heads], 1)
                 for heads in (layer.q, layer.k, layer.v)
             )
         H = int(facts.n_head.value)
-        q, k, v = (part.view(T, H, -1).transpose(0, 1) for part in (q, k, v))  # (H, T, D)
+        q, k, v = (part.reshape(T, H, -1).transpose(0, 1) for part in (q, k, v))  # (H, T, D)
         width = parts.n_embd // H
         scale = {"head": width**-0.5, "embd": parts.n_embd**-0.5, "none": 1.0}[
             facts.attention_scale.value

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,12 @@ def _open_file(path: Path) -> Source:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # save_model keeps one of tied tensors, and writes the others' names here.
+            for name, kept in (file.metadata() or {}).items():
+                if kept in tensors:
+                    tensors.setdefault(name, tensors[kept])
+            return tensors
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); copy it again"
@@ -167,31 +173,50 @@ def _open_pickle(path: Path) -> Source:
         settings = _first(_module_settings(content))
         kind = f"whole module {content.class_name} in a {container}"
         return Source(path, path.parent, kind, tensors, settings, classes=classes)
+    if isinstance(content, list | tuple):
+        content = {str(number): value for number, value in enumerate(content)}
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
-    own = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    for box in _STATE_DICTS:
-        inner = content.get(box)
-        if isinstance(inner, Bag):
-            inner = dict(_module_tensors(inner))
-        if isinstance(inner, dict) and any(isinstance(v, Tensor) for v in inner.values()):
-            tensors = {str(name): v for name, v in inner.items() if isinstance(v, Tensor)}
-            break
-    else:
-        box, tensors = "", own
+    box, tensors = _weights_in(content)
     if not tensors:
         raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
     extras = {str(n): v for n, v in content.items() if n != box and not isinstance(v, Tensor)}
+    module = content.get(box)
+    inner = _module_settings(module) if isinstance(module, Bag) else iter(())
     return Source(
         path,
         path.parent,
         f"{container}, weights under {box!r}" if box else f"{container} with a state dict",
         tensors,
-        _first(_plain(extras)),
+        _first(chain(_plain(extras), inner)),
         extras,
         frozenset(map(str, content)) if box else frozenset(),
         classes,
     )
+
+
+def _weights_in(content: Mapping[Any, Any]) -> tuple[str, dict[str, Tensor]]:
+    """The entry that holds the weights, by its usual name or as the one with most tensors."""
+    known = [name for name in _STATE_DICTS if name in content]
+    others = [n for n in content if n not in known and "optim" not in str(n)]
+    counts = {name: len(_tensors_of(content[name])) for name in (*known, *others)}
+    usual = [name for name in known if counts[name]]
+    own = _tensors_of(content)
+    if not own and not any(counts.values()):  # one level deeper
+        inside = [n for n in (*known, *others) if isinstance(content[n], dict)]
+        found = ((n, _weights_in(content[n])) for n in inside)
+        return next(((f"{n}.{box}", tensors) for n, (box, tensors) in found if tensors), ("", {}))
+    box = usual[0] if usual else max(others, key=counts.__getitem__, default="")
+    if not usual and (box == "" or counts[box] <= len(own)):
+        return "", own
+    return str(box), _tensors_of(content[box])
+
+
+def _tensors_of(content: Any) -> dict[str, Tensor]:
+    if isinstance(content, Bag):
+        return dict(_module_tensors(content))
+    items = content.items() if isinstance(content, dict) else ()
+    return {str(name): value for name, value in items if isinstance(value, Tensor)}
 
 
 def without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -261,6 +286,8 @@ def _module_settings(module: Bag) -> Iterator[tuple[str, Any]]:
             yield from _plain(value)
         elif isinstance(value, int | float | str) and not name.startswith("_"):
             yield name, value
+        elif isinstance(value, type) and issubclass(value, Bag):  # a function, as F.gelu
+            yield name, value.class_name.rpartition(".")[2]
     for child in (parts.get("_modules") or {}).values():
         if isinstance(child, Bag):
             where, _, name = child.class_name.rpartition(".")

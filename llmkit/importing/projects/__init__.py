@@ -9,7 +9,8 @@ from llmkit.importing.projects.karpathy import KARPATHY
 from llmkit.importing.projects.modern import MODERN
 from llmkit.importing.projects.project import Project, recognised
 from llmkit.importing.projects.students import STUDENTS
+from llmkit.importing.projects.torch_layers import TORCH_LAYERS
 
-PROJECTS: tuple[Project, ...] = (*MODERN, *HUGGING_FACE, *KARPATHY, *STUDENTS, *BOOK)
+PROJECTS: tuple[Project, ...] = (*MODERN, *HUGGING_FACE, *KARPATHY, *STUDENTS, *BOOK, *TORCH_LAYERS)
 
 __all__ = ["PROJECTS", "Project", "recognised"]

@@ -28,7 +28,7 @@ KARPATHY = (
         _NAMES,
         boxes=frozenset(("model", "model_args")),
         is_transposed=False,
-        facts={"activation": "gelu"},  # torch.nn.GELU(), the exact one
+        facts={"activation": "gelu", "norm_type": "layer"},  # torch.nn.GELU(), the exact one
         tokenizer="gpt2",
     ),
     Project(
@@ -51,7 +51,7 @@ KARPATHY = (
         _NAMES,
         absent=(r"transformer\.h\.0\.attn\.c_attn\.bias",),
         is_transposed=False,
-        facts={"activation": "gelu"},
+        facts={"activation": "gelu", "norm_type": "layer"},
         tokenizer="gpt2",
     ),
     # Nothing tells nanoGPT (gelu) from build-nanogpt (gelu_tanh) in a bare state dict.

@@ -27,6 +27,7 @@ MODERN = (
     Project(
         "a Llama model",
         (r"(model\.)?embed_tokens\.weight", r"(model\.)?layers\.0\.self_attn\.q_proj\.weight"),
+        absent=(r".*position.*",),
         refused="rotary positions (RoPE), RMSNorm and SwiGLU",
     ),
     Project(

@@ -26,6 +26,7 @@ class Project:
     container: str = ""  # a pattern of the kind of file
     is_transposed: bool | None = None  # matrices are (in, out); None: either
     facts: Mapping[str, str] = field(default_factory=dict)  # by the names in `facts.py`
+    asks: frozenset[str] = frozenset()  # facts that are never assumed: its users choose them
     needs: tuple[str, ...] = ()  # patterns of names without which a file is damaged
     tokenizer: str | None = None  # "gpt2" where the program has no other
     refused: str = ""  # what of it llama.cpp's gpt2 graph cannot compute
