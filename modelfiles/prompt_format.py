@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,6 +137,11 @@ class PromptFormat:
     def stops(self) -> tuple[str, ...]:
         """The special tokens: an answer has ended at any of them. `end` comes first."""
         return tuple(dict.fromkeys((self.end, *self.special_tokens, END_OF_TEXT)))
+
+    @property
+    def is_completion(self) -> bool:
+        """Whether a prompt runs straight into the answer, whatever token ends it."""
+        return replace(self, end=END_OF_TEXT) == COMPLETION
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON, which `prompt_format_from` reads."""

@@ -187,7 +187,10 @@ def _divergence(reference: Tensor, other: Tensor, targets: Tensor) -> Divergence
     log_q = other.double().log_softmax(dim=-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0)
     at_target = targets[:, None]
-    difference = reference.double() - other.double()
+    # A token that both give less than e^-100 is never said. Imported models have some, with logits
+    # of -10,000, whose rounding alone would be larger than all that counts.
+    never = (log_p < _NEVER_SAID) & (log_q < _NEVER_SAID)
+    difference = (reference.double() - other.double()).masked_fill(never, 0)
     return Divergence(
         kl=kl.numpy(),
         same_top=(log_p.argmax(-1) == log_q.argmax(-1)).numpy(),
@@ -196,6 +199,9 @@ def _divergence(reference: Tensor, other: Tensor, targets: Tensor) -> Divergence
         reference_loss=-log_p.gather(1, at_target)[:, 0].numpy(),
         loss=-log_q.gather(1, at_target)[:, 0].numpy(),
     )
+
+
+_NEVER_SAID = -100.0  # log probability
 
 
 def _ratio(value: float, noise: float) -> float:

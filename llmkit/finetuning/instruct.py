@@ -36,7 +36,7 @@ from llmkit.finetuning.run import (
 from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
 from llmkit.generation import greedy_ids
-from llmkit.modelfiles.prompt_format import ALPACA, COMPLETION, PromptFormat
+from llmkit.modelfiles.prompt_format import ALPACA, PromptFormat
 from llmkit.modelfiles.prompt_format import prompt_format as named_format
 from llmkit.records.conversations import Conversation, read_conversations
 from llmkit.records.splits import split
@@ -205,7 +205,7 @@ def finetune_instruct(
     data, out = Path(data), Path(out)
     config = config or FinetuneConfig()
     base = base_that_answers(Path(checkpoint), "its head predicts only labels; use its base")
-    form = prompt_format or (ALPACA if base.prompt_format == COMPLETION else base.prompt_format)
+    form = prompt_format or (ALPACA if base.prompt_format.is_completion else base.prompt_format)
     form = form if isinstance(form, PromptFormat) else named_format(form)
     seed = seed_of(training)
     tokenizer = grown_tokenizer(base, config, special=(form.end, *form.special_tokens))

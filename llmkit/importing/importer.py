@@ -34,7 +34,7 @@ from llmkit.importing.reference import (
     read_reference,
 )
 from llmkit.importing.source import Source, open_source, without_prefixes
-from llmkit.importing.tokenizers import ImportedTokenizer, find_tokenizer
+from llmkit.importing.tokenizers import ImportedTokenizer, find_tokenizer, without_false_ends
 from llmkit.modelfiles.prompt_format import COMPLETION, PromptFormat, prompt_format
 from llmkit.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -86,6 +86,7 @@ def import_checkpoint(
     tokenizer, vocabulary = _vocabulary(found, parts, options)
     assembly = assemble(parts, facts, vocabulary, GPT2.config)
     form = _prompt_format(options, found, tokenizer)
+    tokenizer, renamed = without_false_ends(tokenizer, form.stops)
     with staged(out) as folder:
         _write(folder, assembly, form, tokenizer, options.labels, opened)
         checkpoint = load_checkpoint(folder)
@@ -93,6 +94,10 @@ def import_checkpoint(
         if known is not None and proof is not None and not proof.passed:
             raise CheckpointError(_mismatch(parts, facts, known, vocabulary, proof))
     notes = list(found.notes)
+    notes += [
+        f"the token {token} is called <|{token}|> now: llama.cpp takes {token} for an end"
+        for token in renamed
+    ]
     if n_merged:
         notes.append(f"{n_merged} LoRA corrections were merged with alpha {options.lora_alpha}")
     return Import(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,42 @@ _GPT2_ROWS = 50304  # padded to a multiple of 64 or 128
 _TIKTOKEN = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _HUB_NAMES = ("openai-community/gpt2", "gpt2")
 _END_TOKENS = (END_OF_TEXT, "<|eos|>", "[EOS]", "<eos>", "</s>", "<EOS>", "<|end|>", "<|im_end|>")
+
+
+# Special tokens that llama.cpp takes for an end of generation by their text (llama-vocab.cpp:
+# the ends of known models, and padding, repository and file separators of fill-in-the-middle).
+_ENDS_IN_LLAMA_CPP = frozenset(
+    (
+        *(
+            "<|eot_id|>",
+            "<|im_end|>",
+            "<|end|>",
+            "<|return|>",
+            "<|call|>",
+            "<|flush|>",
+            "<|calls|>",
+        ),
+        *("<end_of_turn>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
+        *(
+            "<end_of_utterance>",
+            "<eos>",
+            "</s>",
+            "<turn|>",
+            "<|fim_pad|>",
+            "<fim-pad>",
+            "<fim_pad>",
+        ),
+        *(
+            "<PAD>",
+            "[PAD]",
+            "<|fim_repo|>",
+            "<|repo_name|>",
+            "<fim-repo>",
+            "<REPO>",
+            "<|file_sep|>",
+        ),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -239,6 +275,22 @@ def _accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:
     plain = byte_level(models.BPE(vocab=vocab, merges=merges))
     end = _end_token(folder, special)
     return completed(plain, n_own, origin, special, tuple(notes), end)
+
+
+def without_false_ends(tokenizer: Tokenizer, ends: Collection[str]) -> tuple[Tokenizer, list[str]]:
+    """Rename the special tokens that only llama.cpp takes for an end; also those it renamed."""
+    special = [tokenizer.tokens[token_id] for token_id in sorted(tokenizer.special_ids)]
+    false = [token for token in special if token in _ENDS_IN_LLAMA_CPP and token not in ends]
+    if not false:
+        return tokenizer, []
+    content = json.loads(tokenizer.hf.to_str())
+    names = {token: f"<|{token}|>" for token in false}
+    content["model"]["vocab"] = {
+        names.get(token, token): number for token, number in content["model"]["vocab"].items()
+    }
+    for token in content["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    return Tokenizer(HFTokenizer.from_str(json.dumps(content))), false
 
 
 def _is_byte_level(model: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.modelfiles.prompt_format import COMPLETION, Message, PromptFormat, Role
+from llmkit.modelfiles.prompt_format import Message, PromptFormat, Role
 from llmkit.records.json_records import Record
 from llmkit.records.text_files import shown
 from llmkit.records.user_files import read_records
@@ -191,7 +191,7 @@ def asked_and_answered(
 
 def kept_or_stripped(answer: str, form: PromptFormat) -> str:
     """An answer to a bare prompt: a completion's leading space belongs to it."""
-    return answer if form == COMPLETION else answer.strip()
+    return answer if form.is_completion else answer.strip()
 
 
 def _instructions(context: str, answer: str) -> Shape:

@@ -173,3 +173,12 @@ def test_a_loss_past_all_numbers_is_infinite_perplexity() -> None:
     zeros = np.zeros(1)
     broken = Divergence(zeros, zeros == 0, zeros, zeros, zeros, np.array([2000.0]))
     assert broken.perplexity == broken.perplexity_ratio == math.inf
+
+
+def test_a_token_that_both_never_say_does_not_count() -> None:
+    reference = torch.tensor([[1.0, 2.0, -10_000.0]])
+    other = torch.tensor([[1.0, 2.25, -9_000.0]])
+    found = divergence(reference, other, torch.tensor([0]))
+    assert found.max_logit_difference.tolist() == [0.25]
+    raised = divergence(reference, torch.tensor([[1.0, 2.25, -20.0]]), torch.tensor([0]))
+    assert raised.max_logit_difference.tolist() == [9_980.0]
