@@ -24,6 +24,7 @@ from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.bits import bits_by_group
 from llmkit.export.gguf.reader import GGUFFile, read_gguf
 from llmkit.export.llamacpp.benchmark import Speed, measure_speed
+from llmkit.export.llamacpp.devices import Backend, uses_gpu
 from llmkit.export.quantization.calibration import calibration_of
 from llmkit.export.quantization.imatrix import collect_importance
 from llmkit.export.quantization.llama_quantize import PeerFile, write_peers
@@ -94,6 +95,7 @@ def compare(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     against: Against | None = None,
     calibration: StrPath | None = None,
+    backend: Backend = "cpu",
 ) -> Comparison:
     """Measure GGUF files against their checkpoint on the same held-out text.
 
@@ -101,7 +103,8 @@ def compare(
     compared among its labels, where one follows. With `against` there is a row more for each choice
     of types among the files: the better, by mean KL, of the two files that llama-quantize makes
     with those types, without and with an importance matrix. That is of the text `calibration`, or
-    of the text that the model was trained on.
+    of the text that the model was trained on. `backend`: where llama.cpp runs, "cpu", "gpu" or
+    "auto", which is a GPU if there is one.
 
     Raises LlmkitError for files that are not of this checkpoint's vocabulary, and for text in
     which nothing is to be compared.
@@ -110,6 +113,7 @@ def compare(
     data, calibration = optional_path(data), optional_path(calibration)
     if calibration is not None and against is None:
         raise ConfigError("--calibration needs --against; give both")
+    gpu = uses_gpu(backend)
     source = load_checkpoint(Path(checkpoint))
     files = [read_gguf(Path(path)) for path in paths]
     sequences = compared_sequences(source, data, max_tokens)
@@ -121,6 +125,7 @@ def compare(
             files,
             [] if against is None else _peers(source, files, calibration, Path(folder)),
             sequences,
+            gpu,
         )
     tokens = sum(int(sequence.counts.sum()) for sequence in sequences)
     return Comparison(str(checkpoint), tokens, rows)
@@ -131,16 +136,17 @@ def _compared(
     files: Sequence[GGUFFile],
     peers: Sequence[PeerFile],
     sequences: Sequence[TextSequence],
+    gpu: bool,
 ) -> list[ComparisonRow]:
     every = [*files, *(peer.file for peer in peers)]
-    found = divergences(source, every, sequences, among=source.label_ids or None)
+    found = divergences(source, every, sequences, among=source.label_ids or None, gpu=gpu)
     ours = [
         _Measured(str(file.path), file.method, file, parts)
         for file, parts in zip(files, found[: len(files)], strict=True)
     ]
     theirs = _better_peers(peers, found[len(files) :])
     length = max(len(sequence.inputs) for sequence in sequences)
-    return _rows(ours, theirs, length)
+    return _rows(ours, theirs, length, gpu)
 
 
 def _peers(
@@ -165,7 +171,7 @@ def _better_peers(
 
 
 def _rows(
-    ours: Sequence[_Measured], theirs: dict[Path, _Measured], length: int
+    ours: Sequence[_Measured], theirs: dict[Path, _Measured], length: int, gpu: bool
 ) -> list[ComparisonRow]:
     """The given files' rows, then llama.cpp's. Speed is measured on half of `length` tokens."""
     peers = list({peer.name: peer for peer in theirs.values()}.values())
@@ -174,7 +180,8 @@ def _rows(
     with progress("measure speed", len(pairs), "files") as bar:
         for number, (measured, peer) in enumerate(pairs, start=1):
             n_prompt = max(1, length // 2)
-            speed = measure_speed(measured.file.path, n_prompt, min(SPEED_TOKENS, length // 2))
+            n_generate = min(SPEED_TOKENS, length // 2)
+            speed = measure_speed(measured.file.path, n_prompt, n_generate, gpu=gpu)
             rows.append(_row(measured, peer, speed))
             bar.update(number)
     return rows

@@ -37,6 +37,7 @@ def divergences(
     sequences: Sequence[TextSequence],
     *,
     among: Sequence[int] | None,
+    gpu: bool = False,
 ) -> list[list[Divergence]]:
     """For each file the divergence in each sequence, where the next token counts.
 
@@ -48,7 +49,7 @@ def divergences(
     answers = torch.tensor(sorted(among or range(source.config.vocab_size)))
     found: list[list[Divergence]] = [[] for _ in files]
     with ExitStack() as stack:
-        llamas = [stack.enter_context(LlamaCpp(file.path)) for file in files]
+        llamas = [stack.enter_context(LlamaCpp(file.path, gpu=gpu)) for file in files]
         for file, llama in zip(files, llamas, strict=True):
             _check_is_of(source, file, llama)
         with progress("compare", len(sequences), "texts") as bar:

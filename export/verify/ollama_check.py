@@ -13,7 +13,7 @@ from llmkit.errors import OllamaError
 from llmkit.export.check import Check
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.ollama.server import OllamaServer, Said, Shown
-from llmkit.export.verify.attention import with_f16_cache
+from llmkit.export.verify.arithmetic import CPU, Type
 from llmkit.export.verify.prompt_check import conversations, id_fault
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import VerifyTarget
@@ -146,7 +146,7 @@ def compared_logprobs(
     """Greedy tokens and their log-probabilities, as far as Ollama tells them."""
     source = target.checkpoint
     exact = Reference(target, torch.float64)
-    rounded = Reference(target, torch.float64, attention=with_f16_cache)
+    rounded = Reference(target, torch.float64, arithmetic=CPU.with_cache(Type.F16))
     ids_of = _whole_tokens(source.tokenizer)
     n_ctx = source.config.context_length
     compared = Compared()
