@@ -28,6 +28,7 @@ from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.bits import bits_by_group
 from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
 from llmkit.export.llamacpp.benchmark import Speed, measure_speed
+from llmkit.export.llamacpp.devices import Backend, uses_gpu
 from llmkit.export.quantization.calibration import calibration_of
 from llmkit.export.quantization.imatrix import collect_importance
 from llmkit.export.quantization.llama_quantize import PeerFile, write_peers
@@ -98,6 +99,7 @@ def compare(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     against: Against | None = None,
     calibration: StrPath | None = None,
+    backend: Backend = "cpu",
 ) -> Comparison:
     """Measure GGUF files against a checkpoint in PyTorch, or another GGUF file in llama.cpp.
 
@@ -107,6 +109,7 @@ def compare(
     a row more for each choice of types among the files: the better, by mean KL, of the two files
     that llama-quantize makes with those types, without and with an importance matrix. That is of
     the text `calibration`, or of the text that the model was trained on. It needs a checkpoint.
+    `backend`: where llama.cpp runs, "cpu", "gpu" or "auto", which is a GPU if there is one.
 
     Raises LlmkitError for files of another vocabulary than the reference's, and for text in which
     nothing is to be compared.
@@ -115,6 +118,7 @@ def compare(
     data, calibration = optional_path(data), optional_path(calibration)
     if calibration is not None and against is None:
         raise ConfigError("--calibration needs --against; give both")
+    gpu = uses_gpu(backend)
     reference, files = Path(reference), [read_gguf(Path(path)) for path in paths]
     if is_gguf(reference):
         if against is not None:
@@ -122,7 +126,7 @@ def compare(
                 f"--against needs a checkpoint, and {reference} is a GGUF file; compare it with "
                 f"files of llmkit quantize {reference} --method llama.cpp"
             )
-        return _compared_with_file(read_gguf(reference), files, data, max_tokens)
+        return _compared_with_file(read_gguf(reference), files, data, max_tokens, gpu)
     source = load_folder(reference)
     sequences = compared_sequences(source, data, max_tokens)
     # Windows removes no file that is mapped: none of the peers is held here, and an error, which
@@ -130,18 +134,22 @@ def compare(
     with TemporaryDirectory(prefix="llmkit-", ignore_cleanup_errors=True) as folder:
         peers = [] if against is None else _peers(source, files, calibration, Path(folder))
         every = [*files, *(peer.file for peer in peers)]
-        found = divergences(source, every, sequences, among=source.label_ids or None)
-        return _comparison(reference, files, peers, sequences, found)
+        found = divergences(source, every, sequences, among=source.label_ids or None, gpu=gpu)
+        return _comparison(reference, files, peers, sequences, found, gpu)
 
 
 def _compared_with_file(
-    reference: GGUFFile, files: Sequence[GGUFFile], data: Path | None, max_tokens: int
+    reference: GGUFFile,
+    files: Sequence[GGUFFile],
+    data: Path | None,
+    max_tokens: int,
+    gpu: bool,
 ) -> Comparison:
     if data is None:
         say("comparing on built-in tales; pass text of the model's own kind with --data")
     sequences = file_sequences(reference, data, max_tokens)
-    found = divergences_from_file(reference, files, sequences)
-    return _comparison(reference.path, files, [], sequences, found)
+    found = divergences_from_file(reference, files, sequences, gpu=gpu)
+    return _comparison(reference.path, files, [], sequences, found, gpu)
 
 
 def _comparison(
@@ -150,6 +158,7 @@ def _comparison(
     peers: Sequence[PeerFile],
     sequences: Sequence[TextSequence],
     found: Sequence[list[Divergence]],
+    gpu: bool,
 ) -> Comparison:
     """`found`: of each file and then of each peer the divergence in each sequence."""
     ours = [
@@ -159,7 +168,7 @@ def _comparison(
     theirs = _better_peers(peers, found[len(files) :])
     length = max(len(sequence.inputs) for sequence in sequences)
     tokens = sum(int(sequence.counts.sum()) for sequence in sequences)
-    return Comparison(str(reference), tokens, _rows(ours, theirs, length))
+    return Comparison(str(reference), tokens, _rows(ours, theirs, length, gpu))
 
 
 def _peers(
@@ -184,7 +193,7 @@ def _better_peers(
 
 
 def _rows(
-    ours: Sequence[_Measured], theirs: dict[Path, _Measured], length: int
+    ours: Sequence[_Measured], theirs: dict[Path, _Measured], length: int, gpu: bool
 ) -> list[ComparisonRow]:
     """The given files' rows, then llama.cpp's. Speed is measured on half of `length` tokens."""
     peers = list({peer.name: peer for peer in theirs.values()}.values())
@@ -193,7 +202,8 @@ def _rows(
     with progress("measure speed", len(pairs), "files") as bar:
         for number, (measured, peer) in enumerate(pairs, start=1):
             n_prompt = max(1, length // 2)
-            speed = measure_speed(measured.file.path, n_prompt, min(SPEED_TOKENS, length // 2))
+            n_generate = min(SPEED_TOKENS, length // 2)
+            speed = measure_speed(measured.file.path, n_prompt, n_generate, gpu=gpu)
             rows.append(_row(measured, peer, speed))
             bar.update(number)
     return rows

@@ -38,6 +38,7 @@ def divergences(
     sequences: Sequence[TextSequence],
     *,
     among: Sequence[int] | None,
+    gpu: bool = False,
 ) -> list[list[Divergence]]:
     """For each file the divergence in each sequence, where the next token counts.
 
@@ -49,14 +50,18 @@ def divergences(
     answers = torch.tensor(sorted(among or range(source.config.vocab_size)))
     with ExitStack() as stack:
         n_ctx = source.config.context_length
-        llamas = [stack.enter_context(LlamaCpp(file.path, n_ctx=n_ctx)) for file in files]
+        llamas = [stack.enter_context(LlamaCpp(file.path, n_ctx=n_ctx, gpu=gpu)) for file in files]
         for file, llama in zip(files, llamas, strict=True):
             _check_is_of(source, file, llama)
         return _divergences(lambda ids: model(ids[None])[0], llamas, sequences, answers)
 
 
 def divergences_from_file(
-    reference: GGUFFile, files: Sequence[GGUFFile], sequences: Sequence[TextSequence]
+    reference: GGUFFile,
+    files: Sequence[GGUFFile],
+    sequences: Sequence[TextSequence],
+    *,
+    gpu: bool = False,
 ) -> list[list[Divergence]]:
     """For each file the divergence from another file in each sequence, both in llama.cpp.
 
@@ -72,7 +77,8 @@ def divergences_from_file(
     n_ctx = max(len(sequence.inputs) for sequence in sequences)
     with ExitStack() as stack:
         base, *llamas = (
-            stack.enter_context(LlamaCpp(file.path, n_ctx=n_ctx)) for file in (reference, *files)
+            stack.enter_context(LlamaCpp(file.path, n_ctx=n_ctx, gpu=gpu))
+            for file in (reference, *files)
         )
         answers = torch.arange(base.vocab_size)
         return _divergences(lambda ids: _computed(base, ids), llamas, sequences, answers)

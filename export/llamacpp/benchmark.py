@@ -1,7 +1,7 @@
 """How fast llama.cpp runs a GGUF file and how much memory it takes, in a process of its own.
 
-Run as `python -m llmkit.export.llamacpp.benchmark FILE N_PROMPT N_GENERATE`; prints one JSON
-object. Nothing but llama.cpp is loaded there, so that the peak is the file's, not PyTorch's.
+Run as `python -m llmkit.export.llamacpp.benchmark FILE N_PROMPT N_GENERATE [gpu]`; prints one
+JSON object. Nothing but llama.cpp is loaded there, so that the peak is the file's, not PyTorch's.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ class Speed:
     peak_rss_bytes: int
 
 
-def measure_speed(path: Path, n_prompt: int, n_generate: int) -> Speed:
+def measure_speed(path: Path, n_prompt: int, n_generate: int, *, gpu: bool = False) -> Speed:
     """Run a file with llama.cpp's defaults in a new process. Raises GGUFError where it fails."""
     # -P: a folder named llmkit where the user stands must not hide the installed package.
-    command = [sys.executable, "-P", "-m", __name__, str(path), str(n_prompt), str(n_generate)]
+    arguments = [str(path), str(n_prompt), str(n_generate), *(["gpu"] if gpu else [])]
+    command = [sys.executable, "-P", "-m", __name__, *arguments]
     run = subprocess.run(
         command, capture_output=True, text=True, check=False, env=users_environment()
     )
@@ -43,8 +44,8 @@ def measure_speed(path: Path, n_prompt: int, n_generate: int) -> Speed:
     return Speed(**json.loads(run.stdout))
 
 
-def _run(path: Path, n_prompt: int, n_generate: int) -> Speed:
-    with LlamaCpp(path, exact=False) as llama:
+def _run(path: Path, n_prompt: int, n_generate: int, *, gpu: bool) -> Speed:
+    with LlamaCpp(path, exact=False, gpu=gpu) as llama:
         prompt = [token_id % llama.vocab_size for token_id in range(n_prompt)]
         llama.evaluate(prompt, all_positions=False)  # the first run maps the file's pages
         rounds = [_round(llama, prompt, n_generate) for _ in range(ROUNDS)]
@@ -67,4 +68,6 @@ def _round(llama: LlamaCpp, prompt: list[int], n_generate: int) -> tuple[float, 
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))))
+    file, n_prompt, n_generate, *backend = sys.argv[1:]
+    speed = _run(Path(file), int(n_prompt), int(n_generate), gpu=backend == ["gpu"])
+    print(json.dumps(asdict(speed)))

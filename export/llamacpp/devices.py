@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import llama_cpp
 
+from llmkit.errors import ConfigError
 from llmkit.export.llamacpp import ggml
 
+Backend = Literal["cpu", "gpu", "auto"]
 _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: a GPU with memory of its own, or without
 
 
@@ -28,6 +31,18 @@ def devices() -> tuple[Device, ...]:
     """All devices, in llama.cpp's order."""
     count, get = ggml.registry.ggml_backend_dev_count, ggml.registry.ggml_backend_dev_get
     return tuple(_device(get(number)) for number in range(count()))
+
+
+def uses_gpu(backend: Backend) -> bool:
+    """Whether llama.cpp is to run on a GPU here. Raises ConfigError: no GPU, or an unknown name."""
+    names = get_args(Backend)
+    if backend not in names:
+        raise ConfigError(f"unknown backend {backend!r}; choose one of: {', '.join(names)}")
+    has_gpu = any(device.is_gpu for device in devices())
+    if backend == "gpu" and not has_gpu:
+        seen = ", ".join(map(str, devices()))
+        raise ConfigError(f"llama.cpp sees no GPU, only {seen}; run `llmkit doctor` for a build")
+    return has_gpu and backend != "cpu"
 
 
 def build_features() -> list[str]:

@@ -23,6 +23,7 @@ from llmkit.export.gguf.reader import (
     refuse_not_finite,
 )
 from llmkit.export.llamacpp.chat_template import ChatTemplate
+from llmkit.export.llamacpp.devices import Backend, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
@@ -53,12 +54,15 @@ class Runner(Protocol):
 
 
 @contextmanager
-def open_runner(model: Path) -> Iterator[Runner]:
-    """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError."""
+def open_runner(model: Path, backend: Backend = "cpu") -> Iterator[Runner]:
+    """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError.
+
+    `backend`: where llama.cpp runs a GGUF file.
+    """
     if is_gguf(model):
         file = read_gguf(model)  # llama.cpp does not say what to do with a damaged file
         adapter_of(file)
-        with LlamaCpp(model, exact=False) as llama:
+        with LlamaCpp(model, exact=False, gpu=uses_gpu(backend)) as llama:
             with suppress(QuantizationError):  # another program's file, of a type that is unknown
                 refuse_faulty_weights(file)
             yield GGUFRunner(llama)
@@ -67,13 +71,16 @@ def open_runner(model: Path) -> Iterator[Runner]:
         yield CheckpointRunner(checkpoint, checkpoint.load_model(choose_device()))
 
 
-def generate(model: StrPath, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
+def generate(
+    model: StrPath, prompt: str, sampling: Sampling | None = None, *, backend: Backend = "cpu"
+) -> Iterator[str]:
     """Yield what a model says to `prompt`, piece by piece; a base model goes on from it.
 
     `model`: a checkpoint folder or a GGUF file. The same sampler with the same seed works on
-    both. Raises LlmkitError: a file that cannot be read, a prompt that fills the context.
+    both. `backend`: where llama.cpp runs a file, "cpu", "gpu" or "auto", which is a GPU if there is
+    one. Raises LlmkitError: a file that cannot be read, a prompt that fills the context.
     """
-    with open_runner(Path(model)) as runner:
+    with open_runner(Path(model), backend) as runner:
         ids = runner.prompt([Message("user", prompt)])
         yield from runner.answer(ids, sampling or Sampling())
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,11 +55,13 @@ def quantize_file(source: Path, target: Path, file_type: int) -> None:
 
 
 class LlamaCpp:
-    """A GGUF file loaded on the CPU, with the adapter that it names. Use it in a `with` statement.
+    """A GGUF file with the adapter that it names, loaded on the CPU or with `gpu` all on a GPU.
 
-    With `exact` the KV cache is f32, attention is not fused and ggml's own CPU code computes all
-    products, whatever llama.cpp was built with. Without it llama.cpp's defaults run, as a user's
-    would.
+    Use it in a `with` statement.
+
+    With `exact` the KV cache is f32 and attention is not fused; on the CPU ggml's own code computes
+    all products, whatever llama.cpp was built with. Without it llama.cpp's defaults run, as a
+    user's would.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class LlamaCpp:
         *,
         n_ctx: int | None = None,
         exact: bool = True,
+        gpu: bool = False,
         eval_callback: EvalCallback | None = None,
     ) -> None:
         """Load the file, with room for `n_ctx` tokens; no more than the model's own context.
@@ -78,7 +82,8 @@ class LlamaCpp:
         llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
-        model_params.devices = ctypes.addressof(_NO_DEVICES)  # the CPU alone
+        if not gpu:
+            model_params.devices = ctypes.addressof(_NO_DEVICES)
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self._model:
             raise GGUFError(f"llama.cpp cannot load {path}: {_reason()}")
@@ -90,6 +95,7 @@ class LlamaCpp:
         self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
         self.n_ctx = min(n_ctx or DEFAULT_CONTEXT, self.context_length)
         self._eval_callback = eval_callback  # llama.cpp calls it, so it must live as long
+        self._batch = EXACT_BATCH if exact else _BATCH
         self._context = self._new_context(exact)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
@@ -126,13 +132,12 @@ class LlamaCpp:
     def _new_context(self, exact: bool) -> Any:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = min(self.n_ctx, _BATCH)
+        params.n_batch = params.n_ubatch = min(self.n_ctx, self._batch)
         # For one token of a small model threads wait for each other longer than they compute.
         is_small = llama_cpp.llama_model_size(self._model) < SMALL_MODEL
         params.n_threads = 1 if is_small else n_cores()
         params.n_threads_batch = n_cores()
         if exact:
-            params.n_ubatch = min(params.n_ubatch, EXACT_BATCH)
             params.op_offload = False  # a product is computed where its weights are
             params.type_k = params.type_v = _GGML_TYPE_F32
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -218,7 +223,9 @@ class LlamaCpp:
         n = len(ids)
         if self._n_past + n > self.n_ctx:
             raise GGUFError(f"{self._n_past + n} tokens do not fit in a context of {self.n_ctx}")
-        parts = [ids[start : start + _BATCH] for start in range(0, n, _BATCH)]
+        n_parts = -(-n // self._batch)
+        ends = [n * part // n_parts for part in range(n_parts + 1)]  # of equal parts: GPUs compute
+        parts = (ids[start:end] for start, end in pairwise(ends))  # few tokens in another way
         logits = [self._evaluate(part, all_positions) for part in parts]
         return np.concatenate(logits) if all_positions else logits[-1]
 

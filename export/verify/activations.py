@@ -8,9 +8,10 @@ from functools import cache
 
 import gguf
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Type = gguf.GGMLQuantizationType
+from llmkit.export.verify.arithmetic import CPU, Arithmetic, Type
 
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 _CODE_MAX = 127
@@ -86,8 +87,17 @@ def _or_zero(inverse: Tensor) -> Tensor:
     return inverse.where(inverse.isfinite(), 0.0)
 
 
-def gelu(x: Tensor, ties: Ties = nearest) -> Tensor:
-    """The tanh form of (T, n) through ggml's table, which ends at -10 and 10."""
+def rounded_to(x: Tensor, kind: Type) -> Tensor:
+    """Numbers (..., n) as they are kept in a type, in their own precision."""
+    if kind == Type.F32:
+        return x
+    return rounded(x.flatten(0, -2), kind).values.reshape(x.shape).to(x.dtype)
+
+
+def gelu(x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
+    """The tanh form of (T, n), on the CPU through ggml's table, which ends at -10 and 10."""
+    if not arithmetic.gelu_table:
+        return F.gelu(x, approximate="tanh")
     halves = ties(x.float(), lambda v: v.half().float(), x.float().abs().amax(-1, keepdim=True))
     looked_up = _gelu_table(x.dtype)[halves.half().view(torch.int16).int() & 0xFFFF]
     return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, looked_up))

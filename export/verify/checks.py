@@ -10,9 +10,10 @@ from pathlib import Path
 from llmkit.export.check import Outcome
 from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify.arithmetic import CPU, GPU
 from llmkit.export.verify.generation_check import generation_check
 from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.logits_check import LogitsComparison, compare_logits, logits_check
+from llmkit.export.verify.logits_check import LogitsComparison, logits_check, nearest_comparison
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.ollama_check import ollama_check
 from llmkit.export.verify.prompt_check import prompt_check
@@ -45,6 +46,7 @@ class CheckContext:
     modelfile_path: Path | None
     modelfile: Modelfile | None  # None also if Ollama refuses it, which `metadata` reports
     ollama: str | None  # name of the model there
+    gpu: bool = False  # where llama.cpp runs
     reference: Reference = field(init=False)
     llama: LlamaCpp = field(init=False)
     comparison: LogitsComparison | None = None
@@ -52,7 +54,8 @@ class CheckContext:
     def compared(self) -> LogitsComparison:
         """The comparison of logits, made by the first check that asks for it."""
         if self.comparison is None:
-            self.comparison = compare_logits(self.llama, self.target, self.texts)
+            arithmetics = GPU if self.gpu else (CPU,)
+            self.comparison = nearest_comparison(self.llama, self.target, self.texts, arithmetics)
         return self.comparison
 
 
@@ -89,7 +92,9 @@ CHECKS = (
     ),
     RegisteredCheck("stop", Needs.LLAMA_CPP, lambda c: stop_check(c.target, c.llama, c.modelfile)),
     RegisteredCheck(
-        "layers", Needs.OWN_LLAMA_CPP, lambda c: layers_check(c.target, c.texts[0].inputs)
+        "layers",
+        Needs.OWN_LLAMA_CPP,
+        lambda c: layers_check(c.target, c.texts[0].inputs, gpu=c.gpu),
     ),
     RegisteredCheck("logits", Needs.LLAMA_CPP, lambda c: logits_check(c.compared())),
     RegisteredCheck("generation", Needs.LLAMA_CPP, _generation),

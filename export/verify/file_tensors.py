@@ -13,7 +13,8 @@ from torch import Tensor
 
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.reader import GGUFFile, StoredTensor
-from llmkit.export.verify.activations import Activations, Ties, Type, nearest, rounded
+from llmkit.export.verify.activations import Activations, Ties, nearest, rounded, rounded_to
+from llmkit.export.verify.arithmetic import CPU, Arithmetic, Type
 
 _ROWS_AT_ONCE = 8192  # of a matrix in float64: a head of 50k rows would be 300 MB or more
 
@@ -39,15 +40,29 @@ class Matrix:
     offsets: Tensor | None = None
     lora: LoRA | None = None
 
-    def product(self, x: Tensor, ties: Ties = nearest) -> Tensor:
-        """(T, in) -> (T, out), in the precision of x."""
-        read = Activations(x) if self.dot_type == Type.F32 else rounded(x, self.dot_type, ties)
+    def read(self, x: Tensor, arithmetic: Arithmetic = CPU, ties: Ties = nearest) -> Activations:
+        """What the product reads of x (T, in)."""
+        kind = arithmetic.reads(self.dot_type)
+        return Activations(x) if kind == Type.F32 else rounded(x, kind, ties)
+
+    def read_weight(self, arithmetic: Arithmetic = CPU) -> Tensor:
+        """What the product reads of the weight (out, in)."""
+        return rounded_to(self.weight, Type.F16) if self._halves(arithmetic) else self.weight
+
+    def _halves(self, arithmetic: Arithmetic) -> bool:
+        return arithmetic.activations == Type.F16 and arithmetic.reads(self.dot_type) == Type.F16
+
+    def product(self, x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
+        """(T, in) -> (T, out), in the precision of x; sums are rounded to f16 in float32 alone."""
+        read = self.read(x, arithmetic, ties)
         values = read.values.to(x.dtype)
+        in_halves = arithmetic.sums == Type.F16 and x.dtype == torch.float32
         y = x.new_empty(len(x), len(self.weight))
         for start in range(0, len(self.weight), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            y[:, rows] = values @ self.weight[rows].to(x.dtype).T
-        if self.offsets is not None and read.sum_error is not None:
+            weight = self.rows(rows).read_weight(arithmetic).to(x.dtype)
+            y[:, rows] = summed_in_halves(values, weight) if in_halves else values @ weight.T
+        if self.offsets is not None and self.dot_type == Type.Q8_1 and read.sum_error is not None:
             y += read.sum_error.to(x.dtype) @ self.offsets.to(x.dtype).T
         if self.lora is not None:  # in f32, and reads x as it was
             a, b = self.lora.a.to(x.dtype), self.lora.b.to(x.dtype)
@@ -62,6 +77,14 @@ class Matrix:
             offsets=None if self.offsets is None else self.offsets[rows],
             lora=None if self.lora is None else replace(self.lora, b=self.lora.b[rows]),
         )
+
+
+def summed_in_halves(x: Tensor, weight: Tensor) -> Tensor:
+    """(T, in) and (out, in) -> (T, out): one product after the other, each sum rounded to f16."""
+    columns, sums = weight.half().T.contiguous(), x.new_zeros(len(x), len(weight)).half()
+    for k in range(x.shape[1]):
+        sums.addcmul_(x[:, k : k + 1].half(), columns[k])
+    return sums.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -80,13 +103,17 @@ class FileTensors:
         """A tensor's weights. Raises GGUFError where it is missing."""
         return torch.from_numpy(self._stored(name).dequantized())
 
+    def dot_type(self, name: str) -> Type:
+        """What the CPU rounds activations to for a matrix. Raises GGUFError where it is missing."""
+        return self._stored(name).qtype.dot_type
+
     def matrix(self, name: str) -> Matrix:
         """A matrix and how it is multiplied. Raises GGUFError where it is missing."""
         stored = self._stored(name)
         return Matrix(
             name,
             self.tensor(name),
-            stored.qtype.dot_type,
+            self.dot_type(name),
             self._offsets(stored),
             self._lora(name),
         )

@@ -8,6 +8,7 @@ checkpoint's, weights the file's.
 from __future__ import annotations
 
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,11 +22,13 @@ from llmkit.architectures.registry import family_of
 from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp
+from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic, Type
 from llmkit.export.verify.file_tensors import FileTensors
 from llmkit.export.verify.operations import bounded
 from llmkit.export.verify.target import VerifyTarget
 
 LIMIT = 1.0
+FEW_TOKENS = 2  # GPUs compute products of so few in another way than those of many
 
 
 @dataclass(frozen=True)
@@ -33,46 +36,64 @@ class _Outcome:
     """How far llama.cpp's output was from ours, at the worst place."""
 
     operation: Operation
+    arithmetic: Arithmetic  # the nearest
     ratio: float
     token: int
     output: int
     wrong_parts: tuple[str, ...]  # of a product whose outputs have parts, unless all are wrong
 
 
-def layers_check(target: VerifyTarget, ids: Tensor) -> Outcome:
+def layers_check(target: VerifyTarget, ids: Tensor, *, gpu: bool = False) -> Outcome:
     """Each operation on token ids (T,), within the rounding of float32. Value: errors / bounds.
 
-    Only the first EXACT_BATCH tokens are compared, which llama.cpp computes at once. The file's
-    tensors must have the shapes that the checkpoint's sizes need.
+    Only the first EXACT_BATCH tokens are compared, which llama.cpp computes at once; on a GPU also
+    the first FEW_TOKENS by themselves. The file's tensors must have the shapes that the
+    checkpoint's sizes need.
     """
-    ids = ids[:EXACT_BATCH]
+    walks = [_walked(target, ids[:n], gpu) for n in (EXACT_BATCH, FEW_TOKENS)[: 1 + gpu]]
+    for walk in walks:
+        missing = walk.missing()
+        if missing is not None:
+            detail = f"not compared: llama.cpp's graph has no {missing.output} ({missing.title})"
+            return Outcome(False, detail, value=sys.float_info.max, limit=LIMIT)
+    outcomes = [outcome for walk in walks for outcome in walk.outcomes()]
+    worst = max(outcomes, key=lambda outcome: outcome.ratio)
+    wrong = [outcome for outcome in outcomes if not outcome.ratio <= LIMIT]
+    value = min(worst.ratio, sys.float_info.max)  # JSON has no infinity
+    n_tokens = min(len(ids), EXACT_BATCH)
+    if wrong:
+        detail = _failure(wrong, len(outcomes))
+    else:
+        detail = (
+            f"{len(outcomes)} operations on {n_tokens} tokens are within float32 rounding; "
+            f"largest error: {worst.operation.title}"
+        )
+    if gpu:
+        detail += f"; products as with {_counted(outcomes)}"
+    return Outcome(not wrong, detail, value=value, limit=LIMIT)
+
+
+def _counted(outcomes: list[_Outcome]) -> str:
+    """The arithmetics that are nearest to products, and to how many."""
+    names = Counter(
+        outcome.arithmetic.name for outcome in outcomes if isinstance(outcome.operation, Product)
+    )
+    return ", ".join(f"{name} ({n})" for name, n in names.most_common())
+
+
+def _walked(target: VerifyTarget, ids: Tensor, gpu: bool) -> _Walk:
     config, lora = target.checkpoint.config, target.checkpoint.lora
     adapter, alpha = (None, 0.0) if lora is None else (target.adapter, lora.scale * lora.rank)
     walk = _Walk(
-        list(family_of(config).graph(config)), FileTensors(target.file, adapter, alpha), ids
+        list(family_of(config).graph(config)),
+        FileTensors(target.file, adapter, alpha),
+        ids,
+        GPU if gpu else (CPU,),
     )
-    with LlamaCpp(
-        target.file.path,
-        n_ctx=len(ids),
-        eval_callback=walk.callback,
-    ) as llama:
+    with LlamaCpp(target.file.path, n_ctx=len(ids), gpu=gpu, eval_callback=walk.callback) as llama:
         llama.evaluate(ids.tolist())
     walk.callback.raise_error()
-    missing = walk.missing()
-    if missing is not None:
-        detail = f"not compared: llama.cpp's graph has no {missing.output} ({missing.title})"
-        return Outcome(False, detail, value=sys.float_info.max, limit=LIMIT)
-    worst = max(walk.outcomes, key=lambda outcome: outcome.ratio)
-    wrong = [outcome for outcome in walk.outcomes if not outcome.ratio <= LIMIT]
-    value = min(worst.ratio, sys.float_info.max)  # JSON has no infinity
-    if wrong:
-        detail = _failure(wrong, len(walk.outcomes))
-    else:
-        detail = (
-            f"{len(walk.outcomes)} operations on {len(ids)} tokens are within float32 rounding; "
-            f"largest error: {worst.operation.title}"
-        )
-    return Outcome(not wrong, detail, value=value, limit=LIMIT)
+    return walk
 
 
 def _failure(wrong: list[_Outcome], n_operations: int) -> str:
@@ -90,16 +111,48 @@ def _failure(wrong: list[_Outcome], n_operations: int) -> str:
 class _Walk:
     """Goes through the graph beside llama.cpp, and keeps only tensors that are still to be read."""
 
-    def __init__(self, operations: Sequence[Operation], tensors: FileTensors, ids: Tensor) -> None:
-        self._tensors, self._ids = tensors, ids
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        tensors: FileTensors,
+        ids: Tensor,
+        arithmetics: Sequence[Arithmetic],
+    ) -> None:
+        self._tensors, self._ids, self._arithmetics = tensors, ids, arithmetics
         self._waiting = {operation.output: operation for operation in operations}
         self._held: dict[str, Tensor] = {}
-        self.outcomes: list[_Outcome] = []
+        self._outcomes: list[list[_Outcome]] = []  # of each operation, in the order of arithmetics
         self.callback = EvalCallback(lambda name: name in self._waiting, self._receive)
 
     def missing(self) -> Operation | None:
         """The first operation whose output llama.cpp did not compute."""
         return next(iter(self._waiting.values()), None)
+
+    def outcomes(self) -> list[_Outcome]:
+        """The outcome of each operation by the nearest arithmetic.
+
+        Products with weights of one type have one: the first that explains half of them. So a
+        matrix that is slightly wrong is not explained by a coarser arithmetic than the others'.
+        """
+        kinds = defaultdict(list)
+        for outcomes in self._outcomes:
+            kinds[self._kind(outcomes[0].operation)].append(outcomes)
+        chosen = {
+            kind: max(range(len(self._arithmetics)), key=lambda i: _explains(among, i))
+            for kind, among in kinds.items()
+            if kind is not None
+        }
+        return [
+            min(outcomes, key=lambda outcome: outcome.ratio)
+            if (kind := self._kind(outcomes[0].operation)) is None
+            else outcomes[chosen[kind]]
+            for outcomes in self._outcomes
+        ]
+
+    def _kind(self, operation: Operation) -> Type | None:
+        if isinstance(operation, Product):
+            return self._tensors.dot_type(operation.weight)
+        return None
 
     @torch.inference_mode()
     def _receive(self, name: str, values: NDArray[np.float32]) -> None:
@@ -109,14 +162,22 @@ class _Walk:
         del self._waiting[name]
         found = torch.from_numpy(values)
         inputs = [self._held[name] for name in operation.inputs]
-        ratio = bounded(operation, self._tensors, inputs, self._ids).ratio(found)
-        self.outcomes.append(_outcome(operation, ratio))
+        self._outcomes.append([])
+        for arithmetic in self._arithmetics:
+            bounds = bounded(operation, self._tensors, inputs, self._ids, arithmetic)
+            self._outcomes[-1].append(_outcome(operation, arithmetic, bounds.ratio(found)))
         self._held[name] = found
         still_read = {name for later in self._waiting.values() for name in later.inputs}
         self._held = {name: held for name, held in self._held.items() if name in still_read}
 
 
-def _outcome(operation: Operation, ratio: Tensor) -> _Outcome:
+def _explains(products: Sequence[Sequence[_Outcome]], arithmetic: int) -> tuple[bool, int]:
+    """Whether an arithmetic explains half of some products, or else how many."""
+    n = sum(outcomes[arithmetic].ratio <= LIMIT for outcomes in products)
+    return 2 * n >= len(products), 0 if 2 * n >= len(products) else n
+
+
+def _outcome(operation: Operation, arithmetic: Arithmetic, ratio: Tensor) -> _Outcome:
     token, output = divmod(int(ratio.argmax()), ratio.shape[1])
     names = operation.parts if isinstance(operation, Product) else ()
     parts = ratio.amax(0).tensor_split(len(names)) if names else ()
@@ -126,4 +187,5 @@ def _outcome(operation: Operation, ratio: Tensor) -> _Outcome:
         if part.numel() and part.amax() > LIMIT
     )
     at = float(ratio[token, output])
-    return _Outcome(operation, at, token, output, () if len(wrong) == len(names) else wrong)
+    wrong = () if len(wrong) == len(names) else wrong
+    return _Outcome(operation, arithmetic, at, token, output, wrong)

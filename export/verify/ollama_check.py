@@ -15,7 +15,7 @@ from llmkit.errors import OllamaError
 from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.ollama.server import OllamaServer, Said, Shown
-from llmkit.export.verify.attention import with_f16_cache
+from llmkit.export.verify.arithmetic import CPU, Type
 from llmkit.export.verify.prompt_check import conversations, id_fault
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import FileTarget, VerifyTarget
@@ -175,7 +175,7 @@ def compared_logprobs(
         source.tokenizer,
         source.config.context_length,
         exact=Reference(target, torch.float64),
-        rounded=Reference(target, torch.float64, attention=with_f16_cache),
+        rounded=Reference(target, torch.float64, arithmetic=CPU.with_cache(Type.F16)),
     )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from llmkit.architectures.graph import Attention, Embed, Gelu, Norm, Operation, Product
 from llmkit.export.verify import bounds
 from llmkit.export.verify.activations import Ties, gelu, nearest
-from llmkit.export.verify.attention import AttentionFunction, attention
+from llmkit.export.verify.arithmetic import CPU, Arithmetic
+from llmkit.export.verify.attention import attention
 from llmkit.export.verify.bounds import Bounded
 from llmkit.export.verify.file_tensors import Tensors
 
@@ -22,7 +23,7 @@ def exact(
     tensors: Tensors,
     inputs: Sequence[Tensor],
     ties: Ties = nearest,
-    attention: AttentionFunction = attention,
+    arithmetic: Arithmetic = CPU,
 ) -> Tensor:
     """What an operation makes of one sequence (T, C), in the precision of its inputs."""
     x = inputs[0]
@@ -36,15 +37,15 @@ def exact(
             shift = None if bias is None else bias.to(x.dtype)
             return F.layer_norm(x, weight.shape, weight, shift, epsilon)
         case Product():
-            y = tensors.matrix(operation.weight).product(x, ties)
+            y = tensors.matrix(operation.weight).product(x, ties, arithmetic)
             bias = _bias(operation, tensors)
             if bias is not None:
                 y.add_(bias.to(x.dtype))
             return inputs[1] + y if len(inputs) > 1 else y
         case Attention():
-            return attention(x, operation.n_head)
+            return attention(x, operation.n_head, arithmetic)
         case Gelu():
-            return gelu(x, ties)
+            return gelu(x, ties, arithmetic)
     raise TypeError(operation)
 
 
@@ -60,7 +61,11 @@ def embedded(
 
 
 def bounded(
-    operation: Operation, tensors: Tensors, inputs: Sequence[Tensor], ids: Tensor
+    operation: Operation,
+    tensors: Tensors,
+    inputs: Sequence[Tensor],
+    ids: Tensor,
+    arithmetic: Arithmetic = CPU,
 ) -> Bounded:
     """What an operation makes of llama.cpp's own inputs (T, C), and how far float32 may miss it."""
     match operation:
@@ -69,15 +74,15 @@ def bounded(
         case Norm():
             weight, bias = tensors.tensor(operation.weight), _bias(operation, tensors)
             norm = bounds.layer_norm if operation.subtracts_mean else bounds.rms_norm
-            return norm(inputs[0], weight, bias, float(np.float32(operation.epsilon)))
+            return norm(inputs[0], weight, bias, float(np.float32(operation.epsilon)), arithmetic)
         case Product():
             residual = inputs[1] if len(inputs) > 1 else None
             matrix = tensors.matrix(operation.weight)
-            return bounds.linear(inputs[0], matrix, _bias(operation, tensors), residual)
+            return bounds.linear(inputs[0], matrix, _bias(operation, tensors), residual, arithmetic)
         case Attention():
-            return bounds.causal_attention(inputs[0], operation.n_head)
+            return bounds.causal_attention(inputs[0], operation.n_head, arithmetic)
         case Gelu():
-            return bounds.gelu_bound(inputs[0])
+            return bounds.gelu_bound(inputs[0], arithmetic)
     raise TypeError(operation)
 
 

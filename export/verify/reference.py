@@ -27,7 +27,8 @@ from llmkit.architectures.graph import Attention, Embed, Operation, Product
 from llmkit.architectures.registry import family_of
 from llmkit.export.gguf.reader import config_of
 from llmkit.export.verify.activations import Ties, nearest
-from llmkit.export.verify.attention import AttentionFunction, attention
+from llmkit.export.verify.arithmetic import CPU, Arithmetic
+from llmkit.export.verify.attention import attention
 from llmkit.export.verify.file_tensors import FileTensors, Matrix, UnpackedTensors, lora_alpha
 from llmkit.export.verify.operations import embedded, exact
 from llmkit.export.verify.target import VerifyTarget
@@ -43,10 +44,10 @@ class Reference:
         target: VerifyTarget,
         dtype: torch.dtype,
         ties: Ties = nearest,
-        attention: AttentionFunction = attention,
+        arithmetic: Arithmetic = CPU,
     ) -> None:
         """Unpack nothing yet. Raises GGUFError where the file or its adapter lacks something."""
-        self._ties, self._attention, self._dtype = ties, attention, dtype
+        self._ties, self.arithmetic, self._dtype = ties, arithmetic, dtype
         self.config: ModelConfig = config_of(target.file)
         *self.operations, self._head = family_of(self.config).graph(self.config)
         self.tensors = FileTensors(target.file, target.adapter, lora_alpha(target.adapter))
@@ -70,7 +71,7 @@ class Reference:
     @torch.inference_mode()
     def head_logits(self, hidden: Tensor, head: Matrix) -> Tensor:
         """What the head says of hidden states: (T, C) -> (T, V)."""
-        return head.product(hidden, self._ties)
+        return head.product(hidden, self._ties, self.arithmetic)
 
     def embed(self, operation: Embed, weights: UnpackedTensors, texts: Sequence[Tensor]) -> Tensor:
         """What the first layer reads: (T, C)."""
@@ -81,7 +82,7 @@ class Reference:
     def attend(self, operation: Attention, qkv: Tensor, lengths: list[int]) -> Tensor:
         """Attention within sequences of these lengths, one after the other: (T, 3C) -> (T, C)."""
         parts = torch.split(qkv, lengths)
-        return torch.cat([self._attention(part, operation.n_head) for part in parts])
+        return torch.cat([attention(part, operation.n_head, self.arithmetic) for part in parts])
 
     def run(
         self,
@@ -98,7 +99,9 @@ class Reference:
             some = {name: held[name][start : start + _TOKENS_AT_ONCE] for name in read}
             for operation in operations:
                 inputs = [some[name] for name in operation.inputs]
-                some[operation.output] = exact(operation, weights, inputs, self._ties)
+                some[operation.output] = exact(
+                    operation, weights, inputs, self._ties, self.arithmetic
+                )
             for operation in operations:
                 if operation.output in wanted:
                     made.setdefault(operation.output, []).append(some[operation.output])

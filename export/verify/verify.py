@@ -19,6 +19,7 @@ from llmkit.errors import GGUFError, LlmkitError, OllamaError
 from llmkit.export.check import Check, Outcome, Proof, all_passed
 from llmkit.export.evaluation.eval_data import TextSequence, proof_prompts, proof_sequences
 from llmkit.export.gguf.reader import config_of
+from llmkit.export.llamacpp.devices import Backend, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.verify.checks import CHECKS, CheckContext, Needs, check_names
@@ -43,13 +44,15 @@ def verify(
     data: StrPath | None = None,
     html: StrPath | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
+    backend: Backend = "cpu",
 ) -> Proof:
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
 
     `modelfile`: by default the one beside the file. `ollama`: a model in a running Ollama, created
     from this file, to check too (at OLLAMA_HOST); if it cannot be reached, that check fails.
     `data`: text; by default what training held out, or built-in tales. The proof is saved in
-    parity.json beside the file, and with `html` as a page with plots. Raises LlmkitError if the
+    parity.json beside the file, and with `html` as a page with plots. `backend`: where llama.cpp
+    runs, "cpu", "gpu" or "auto", which is a GPU if there is one. Raises LlmkitError if the
     two cannot be compared or the page cannot be written.
     """
     checkpoint, gguf, data = Path(checkpoint), Path(gguf), optional_path(data)
@@ -62,7 +65,8 @@ def verify(
     beside = gguf.parent / MODELFILE
     modelfile = optional_path(modelfile) or (beside if beside.exists() else None)
     said = _read(modelfile) if modelfile else None
-    context = CheckContext(target, texts, prompts, modelfile, said, ollama)
+    gpu = uses_gpu(backend)
+    context = CheckContext(target, texts, prompts, modelfile, said, ollama, gpu)
     checks = _results(context, unreachable)
     proof = Proof(
         passed=all_passed(checks),
@@ -100,7 +104,8 @@ def _results(context: CheckContext, unreachable: OllamaError | None) -> list[Che
         context.reference = Reference(context.target, torch.float32)
         in_llama = _run(context, Needs.OWN_LLAMA_CPP)
         n_ctx = context.target.checkpoint.config.context_length
-        with LlamaCpp(context.target.file.path, n_ctx=n_ctx) as context.llama:
+        path, gpu = context.target.file.path, context.gpu
+        with LlamaCpp(path, n_ctx=n_ctx, gpu=gpu) as context.llama:
             in_llama |= _run(context, Needs.LLAMA_CPP)
     except GGUFError as error:
         in_llama = _not_run(error, Needs.OWN_LLAMA_CPP, Needs.LLAMA_CPP)

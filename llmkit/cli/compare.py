@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmkit.cli.options import JsonOption, print_json
+from llmkit.cli.options import BackendOption, JsonOption, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +52,7 @@ def _compare(
         Path | None,
         typer.Option(metavar="FILE", help="Plot file size against KL divergence (.png or .svg)."),
     ] = None,
+    backend: BackendOption = "cpu",
     json_output: JsonOption = False,
 ) -> None:
     """Measure size, quality, speed and memory of GGUF files."""
@@ -63,7 +64,9 @@ def _compare(
 
     if plot is not None:
         check_plot_path(plot)
-    comparison = compare(reference, ggufs, data=data, against=against, calibration=calibration)
+    comparison = compare(
+        reference, ggufs, data=data, against=against, calibration=calibration, backend=backend
+    )
     if plot is not None:
         save_figure(size_quality_figure(comparison), plot)
     if html is not None:

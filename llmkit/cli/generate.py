@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.options import BackendOption
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -50,6 +52,7 @@ def _generate(
             metavar="N", help="Stop after N tokens.", show_default="until the context is full"
         ),
     ] = None,
+    backend: BackendOption = "cpu",
 ) -> None:
     """Continue a text, or answer a question."""
     from llmkit.export.llamacpp.runners import open_runner
@@ -57,7 +60,7 @@ def _generate(
     from llmkit.modelfiles.prompt_format import Message
 
     sampling = Sampling(temperature, top_k, top_p, seed, max_tokens)
-    with open_runner(model) as runner:
+    with open_runner(model, backend) as runner:
         pieces = runner.answer(runner.prompt([Message("user", prompt)]), sampling)
         first = next(pieces, "")  # an error in the prompt comes before any output
         sys.stdout.write(prompt + first if runner.continues else first)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -49,6 +49,10 @@ HeldOutOption = Annotated[
         help="Held-out text: a file, folder or JSONL file.",
         show_default="the validation split of training",
     ),
+]
+BackendOption = Annotated[
+    Literal["cpu", "gpu", "auto"],
+    typer.Option(help="Where llama.cpp runs a GGUF file; auto takes a GPU if there is one."),
 ]
 HostOption = Annotated[
     str | None,

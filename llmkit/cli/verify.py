@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from llmkit.cli.options import CheckpointArgument, HeldOutOption, JsonOption, print_json
+from llmkit.cli.options import (
+    BackendOption,
+    CheckpointArgument,
+    HeldOutOption,
+    JsonOption,
+    print_json,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +42,7 @@ def _verify(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML report with plots.")
     ] = None,
+    backend: BackendOption = "cpu",
     json_output: JsonOption = False,
 ) -> None:
     """Check that llama.cpp computes what PyTorch computes.
@@ -46,7 +53,15 @@ def _verify(
     from llmkit.export.report.tables import proof_table
     from llmkit.export.verify.verify import verify
 
-    proof = verify(checkpoint, gguf, modelfile=modelfile, ollama=ollama, data=data, html=html)
+    proof = verify(
+        checkpoint,
+        gguf,
+        modelfile=modelfile,
+        ollama=ollama,
+        data=data,
+        html=html,
+        backend=backend,
+    )
     if json_output:
         print_json(proof.to_dict())
     else:

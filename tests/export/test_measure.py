@@ -223,7 +223,7 @@ def test_what_failed_is_said_and_not_that_a_file_could_not_be_removed(
     temporary_files: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
         raise GGUFError("cannot measure")
 
     monkeypatch.setattr("llmkit.export.compare.measure_speed", fail)
@@ -249,5 +249,5 @@ def test_modules_in_the_users_folder_are_not_taken_for_packages(
 def test_speed_is_tokens_by_time(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0, 17.0, *[20.0, 30.0, 40.0] * (benchmark.ROUNDS - 1)])
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    found = benchmark._run(files["f32"], 16, 10)
+    found = benchmark._run(files["f32"], 16, 10, gpu=False)
     assert (found.prompt_tokens_per_s, found.generate_tokens_per_s) == (8, 2)

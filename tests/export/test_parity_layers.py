@@ -21,7 +21,7 @@ from llmkit.architectures.gpt2 import attention_by_hand
 from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.export.verify import bounds
 from llmkit.export.verify import layers_check as layers
-from llmkit.export.verify.activations import Type
+from llmkit.export.verify.arithmetic import Arithmetic, Type
 from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.layers_check import layers_check
 from llmkit.export.verify.target import VerifyTarget, open_target
@@ -223,7 +223,7 @@ def test_another_number_of_heads_is_named(n_head: int, target: VerifyTarget) -> 
 def test_attention_without_its_scale_is_named(
     target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unscaled(qkv: Tensor, n_head: int) -> Tensor:
+    def unscaled(qkv: Tensor, n_head: int, _: Arithmetic) -> Tensor:
         q, k, v = (p.reshape(len(qkv), n_head, -1).transpose(0, 1) for p in qkv.chunk(3, dim=-1))
         return attention_by_hand(q * q.shape[-1] ** 0.5, k, v).transpose(0, 1).flatten(1)
 
@@ -232,7 +232,7 @@ def test_attention_without_its_scale_is_named(
 
 
 def test_gelu_with_erf_is_named(target: VerifyTarget, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "gelu", F.gelu)
+    monkeypatch.setattr(bounds, "gelu", lambda x, arithmetic: F.gelu(x))
     said = failure(target)
     assert said.startswith("blk.0: ffn_up -> gelu: ")
 

@@ -1,0 +1,55 @@
+"""How the backends of llama.cpp compute, as a table. Sources: docs/parity.md.
+
+All of them compute the same graph. They differ in what a product reads (f32, f16, or blocks of
+bytes), in how its sums are kept, in what attention reads and in how keys and values are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import gguf
+
+Type = gguf.GGMLQuantizationType
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """One way to compute a model. What is not said here is computed in float32."""
+
+    name: str
+    # What a product reads of its activations; None: the dot type of each matrix's own type. With
+    # F16 weights are rounded to f16 as well.
+    activations: Type | None = None
+    sums: Type = Type.F32  # of products
+    attention: Type = Type.F32  # what the two products of attention read
+    kv: Type = Type.F32  # stored keys and values
+    gelu_table: bool = False  # GELU is looked up in a table from f16 to f16
+    norm_in_one_pass: bool = False  # variance as the mean of squares minus the square of the mean
+
+    def reads(self, dot_type: Type) -> Type:
+        """What a product reads, with a matrix of a type that has this dot type."""
+        is_float = dot_type in (Type.F32, Type.F16, Type.BF16)
+        if self.activations is None:
+            return dot_type
+        if self.activations == Type.F16:
+            return Type.BF16 if dot_type == Type.BF16 else Type.F16
+        if self.activations == Type.Q8_1 and is_float:
+            return Type.F16 if dot_type == Type.F32 else dot_type
+        return self.activations
+
+    def with_cache(self, kv: Type) -> Arithmetic:
+        """The same with keys and values stored as another type."""
+        return replace(self, name=f"{self.name}, {kv.name.lower()} KV cache", kv=kv)
+
+
+CPU = Arithmetic("CPU", gelu_table=True)
+BLAS = Arithmetic("BLAS", Type.F32, gelu_table=True)
+# From the tightest to the loosest.
+GPU = (
+    Arithmetic("f32 activations", Type.F32, norm_in_one_pass=True),
+    Arithmetic("f16 activations", Type.F16, attention=Type.F16, norm_in_one_pass=True),
+    Arithmetic("q8_1 activations", Type.Q8_1, norm_in_one_pass=True),
+    Arithmetic("f16 sums", Type.F16, Type.F16, Type.F16, norm_in_one_pass=True),
+)
+EVERY = (BLAS, *GPU)  # besides the CPU's own
