@@ -322,10 +322,16 @@ def graph(config: GPTConfig) -> Iterator[Operation]:
     yield Product(("result_norm",), "result_output", f"output_norm -> logits: {head}", head)
 
 
-# By type of the second feed-forward matrix, which is divided by it: f16 numbers, and the f16 scales
-# of blocks, lose digits below 6e-5. Others keep 4096, where GELU is ReLU to 4e-5.
+# By type of the second feed-forward matrix, which is divided by it: the f16 scales of blocks lose
+# digits below 6e-5, and those of K-quants are smaller still. The best of eight powers of two for a
+# ReLU model of three layers, by KL (tests/benchmarks/bench_relu.py).
 _RELU_SCALES = {"f32": 4096.0, "bf16": 4096.0, "f16": 256.0}
-_RELU_SCALE_OF_BLOCKS = 64.0
+_RELU_SCALE_OF_BLOCKS, _RELU_SCALE_OF_K_QUANTS = 64.0, 32.0
+
+
+def _relu_scale(qtype: str) -> float:
+    blocks = _RELU_SCALE_OF_K_QUANTS if qtype.endswith("_k") else _RELU_SCALE_OF_BLOCKS
+    return _RELU_SCALES.get(qtype, blocks)
 
 
 def in_llama_cpp(
@@ -343,7 +349,7 @@ def in_llama_cpp(
     specs = list(tensors(config))
     for down in specs:
         if down.role is Role.FEED_FORWARD_DOWN:
-            scale = _RELU_SCALES.get(type_of(down), _RELU_SCALE_OF_BLOCKS)
+            scale = _relu_scale(type_of(down))
             scales[down.checkpoint_name] = 1 / scale
             up = next(s for s in specs if s.role is Role.FEED_FORWARD_UP and s.layer == down.layer)
             scales |= {f"{up.module}.weight": scale, f"{up.module}.bias": scale}

@@ -242,7 +242,7 @@ def test_error_feedback_names_the_architecture_and_what_works(
 def test_files_are_compared_with_a_file(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmkit.export.compare.measure_speed", lambda *_: Speed(1, 1, 1))
+    monkeypatch.setattr("llmkit.export.compare.measure_speed", lambda *_, **__: Speed(1, 1, 1))
     text = tmp_path / "text.txt"
     text.write_text("some words to merge, some more words. " * 40)
     q8_0 = requantize(model, tmp_path / "q8_0.gguf", "q8_0").path
