@@ -136,6 +136,8 @@ def _check_sizes(source: Source, project: Project | None, parts: Parts) -> None:
     for name, found in (
         ("n_layer", len(parts.layers)),
         ("context_length", len(parts.positions.weight)),
+        ("n_embd", parts.n_embd),
+        ("vocab_size", len(parts.tokens.weight)),
     ):
         stated = setting(source, name)
         if stated is None or not isinstance(stated.value, int) or stated.value == found:

@@ -186,9 +186,7 @@ def _modules(tensors: Mapping[str, Tensor]) -> dict[str, Linear]:
         found = _WEIGHT.fullmatch(name)
         if not tensor.is_floating_point() or tensor.itemsize < 2:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{name} has type {kind}; expected float32, float16 or bfloat16"
-            )
+            raise CheckpointError(f"{name} has type {kind}; expected float32, float16 or bfloat16")
         squeezed = tensor.squeeze(0) if tensor.ndim == 3 and len(tensor) == 1 else tensor
         if squeezed.ndim not in (1, 2):
             raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}; a GPT has none such")
@@ -259,14 +257,15 @@ def _settle(
     tokens: dict[str, Linear], positions: dict[str, Linear], heads: dict[str, Linear]
 ) -> None:
     """Take the table of positions or the head from two matrices whose names do not tell."""
-    if heads and not positions:
+    a, b = (module.weight.shape for module in tokens.values())
+    if heads and not positions and a[1] == b[1]:
         n_rows = len(next(iter(heads.values())).weight)
         found = [name for name, module in tokens.items() if len(module.weight) != n_rows]
         into = positions
     else:
         found = [name for name in tokens if not _EMBEDDINGS & set(words_of(name))]
         into = heads
-    if len(found) == 1 and not into:
+    if len(found) == 1 and not into and (into is positions or a == b):
         into[found[0]] = tokens.pop(found[0])
 
 

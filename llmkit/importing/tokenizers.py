@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import cannot_read
 from llmkit.importing.pickles import read_pickle
-from llmkit.importing.source import Source
+from llmkit.importing.source import Source, inside
 from llmkit.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
@@ -35,6 +35,10 @@ GPT2_VOCAB = 50257
 _GPT2_ROWS = 50304  # padded to a multiple of 64 or 128
 _TIKTOKEN = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _HUB_NAMES = ("openai-community/gpt2", "gpt2")
+_CHARACTERS = (
+    "meta.pkl", "vocab.json", "chars.json", "stoi.json", "itos.json", "tokenizer.pkl"
+)  # fmt: skip
+_FILES = ("tokenizer.json", "encoder.json", "vocab.bpe", "merges.txt", *_CHARACTERS)
 _END_TOKENS = (END_OF_TEXT, "<|eos|>", "[EOS]", "<eos>", "</s>", "<EOS>", "<|end|>", "<|im_end|>")
 
 
@@ -70,7 +74,8 @@ def find_tokenizer(
             f"the tokenizer ({found.origin}) has {found.n_own:,} tokens, but the model has "
             f"{n_rows:,} rows of token embeddings; give the tokenizer it was trained with"
         )
-    if found.n_own < n_rows and "characters" in found.origin:
+    is_padded = source.settings.get("vocab_size") == found.n_own
+    if found.n_own < n_rows and "characters" in found.origin and not is_padded:
         raise CheckpointError(
             f"the vocabulary ({found.origin}) has {found.n_own:,} characters, but the model has "
             f"{n_rows:,} rows of token embeddings; give the text or file it was trained with"
@@ -105,6 +110,8 @@ def _beside(source: Source) -> ImportedTokenizer | None:
 
 
 def _from_folder(folder: Path) -> ImportedTokenizer | None:
+    for name in _FILES:
+        inside(folder, name)  # raises for a link out of the folder
     if (folder / "tokenizer.json").is_file():
         return _from_file(folder / "tokenizer.json")
     if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():
@@ -120,7 +127,7 @@ def _from_folder(folder: Path) -> ImportedTokenizer | None:
         ends = [t for t in _END_TOKENS if hf.token_to_id(t) is not None]
         hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ends])
         return _accepted(hf, "vocab.json and merges.txt", folder)
-    for name in ("meta.pkl", "vocab.json", "chars.json", "stoi.json", "itos.json", "tokenizer.pkl"):
+    for name in _CHARACTERS:
         if (folder / name).is_file() and (found := _from_file(folder / name)):
             return found
     return None
