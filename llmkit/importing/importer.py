@@ -78,11 +78,11 @@ def import_checkpoint(
     known = read_reference(given) if given else None
     facts = gather(opened, project, parts, options)
     _refuse(facts, project, known, parts)
-    if known is not None:
-        check_reference(known, len(parts.tokens.weight), len(parts.positions.weight))
     implied = project.tokenizer if project else None
     found = find_tokenizer(opened, options.tokenizer, len(parts.tokens.weight), implied)
     tokenizer, vocabulary = _vocabulary(found, parts, options)
+    if known is not None:
+        check_reference(known, vocabulary.n_kept, len(parts.positions.weight))
     assembly = assemble(parts, facts, vocabulary, GPT2.config)
     form = _prompt_format(options, found, tokenizer)
     with staged(out) as folder:

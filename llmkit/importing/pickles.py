@@ -15,6 +15,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ def word_set(text: str) -> frozenset[str]:
 
 
 MAX_PICKLE_BYTES = 1 << 28  # of the part without weights; a vocabulary takes megabytes
+_MAX_REPEATED_BYTES = 1 << 26  # of an expanded tensor, such as a mask
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
 # Of Python's own modules a checkpoint has reason to name these; the others only an attack.
 _HARMLESS = word_set(
@@ -37,7 +39,7 @@ _HARMLESS = word_set(
     "decimal enum fractions functools itertools logging numbers pathlib random string time types "
     "typing uuid weakref"
 )
-_ATTACKS = ("torch.hub", "torch.jit", "torch.serialization", "numpy.testing")
+_ATTACKS = ("torch.hub", "torch.jit", "torch.serialization", "numpy.load", "numpy.save")
 _BUILTINS: dict[str, Any] = {
     "set": set,
     "frozenset": frozenset,
@@ -126,6 +128,8 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if all(size) and (last + 1) * storage.dtype.itemsize > storage.untyped.nbytes():
         raise pickle.UnpicklingError("a tensor reaches past the end of its numbers")
+    if prod(size) * storage.dtype.itemsize > max(storage.untyped.nbytes(), _MAX_REPEATED_BYTES):
+        raise pickle.UnpicklingError("a tensor repeats few numbers without end")
     tensor = torch.empty(0, dtype=storage.dtype)
     return tensor.set_(storage.untyped, offset, size, stride)
 
@@ -180,7 +184,7 @@ def _is_harmful(module: str, name: str) -> bool:
     tops = (module.partition(".")[0], *attributes)
     return (
         any(top in sys.stdlib_module_names and top not in _HARMLESS for top in tops)
-        or module.startswith(_ATTACKS)
+        or f"{module}.{name}".startswith(_ATTACKS)
         or last.startswith("__")
     )
 
@@ -230,8 +234,9 @@ def read_pickle(path: Path) -> Any:
         pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
         RuntimeError, OverflowError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
+        why = str(error) or type(error).__name__
         raise CheckpointError(
-            f"{path} is damaged or not a PyTorch file ({error or type(error).__name__}); copy it again"
+            f"{path} is damaged or not a PyTorch file ({why}); copy it again"
         ) from error
 
 

@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -333,8 +332,3 @@ def _classes(content: Any) -> Iterator[str]:
         if isinstance(found, dict) and id(found) not in seen:
             seen.add(id(found))
             left += [value for value in found.values() if isinstance(value, dict | Bag)]
-
-
-def as_float32(tensor: Tensor) -> Tensor:
-    """The numbers as float32 in rows."""
-    return tensor.to(torch.float32).contiguous()
