@@ -34,6 +34,8 @@ _NAMES = {
     "layer_norm_epsilon": "layer_norm_epsilon layer_norm_eps ln_eps norm_eps",
     "context_length": "block_size n_positions n_ctx context_length max_seq_len seq_len "
     "sequence_len context_size max_len ctx_len block_len",
+    "n_embd": "n_embd hidden_size",
+    "vocab_size": "vocab_size",
     "n_layer": "n_layer n_layers num_layers num_hidden_layers depth num_blocks n_blocks",
 }
 # minGPT keeps a model_type and no sizes (mingpt/model.py).

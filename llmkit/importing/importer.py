@@ -79,11 +79,11 @@ def import_checkpoint(
     known = read_reference(given) if given else None
     facts = gather(opened, project, parts, options)
     _refuse(facts, project, known, parts)
-    if known is not None:
-        check_reference(known, len(parts.tokens.weight), len(parts.positions.weight))
     implied = project.tokenizer if project else None
     found = find_tokenizer(opened, options.tokenizer, len(parts.tokens.weight), implied)
     tokenizer, vocabulary = _vocabulary(found, parts, options)
+    if known is not None:
+        check_reference(known, vocabulary.n_kept, len(parts.positions.weight))
     assembly = assemble(parts, facts, vocabulary, GPT2.config)
     form = _prompt_format(options, found, tokenizer)
     tokenizer, renamed = without_false_ends(tokenizer, form.stops)
@@ -151,6 +151,8 @@ def _check_sizes(source: Source, project: Project | None, parts: Parts) -> None:
     for name, found in (
         ("n_layer", len(parts.layers)),
         ("context_length", len(parts.positions.weight)),
+        ("n_embd", parts.n_embd),
+        ("vocab_size", len(parts.tokens.weight)),
     ):
         stated = setting(source, name)
         if stated is None or not isinstance(stated.value, int) or stated.value == found:

@@ -257,14 +257,15 @@ def _settle(
     tokens: dict[str, Linear], positions: dict[str, Linear], heads: dict[str, Linear]
 ) -> None:
     """Take the table of positions or the head from two matrices whose names do not tell."""
-    if heads and not positions:
+    a, b = (module.weight.shape for module in tokens.values())
+    if heads and not positions and a[1] == b[1]:
         n_rows = len(next(iter(heads.values())).weight)
         found = [name for name, module in tokens.items() if len(module.weight) != n_rows]
         into = positions
     else:
         found = [name for name in tokens if not _EMBEDDINGS & set(words_of(name))]
         into = heads
-    if len(found) == 1 and not into:
+    if len(found) == 1 and not into and (into is positions or a == b):
         into[found[0]] = tokens.pop(found[0])
 
 

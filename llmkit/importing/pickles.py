@@ -10,9 +10,12 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,12 +31,15 @@ def word_set(text: str) -> frozenset[str]:
 
 
 MAX_PICKLE_BYTES = 1 << 28  # of the part without weights; a vocabulary takes megabytes
+_MAX_REPEATED_BYTES = 1 << 26  # of an expanded tensor, such as a mask
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
-_ATTACKS = word_set(
-    "os posix nt subprocess sys shutil socket runpy pty importlib ctypes webbrowser "
-    "pickle multiprocessing threading signal code codeop urllib requests http ftplib "
-    "tempfile"
+# Of Python's own modules a checkpoint has reason to name these; the others only an attack.
+_HARMLESS = word_set(
+    "__future__ _codecs abc argparse array builtins collections copyreg dataclasses datetime "
+    "decimal enum fractions functools itertools logging numbers pathlib random string time types "
+    "typing uuid weakref"
 )
+_ATTACKS = ("torch.hub", "torch.jit", "torch.serialization", "numpy.load", "numpy.save")
 _BUILTINS: dict[str, Any] = {
     "set": set,
     "frozenset": frozenset,
@@ -44,12 +50,19 @@ _BUILTINS: dict[str, Any] = {
     "float": float,
     "bool": bool,
     "str": str,
-    "bytes": bytes,
-    "bytearray": bytearray,
+    "bytes": lambda *args: bytes(*_not_a_size(args)),
+    "bytearray": lambda *args: bytearray(*_not_a_size(args)),
     "complex": complex,
     "object": object,
     "slice": slice,
 }
+
+
+def _not_a_size(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of bytes(); bytes(N) would make N zeros of nothing."""
+    if args and isinstance(args[0], int):
+        raise pickle.UnpicklingError("bytes without content")
+    return args
 
 
 class Bag:
@@ -115,6 +128,8 @@ def _rebuild_tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if all(size) and (last + 1) * storage.dtype.itemsize > storage.untyped.nbytes():
         raise pickle.UnpicklingError("a tensor reaches past the end of its numbers")
+    if prod(size) * storage.dtype.itemsize > max(storage.untyped.nbytes(), _MAX_REPEATED_BYTES):
+        raise pickle.UnpicklingError("a tensor repeats few numbers without end")
     tensor = torch.empty(0, dtype=storage.dtype)
     return tensor.set_(storage.untyped, offset, size, stride)
 
@@ -144,10 +159,11 @@ class _Unpickler(pickle.Unpickler):
         return self._persistent(key)
 
     def find_class(self, module: str, name: str) -> Any:
-        top = module.partition(".")[0]
-        if top in _ATTACKS or name.startswith("__"):
+        # Python 2's names, which torch.save writes too.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        if _is_harmful(module, name):
             raise CheckpointError(f"it calls {module}.{name} when loaded, which can harm you")
-        if module in ("builtins", "__builtin__"):
+        if module == "builtins":
             if name not in _BUILTINS:
                 raise CheckpointError(f"it calls {module}.{name} when loaded, which can harm you")
             return _BUILTINS[name]
@@ -161,6 +177,16 @@ class _Unpickler(pickle.Unpickler):
         if name.startswith("_rebuild"):
             raise CheckpointError(f"it has tensors of another kind ({full}); save them as floats")
         return type(name, (Bag,), {"class_name": full})
+
+
+def _is_harmful(module: str, name: str) -> bool:
+    *attributes, last = name.split(".")
+    tops = (module.partition(".")[0], *attributes)
+    return (
+        any(top in sys.stdlib_module_names and top not in _HARMLESS for top in tops)
+        or f"{module}.{name}".startswith(_ATTACKS)
+        or last.startswith("__")
+    )
 
 
 def _storage_from_bytes(data: bytes) -> Any:
@@ -183,7 +209,6 @@ _REBUILDERS: dict[str, Any] = {
     "torch.device": str,
     "torch.torch_version.TorchVersion": str,
     "copyreg._reconstructor": _reconstructor,
-    "copy_reg._reconstructor": _reconstructor,
     "_codecs.encode": lambda text, *_: text.encode("latin-1"),
     "pathlib.PosixPath": lambda *parts: "/".join(parts),
     "pathlib.WindowsPath": lambda *parts: "\\".join(parts),
@@ -200,6 +225,8 @@ def read_pickle(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         with path.open("rb") as file:
+            if file.peek(4).startswith(b"PK"):
+                raise EOFError("a zip archive without its end")
             return _read_legacy(file, path.stat().st_size)
     except CheckpointError as error:
         raise CheckpointError(f"{path} was not loaded: {error}") from error
@@ -207,8 +234,9 @@ def read_pickle(path: Path) -> Any:
         pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
         RuntimeError, OverflowError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
+        why = str(error) or type(error).__name__
         raise CheckpointError(
-            f"{path} is damaged or not a PyTorch file ({error}); copy it again"
+            f"{path} is damaged or not a PyTorch file ({why}); copy it again"
         ) from error
 
 
@@ -220,7 +248,7 @@ def _read_zip(path: Path) -> Any:
         if len(pickles) != 1:
             raise ValueError("the zip archive has no data.pkl")
         if packed := [e.filename for e in entries.values() if e.compress_type]:
-            raise ValueError(f"{packed[0]} is compressed, which torch.save never does")
+            raise CheckpointError(f"{packed[0]} in it is compressed, which torch.save never does")
         if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
             raise ValueError(f"data.pkl has {entries[pickles[0]].file_size:,} bytes")
         folder = pickles[0].removesuffix("data.pkl")
@@ -238,7 +266,9 @@ def _read_zip(path: Path) -> Any:
             def persistent(key: Any) -> _Storage:
                 _, dtype, name, *_ = key
                 if name not in storages:
-                    entry = entries[f"{folder}data/{name}"]
+                    entry = entries.get(f"{folder}data/{name}")
+                    if entry is None:
+                        raise EOFError(f"data/{name} is missing in it")
                     begin = start(entry)
                     if begin + entry.file_size > n_bytes:
                         raise EOFError("the file is truncated")
@@ -271,8 +301,6 @@ def _read_legacy(file: Any, n_bytes: int) -> Any:
     def load() -> Any:
         return _Unpickler(file, persistent).load()
 
-    if n_bytes > MAX_PICKLE_BYTES and not file.peek(1):
-        raise EOFError
     found = load()
     if found != _LEGACY_MAGIC:
         return found

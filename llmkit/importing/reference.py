@@ -97,13 +97,13 @@ def read_reference(path: Path) -> ReferenceLogits:
     )
 
 
-def check_reference(reference: ReferenceLogits, n_rows: int, context_length: int) -> None:
+def check_reference(reference: ReferenceLogits, n_tokens: int, context_length: int) -> None:
     """Raise ConfigError for tokens that the model cannot read."""
     low, high = int(reference.tokens.min()), int(reference.tokens.max())
-    if low < 0 or high >= n_rows:
+    if low < 0 or high >= n_tokens:
         raise ConfigError(
-            f"the reference has token {high if high >= n_rows else low}, but the model's are 0 to "
-            f"{n_rows - 1}"
+            f"the reference has token {high if high >= n_tokens else low}, but the tokenizer's are "
+            f"0 to {n_tokens - 1}; make it with these"
         )
     if reference.tokens.shape[1] > context_length:
         raise ConfigError(

@@ -6,13 +6,11 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,6 +28,7 @@ _LLMC_MAGIC = 20240326
 _STATE_DICTS = (
     "model_state_dict", "state_dict", "model_state", "model", "module", "net", "weights", "params",
 )  # fmt: skip
+_MAX_MODULES = 20_000
 _PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")
 
 
@@ -58,14 +57,16 @@ class Source:
 
 def open_source(path: Path) -> Source:
     """Open a file or folder. Raises CheckpointError saying what is missing or damaged."""
-    if path.is_dir():
-        return _open_folder(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; check the path")
     try:
-        found = _open_file(path)
+        found = _open_folder(path) if path.is_dir() else _open_file(path)
     except OSError as error:
         raise CheckpointError(cannot_read(path, error)) from error
+    except (RecursionError, ValueError) as error:  # of names and nesting that no program makes
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
+    if not found.tensors:
+        raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
     return found
 
 
@@ -90,7 +91,7 @@ def _open_folder(folder: Path) -> Source:
             if found
             else f"{folder} has no weights (.safetensors, .pt, .pth, .bin or .pkl)"
         )
-    return open_source(_inside(folder, chosen[0].name))
+    return open_source(inside(folder, chosen[0].name))
 
 
 def _open_file(path: Path) -> Source:
@@ -102,7 +103,7 @@ def _open_file(path: Path) -> Source:
         from llmkit.importing.llmc import open_llmc
 
         return open_llmc(path)
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if head[8:9] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"PK")):
         return _with_config(Source(path, path.parent, "safetensors", _safetensors(path)))
     return _with_config(_open_pickle(path))
 
@@ -133,7 +134,7 @@ def _open_shards(folder: Path, index: str) -> Source:
         raise CheckpointError(f"{path} has no weight_map ({error}); copy it again") from error
     tensors: dict[str, Tensor] = {}
     for name in names:
-        shard = _inside(folder, name)
+        shard = inside(folder, name)
         if not shard.is_file():
             raise CheckpointError(f"{folder}: the shard {name} is missing; copy all files again")
         read = _safetensors(shard) if shard.suffix == ".safetensors" else read_pickle(shard)
@@ -146,11 +147,12 @@ def _open_shards(folder: Path, index: str) -> Source:
     return Source(path, folder, f"{kind} in {len(names)} shards", tensors)
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """A file of the folder. Raises CheckpointError for one that lies elsewhere."""
     path = folder / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-        if path.is_symlink() and _is_hub_cache(path, folder):
+    is_plain = not Path(name).is_absolute() and "\0" not in name
+    if not is_plain or not path.resolve().is_relative_to(folder.resolve()):
+        if is_plain and path.is_symlink() and _is_hub_cache(path, folder):
             return path
         raise CheckpointError(f"{folder}: {name} leads out of the folder; copy the file into it")
     return path
@@ -168,18 +170,14 @@ def _open_pickle(path: Path) -> Source:
     classes = frozenset(_classes(content))
     if isinstance(content, Bag):
         tensors = dict(_module_tensors(content))
-        if not tensors:
-            raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
         settings = _first(_module_settings(content))
         kind = f"whole module {content.class_name} in a {container}"
         return Source(path, path.parent, kind, tensors, settings, classes=classes)
     if isinstance(content, list | tuple):
         content = {str(number): value for number, value in enumerate(content)}
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
+        content = {}
     box, tensors = _weights_in(content)
-    if not tensors:
-        raise CheckpointError(f"{path} has no tensors; give the file of the model's weights")
     extras = {str(n): v for n, v in content.items() if n != box and not isinstance(v, Tensor)}
     module = content.get(box)
     inner = _module_settings(module) if isinstance(module, Bag) else iter(())
@@ -195,16 +193,18 @@ def _open_pickle(path: Path) -> Source:
     )
 
 
-def _weights_in(content: Mapping[Any, Any]) -> tuple[str, dict[str, Tensor]]:
+def _weights_in(
+    content: Mapping[Any, Any], is_inside: bool = False
+) -> tuple[str, dict[str, Tensor]]:
     """The entry that holds the weights, by its usual name or as the one with most tensors."""
     known = [name for name in _STATE_DICTS if name in content]
     others = [n for n in content if n not in known and "optim" not in str(n)]
     counts = {name: len(_tensors_of(content[name])) for name in (*known, *others)}
     usual = [name for name in known if counts[name]]
     own = _tensors_of(content)
-    if not own and not any(counts.values()):  # one level deeper
+    if not own and not any(counts.values()) and not is_inside:  # one level deeper
         inside = [n for n in (*known, *others) if isinstance(content[n], dict)]
-        found = ((n, _weights_in(content[n])) for n in inside)
+        found = ((n, _weights_in(content[n], is_inside=True)) for n in inside)
         return next(((f"{n}.{box}", tensors) for n, (box, tensors) in found if tensors), ("", {}))
     box = usual[0] if usual else max(others, key=counts.__getitem__, default="")
     if not usual and (box == "" or counts[box] <= len(own)):
@@ -239,7 +239,7 @@ def _with_config(source: Source) -> Source:
         if not path.is_file():
             continue
         try:
-            content = json.loads(_inside(source.folder, name).read_text(encoding="utf-8"))
+            content = json.loads(inside(source.folder, name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(cannot_read(path, error)) from error
         if isinstance(content, dict):
@@ -252,49 +252,65 @@ def _with_config(source: Source) -> Source:
     )  # fmt: skip
 
 
-def _plain(content: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _plain(content: Any) -> Iterator[tuple[str, Any]]:
     """Names and plain values of nested settings, the outer ones first, optimizers left out."""
-    items = vars(content) if isinstance(content, Bag) else content
-    if not isinstance(items, dict) or len(items) > 1000:
-        return
-    for name, value in items.items():
-        if isinstance(value, str | int | float | bool) or value is None:
-            yield str(name), value
-    if depth < 3:
-        for name, value in items.items():
-            if "optim" not in str(name) and isinstance(value, dict | Bag):
-                yield from _plain(value, depth + 1)
+    level, seen = [content], set()
+    for _ in range(4):
+        deeper = []
+        for part in level:
+            items = vars(part) if isinstance(part, Bag) else part
+            if not isinstance(items, dict) or len(items) > 1000 or id(items) in seen:
+                continue
+            seen.add(id(items))
+            for name, value in items.items():
+                if isinstance(value, str | int | float | bool) or value is None:
+                    yield str(name), value
+                elif isinstance(value, dict | Bag) and "optim" not in str(name):
+                    deeper.append(value)
+        level = deeper
 
 
-def _module_tensors(module: Bag, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _modules(root: Bag) -> Iterator[tuple[str, Bag]]:
+    """A pickled torch.nn.Module and those in it, each with the prefix of its tensors' names."""
+    left = [("", root)]
+    for _ in range(_MAX_MODULES):
+        if not left:
+            return
+        prefix, module = left.pop()
+        yield prefix, module
+        children = reversed(_entries(module, "_modules").items())
+        left += [(f"{prefix}{name}.", child) for name, child in children if isinstance(child, Bag)]
+    raise CheckpointError(f"the pickled module has more than {_MAX_MODULES:,} modules in it")
+
+
+def _entries(module: Bag, name: str) -> dict[Any, Any]:
+    found = vars(module).get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _module_tensors(root: Bag) -> Iterator[tuple[str, Tensor]]:
     """The state dict of a pickled torch.nn.Module."""
-    parts = vars(module)
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in (parts.get(kind) or {}).items():
-            if isinstance(tensor, Tensor):
-                yield f"{prefix}{name}", tensor
-    for name, child in (parts.get("_modules") or {}).items():
-        if isinstance(child, Bag):
-            yield from _module_tensors(child, f"{prefix}{name}.")
+    for prefix, module in _modules(root):
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in _entries(module, kind).items():
+                if isinstance(tensor, Tensor):
+                    yield f"{prefix}{name}", tensor
 
 
-def _module_settings(module: Bag) -> Iterator[tuple[str, Any]]:
+def _module_settings(root: Bag) -> Iterator[tuple[str, Any]]:
     """Plain attributes of a pickled module and of those in it; what was set by torch left out."""
-    parts = vars(module)
-    for name, value in parts.items():
-        if isinstance(value, Bag) and "_modules" not in vars(value):
-            yield from _plain(value)
-        elif isinstance(value, int | float | str) and not name.startswith("_"):
-            yield name, value
-        elif isinstance(value, type) and issubclass(value, Bag):  # a function, as F.gelu
-            yield name, value.class_name.rpartition(".")[2]
-    for child in (parts.get("_modules") or {}).values():
-        if isinstance(child, Bag):
-            where, _, name = child.class_name.rpartition(".")
-            if where.startswith("torch.nn.") and name.lower() in ("gelu", "relu"):
-                exact = "gelu" if vars(child).get("approximate", "none") == "none" else "gelu_tanh"
-                yield "activation", "relu" if name == "ReLU" else exact
-            yield from _module_settings(child)
+    for _, module in _modules(root):
+        where, _, kind = type(module).class_name.rpartition(".")
+        if where.startswith("torch.nn.") and kind in ("GELU", "ReLU"):
+            exact = "gelu" if vars(module).get("approximate", "none") == "none" else "gelu_tanh"
+            yield "activation", "relu" if kind == "ReLU" else exact
+        for name, value in vars(module).items():
+            if isinstance(value, Bag) and "_modules" not in vars(value):
+                yield from _plain(value)
+            elif isinstance(value, int | float | str) and not name.startswith("_"):
+                yield name, value
+            elif isinstance(value, type) and issubclass(value, Bag):  # a function, as F.gelu
+                yield name, value.class_name.rpartition(".")[2]
 
 
 def _first(pairs: Iterator[tuple[str, Any]]) -> dict[str, Any]:
@@ -306,16 +322,13 @@ def _first(pairs: Iterator[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _classes(content: Any, depth: int = 0) -> Iterator[str]:
-    if isinstance(content, Bag):
-        yield content.class_name
-        content = vars(content)
-    if isinstance(content, dict) and depth < 12:
-        with suppress(RecursionError):
-            for value in content.values():
-                yield from _classes(value, depth + 1)
-
-
-def as_float32(tensor: Tensor) -> Tensor:
-    """The numbers as float32 in rows."""
-    return tensor.to(torch.float32).contiguous()
+def _classes(content: Any) -> Iterator[str]:
+    left, seen = [content], set()
+    while left:
+        found = left.pop()
+        if isinstance(found, Bag):
+            yield type(found).class_name
+            found = vars(found)
+        if isinstance(found, dict) and id(found) not in seen:
+            seen.add(id(found))
+            left += [value for value in found.values() if isinstance(value, dict | Bag)]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import cannot_read
 from llmkit.importing.pickles import read_pickle
-from llmkit.importing.source import Source
+from llmkit.importing.source import Source, inside
 from llmkit.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
@@ -35,6 +37,12 @@ GPT2_VOCAB = 50257
 _GPT2_ROWS = 50304  # padded to a multiple of 64 or 128
 _TIKTOKEN = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _HUB_NAMES = ("openai-community/gpt2", "gpt2")
+_CHARACTERS = (
+    "meta.pkl", "vocab.json", "chars.json", "stoi.json", "itos.json", "tokenizer.pkl"
+)  # fmt: skip
+_MAX_CHARACTER_BYTES = 1 << 20
+_FILES = ("tokenizer.json", "encoder.json", "vocab.bpe", "merges.txt", *_CHARACTERS)
+_SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 _END_TOKENS = (END_OF_TEXT, "<|eos|>", "[EOS]", "<eos>", "</s>", "<EOS>", "<|end|>", "<|im_end|>")
 
 
@@ -106,7 +114,8 @@ def find_tokenizer(
             f"the tokenizer ({found.origin}) has {found.n_own:,} tokens, but the model has "
             f"{n_rows:,} rows of token embeddings; give the tokenizer it was trained with"
         )
-    if found.n_own < n_rows and "characters" in found.origin:
+    is_padded = source.settings.get("vocab_size") == found.n_own
+    if found.n_own < n_rows and "characters" in found.origin and not is_padded:
         raise CheckpointError(
             f"the vocabulary ({found.origin}) has {found.n_own:,} characters, but the model has "
             f"{n_rows:,} rows of token embeddings; give the text or file it was trained with"
@@ -141,6 +150,8 @@ def _beside(source: Source) -> ImportedTokenizer | None:
 
 
 def _from_folder(folder: Path) -> ImportedTokenizer | None:
+    for name in _FILES:
+        inside(folder, name)  # raises for a link out of the folder
     if (folder / "tokenizer.json").is_file():
         return _from_file(folder / "tokenizer.json")
     if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():
@@ -156,9 +167,14 @@ def _from_folder(folder: Path) -> ImportedTokenizer | None:
         ends = [t for t in _END_TOKENS if hf.token_to_id(t) is not None]
         hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ends])
         return _accepted(hf, "vocab.json and merges.txt", folder)
-    for name in ("meta.pkl", "vocab.json", "chars.json", "stoi.json", "itos.json", "tokenizer.pkl"):
+    for name in _CHARACTERS:
         if (folder / name).is_file() and (found := _from_file(folder / name)):
             return found
+    for path in sorted(folder.glob("*.json")):  # under any other name
+        if inside(folder, path.name).is_file() and path.stat().st_size < _MAX_CHARACTER_BYTES:
+            with suppress(OSError, ValueError):
+                if found := _characters_of(json.loads(path.read_text("utf-8")), path.name):
+                    return found
     return None
 
 
@@ -170,6 +186,11 @@ def _from_file(path: Path) -> ImportedTokenizer | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{cannot_read(path, error)}; give a JSON file, or chars:FILE") from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if content["model"].get(name) and content["model"].get("type") == "BPE":
+                raise CheckpointError(
+                    f"{path.name} has BPE with a {name}, which llama.cpp's gpt2 tokenizer has not"
+                )
         try:
             hf = HFTokenizer.from_file(str(path))
         except Exception as error:
@@ -182,7 +203,7 @@ def _inside(source: Source) -> ImportedTokenizer | None:
     """Characters that the checkpoint itself holds."""
     for name, content in source.extras.items():
         if isinstance(content, str):
-            continue
+            content = {name: content}  # only the entries that hold characters are strings
         found = _characters_of(content, f"the file: {name}")
         if found is not None:
             return found
@@ -196,6 +217,8 @@ def _characters_of(content: Any, origin: str) -> ImportedTokenizer | None:
         for name in ("itos", "stoi", "chars", "char_to_id", "id_to_char", "vocab", "token_to_id",
                      "characters", "tokenizer"):  # fmt: skip
             inner = content.get(name)
+            if isinstance(inner, str) and len(set(inner)) < len(inner):
+                continue  # a path or a name
             if isinstance(inner, Mapping | list | tuple | str) and len(inner) > 1:
                 found = _characters_of(inner, origin)
                 if found is not None:
@@ -210,7 +233,7 @@ def _characters_of(content: Any, origin: str) -> ImportedTokenizer | None:
     tokens = [by_id[i] for i in range(len(by_id))]
     if not all(isinstance(token, str) and token for token in tokens):
         return None
-    if sum(len(token) == 1 for token in tokens) < 0.9 * len(tokens):
+    if sum(len(t) == 1 or bool(_SPECIAL.fullmatch(t)) for t in tokens) < 0.9 * len(tokens):
         return None
     return from_characters(tokens, f"characters of {origin}")
 
@@ -344,6 +367,11 @@ def _lost(content: Mapping[str, Any]) -> list[str]:
     if len(parts) > len(levels):
         kinds = ", ".join(p.get("type", "?") for p in parts if p not in levels)
         lost.append(f"the tokenizer splits text by {kinds} too; llama.cpp splits as GPT-2 does")
+    if plain := [t["content"] for t in content["added_tokens"] if not t["special"]]:
+        lost.append(
+            f"{len(plain)} added tokens, such as {plain[0]!r}, become special tokens; text is not "
+            "split into them there"
+        )
     if content.get("normalizer"):
         kind = content["normalizer"].get("type")
         lost.append(f"the tokenizer changes text before it ({kind}); llama.cpp does not")
