@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Source:
     extras: Mapping[str, Any] = field(default_factory=dict)
     boxes: frozenset[str] = frozenset()  # names of the entries beside the weights
     classes: frozenset[str] = frozenset()  # of a pickle's objects
+    step: str = "0"  # of training, which the files that llmkit exports state
 
     @property
     def files_beside(self) -> list[str]:
@@ -89,7 +90,7 @@ def _open_folder(folder: Path) -> Source:
             if found
             else f"{folder} has no weights (.safetensors, .pt, .pth, .bin or .pkl)"
         )
-    return open_source(_inside(folder, chosen[0].name))
+    return open_source(inside(folder, chosen[0].name))
 
 
 def _open_file(path: Path) -> Source:
@@ -102,14 +103,18 @@ def _open_file(path: Path) -> Source:
 
         return open_llmc(path)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return _with_config(Source(path, path.parent, "safetensors", _safetensors(path)))
+        tensors, step = _safetensors(path)
+        return _with_config(Source(path, path.parent, "safetensors", tensors, step=step))
     return _with_config(_open_pickle(path))
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors, and the training step that the file states."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            step = (file.metadata() or {}).get("step", "")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, step if step.isdigit() else "0"
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); copy it again"
@@ -127,10 +132,10 @@ def _open_shards(folder: Path, index: str) -> Source:
         raise CheckpointError(f"{path} has no weight_map ({error}); copy it again") from error
     tensors: dict[str, Tensor] = {}
     for name in names:
-        shard = _inside(folder, name)
+        shard = inside(folder, name)
         if not shard.is_file():
             raise CheckpointError(f"{folder}: the shard {name} is missing; copy all files again")
-        read = _safetensors(shard) if shard.suffix == ".safetensors" else read_pickle(shard)
+        read = _safetensors(shard)[0] if shard.suffix == ".safetensors" else read_pickle(shard)
         if not isinstance(read, dict):
             raise CheckpointError(f"{shard} has no tensors; copy it again")
         tensors |= {name: tensor for name, tensor in read.items() if isinstance(tensor, Tensor)}
@@ -140,7 +145,7 @@ def _open_shards(folder: Path, index: str) -> Source:
     return Source(path, folder, f"{kind} in {len(names)} shards", tensors)
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """A file of the folder. Raises CheckpointError for one that lies elsewhere."""
     path = folder / name
     if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
@@ -214,17 +219,14 @@ def _with_config(source: Source) -> Source:
         if not path.is_file():
             continue
         try:
-            content = json.loads(_inside(source.folder, name).read_text(encoding="utf-8"))
+            content = json.loads(inside(source.folder, name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(cannot_read(path, error)) from error
         if isinstance(content, dict):
             extras[name] = content
             for key, value in _plain(content):
                 settings.setdefault(key, value)
-    return Source(
-        source.path, source.folder, source.container, source.tensors, settings, extras,
-        source.boxes, source.classes,
-    )  # fmt: skip
+    return replace(source, settings=settings, extras=extras)
 
 
 def _plain(content: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
