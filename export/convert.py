@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmkit.architectures.registry import in_llama_cpp
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
-from llmkit.checkpoint.layout import CONFIG_FILE
+from llmkit.checkpoint.config import refuse_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.export.check import Proof
 from llmkit.export.evaluation.file_divergence import measured_kl
@@ -108,10 +108,7 @@ def ollama_name(name: str) -> str:
 def _check_target(out: Path, name: str) -> None:
     if not name or not name.isprintable() or any(character in '/\\"' for character in name):
         raise ConfigError(f"{name!r} is not a valid file name; use letters, digits and - in --name")
-    if (out / CONFIG_FILE).exists():
-        raise ConfigError(f"{out} is a checkpoint; choose another folder with --out")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; choose a folder with --out")
+    refuse_checkpoint(out)
     known = {f"{name}-{kind}.gguf" for kind in (*quantization_names(), CUSTOM, "adapter")}
     others = sorted(file.name for file in out.glob("*.gguf") if file.name not in known)
     if others:

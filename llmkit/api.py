@@ -25,6 +25,7 @@ from llmkit.export.quantization.requantize import requantize
 from llmkit.export.report.page import write_report
 from llmkit.export.report.plots import size_quality_figure
 from llmkit.export.report.tables import comparison_table, export_table, proof_table
+from llmkit.export.to_hf import export_to_hf
 from llmkit.export.verify.verify import verify
 from llmkit.finetuning.classify import finetune_classify
 from llmkit.finetuning.config import FinetuneConfig
@@ -49,6 +50,7 @@ __all__ = [
     "doctor",
     "export",
     "export_table",
+    "export_to_hf",
     "finetune_classify",
     "finetune_distill",
     "finetune_instruct",

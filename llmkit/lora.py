@@ -151,7 +151,7 @@ def n_trainable(model: nn.Module) -> int:
 
 def peft_name(family: Family, path: str, half: str) -> str:
     """PEFT's name for `lora_A` or `lora_B` of a layer at this path."""
-    return f"base_model.model.{family.peft_prefix}{path}.{half}.weight"
+    return f"base_model.model.{family.huggingface.prefix}{path}.{half}.weight"
 
 
 def adapter_tensors(model: LanguageModel) -> dict[str, Tensor]:
@@ -201,7 +201,7 @@ def peft_config(config: LoRAConfig, base: str, family: Family) -> dict[str, Any]
         "lora_dropout": config.dropout,
         # PEFT compares the end of a module's name, and only these two parts are unambiguous.
         "target_modules": list(config.targets),
-        "fan_in_fan_out": family.is_in_out,
+        "fan_in_fan_out": family.huggingface.is_in_out,
         "bias": "none",
     }
 

@@ -22,17 +22,20 @@ _SPECIAL = {int(gguf.TokenType.CONTROL), int(gguf.TokenType.USER_DEFINED)}
 
 
 def derived_format(file: GGUFFile) -> PromptFormat | None:
-    """A format that renders what the file's chat template renders; None where there is none.
+    """A format that renders what the file's chat template renders; None where there is none."""
+    template = chat_template_of(file)
+    return None if template is None else format_of(template, _special_tokens(file))
+
+
+def format_of(template: ChatTemplate, special: set[str]) -> PromptFormat | None:
+    """A format that renders what a template renders, with these special tokens in its texts.
 
     Found by rendering conversations and cutting them at the messages. A template that refuses
-    system messages gets no text around them.
+    system messages gets no text around them. None where a format cannot say what it does.
     """
-    template = chat_template_of(file)
-    if template is None:
-        return None
     try:
-        form = _fitted(template, _special_tokens(file))
-    except (GGUFError, ValueError):
+        form = _fitted(template, special)
+    except (GGUFError, ValueError, TypeError):  # templates run as Python does
         return None
     conversations = [*_CONVERSATIONS]
     if _takes_system(template):

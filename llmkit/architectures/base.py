@@ -217,6 +217,17 @@ class LanguageModel(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
+class HuggingFace:
+    """A family's model in Hugging Face's transformers, whose names PEFT's adapters have too."""
+
+    prefix: str = ""  # before every name but that of a head
+    is_in_out: bool = False  # matrices of blocks are stored (in, out): PEFT's fan_in_fan_out
+    label_head: str = ""  # a classifier's rows (n_labels, C)
+    # Content of config.json, of a classifier or not; None where transformers has no such model.
+    config: Callable[[Any, bool], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family. `config` arguments are instances of its config class."""
 
@@ -231,9 +242,7 @@ class Family:
     in_llama_cpp: Callable[[Any, Callable[[TensorSpec], str]], tuple[Any, Mapping[str, float]]] = (
         lambda config, _type_of: (config, {})
     )
-    # Of the family's model in Hugging Face's transformers, whose names PEFT's adapters have.
-    peft_prefix: str = ""  # before a module's path
-    is_in_out: bool = False  # weights are stored (in, out): PEFT's fan_in_fan_out
+    huggingface: HuggingFace = field(default_factory=HuggingFace)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import gguf
 import torch
@@ -23,6 +23,7 @@ from llmkit.architectures.base import (
     GGUF_HEAD,
     HEAD,
     Family,
+    HuggingFace,
     KVCache,
     LanguageModel,
     Role,
@@ -356,6 +357,31 @@ def in_llama_cpp(
     return run, scales
 
 
+_HUGGING_FACE_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu", "relu": "relu"}
+
+
+def huggingface_config(config: GPTConfig, is_classifier: bool) -> dict[str, Any]:
+    """What transformers' GPT2Config has to know, and `n_ctx`, which llama.cpp's converter reads."""
+    name = "GPT2ForSequenceClassification" if is_classifier else "GPT2LMHeadModel"
+    return {
+        "architectures": [name],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_ctx": config.context_length,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": None if config.n_ff == 4 * config.n_embd else config.n_ff,
+        "activation_function": _HUGGING_FACE_ACTIVATIONS[config.activation],
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout),
+        # Not transformers': its model always has the bias, and zeros stand in.
+        **({} if config.qkv_bias else {"qkv_bias": False}),
+    }
+
+
 GPT2 = Family(
     GPTConfig,
     GPT,
@@ -364,6 +390,5 @@ GPT2 = Family(
     SIZE_KEYS,
     graph,
     in_llama_cpp,
-    peft_prefix="transformer.",
-    is_in_out=True,
+    HuggingFace("transformer.", True, "score.weight", huggingface_config),
 )

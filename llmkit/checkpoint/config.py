@@ -56,6 +56,16 @@ def read_config(path: Path) -> CheckpointConfig:
         raise CheckpointError(str(error)) from error
 
 
+def refuse_checkpoint(out: Path) -> None:
+    """Raise ConfigError where an export would write into a checkpoint, or where a file is."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose a folder with --out")
+    path = out / CONFIG_FILE
+    # A folder for transformers has a config.json too.
+    if path.exists() and b'"architectures"' not in path.read_bytes():
+        raise ConfigError(f"{out} is a checkpoint; choose another folder with --out")
+
+
 def save_config(folder: Path, content: CheckpointConfig) -> None:
     """Write config.json."""
     fields = {

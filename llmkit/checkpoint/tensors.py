@@ -68,15 +68,19 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
 
 
 def write_tensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Callable[[], Tensor]]
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Callable[[], Tensor]],
+    metadata: Mapping[str, str],
 ) -> None:
     """Write float32 tensors as safetensors, each made when it is its turn: one is in memory.
 
     The format: 8 bytes with the length of the header, JSON with each tensor's place, the numbers.
+    They are in the order of their names, as the library that `save_tensors` uses has them.
     """
-    header: dict[str, object] = {"__metadata__": {"step": "0"}}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
-    for name, shape in shapes.items():
+    for name, shape in sorted(shapes.items()):
         end = start + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
         start = end
@@ -86,7 +90,7 @@ def write_tensors(
         file.write(len(text).to_bytes(8, "little") + text)
         with progress(f"write {path.name}", start, "bytes") as bar:
             n_written = 0
-            for name in shapes:
+            for name in sorted(shapes):
                 tensor = tensors[name]()
                 if fault := fault_of(tensor):
                     raise CheckpointError(f"{path}: tensor {name} {fault}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,8 +22,14 @@ def _export(
     checkpoint: CheckpointArgument,
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Output folder for the GGUF files and the Modelfile."),
+        typer.Option(metavar="DIR", help="Output folder."),
     ],
+    to: Annotated[
+        Literal["gguf", "hf"],
+        typer.Option(
+            help="gguf writes GGUF files; hf writes a folder for Hugging Face's transformers."
+        ),
+    ] = "gguf",
     quant: Annotated[
         str | None,
         typer.Option(
@@ -108,10 +115,25 @@ def _export(
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Write verified GGUF files and an Ollama Modelfile.
+    """Write GGUF files and a Modelfile, or a Hugging Face folder.
 
-    Exit code 1 if a check fails.
+    GGUF files are verified; exit code 1 if a check fails.
     """
+    if to == "hf":
+        of_gguf = {
+            "--quant": quant,
+            "--method": method != "rtn",
+            "--calibration": calibration,
+            "--imatrix": imatrix,
+            "--tensor-type": tensor_type,
+            "--target-size": target_size,
+            "--target-bpw": target_bpw,
+            "--fit-memory": fit_memory,
+            "--context": context,
+            "--no-verify": no_verify,
+        }
+        _export_to_hf(checkpoint, out, of_gguf, name, merge=merge, json_output=json_output)
+        return
     from llmkit.console import results
     from llmkit.export.convert import export
     from llmkit.export.quantization.budget import budget_of
@@ -136,3 +158,28 @@ def _export(
         results.print(f"next: {words}", markup=False, soft_wrap=True)
     if not done.passed:
         raise typer.Exit(1)
+
+
+def _export_to_hf(
+    checkpoint: Path,
+    out: Path,
+    of_gguf: Mapping[str, object],
+    name: str | None,
+    *,
+    merge: bool,
+    json_output: bool,
+) -> None:
+    from llmkit.console import results
+    from llmkit.errors import ConfigError
+    from llmkit.export.to_hf import export_to_hf
+
+    given = [option for option, value in of_gguf.items() if value]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: only for GGUF files; omit with --to hf")
+    done = export_to_hf(checkpoint, out, name=name, merge=merge)
+    if json_output:
+        print_json(asdict(done))
+        return
+    results.print(f"{done.folder}: {', '.join(done.files)}", soft_wrap=True)
+    for note in done.notes:
+        results.print(f"note: {note}", soft_wrap=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from llmkit.architectures.base import ModelConfig, Role, TensorSpec
 from llmkit.architectures.registry import tensor_specs
 from llmkit.errors import CheckpointError
+from llmkit.finetuning.label_head import expanded_head
 from llmkit.importing.facts import Facts
 from llmkit.importing.naming import Layer, Linear, Parts
 from llmkit.validation import validated
@@ -193,7 +194,8 @@ class _Build:
         n = self.vocabulary.n_kept if not self.vocabulary.labels else len(weight)
         weight = weight[:n]
         if not self.is_folded:
-            return weight
+            labels = self.vocabulary.labels
+            return expanded_head(weight, labels, self.vocabulary.size) if labels else weight
         width = self.parts.n_embd
         gain = self.parts.final_norm.weight.double()
         shift = _bias(self.parts.final_norm).double()
@@ -266,11 +268,11 @@ class _Build:
         if self.is_tied:
             return Step(source, "head", "tied to the token embedding")
         if not self.is_folded:
-            return Step(source, "head", "copied")
+            means = ", their mean for all other tokens" if self.vocabulary.labels else ""
+            return Step(source, "head", f"copied{means}")
         why = [
             *(["its bias"] if _head_bias(parts) is not None else []),
             *(["tokens that are never said"] if self.vocabulary.n_new else []),
-            *(["labels as tokens"] if self.vocabulary.labels else []),
         ]
         untied = ", untied" if _is_tied(parts) else ""
         return Step(source, "head", f"folded with the norm, for {' and '.join(why)}{untied}")
@@ -309,7 +311,8 @@ def _head_bias(parts: Parts) -> Tensor | None:
 
 
 def _is_folded(parts: Parts, vocabulary: Vocabulary) -> bool:
-    return bool(vocabulary.n_new or vocabulary.labels) or _head_bias(parts) is not None
+    is_longer = bool(vocabulary.n_new) and not vocabulary.labels
+    return is_longer or _head_bias(parts) is not None
 
 
 def _is_tied(parts: Parts) -> bool:

@@ -23,15 +23,10 @@ from llmkit.export.gguf.reader import GGUFFile, config_of, read_gguf
 from llmkit.importing.assemble import Step, Vocabulary
 from llmkit.importing.facts import Fact, ImportOptions
 from llmkit.importing.made import Import, staged
+from llmkit.importing.prompt_formats import find_prompt_format
 from llmkit.importing.reference import ReferenceLogits, check_reference, prove
 from llmkit.importing.tokenizers import completed
-from llmkit.modelfiles.prompt_format import (
-    COMPLETION,
-    PROMPT_FORMATS,
-    PromptFormat,
-    prompt_format,
-)
-from llmkit.tokenizer import Tokenizer, byte_level
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_level
 
 _KEYS = gguf.Keys.Tokenizer
 
@@ -58,7 +53,10 @@ def import_gguf(
             f"{path} lacks {tokenizer.vocab_size - n_own} of the tokens that llmkit needs: all "
             "bytes and one that ends a text; import the checkpoint that it was made from"
         )
-    form, notes = _prompt_format(file, options, tokenizer)
+    end_id = file.metadata.get(_KEYS.EOS_ID)
+    end = tokenizer.tokens[end_id] if isinstance(end_id, int) else END_OF_TEXT
+    template = file.metadata.get(CHAT_TEMPLATE_KEY)
+    form, notes = find_prompt_format(options, template, end, tokenizer)
     specs = [spec for spec in tensor_specs(config) if not spec.is_absent]
     for spec in specs:
         stored = file.tensors.get(spec.gguf_name)
@@ -82,6 +80,7 @@ def import_gguf(
                 ).view(s.shape)
                 for spec in specs
             },
+            {"step": "0"},
         )
         tokenizer.save(folder / TOKENIZER_FILE)
         labels = tuple(json.loads(str(file.metadata.get(LABELS_KEY, "[]"))))
@@ -134,23 +133,3 @@ def _tokenizer(file: GGUFFile) -> tuple[Tokenizer, int]:
     except Exception as error:  # the library raises bare Exception
         raise GGUFError(f"{file.path}: its merges do not fit its tokens: {error}") from error
     return completed(hf, len(tokens), "the file", special, ()).tokenizer, len(tokens)
-
-
-def _prompt_format(
-    file: GGUFFile, options: ImportOptions, tokenizer: Tokenizer
-) -> tuple[PromptFormat, list[str]]:
-    if options.prompt_format is not None:
-        return prompt_format(options.prompt_format), []
-    template = file.metadata.get(CHAT_TEMPLATE_KEY)
-    for form in PROMPT_FORMATS.values():
-        if template == form.chat_template:
-            return form, []
-    end_id = file.metadata.get(_KEYS.EOS_ID)
-    end = tokenizer.tokens[end_id] if isinstance(end_id, int) else COMPLETION.end
-    notes = []
-    if template is not None:
-        notes.append(
-            "the chat template is not one of llmkit's prompt formats, so the checkpoint completes "
-            "text; give --prompt-format"
-        )
-    return replace(COMPLETION, end=end), notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,16 @@ from pathlib import Path
 import torch
 
 from llmkit.architectures.gpt2 import GPT2
+from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.checkpoint import label_ids, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
-from llmkit.checkpoint.layout import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE
+from llmkit.checkpoint.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    MODEL_FILE,
+    TOKENIZER_FILE,
+)
 from llmkit.checkpoint.tensors import fault_of, write_tensors
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath, optional_path
@@ -24,6 +32,7 @@ from llmkit.importing.lora import merged
 from llmkit.importing.made import Import, check_out, staged
 from llmkit.importing.naming import Parts, take_apart
 from llmkit.importing.projects import PROJECTS, Project, recognised
+from llmkit.importing.prompt_formats import chat_template_in, find_prompt_format
 from llmkit.importing.reference import (
     ImportProof,
     ReferenceLogits,
@@ -33,10 +42,10 @@ from llmkit.importing.reference import (
     prove,
     read_reference,
 )
-from llmkit.importing.source import Source, open_source, without_prefixes
+from llmkit.importing.source import Source, inside, open_source, without_prefixes
 from llmkit.importing.tokenizers import ImportedTokenizer, find_tokenizer, without_false_ends
-from llmkit.modelfiles.prompt_format import COMPLETION, PromptFormat, prompt_format
-from llmkit.tokenizer import END_OF_TEXT, Tokenizer
+from llmkit.modelfiles.prompt_format import PromptFormat
+from llmkit.tokenizer import Tokenizer
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MEASURED_TOKENS = 64
@@ -75,7 +84,8 @@ def import_checkpoint(
         )
     parts = take_apart(tensors)
     _check_sizes(opened, project, parts)
-    _check_labels(parts, options)
+    _leave_out_zeros(opened, parts)
+    options = _with_labels(opened, parts, options)
     known = read_reference(given) if given else None
     facts = gather(opened, project, parts, options)
     _refuse(facts, project, known, parts)
@@ -85,15 +95,18 @@ def import_checkpoint(
     if known is not None:
         check_reference(known, vocabulary.n_kept, len(parts.positions.weight))
     assembly = assemble(parts, facts, vocabulary, GPT2.config)
-    form = _prompt_format(options, found, tokenizer)
+    template = chat_template_in(opened.folder)
+    form, format_notes = find_prompt_format(options, template, found.end, tokenizer)
     tokenizer, renamed = without_false_ends(tokenizer, form.stops)
     with staged(out) as folder:
         _write(folder, assembly, form, tokenizer, options.labels, opened)
         checkpoint = load_checkpoint(folder)
+        if checkpoint.lora is not None:  # names, shapes and numbers of its tensors
+            checkpoint.add_adapter(model_without_weights(checkpoint.config))
         proof = prove(checkpoint.load_model(), known, vocabulary) if known else None
         if known is not None and proof is not None and not proof.passed:
             raise CheckpointError(_mismatch(parts, facts, known, vocabulary, proof))
-    notes = list(found.notes)
+    notes = [*found.notes, *format_notes]
     notes += [
         f"the token {token} is called <|{token}|> now: llama.cpp takes {token} for an end"
         for token in renamed
@@ -191,23 +204,48 @@ def _refuse(
         )
 
 
-def _check_labels(parts: Parts, options: ImportOptions) -> None:
-    """Raise ConfigError where a classifier's labels are not named, or there are none."""
+def _leave_out_zeros(source: Source, parts: Parts) -> None:
+    """Without the biases that `export --to hf` wrote for a model that has none."""
+    fused = [layer.qkv for layer in parts.layers if layer.qkv is not None]
+    if source.settings.get("qkv_bias") is False and not any(
+        linear.bias is not None and linear.bias.any() for linear in fused
+    ):
+        for linear in fused:
+            linear.bias = None
+
+
+def _with_labels(source: Source, parts: Parts, options: ImportOptions) -> ImportOptions:
+    """The labels of a classifier, which config.json names where the user does not.
+
+    Raises ConfigError where neither does, or for labels of another model.
+    """
     head = parts.head
     n_rows = len(parts.tokens.weight)
     if head is not None and len(head.weight) != n_rows:
         n_labels = len(head.weight)
-        if len(options.labels) != n_labels:
-            given = f", but --labels has {len(options.labels)}" if options.labels else ""
+        labels = options.labels or _stated_labels(source, n_labels)
+        if len(labels) != n_labels:
+            given = f", but --labels has {len(labels)}" if labels else ""
             raise ConfigError(
                 f"{head.name} has {n_labels} rows for a vocabulary of {n_rows:,}: this is a "
                 f"classifier{given}; name all {n_labels} in the order of the rows, for example "
                 "--labels ham,spam"
             )
-    elif options.labels:
+        return replace(options, labels=labels)
+    if options.labels:
         raise ConfigError(
             "--labels: the model is not a classifier, its head has a row for every token; omit it"
         )
+    return options
+
+
+def _stated_labels(source: Source, n_labels: int) -> tuple[str, ...]:
+    """The names in `id2label`; none where they are those that transformers makes up."""
+    names = source.extras.get(CONFIG_FILE, {}).get("id2label")
+    if not isinstance(names, dict):
+        return ()
+    labels = tuple(str(names.get(str(i))) for i in range(n_labels))
+    return () if any(re.fullmatch(r"LABEL_\d+|None", label) for label in labels) else labels
 
 
 def _vocabulary(
@@ -222,19 +260,6 @@ def _vocabulary(
     return tokenizer, Vocabulary(found.n_own, tokenizer.vocab_size - found.n_own, ids)
 
 
-def _prompt_format(
-    options: ImportOptions, found: ImportedTokenizer, tokenizer: Tokenizer
-) -> PromptFormat:
-    if options.prompt_format is None:
-        return replace(COMPLETION, end=found.end)
-    form = prompt_format(options.prompt_format)
-    if form.end == END_OF_TEXT:
-        form = replace(form, end=found.end)
-    for token in form.stops:
-        tokenizer.special_id(token)  # raises where there is none
-    return form
-
-
 def _write(
     folder: Path,
     assembly: Assembly,
@@ -244,12 +269,16 @@ def _write(
     source: Source,
 ) -> None:
     try:
-        write_tensors(folder / MODEL_FILE, assembly.shapes, assembly.tensors)
+        write_tensors(folder / MODEL_FILE, assembly.shapes, assembly.tensors, {"step": source.step})
     except CheckpointError:
         for name, tensor in source.tensors.items():
             if fault := fault_of(tensor):
                 raise CheckpointError(f"{source.path}: tensor {name} {fault}") from None
         raise
+    adapter = (ADAPTER_CONFIG_FILE, ADAPTER_FILE)
+    if all((source.folder / name).is_file() for name in adapter):
+        for name in adapter:
+            shutil.copyfile(inside(source.folder, name), folder / name)
     tokenizer.save(folder / TOKENIZER_FILE)
     save_config(folder, CheckpointConfig(assembly.config, form, tuple(labels)))
 

@@ -6,7 +6,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Source:
     extras: Mapping[str, Any] = field(default_factory=dict)
     boxes: frozenset[str] = frozenset()  # names of the entries beside the weights
     classes: frozenset[str] = frozenset()  # of a pickle's objects
+    step: str = "0"  # of training, which the files that llmkit exports state
 
     @property
     def files_beside(self) -> list[str]:
@@ -104,19 +105,23 @@ def _open_file(path: Path) -> Source:
 
         return open_llmc(path)
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"PK")):
-        return _with_config(Source(path, path.parent, "safetensors", _safetensors(path)))
+        tensors, step = _safetensors(path)
+        return _with_config(Source(path, path.parent, "safetensors", tensors, step=step))
     return _with_config(_open_pickle(path))
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors, and the training step that the file states."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
             # save_model keeps one of tied tensors, and writes the others' names here.
-            for name, kept in (file.metadata() or {}).items():
+            for name, kept in metadata.items():
                 if kept in tensors:
                     tensors.setdefault(name, tensors[kept])
-            return tensors
+            step = metadata.get("step", "")
+            return tensors, step if step.isdigit() else "0"
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); copy it again"
@@ -137,7 +142,7 @@ def _open_shards(folder: Path, index: str) -> Source:
         shard = inside(folder, name)
         if not shard.is_file():
             raise CheckpointError(f"{folder}: the shard {name} is missing; copy all files again")
-        read = _safetensors(shard) if shard.suffix == ".safetensors" else read_pickle(shard)
+        read = _safetensors(shard)[0] if shard.suffix == ".safetensors" else read_pickle(shard)
         if not isinstance(read, dict):
             raise CheckpointError(f"{shard} has no tensors; copy it again")
         tensors |= {name: tensor for name, tensor in read.items() if isinstance(tensor, Tensor)}
@@ -246,10 +251,7 @@ def _with_config(source: Source) -> Source:
             extras[name] = content
             for key, value in _plain(content):
                 settings.setdefault(key, value)
-    return Source(
-        source.path, source.folder, source.container, source.tensors, settings, extras,
-        source.boxes, source.classes,
-    )  # fmt: skip
+    return replace(source, settings=settings, extras=extras)
 
 
 def _plain(content: Any) -> Iterator[tuple[str, Any]]:

@@ -292,6 +292,8 @@ def _accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:
     vocab = {**model["vocab"], **{t["content"]: t["id"] for t in content["added_tokens"]}}
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise CheckpointError(f"{origin}: token ids must be 0 to {len(vocab) - 1} without gaps")
+    if _is_byte_level(model) and max(model["vocab"].values()) == len(model["vocab"]) - 1:
+        vocab = model["vocab"]  # special tokens that it lacks get the ids behind it, as they had
     for symbol in byte_alphabet():
         vocab.setdefault(symbol, len(vocab))
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]

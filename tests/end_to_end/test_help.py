@@ -39,9 +39,9 @@ def test_no_line_of_help_is_cut_short(
 
 def test_no_help_shows_a_python_type() -> None:
     page = runpy.run_path(str(DOCS / "write_commands.py"))["page"]()
-    assert page.count("Usage: ") == 22
+    assert page.count("Usage: ") == 23
     found = set(re.findall(r"<[^>\n]*>", page))
-    assert found == {"<rtn|gptq>", "<rtn|gptq|llama.cpp>", "<llama.cpp>"}
+    assert found == {"<gguf|hf>", "<rtn|gptq>", "<rtn|gptq|llama.cpp>", "<llama.cpp>"}
 
 
 def test_the_command_reference_is_what_help_says() -> None:
