@@ -26,13 +26,16 @@ from llmkit.export.report.page import write_report
 from llmkit.export.report.plots import size_quality_figure
 from llmkit.export.report.tables import comparison_table, export_table, proof_table
 from llmkit.export.to_hf import export_to_hf
-from llmkit.export.verify.verify import verify
 from llmkit.finetuning.classify import finetune_classify
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.instruct import finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
 from llmkit.generation import Sampling
+from llmkit.importing.deploy_source import deploy_source
+from llmkit.importing.facts import ImportOptions
+from llmkit.importing.importer import import_checkpoint
+from llmkit.importing.verify_source import verify_source as verify
 from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.training import train
@@ -40,6 +43,7 @@ from llmkit.training import train
 __all__ = [
     "Budget",
     "FinetuneConfig",
+    "ImportOptions",
     "LoRAConfig",
     "QuantConfig",
     "Sampling",
@@ -47,6 +51,7 @@ __all__ = [
     "comparison_table",
     "demo",
     "deploy",
+    "deploy_source",
     "doctor",
     "export",
     "export_table",
@@ -56,6 +61,7 @@ __all__ = [
     "finetune_instruct",
     "finetune_prefer",
     "generate",
+    "import_checkpoint",
     "inspect",
     "make_imatrix",
     "prompt_format",

@@ -135,14 +135,17 @@ class GGUFFile:
                 raise QuantizationError(f"{self.path}: {error}") from error
         if self.quant != CUSTOM:
             return quantization(self.quant)
+        return self.types_as_stored(quantization_of(file_type))
+
+    def types_as_stored(self, like: Quantization) -> Quantization:
+        """The type that each matrix has, whatever the file says; of others, that of `like`."""
         table = {entry.gguf_name: entry for entry in tensor_specs(config_of(self))}
         chosen = {
             table[name].checkpoint_name: tensor.qtype
             for name, tensor in self.tensors.items()
             if name in table
         }
-        base = quantization_of(file_type).base
-        return Quantization(CUSTOM, file_type, base, chosen=chosen)
+        return Quantization(CUSTOM, like.file_type, like.base, chosen=chosen)
 
     @property
     def adapter_name(self) -> str | None:

@@ -17,6 +17,7 @@ from llmkit.export.gguf.metadata import (
     BLOCKS_KEY,
     CALIBRATION_KEY,
     METHOD_KEY,
+    OF_QUANTIZATION,
     MetadataEntry,
     adapter_metadata_of,
     metadata_of,
@@ -36,6 +37,15 @@ _READ = (*_SIZES, "tokenizer.", "general.sampling.", "split.", "llmkit.")
 # How blocks were chosen: the checkpoint does not know, and the tensors are checked against it.
 _OF_BLOCKS = {METHOD_KEY, CALIBRATION_KEY, BLOCKS_KEY}
 _READ_OF_ADAPTER = (*_SIZES, "tokenizer.", "adapter.")
+
+# Of other programs' files: what llama.cpp does without, and what it reads for other vocabularies.
+_OPTIONAL = {_KEYS.LLM.VOCAB_SIZE.format(arch=name) for name in FAMILIES} | {
+    _KEYS.Tokenizer.ADD_BOS,
+    CHAT_TEMPLATE_KEY,
+}
+_NOT_READ_OF_BPE = frozenset(
+    (_KEYS.Tokenizer.UNK_ID, _KEYS.Tokenizer.PAD_ID, _KEYS.Tokenizer.SEP_ID)
+)
 
 # What a wrong value does to whoever runs the file.
 _CONSEQUENCES = {
@@ -74,8 +84,12 @@ def metadata_check(target: VerifyTarget, modelfile: Path | None = None) -> Outco
     source, file, adapter = target.checkpoint, target.file, target.adapter
     beside = adapter.path.name if adapter is not None and source.lora is not None else None
     wanted = metadata_of(source, target.quantization, _name_of(file.metadata), beside)
+    if target.is_foreign:
+        wanted = [e for e in wanted if e.key in file.metadata or e.key not in _OPTIONAL]
+        wanted = [e for e in wanted if e.key not in OF_QUANTIZATION]
+    unread = _NOT_READ_OF_BPE if target.is_foreign else frozenset()
     differences = [
-        *_differences(file.metadata, wanted, _READ),
+        *_differences(file.metadata, wanted, _READ, unread),
         *_file_type_difference(target),
         *_method_difference(target),
     ]
@@ -122,7 +136,10 @@ def _name_of(metadata: Mapping[str, Any]) -> str:
 
 
 def _differences(
-    found: Mapping[str, Any], wanted: Iterable[MetadataEntry], read: tuple[str, ...]
+    found: Mapping[str, Any],
+    wanted: Iterable[MetadataEntry],
+    read: tuple[str, ...],
+    unread: frozenset[str] = frozenset(),
 ) -> Iterator[str]:
     """One text for each key that is missing, wrong or unexpected."""
     entries = {entry.key: entry for entry in wanted}
@@ -132,7 +149,7 @@ def _differences(
         value = found.get(key, _ABSENT)
         if not _same_value(value, entry.value):
             yield f"{key}: {_difference(key, value, entry.value, names)}{_consequence(key)}"
-    for key in sorted(found.keys() - entries.keys() - _OF_BLOCKS):
+    for key in sorted(found.keys() - entries.keys() - _OF_BLOCKS - unread):
         if key.startswith(read):
             yield f"{key}: unexpected value {_shown(found[key])}, which llama.cpp or llmkit reads"
 

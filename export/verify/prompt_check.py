@@ -58,7 +58,9 @@ def prompt_check(target: VerifyTarget, llama: LlamaCpp, modelfile: Modelfile | N
     found = conversations(source)
     with any_go_engine() if modelfile else nullcontext() as engine:
         faults, renderings = [], []
-        if llama.chat_template is None:
+        if llama.chat_template is None and target.is_foreign and form.is_completion:
+            pass  # a base model needs none: its prompt is the text itself
+        elif llama.chat_template is None:
             faults.append("the GGUF has no tokenizer.chat_template; export it again")
         else:
             renderings.append(

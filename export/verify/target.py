@@ -8,7 +8,7 @@ from pathlib import Path
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.reader import GGUFFile, family_of_file, read_gguf
-from llmkit.quantization.tensor_types import Quantization
+from llmkit.quantization.tensor_types import Quantization, quantization
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class VerifyTarget(FileTarget):
 
     checkpoint: Checkpoint
     quantization: Quantization
+    is_foreign: bool = False  # another program wrote the file, with its own choice of types
 
     @property
     def is_merged(self) -> bool:
@@ -32,8 +33,9 @@ class VerifyTarget(FileTarget):
         return self.file.adapter_name is None
 
 
-def open_target(checkpoint: Checkpoint, gguf: Path) -> VerifyTarget:
+def open_target(checkpoint: Checkpoint, gguf: Path, *, is_foreign: bool = False) -> VerifyTarget:
     """Read a GGUF file and its adapter. Raises GGUFError or QuantizationError for no such file."""
     file = read_gguf(gguf)
     family_of_file(file)  # refuses a file that no checkpoint of llmkit's can be compared with
-    return VerifyTarget(file, adapter_of(file), checkpoint, file.quantization())
+    types = file.types_as_stored(quantization("f16")) if is_foreign else file.quantization()
+    return VerifyTarget(file, adapter_of(file), checkpoint, types, is_foreign)

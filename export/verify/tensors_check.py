@@ -32,7 +32,8 @@ def tensors_check(target: VerifyTarget) -> Outcome:
     """
     source, hashes = target.checkpoint, hashes_of(target.file)
     wanted = wanted_tensors(target)
-    faults = _faults(target.file, wanted, hashes)
+    near: list[str] = []
+    faults = _faults(target.file, wanted, hashes, near if target.is_foreign else None)
     n_wrong, texts = faults.count, fault_texts(faults, wanted)
     if foreign := sorted(hashes.keys() - {tensor.source for tensor in wanted}):
         n_wrong += len(foreign)
@@ -46,7 +47,9 @@ def tensors_check(target: VerifyTarget) -> Outcome:
         n_wrong += faults.count
         n_tensors += len(wanted)
         texts += [f"{target.adapter.path.name}: {text}" for text in fault_texts(faults, wanted)]
-    said = f"{n_tensors - len(hashes)} tensors are equal bit for bit"
+    said = f"{n_tensors - len(hashes) - len(near)} tensors are equal bit for bit"
+    if near:
+        said += f", {len(near)} are as near to the weights as their type allows"
     if hashes:
         said += f", {len(hashes)} have the hash of the blocks that {target.file.method} chose"
     return counted(n_wrong, said, "; ".join(texts))
@@ -109,9 +112,16 @@ def _wanted_of_adapter(source: Checkpoint) -> list[WantedTensor]:
 
 
 def _faults(
-    file: GGUFFile, wanted: Sequence[WantedTensor], hashes: Mapping[str, str] = MappingProxyType({})
+    file: GGUFFile,
+    wanted: Sequence[WantedTensor],
+    hashes: Mapping[str, str] = MappingProxyType({}),
+    near: list[str] | None = None,
 ) -> Faults:
-    """What is wrong with the tensors. `hashes`: of those whose blocks were chosen."""
+    """What is wrong with the tensors. `hashes`: of those whose blocks were chosen.
+
+    With a list `near`, blocks may be any that stand for the weights; it gets the names of those
+    that are not the rounded ones.
+    """
     left_over = sorted(file.tensors.keys() - {tensor.name for tensor in wanted})
     faults = Faults(file, left_over, [], [], [], [], [])
     for tensor in wanted:
@@ -129,7 +139,11 @@ def _faults(
             elif hash_of_choice(tensor.weights(), rows_of(found)) != hashes[tensor.source]:
                 faults.rehashed.append(tensor.name)
         elif not is_equal(found, tensor):
-            faults.differing.append(Suspect(tensor, rows_of(found)))
+            others = None if near is None else far_rows(rows_of(found), tensor)
+            if near is not None and others is not None and not len(others):
+                near.append(tensor.name)
+            else:
+                faults.differing.append(Suspect(tensor, rows_of(found), others))
     return faults
 
 

@@ -45,6 +45,7 @@ def verify(
     html: StrPath | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
     backend: Backend = "cpu",
+    imported_from: StrPath | None = None,
 ) -> Proof:
     """Compare a GGUF file in llama.cpp with its checkpoint in PyTorch.
 
@@ -52,11 +53,14 @@ def verify(
     from this file, to check too (at OLLAMA_HOST); if it cannot be reached, that check fails.
     `data`: text; by default what training held out, or built-in tales. The proof is saved in
     parity.json beside the file, and with `html` as a page with plots. `backend`: where llama.cpp
-    runs, "cpu", "gpu" or "auto", which is a GPU if there is one. Raises LlmkitError if the
-    two cannot be compared or the page cannot be written.
+    runs, "cpu", "gpu" or "auto", which is a GPU if there is one. `imported_from`: what `checkpoint`
+    was imported from, where another program made the file of it: keys that llama.cpp does without
+    may be missing, and blocks need only be near the weights. Raises LlmkitError if the two cannot
+    be compared or the page cannot be written.
     """
     checkpoint, gguf, data = Path(checkpoint), Path(gguf), optional_path(data)
-    target = open_target(load_checkpoint(checkpoint), gguf)
+    is_foreign = imported_from is not None
+    target = open_target(load_checkpoint(checkpoint), gguf, is_foreign=is_foreign)
     unreachable = _unreachable(ollama) if ollama else None
     if unreachable:
         say(f"{unreachable}; the other checks still run")
@@ -70,10 +74,10 @@ def verify(
     checks = _results(context, unreachable)
     proof = Proof(
         passed=all_passed(checks),
-        checkpoint=str(checkpoint),
+        checkpoint=str(imported_from or checkpoint),
         gguf=str(gguf),
         sha256=target.file.sha256(),
-        quant=target.quantization.name,
+        quant=target.file.quant,
         checks=checks,
         distances=context.comparison.distances if context.comparison else {},
         checkpoint_sha256=target.checkpoint.sha256,

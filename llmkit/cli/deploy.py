@@ -89,7 +89,7 @@ def _deploy(
                 results.print(line, markup=False, soft_wrap=True)
         if whole.exported:
             results.print(proof_table(whole.exported.proofs))
-        if whole.imported or whole.exported:
+        if whole.imported or whole.exported or len(whole.commands) > 2:
             results.print("the same, step by step:")
             for command in whole.commands:
                 results.print(f"  {command}", markup=False, soft_wrap=True)

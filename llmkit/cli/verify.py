@@ -9,7 +9,6 @@ import typer
 
 from llmkit.cli.options import (
     BackendOption,
-    CheckpointArgument,
     HeldOutOption,
     JsonOption,
     print_json,
@@ -22,10 +21,15 @@ def register(app: typer.Typer) -> None:
 
 
 def _verify(
-    checkpoint: CheckpointArgument,
-    gguf: Annotated[
-        Path, typer.Argument(metavar="GGUF", help="GGUF file made from the checkpoint.")
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Checkpoint folder, or the Hugging Face folder that another program made the "
+            "file from.",
+        ),
     ],
+    gguf: Annotated[Path, typer.Argument(metavar="GGUF", help="GGUF file made from it.")],
     modelfile: Annotated[
         Path | None,
         typer.Option(
@@ -51,9 +55,9 @@ def _verify(
     """
     from llmkit.console import results
     from llmkit.export.report.tables import proof_table
-    from llmkit.export.verify.verify import verify
+    from llmkit.importing.verify_source import verify_source
 
-    proof = verify(
+    proof = verify_source(
         checkpoint,
         gguf,
         modelfile=modelfile,

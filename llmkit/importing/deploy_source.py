@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from llmkit.errors import ConfigError, OllamaError
 from llmkit.export.convert import Export, export
 from llmkit.export.deploy.deploy import Deployment, deploy
 from llmkit.export.doctor.ollama_server import server_checks
+from llmkit.export.modelfile.write import write_modelfile
 from llmkit.export.ollama.address import check_name
 from llmkit.export.ollama.transport import Patience
 from llmkit.export.verify.verify import MODELFILE
-from llmkit.files import StrPath, optional_path
+from llmkit.files import StrPath, all_or_nothing, optional_path
 from llmkit.importing.facts import ImportOptions
 from llmkit.importing.gguf_file import is_gguf
 from llmkit.importing.importer import import_checkpoint, is_llmkit_checkpoint, local
@@ -64,6 +66,8 @@ def deploy_source(
                 open_source(path)  # names what is wrong with it before all else
         _require_server(host)
         base = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        if is_gguf(folder):
+            return _deploy_file(folder, Path(f"{base}-gguf"), name, host, given, patience)
         own = folder
         if not is_llmkit_checkpoint(folder):
             own = Path(base)
@@ -80,6 +84,36 @@ def deploy_source(
     done = deploy(folder, name, host=host, checkpoint=given, patience=patience)
     commands += [_command("deploy", str(folder), "--name", name), f"ollama run {name}"]
     return SourceDeployment(done, imported, exported, tuple(commands))
+
+
+def _deploy_file(
+    file: Path,
+    folder: Path,
+    name: str,
+    host: str | None,
+    checkpoint: Path | None,
+    patience: Patience | None,
+) -> SourceDeployment:
+    """A GGUF file as it is, in a folder with a Modelfile."""
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already; deploy it, or choose another --name")
+    with all_or_nothing(folder):
+        folder.mkdir(parents=True)
+        linked = folder / file.name
+        try:
+            linked.hardlink_to(file.resolve())
+        except OSError:  # on another disk
+            shutil.copyfile(file, linked)
+        write_modelfile(linked)
+    done = deploy(folder, name, host=host, checkpoint=checkpoint, patience=patience)
+    commands = (
+        shlex.join(["mkdir", str(folder)]),
+        shlex.join(["cp", str(file), str(linked)]),
+        _command("modelfile", "write", str(linked)),
+        _command("deploy", str(folder), "--name", name),
+        f"ollama run {name}",
+    )
+    return SourceDeployment(done, None, None, commands)
 
 
 def _require_server(host: str | None) -> None:

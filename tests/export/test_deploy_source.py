@@ -98,3 +98,18 @@ def test_options_of_import_need_something_to_import(
     main(["import", str(nanogpt), "--out", "own"])
     with pytest.raises(ConfigError, match="own"):
         deploy_source("own", "x", ImportOptions(n_head=2), host=server.url)
+
+
+def test_a_gguf_file_is_deployed_as_it_is(
+    nanogpt: Path, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", str(nanogpt), "--out", "own"]) == 0
+    assert main(["export", "own", "--out", "files", "--quant", "q8_0", "--no-verify"]) == 0
+    done = deploy_source("files/own-q8_0.gguf", "fourth", host=server.url)
+    assert done.deployment.passed
+    assert sorted(path.name for path in Path("fourth-gguf").iterdir()) == [
+        "Modelfile",
+        "own-q8_0.gguf",
+    ]
+    assert done.exported is None
