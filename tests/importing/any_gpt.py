@@ -61,17 +61,20 @@ class Gpt:
         *,
         is_post: bool = False,
         is_causal: bool = True,
-        scale: float = (C // H) ** -0.5,
+        scale: float | None = None,
+        n_head: int = H,
     ) -> Tensor:
         """(B, T) -> (B, T, V)."""
         n_texts, n_tokens = tokens.shape
+        scale = scale or (C // n_head) ** -0.5
 
         def norm(x: Tensor, pair: Pair) -> Tensor:
             return F.layer_norm(x, (C,), *pair)
 
         def attend(x: Tensor, layer: dict[str, Pair]) -> Tensor:
             q, k, v = (
-                F.linear(x, *layer[p]).view(n_texts, n_tokens, H, -1).transpose(1, 2) for p in "qkv"
+                F.linear(x, *layer[p]).view(n_texts, n_tokens, n_head, -1).transpose(1, 2)
+                for p in "qkv"
             )
             scores = q @ k.mT * scale
             if is_causal:
@@ -93,7 +96,9 @@ class Gpt:
                 )
         return F.linear(norm(x, self.lnf), *self.head)
 
-    def state_dict(self, names: dict[str, str], order: str = "qkv") -> dict[str, Tensor]:
+    def state_dict(
+        self, names: dict[str, str], order: str = "qkv", n_head: int = H
+    ) -> dict[str, Tensor]:
         """Tensors by a program's names: {i} is the layer, {h} a head, `qkv` a fused matrix.
 
         A name of `pos` that ends with ! is a parameter (1, T, C) and not a module.
@@ -122,8 +127,8 @@ class Gpt:
                     continue
                 name = names["layer"].format(i=i) + names[kind]
                 if "{h}" in name:
-                    chunks = [[None] * H if t is None else t.chunk(H) for t in pair]
-                    for h in range(H):
+                    chunks = [[None] * n_head if t is None else t.chunk(n_head) for t in pair]
+                    for h in range(n_head):
                         put(name.format(h=h), (chunks[0][h], chunks[1][h]))
                 else:
                     put(name, pair)

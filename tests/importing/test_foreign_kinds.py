@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from any_gpt import CHARACTERS, Gpt, H, L, T, V, save_reference
+from any_gpt import CHARACTERS, FUSED, Gpt, H, L, T, V, save_reference, scheme
 from safetensors.torch import save_file
 from torch import nn
 
@@ -85,6 +85,11 @@ SCHEMES: dict[str, tuple[dict[str, str], str, str]] = {
         ),
         "norm",
         "gelu_erf",
+    ),
+    "not known, layers without a dot": (
+        {**FUSED, "layer": "transformer.layer_{i}."},
+        "qkv o mlp norm",
+        "gelu_tanh",
     ),
     "not known, as BERT": (
         scheme(
@@ -186,6 +191,34 @@ def test_the_order_of_a_fused_matrix_is_found_and_followed(
     known = {"n_head": H, "activation": "gelu_erf"}
     assert f"--qkv-order {order}" in refusal(bring, tensors, reference, **known)
     assert bring(tensors, reference, **known, qkv_order=order).proof.passed
+
+
+def test_many_heads_are_taken_in_the_order_of_their_numbers(bring: Any, tmp_path: Path) -> None:
+    gpt = Gpt("o mlp norm")
+    names = SCHEMES["FareedKhan-dev"][0]
+    tensors = gpt.state_dict(names, n_head=16)
+    path = tmp_path / "sorted.safetensors"  # the format sorts names: heads.10 before heads.2
+    save_file(tensors, path)
+    reference = save_reference(tmp_path / "ref.npz", lambda t: gpt.logits(t, "relu", n_head=16))
+    assert bring(path, reference).config.n_head == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("h.{i}.attn.subsequentMask", torch.ones(T, T).tril()),
+        ("h.{i}.attn.bias", torch.ones(1, 1, T, T).tril()),
+        ("h.{i}.attn.masked_bias", torch.tensor(-1e4)),
+        ("pos_ids", torch.arange(T)),
+        ("n_steps", torch.tensor(3)),
+    ],
+)
+def test_masks_and_tables_beside_the_weights_are_left_out(
+    name: str, tensor: torch.Tensor, bring: Any
+) -> None:
+    buffers = {name.format(i=i): tensor for i in range(L)}
+    done = bring(Gpt().state_dict(FUSED) | buffers, n_head=H, activation="gelu_erf")
+    assert any(step.target == "nothing" and min(buffers) in step.source for step in done.steps)
 
 
 class Block(nn.Module):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from any_gpt import CHARACTERS, Gpt, H
+from any_gpt import CHARACTERS, FUSED, Gpt, H
 from safetensors.torch import save_file
 
 from llmkit.errors import LlmkitError
