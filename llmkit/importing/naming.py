@@ -141,11 +141,11 @@ def take_apart(tensors: Mapping[str, Tensor]) -> Parts:
         if name := next((name for name in kept if segment.fullmatch(name.lower())), None):
             raise _refused(what, name)
     modules = _modules(kept)
-    stem, layer = _layer_stem(modules)
+    stem, numbered = _layer_stem(modules)
     outside: dict[str, Linear] = {}
     inside: dict[int, dict[str, Linear]] = defaultdict(dict)
     for name, module in modules.items():
-        found = layer.fullmatch(f"{name}.")
+        found = numbered.fullmatch(f"{name}.")
         if found and found[1] == stem:
             inside[int(found[2])][found[3].rstrip(".")] = module
         else:
