@@ -77,11 +77,11 @@ SCHEMES: dict[str, tuple[dict[str, str], str, str]] = {
         "qkv o mlp norm",
         "relu",
     ),
-    "not known, up and down": (
+    "not known, proj1 and proj2": (
         scheme(
             "wte wpe out_norm output",
             "decoder_blocks.{i}.",
-            "attn_norm mlp_norm mlp.up_proj mlp.down_proj attn.Wo attn.Wq attn.Wk attn.Wv",
+            "attn_norm mlp_norm mlp.proj1 mlp.proj2 attn.Wo attn.Wq attn.Wk attn.Wv",
         ),
         "norm",
         "gelu_erf",
