@@ -64,6 +64,13 @@ def _import(
             show_default="head",
         ),
     ] = None,
+    embedding_scale: Annotated[
+        Literal["none", "sqrt"] | None,
+        typer.Option(
+            help="sqrt: token embeddings are multiplied by the square root of n_embd.",
+            show_default="none",
+        ),
+    ] = None,
     qkv_order: Annotated[
         Literal["qkv", "qvk", "kqv", "kvq", "vqk", "vkq", "heads"] | None,
         typer.Option(
@@ -123,6 +130,7 @@ def _import(
         norm_type,
         mask,
         attention_scale,
+        embedding_scale,
         qkv_order,
         layer_norm_epsilon,
         lora_alpha,

@@ -177,6 +177,19 @@ def test_a_reference_names_the_fact_that_is_wrong(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_scaled_embeddings_are_found_and_folded(is_tied: bool, bring: Any, tmp_path: Path) -> None:
+    gpt = Gpt()
+    if is_tied:
+        gpt.head = (gpt.tok, None)
+    tensors = gpt.state_dict(FUSED)
+    gpt.tok = gpt.tok * 32**0.5
+    reference = save_reference(tmp_path / "ref.npz", gpt.logits)
+    known = {"n_head": H, "activation": "gelu_erf"}
+    assert "--embedding-scale sqrt" in refusal(bring, tensors, reference, **known)
+    assert bring(tensors, reference, **known, embedding_scale="sqrt").proof.passed
+
+
 @pytest.mark.parametrize("order", ["kqv", "vkq", "heads"])
 def test_the_order_of_a_fused_matrix_is_found_and_followed(
     order: str, bring: Any, tmp_path: Path
