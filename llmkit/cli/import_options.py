@@ -44,6 +44,13 @@ ScaleOption = Annotated[
         show_default="head",
     ),
 ]
+EmbeddingScaleOption = Annotated[
+    Literal["none", "sqrt"] | None,
+    typer.Option(
+        help="sqrt: token embeddings are multiplied by the square root of n_embd.",
+        show_default="none",
+    ),
+]
 QkvOrderOption = Annotated[
     Literal["qkv", "qvk", "kqv", "kvq", "vqk", "vkq", "heads"] | None,
     typer.Option(

@@ -73,6 +73,7 @@ def assemble(
     layers = parts.layers
     first = layers[0]
     is_tied = _is_tied(parts) and not _is_folded(parts, vocabulary)
+    is_tied = is_tied and embedding_scale(facts, parts) == 1
     up = _oriented(first.up, parts)
     config: ModelConfig = validated(
         family,
@@ -157,6 +158,8 @@ class _Build:
 
     def _token_rows(self) -> Tensor:
         rows = self.parts.tokens.weight[: self.vocabulary.n_kept]
+        if (scale := embedding_scale(self.facts, self.parts)) != 1:
+            rows = rows.float() * scale
         if not self.vocabulary.n_new:
             return rows
         # New tokens read as an average one: they only occur where a text has what the model lacks.
@@ -223,6 +226,8 @@ class _Build:
         )
         if self.vocabulary.n_new:
             done += f", {self.vocabulary.n_new:,} tokens added that are never said"
+        if (scale := embedding_scale(self.facts, parts)) != 1:
+            done += f", times {scale:.4g}"
         found.append(Step(parts.tokens.name, "token embedding", done))
         found.append(Step(parts.positions.name, "position embedding", "copied"))
         turned = ", transposed" if parts.is_transposed else ""
@@ -297,6 +302,11 @@ def in_order(fused: Tensor, order: str, n_head: int) -> list[Tensor]:
         return [apart[:, i].reshape(-1, *fused.shape[1:]) for i in range(3)]
     found = dict(zip(order, fused.chunk(3), strict=True))
     return [found[kind] for kind in "qkv"]
+
+
+def embedding_scale(facts: Facts, parts: Parts) -> float:
+    """What the program multiplies token embeddings by."""
+    return math.sqrt(parts.n_embd) if facts.embedding_scale.value == "sqrt" else 1.0
 
 
 def head_weight(parts: Parts) -> Tensor:

@@ -22,6 +22,8 @@ NORMS = {"pre": "pre", "post": "post", "true": "pre", "false": "post"}
 NORM_TYPES = {"layer": "layer", "rms": "rms"}
 MASKS = {"causal": "causal", "none": "none"}
 # What queries times keys are multiplied by: 1/sqrt(head width), 1/sqrt(n_embd), or 1.
+# What token embeddings are multiplied by before positions are added: sqrt(n_embd), or 1.
+EMBEDDING_SCALES = {"none": "none", "sqrt": "sqrt"}
 # Which rows of a fused matrix are queries, keys and values; "heads": q, k and v of head 0 first.
 QKV_ORDERS = {order: order for order in (*map("".join, itertools.permutations("qkv")), "heads")}
 ATTENTION_SCALES = {"head": "head", "embd": "embd", "none": "none"}
@@ -63,6 +65,7 @@ class ImportOptions:
     norm_type: str | None = None
     mask: str | None = None
     attention_scale: str | None = None
+    embedding_scale: str | None = None
     qkv_order: str | None = None
     layer_norm_epsilon: float | None = None
     lora_alpha: float | None = None
@@ -82,6 +85,7 @@ class Facts:
     mask: Fact
     attention_scale: Fact
     is_scaled_by_layer: Fact
+    embedding_scale: Fact
     qkv_order: Fact
     layer_norm_epsilon: Fact
 
@@ -142,6 +146,7 @@ def gather(source: Source, project: Project | None, parts: Parts, options: Impor
         fact("mask", MASKS, "causal"),
         scale,
         Fact(by_layer, "the file" if by_layer else "assumed: the usual one"),
+        fact("embedding_scale", EMBEDDING_SCALES, "none"),
         fact("qkv_order", QKV_ORDERS, named_order(parts)),
         epsilon,
     )

@@ -7,7 +7,7 @@ the words leave open the shapes decide. Whatever finds no place stops the import
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,15 +16,17 @@ from torch import Tensor
 from llmkit.errors import CheckpointError
 from llmkit.importing.pickles import word_set
 
-# Masks and tables of positions that programs keep beside the weights. Anchored, so that none of
-# them takes a bias of c_attn with it.
-_BUFFER = re.compile(
-    r"(.*\.)?(mask|tril|causal_mask|attn_mask|masked_bias|pos_idxs|position_ids|positions)"
-)
+# Words of masks and tables of positions that programs keep beside the weights.
+_MASKS = word_set("mask masked tril triu")
+_POSITIONS = word_set("pos position positions idxs ids")
+# Anchored, so that it does not take a bias of c_attn with it.
 _MASK_BIAS = re.compile(r".*\b(attn|attention|att|sa|self_attn)\.bias")
 _WEIGHT = re.compile(r"(.*?)[._](weight|scale|gamma|g)")
 _BIAS = re.compile(r"(.*?)[._](bias|shift|beta|b)")
-_LAYER = re.compile(r"(.*?\b)(\d+)\.(.+)")
+_LAYERS = (  # blocks.0.NAME, and layer_0.NAME or block1.NAME
+    re.compile(r"(.*?\b)(\d+)\.(.+)"),
+    re.compile(r"(.*?[A-Za-z]_?)(\d+)\.(.+)"),
+)
 _HEAD_NUMBER = re.compile(r"(.*?)\b(?:\w*heads?\w*)\.(\d+)\.(.+)")
 _FILLERS = word_set(
     "c w to fc proj projection linear lin layer weight weights matrix mat attn "
@@ -119,10 +121,14 @@ def named_order(parts: Parts) -> str:
 
 def is_buffer(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is a mask or a list of positions, which no weight is."""
-    if _BUFFER.fullmatch(name):
+    words = set(words_of(name.rpartition(".")[2]))
+    is_square = tensor.ndim >= 2 and tensor.shape[-1] == tensor.shape[-2]
+    if words & _MASKS and (is_square or tensor.ndim < 2):
+        return True
+    if not tensor.is_floating_point() and (tensor.ndim == 0 or words & _POSITIONS):
         return True
     if _MASK_BIAS.fullmatch(name):
-        return tensor.ndim in (2, 4) and tensor.shape[-1] == tensor.shape[-2]
+        return tensor.ndim in (2, 4) and is_square
     return False
 
 
@@ -135,11 +141,11 @@ def take_apart(tensors: Mapping[str, Tensor]) -> Parts:
         if name := next((name for name in kept if segment.fullmatch(name.lower())), None):
             raise _refused(what, name)
     modules = _modules(kept)
-    stem = _layer_stem(modules)
+    stem, numbered = _layer_stem(modules)
     outside: dict[str, Linear] = {}
     inside: dict[int, dict[str, Linear]] = defaultdict(dict)
     for name, module in modules.items():
-        found = _LAYER.fullmatch(f"{name}.")
+        found = numbered.fullmatch(f"{name}.")
         if found and found[1] == stem:
             inside[int(found[2])][found[3].rstrip(".")] = module
         else:
@@ -198,14 +204,21 @@ def _modules(tensors: Mapping[str, Tensor]) -> dict[str, Linear]:
     return modules
 
 
-def _layer_stem(modules: Mapping[str, Linear]) -> str:
-    """What stands before the number of a layer: the beginning that most names share."""
-    counts = Counter(
-        found[1] for name in modules if (found := _LAYER.fullmatch(f"{name}.")) is not None
-    )
-    if not counts:
+def _layer_stem(modules: Mapping[str, Linear]) -> tuple[str, re.Pattern[str]]:
+    """What stands before the number of a layer, in most names; and how it is written."""
+    most: tuple[int, str, re.Pattern[str]] = (0, "", _LAYERS[0])
+    for is_loose, pattern in enumerate(_LAYERS):
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for name in modules:
+            if found := pattern.fullmatch(f"{name}."):
+                numbers[found[1]].append(int(found[2]))
+        for stem, of_names in numbers.items():
+            in_order = sorted(set(of_names)) == list(range(max(of_names) + 1))
+            if len(of_names) > most[0] and (in_order or not is_loose):
+                most = (len(of_names), stem, pattern)
+    if not most[0]:
         raise CheckpointError("no layers were found: no name has a number in it")
-    return counts.most_common(1)[0][0]
+    return most[1:]
 
 
 def _ends(outside: dict[str, Linear]) -> tuple[Linear, Linear, Linear, Linear | None]:
@@ -295,6 +308,8 @@ def _layer(modules: dict[str, Linear], where: str, width: int, is_transposed: bo
             layer.qkv = left.pop(name)
         else:
             getattr(layer, kind).append(left.pop(name))
+    for heads in (layer.q, layer.k, layer.v):
+        heads.sort(key=lambda head: _numbers(head.name))  # some files sort 10 before 2
     counts = {len(layer.q), len(layer.k), len(layer.v)}
     if len(counts) > 1 or (layer.qkv is None) == (counts == {0}):
         raise CheckpointError(f"{where} has no complete queries, keys and values")
@@ -313,15 +328,19 @@ def _layer(modules: dict[str, Linear], where: str, width: int, is_transposed: bo
     return layer
 
 
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
 def _ordered_norms(norms: list[Linear], where: str) -> list[Linear]:
     if len(norms) != 2:
         raise CheckpointError(f"{where} has {len(norms)} norms; a GPT has two in each layer")
 
     def is_second(norm: Linear) -> int:
         words = set(words_of(norm.name.rpartition(".")[0].rpartition(".")[2]))
-        if "2" in words or words & _FEED_FORWARD:
+        if words & (_FEED_FORWARD | {"2", "second", "after"}):
             return 1
-        return -1 if "1" in words or words & (_ATTENTION | {"input", "pre"}) else 0
+        return -1 if words & (_ATTENTION | {"1", "first", "before", "input", "pre"}) else 0
 
     return sorted(norms, key=is_second)
 
@@ -378,6 +397,7 @@ def _feed_forward(
     n_in, n_out = (linear.weight.shape[not is_transposed] for linear in (first, second))
     if n_in == n_out:
         is_second = _is_down(first_name) and not _is_down(second_name)
+        is_second |= _numbers(first_name) > _numbers(second_name)
     else:
         is_second = n_in != width
     return (second, first) if is_second else (first, second)

@@ -18,7 +18,7 @@ from llmkit.architectures.base import LanguageModel
 from llmkit.architectures.gpt2 import ACTIVATIONS
 from llmkit.console import progress
 from llmkit.errors import ConfigError
-from llmkit.importing.assemble import Vocabulary, head_weight, in_order
+from llmkit.importing.assemble import Vocabulary, embedding_scale, head_weight, in_order
 from llmkit.importing.facts import QKV_ORDERS, Facts
 from llmkit.importing.naming import Layer, Linear, Parts
 
@@ -183,6 +183,7 @@ def _changes(parts: Parts, facts: Facts) -> Iterator[dict[str, object]]:
         "mask": ["causal", "none"],
         "attention_scale": ["head", "embd", "none"],
         "layer_norm_epsilon": [1e-5, 1e-6, 1e-12, 1e-8],
+        "embedding_scale": ["none", "sqrt"],
         "qkv_order": list(QKV_ORDERS) if parts.layers[0].qkv is not None else [],
     }
     single = [
@@ -243,7 +244,8 @@ def logits_of(parts: Parts, facts: Facts, tokens: Tensor) -> Tensor:
             return x
         return linear(activation(linear(x, layer.up)), layer.down)
 
-    x = parts.tokens.weight[tokens].float() + parts.positions.weight[:T].float()
+    x = parts.tokens.weight[tokens].float() * embedding_scale(facts, parts)
+    x = x + parts.positions.weight[:T].float()
     for number, layer in enumerate(parts.layers):
         first, second = layer.norms
         if is_post:
