@@ -193,26 +193,29 @@ class _Build:
         return _is_folded(self.parts, self.vocabulary)
 
     def _head(self) -> Tensor:
+        labels, size = self.vocabulary.labels, self.vocabulary.size
         weight = head_weight(self.parts)
-        n = self.vocabulary.n_kept if not self.vocabulary.labels else len(weight)
-        weight = weight[:n]
+        if labels:
+            return expanded_head(self._head_rows(weight, len(weight)).float(), labels, size)
+        return self._head_rows(weight[: self.vocabulary.n_kept], size)
+
+    def _head_rows(self, weight: Tensor, n_rows: int) -> Tensor:
+        """The rows with norm and bias folded in where they are; new rows are never said."""
         if not self.is_folded:
-            labels = self.vocabulary.labels
-            return expanded_head(weight, labels, self.vocabulary.size) if labels else weight
+            return weight
         width = self.parts.n_embd
         gain = self.parts.final_norm.weight.double()
         shift = _bias(self.parts.final_norm).double()
         bias = _head_bias(self.parts)
-        out = torch.full((self.vocabulary.size, width), NEVER / width, dtype=torch.float32)
-        ids = list(self.vocabulary.labels) or list(range(n))
-        for start in range(0, n, _ROWS_AT_ONCE):
+        out = torch.full((n_rows, width), NEVER / width, dtype=torch.float32)
+        for start in range(0, len(weight), _ROWS_AT_ONCE):
             rows = weight[start : start + _ROWS_AT_ONCE].double()
             scaled = rows * gain
             wanted = rows @ shift
             if bias is not None:
                 wanted = wanted + bias[start : start + len(rows)].double()
             mean = (scaled.sum(1) - wanted) / width
-            out[ids[start : start + len(rows)]] = (scaled - mean[:, None]).float()
+            out[start : start + len(rows)] = (scaled - mean[:, None]).float()
         return out
 
     def steps(self) -> list[Step]:
@@ -272,15 +275,16 @@ class _Build:
         source = parts.head.name if parts.head else "none"
         if self.is_tied:
             return Step(source, "head", "tied to the token embedding")
+        labels = self.vocabulary.labels
+        means = ", their mean for all other tokens" if labels else ""
         if not self.is_folded:
-            means = ", their mean for all other tokens" if self.vocabulary.labels else ""
             return Step(source, "head", f"copied{means}")
         why = [
             *(["its bias"] if _head_bias(parts) is not None else []),
-            *(["tokens that are never said"] if self.vocabulary.n_new else []),
+            *(["tokens that are never said"] if self.vocabulary.n_new and not labels else []),
         ]
         untied = ", untied" if _is_tied(parts) else ""
-        return Step(source, "head", f"folded with the norm, for {' and '.join(why)}{untied}")
+        return Step(source, "head", f"folded with the norm, for {' and '.join(why)}{untied}{means}")
 
 
 _ROWS_AT_ONCE = 8192

@@ -12,6 +12,7 @@ from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.modelfile.derived_format import format_of
 from llmkit.files import cannot_read
 from llmkit.importing.facts import ImportOptions
+from llmkit.importing.source import inside
 from llmkit.modelfiles.prompt_format import (
     COMPLETION,
     END_OF_TEXT,
@@ -56,11 +57,11 @@ def chat_template_in(folder: Path) -> str | None:
 
     Raises CheckpointError for a file that cannot be read.
     """
-    path = folder / "chat_template.jinja"
+    path = inside(folder, "chat_template.jinja")
     try:
         if path.is_file():
             return path.read_text(encoding="utf-8")
-        path = folder / "tokenizer_config.json"
+        path = inside(folder, "tokenizer_config.json")
         if not path.is_file():
             return None
         return next(_templates(json.loads(path.read_text(encoding="utf-8"))), None)

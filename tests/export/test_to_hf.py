@@ -86,6 +86,7 @@ def test_transformers_computes_the_same_logits(sizes: dict[str, Any], tmp_path: 
     assert type(theirs) is GPT2LMHeadModel
     tokens = tokens_of(source)
     assert differ(theirs(tokens).logits, source.load_model()(tokens)) < 1e-5
+    assert theirs.config.n_ctx == source.config.context_length  # llama.cpp's converter needs it
     assert theirs.generation_config.eos_token_id == sorted(source.stop_ids)
     import_checkpoint(done.folder, tmp_path / "back")
     back = load_checkpoint(tmp_path / "back")
