@@ -45,7 +45,11 @@ def _import(
     reference: options.ReferenceOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Import a GPT that another program trained: nanoGPT, minGPT, llm.c, Hugging Face, a book."""
+    """Import a GPT that another program trained.
+
+    Takes checkpoints of nanoGPT, build-nanogpt, minGPT, makemore, llm.c, Hugging Face GPT-2, "Build a
+    Large Language Model (From Scratch)", and of programs that name their tensors in similar ways.
+    """
     from llmkit.console import results
     from llmkit.importing.importer import import_checkpoint
     from llmkit.importing.summary import import_tables, next_step, proof_lines

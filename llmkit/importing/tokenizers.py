@@ -273,7 +273,8 @@ def from_characters(characters: Sequence[str], origin: str) -> ImportedTokenizer
                 first += symbol
                 vocab.setdefault(first, len(vocab))
     hf = byte_level(models.BPE(vocab=vocab, merges=list(merges)))
-    return completed(hf, n_own, origin, special, ())
+    end = next((token for token in _END_TOKENS if token in special), None)
+    return completed(hf, n_own, origin, special, (), end)
 
 
 def _accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:
