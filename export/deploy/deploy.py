@@ -155,7 +155,9 @@ def _verified(server: OllamaServer, plan: DeployPlan, model: str) -> Iterator[Ch
     yield _check("prompt", faults, fine, "run llmkit modelfile lint to see how TEMPLATE differs")
     prompts = proof_prompts(target.checkpoint, None)
     found = compared_logprobs(server, model, target, prompts)
-    fine = f"{found.n} log-probabilities match PyTorch within {found.largest:.1e}"
+    fine = (
+        f"{found.n} log-probabilities match PyTorch within {found.largest:.1e}; {found.explanation}"
+    )
     advice = "check Ollama's version and its log" if found.n else ""
     yield _check("logprobs", found.faults, fine, advice)
     n, n_stopped = stopped(server, model, target)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import gguf
 import torch
+from torch import Tensor
 
 from llmkit.errors import OllamaError
 from llmkit.export.check import Check
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.ollama.server import OllamaServer, Said, Shown
-from llmkit.export.verify.arithmetic import CPU, Type
+from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic, Type
 from llmkit.export.verify.prompt_check import conversations, id_fault
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import VerifyTarget
@@ -38,6 +40,13 @@ class Compared:
     n: int = 0
     largest: float = 0.0
     noise: float = 0.0
+    arithmetic: Arithmetic = CPU  # with the type of keys and values, of PyTorch's
+    place: str = "unknown"  # where the server runs the model
+
+    @property
+    def explanation(self) -> str:
+        """Where the model runs, and which arithmetic explains its numbers."""
+        return f"on {self.place}, as with {self.arithmetic.name}"
 
     @property
     def limit(self) -> float:
@@ -66,7 +75,8 @@ def ollama_check(
         if n and not n_stopped:
             faults.append(never_stops(n))
     detail = (
-        f"Ollama {version}: metadata, tensors and prompts match; {found.n} log-probabilities match"
+        f"Ollama {version} {found.explanation}: metadata, tensors and prompts match; "
+        f"{found.n} log-probabilities match"
     ) + (f"; {n_stopped} of {n} answers stop" if n else "")
     if faults:
         detail = summed_up(faults)
@@ -143,10 +153,14 @@ def rendering_faults(server: OllamaServer, name: str, target: VerifyTarget) -> I
 def compared_logprobs(
     server: OllamaServer, name: str, target: VerifyTarget, prompts: Sequence[Sequence[int]]
 ) -> Compared:
-    """Greedy tokens and their log-probabilities, as far as Ollama tells them."""
+    """Greedy tokens and their log-probabilities, as far as Ollama tells them.
+
+    PyTorch computes them with each arithmetic that the server's device may have, and each type of
+    keys and values; the nearest counts.
+    """
     source = target.checkpoint
     exact = Reference(target, torch.float64)
-    rounded = Reference(target, torch.float64, arithmetic=CPU.with_cache(Type.F16))
+    heard: list[_Heard] = []
     ids_of = _whole_tokens(source.tokenizer)
     n_ctx = source.config.context_length
     compared = Compared()
@@ -161,13 +175,85 @@ def compared_logprobs(
         compared.n_prompts += 1
         path, places = path_of(said, ids, ids_of, source.tokenizer, exact)
         if path:
-            _compare_tokens(said, ids, path, places, ids_of, exact, rounded, compared)
+            heard.append(_Heard(said, ids, path, places))
+    share = server.gpu_share(name) if heard else None
+    width = source.config.n_embd // source.config.n_head
+    candidates = [
+        (arithmetic, kv)
+        for kv in (Type.F16, Type.Q8_0)
+        if not width % gguf.GGML_QUANT_SIZES[kv][0]
+        for arithmetic in (CPU, *(GPU if share is None or share > 0 else ()))
+    ]
+    if heard:
+        logprobs = _computed_once(target, heard)
+        found = [_compared_as(*one, heard, logprobs, ids_of) for one in candidates]
+        nearest = min(found, key=lambda one: (bool(one.faults), one.largest / (one.limit or 1)))
+        nearest.n_prompts, nearest.faults = compared.n_prompts, compared.faults + nearest.faults
+        compared = nearest
+    compared.place = _place(share)
     if not compared.n and not compared.faults:
         compared.faults.append(nothing_compared(compared.n_prompts))
     if not compared.largest <= compared.limit:
         compared.faults.append(
             f"log-probabilities differ by {compared.largest:.1e}, the limit is {compared.limit:.1e}"
         )
+    return compared
+
+
+def _place(share: float | None) -> str:
+    if share is None:
+        return "an unknown device"
+    if share >= 1:
+        return "the GPU"
+    return f"the GPU to {100 * share:.0f} %" if share else "the CPU"
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What Ollama said to a prompt of these ids, and the path that it took."""
+
+    said: Said
+    prompt: list[int]
+    path: list[int]
+    places: list[int]
+
+
+def _computed_once(target: VerifyTarget, heard: Sequence[_Heard]) -> LogProbs:
+    """PyTorch's log-probabilities of the n-th thing heard, (entries, V)."""
+
+    @cache
+    def logprobs(arithmetic: Arithmetic, dtype: torch.dtype, number: int) -> Tensor:
+        one = heard[number]
+        ids, n = torch.tensor([*one.prompt, *one.path[:-1]]), len(one.path)
+        reference = Reference(target, dtype, arithmetic=arithmetic)
+        return next(reference.last_logits([ids], [n]))[one.places].log_softmax(-1)
+
+    return logprobs
+
+
+LogProbs = Callable[[Arithmetic, torch.dtype, int], Tensor]
+
+
+def _compared_as(
+    arithmetic: Arithmetic,
+    kv: Type,
+    heard: Sequence[_Heard],
+    logprobs: LogProbs,
+    ids_of: dict[bytes, int],
+) -> Compared:
+    """Compare all that Ollama said with one arithmetic.
+
+    The noise is what keys and values in f16 change, or sums where they are in f16.
+    """
+    own = arithmetic if kv == Type.F16 else arithmetic.with_cache(kv)
+    pairs = [((CPU, torch.float64), (CPU.with_cache(Type.F16), torch.float64))]
+    if arithmetic.sums == Type.F16:
+        pairs.append(((own, torch.float64), (own, torch.float32)))
+    compared = Compared(arithmetic=arithmetic.with_cache(kv))
+    for number, one in enumerate(heard):
+        differences = [logprobs(*a, number) - logprobs(*b, number) for a, b in pairs]
+        noise = torch.stack(differences).abs().amax(0)
+        _compare_tokens(one, ids_of, logprobs(own, torch.float64, number), noise, compared)
     return compared
 
 
@@ -246,21 +332,12 @@ def path_of(
 
 
 def _compare_tokens(
-    said: Said,
-    prompt: list[int],
-    path: list[int],
-    places: list[int],
-    ids_of: dict[bytes, int],
-    exact: Reference,
-    rounded: Reference,
-    compared: Compared,
+    heard: _Heard, ids_of: dict[bytes, int], wanted: Tensor, noise: Tensor, compared: Compared
 ) -> None:
-    """Compare each entry's log-probabilities at its place on the path that Ollama took."""
-    ids, n = torch.tensor([*prompt, *path[:-1]]), len(path)
-    wanted = next(exact.last_logits([ids], [n]))[places].log_softmax(-1)  # (entries, V)
-    noise = (next(rounded.last_logits([ids], [n]))[places].log_softmax(-1) - wanted).abs()
-    chosen = [path[place] for place in places]
-    for row, noise_row, token, token_id in zip(wanted, noise, said.tokens, chosen, strict=False):
+    """Compare each entry's log-probabilities with PyTorch's at its place, (entries, V)."""
+    chosen = [heard.path[place] for place in heard.places]
+    tokens = heard.said.tokens
+    for row, noise_row, token, token_id in zip(wanted, noise, tokens, chosen, strict=False):
         for content, logprob in token.logprobs.items():
             if content in ids_of:
                 difference = abs(float(row[ids_of[content]]) - logprob)

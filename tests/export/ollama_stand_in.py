@@ -45,6 +45,7 @@ class Trouble:
     refuses_create: str | None = None
     renders: Callable[[str], str] = str
     never_stops: bool = False
+    gpu_share: float = 0.0  # of a loaded model, in a GPU's memory
     ends_silently: bool = False  # a stream without a last line
 
 
@@ -83,8 +84,7 @@ class StandIn:
             case "GET", "/api/tags":
                 return {"models": [self._listed(name) for name in list(self.models)]}
             case "GET", "/api/ps":
-                extra = {"expires_at": "", "size_vram": 0, "context_length": 128}
-                return {"models": [self._listed(name) | extra for name in self.loaded]}
+                return {"models": [self._running(name) for name in self.loaded]}
             case "POST", "/api/create":
                 return self._create(asked)
             case "POST", "/api/copy":
@@ -114,6 +114,11 @@ class StandIn:
         size = stored.gguf.stat().st_size
         said = {"name": name, "model": name, "modified_at": "", "size": size}
         return {**said, "digest": stored.digest, "details": details(stored)}
+
+    def _running(self, name: str) -> dict[str, Any]:
+        listed = self._listed(name)
+        in_vram = int(self.trouble.gpu_share * listed["size"])
+        return listed | {"expires_at": "", "size_vram": in_vram, "context_length": 128}
 
     def _create(self, asked: dict[str, Any]) -> Answer:
         if not asked.get("files"):
