@@ -22,13 +22,13 @@ from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import copy, create, delete, upload
 from llmkit.export.ollama.transport import Patience
 from llmkit.export.verify.ollama_check import (
-    compared_logprobs,
     never_stops,
     rendering_faults,
     stopped,
     stored_faults,
     summed_up,
 )
+from llmkit.export.verify.ollama_logprobs import compared_logprobs
 from llmkit.files import StrPath, optional_path
 
 
