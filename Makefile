@@ -27,13 +27,19 @@ define shown
 @(while sleep 5; do printf .; done) & dots=$$!; trap "kill $$dots" EXIT; $(2)
 endef
 
-.PHONY: demo test test-fast lint typecheck install
+.PHONY: demo test test-fast test-backends lint typecheck install
 
 demo: $(INSTALLED)
 	$(BIN)/llmkit demo --out runs/demo
 
 test: lint typecheck
 	$(PYTEST) --durations=20
+
+# Builds llama.cpp twice: 20 minutes on two cores. Debian's packages: tests/tools/build_backends.sh.
+test-backends: $(INSTALLED_DEV)
+	tests/tools/build_backends.sh .backends
+	PYTHONPATH=.backends/openblas $(BIN)/python tests/tools/check_backends.py
+	GGML_VK_VISIBLE_DEVICES=0 PYTHONPATH=.backends/vulkan $(BIN)/python tests/tools/check_backends.py
 
 test-fast: $(INSTALLED_DEV)
 	$(PYTEST) -m 'not slow'

@@ -23,8 +23,6 @@ from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import copy, create, delete, upload
 from llmkit.export.ollama.transport import Patience
 from llmkit.export.verify.ollama_check import (
-    Compared,
-    compared_logprobs,
     never_stops,
     rendering_faults,
     stopped,
@@ -32,6 +30,7 @@ from llmkit.export.verify.ollama_check import (
     summed_up,
 )
 from llmkit.export.verify.ollama_file_check import compared_with_llama_cpp, template_faults
+from llmkit.export.verify.ollama_logprobs import Compared, compared_logprobs
 from llmkit.export.verify.target import VerifyTarget
 from llmkit.files import StrPath, optional_path
 
@@ -167,7 +166,8 @@ def _as_pytorch(server: OllamaServer, target: VerifyTarget, model: str) -> Itera
     faults = list(rendering_faults(server, model, target))
     yield _check("prompt", faults, "prompts and their tokens match training", _LINT)
     prompts = proof_prompts(target.checkpoint, None)
-    yield _logprobs_check(compared_logprobs(server, model, target, prompts), "PyTorch")
+    found = compared_logprobs(server, model, target, prompts)
+    yield _logprobs_check(found, "PyTorch", f"; {found.explanation}")
     n, n_stopped = stopped(server, model, target)
     faults = [never_stops(n)] if n and not n_stopped else []
     fine = f"{n_stopped} of {n} answers end by themselves" if n else "no held-out questions"
@@ -184,8 +184,8 @@ def _as_llama_cpp(server: OllamaServer, plan: DeployPlan, model: str) -> Iterato
     yield _logprobs_check(compared_with_llama_cpp(server, model, file), "llama.cpp on this machine")
 
 
-def _logprobs_check(found: Compared, reference: str) -> Check:
-    fine = f"{found.n} log-probabilities match {reference} within {found.largest:.1e}"
+def _logprobs_check(found: Compared, reference: str, more: str = "") -> Check:
+    fine = f"{found.n} log-probabilities match {reference} within {found.largest:.1e}{more}"
     advice = "check Ollama's version and its log" if found.n else ""
     return _check("logprobs", found.faults, fine, advice)
 

@@ -31,6 +31,8 @@ GB = 1e9
 MODELS_VARIABLE = "OLLAMA_MODELS"
 # Of a container, where it has a limit of its own (cgroup v2).
 _CGROUP = Path("/sys/fs/cgroup")
+_RENDERERS = Path("/dev/dri")  # GPUs of Linux
+_BUILD = "pip install --force-reinstall --no-deps --no-binary llama-cpp-python llama-cpp-python"
 
 
 def python_check() -> Check:
@@ -59,13 +61,24 @@ def llama_cpp_check() -> Check:
         with tempfile.TemporaryDirectory() as folder:
             measure_speed(_tiny_model(Path(folder)), 2, 1)
     except LlmkitError as error:
-        advice = (
-            "build it on this machine: pip install --force-reinstall --no-deps "
-            "--no-binary llama-cpp-python llama-cpp-python"
-        )
+        advice = f"build it on this machine: {_BUILD}"
         return Check("llama.cpp", False, f"{found} does not run: {error}", advice)
-    found += f" loads and runs a model on {', '.join(map(str, devices()))}"
-    return Check("llama.cpp", True, f"{found}; built with {', '.join(build_features())}")
+    seen = devices()
+    found += f" loads and runs a model on {', '.join(map(str, seen))}"
+    option = "" if any(device.is_gpu for device in seen) else _option_for_gpu()
+    advice = f"to use the GPU: CMAKE_ARGS={option} {_BUILD}" if option else ""
+    return Check("llama.cpp", True, f"{found}; built with {', '.join(build_features())}", advice)
+
+
+def _option_for_gpu() -> str:
+    """The option of a llama.cpp that sees this machine's GPU; empty if there is none."""
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return "-DGGML_METAL=on"
+    if torch.version.hip:
+        return "-DGGML_HIP=on"
+    if torch.cuda.is_available() or shutil.which("nvidia-smi"):
+        return "-DGGML_CUDA=on"
+    return "-DGGML_VULKAN=on" if any(_RENDERERS.glob("renderD*")) else ""
 
 
 def memory_check() -> Check:

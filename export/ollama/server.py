@@ -84,6 +84,15 @@ class OllamaServer:
         wanted = full_name(model).lower()  # names differ by more than case
         return next((m["digest"] for m in models if m.get("name", "").lower() == wanted), None)
 
+    def gpu_share(self, model: str) -> float | None:
+        """The share of a loaded model that is in a GPU's memory; None if it is not loaded."""
+        models = self.http.ask("GET", "/api/ps", again=True).get("models") or []
+        wanted = full_name(model).lower()
+        found = next((m for m in models if m.get("name", "").lower() == wanted), None)
+        if found is None or not found.get("size"):
+            return None
+        return float(found.get("size_vram") or 0) / float(found["size"])
+
     def show(self, model: str) -> Shown:
         """What the server stores under a name."""
         content = {"model": model, "verbose": True}

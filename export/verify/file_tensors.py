@@ -61,7 +61,10 @@ class Matrix:
         for start in range(0, len(self.weight), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             weight = self.rows(rows).read_weight(arithmetic).to(x.dtype)
-            y[:, rows] = summed_in_halves(values, weight) if in_halves else values @ weight.T
+            if in_halves:  # in another order where ties go another way
+                y[:, rows] = summed_in_halves(values, weight, backwards=ties is not nearest)
+            else:
+                y[:, rows] = values @ weight.T
         if self.offsets is not None and self.dot_type == Type.Q8_1 and read.sum_error is not None:
             y += read.sum_error.to(x.dtype) @ self.offsets.to(x.dtype).T
         if self.lora is not None:  # in f32, and reads x as it was
@@ -79,10 +82,10 @@ class Matrix:
         )
 
 
-def summed_in_halves(x: Tensor, weight: Tensor) -> Tensor:
+def summed_in_halves(x: Tensor, weight: Tensor, *, backwards: bool = False) -> Tensor:
     """(T, in) and (out, in) -> (T, out): one product after the other, each sum rounded to f16."""
     columns, sums = weight.half().T.contiguous(), x.new_zeros(len(x), len(weight)).half()
-    for k in range(x.shape[1]):
+    for k in reversed(range(x.shape[1])) if backwards else range(x.shape[1]):
         sums.addcmul_(x[:, k : k + 1].half(), columns[k])
     return sums.to(x.dtype)
 

@@ -2,70 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 import gguf
-import torch
-from torch import Tensor
 
 from llmkit.errors import OllamaError
 from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.ollama.server import OllamaServer, Said, Shown
-from llmkit.export.verify.arithmetic import CPU, Type
+from llmkit.export.ollama.server import OllamaServer, Shown
+from llmkit.export.verify.ollama_logprobs import compared_logprobs
 from llmkit.export.verify.prompt_check import conversations, id_fault
-from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import FileTarget, VerifyTarget
 from llmkit.finetuning.held_out import held_out_questions
-from llmkit.generation import ends_inside_character
 from llmkit.modelfiles.modelfile import Modelfile
-from llmkit.tokenizer import Tokenizer
 
-N_PROMPTS, N_TOKENS = 10, 12
 N_ANSWERS, MAX_ANSWER = 10, 256
-# Ollama keeps keys and values as f16 and sums attention in f16; the reference with f16 keys and
-# values differs from itself by what one of these roundings does (docs/parity.md).
-MULTIPLE = 4.0
-
-
-class Logits(Protocol):
-    """Who computes what Ollama's log-probabilities are compared with."""
-
-    def logits(self, ids: Tensor) -> Tensor:
-        """Logits (T, V) of token ids (T,)."""
-        ...
-
-
-class Vocabulary(Protocol):
-    """The tokens of a model."""
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are."""
-        ...
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes that tokens stand for."""
-        ...
-
-
-@dataclass
-class Compared:
-    """Log-probabilities of Ollama against the expected ones."""
-
-    faults: list[str] = field(default_factory=list)
-    n_prompts: int = 0
-    n: int = 0
-    largest: float = 0.0
-    noise: float = 0.0
-
-    @property
-    def limit(self) -> float:
-        """How far apart they may be."""
-        return MULTIPLE * self.noise
 
 
 def ollama_check(
@@ -89,7 +40,8 @@ def ollama_check(
         if n and not n_stopped:
             faults.append(never_stops(n))
     detail = (
-        f"Ollama {version}: metadata, tensors and prompts match; {found.n} log-probabilities match"
+        f"Ollama {version} {found.explanation}: metadata, tensors and prompts match; "
+        f"{found.n} log-probabilities match"
     ) + (f"; {n_stopped} of {n} answers stop" if n else "")
     if faults:
         detail = summed_up(faults)
@@ -160,163 +112,6 @@ def rendering_faults(server: OllamaServer, name: str, target: VerifyTarget) -> I
             fault = id_fault(conversation.messages, target.checkpoint, llama, found)
             if fault is not None:
                 yield f"{conversation.kind}, as Ollama renders it: {fault}"
-
-
-@torch.inference_mode()
-def compared_logprobs(
-    server: OllamaServer, name: str, target: VerifyTarget, prompts: Sequence[Sequence[int]]
-) -> Compared:
-    """Greedy tokens and their log-probabilities, as far as Ollama tells them."""
-    source = target.checkpoint
-    return compare_logprobs(
-        server,
-        name,
-        [as_ollama_reads(prompt, source.tokenizer) for prompt in prompts[:N_PROMPTS]],
-        source.tokenizer,
-        source.config.context_length,
-        exact=Reference(target, torch.float64),
-        rounded=Reference(target, torch.float64, arithmetic=CPU.with_cache(Type.F16)),
-    )
-
-
-def compare_logprobs(
-    server: OllamaServer,
-    name: str,
-    prompts: Iterable[tuple[str, list[int]]],
-    tokenizer: Vocabulary,
-    n_ctx: int,
-    *,
-    exact: Logits,
-    rounded: Logits,
-) -> Compared:
-    """The same for prompts as text and as token ids.
-
-    The limit follows from how far `rounded`, with keys and values as f16, is from `exact`.
-    """
-    ids_of = _whole_tokens(tokenizer)
-    compared = Compared()
-    for text, ids in prompts:
-        if not 0 < len(ids) < n_ctx:
-            continue
-        said = server.continued(name, text, N_TOKENS, n_ctx)
-        if said.text and not said.tokens:
-            compared.faults.append("Ollama returns no log-probabilities; update Ollama")
-            break
-        compared.n_prompts += 1
-        path, places = path_of(said, ids, ids_of, tokenizer, exact)
-        if path:
-            _compare_tokens(said, ids, path, places, ids_of, exact, rounded, compared)
-    if not compared.n and not compared.faults:
-        compared.faults.append(nothing_compared(compared.n_prompts))
-    if not compared.largest <= compared.limit:
-        compared.faults.append(
-            f"log-probabilities differ by {compared.largest:.1e}, the limit is {compared.limit:.1e}"
-        )
-    return compared
-
-
-def nothing_compared(n_prompts: int) -> str:
-    """The fault of a comparison without a single number."""
-    if not n_prompts:
-        return "no log-probability was compared: no prompt fits the context"
-    return (
-        f"no log-probability was compared: Ollama returned no usable token for {n_prompts} prompts"
-    )
-
-
-def as_ollama_reads(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    """A prompt as the text that Ollama is given, special tokens written out, and its tokens there.
-
-    Ollama parses special tokens wherever they stand. Characters that the prompt cuts are left out.
-    """
-    names = {tokenizer.tokens[token_id]: token_id for token_id in tokenizer.special_ids}
-    content = b"".join(
-        tokenizer.tokens[token_id].encode()
-        if token_id in tokenizer.special_ids
-        else tokenizer.decode_bytes([token_id])
-        for token_id in ids
-    )
-    text = content.decode("utf-8", errors="ignore")
-    longest_first = sorted(names, key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-    read: list[int] = []
-    for number, part in enumerate(parts):
-        read += [names[part]] if number % 2 else tokenizer.encode(part)
-    return text, read
-
-
-def _whole_tokens(tokenizer: Vocabulary) -> dict[bytes, int]:
-    """Ids by the bytes that Ollama tells of a token: those of whole characters."""
-    found = {}
-    for token_id in range(tokenizer.vocab_size):
-        content = tokenizer.decode_bytes([token_id])
-        text = content.decode("utf-8", errors="replace")
-        if content and "\ufffd" not in text:
-            found[content] = token_id
-    return found
-
-
-def path_of(
-    said: Said,
-    prompt: list[int],
-    ids_of: dict[bytes, int],
-    tokenizer: Vocabulary,
-    exact: Logits,
-) -> tuple[list[int], list[int]]:
-    """The ids that Ollama chose, and at which of them each of its entries stands.
-
-    Tokens within a character come as one entry, of the last of them: the way through is PyTorch's,
-    as far as it gives the same text.
-    """
-    path: list[int] = []
-    places: list[int] = []
-    for token in said.tokens:
-        through: list[int] = []
-        held = b""
-        if token.token in ids_of:
-            through = [ids_of[token.token]]
-        while not through or ends_inside_character(held):
-            logits = exact.logits(torch.tensor([*prompt, *path, *through]))
-            through.append(int(logits[-1].argmax()))
-            piece = tokenizer.decode_bytes(through[-1:])
-            held += piece
-            if not piece:
-                return path, places
-        if held and held.decode("utf-8", errors="replace").encode() != token.token:
-            break
-        path += through
-        places.append(len(path) - 1)
-    return path, places
-
-
-def _compare_tokens(
-    said: Said,
-    prompt: list[int],
-    path: list[int],
-    places: list[int],
-    ids_of: dict[bytes, int],
-    exact: Logits,
-    rounded: Logits,
-    compared: Compared,
-) -> None:
-    """Compare each entry's log-probabilities at its place on the path that Ollama took."""
-    ids, n = torch.tensor([*prompt, *path[:-1]]), len(path)
-    wanted = exact.logits(ids)[-n:][places].log_softmax(-1)  # (entries, V)
-    noise = (rounded.logits(ids)[-n:][places].log_softmax(-1) - wanted).abs()
-    chosen = [path[place] for place in places]
-    for row, noise_row, token, token_id in zip(wanted, noise, said.tokens, chosen, strict=False):
-        for content, logprob in token.logprobs.items():
-            if content in ids_of:
-                difference = abs(float(row[ids_of[content]]) - logprob)
-                compared.n += 1
-                compared.largest = max(compared.largest, difference)
-                compared.noise = max(compared.noise, float(noise_row[ids_of[content]]))
-        gap = float(row.max() - row[token_id])
-        if gap > 2 * MULTIPLE * max(compared.noise, compared.largest):
-            compared.faults.append(
-                f"Ollama chose token {token_id} instead of {int(row.argmax())}, whose "
-                f"log-probability is {gap:.1e} higher"
-            )
 
 
 def stopped(server: OllamaServer, name: str, target: VerifyTarget) -> tuple[int, int]:

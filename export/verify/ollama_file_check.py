@@ -17,7 +17,7 @@ from llmkit.export.gguf.reader import GGUFFile
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.modelfile.facts import chat_template_of
 from llmkit.export.ollama.server import OllamaServer
-from llmkit.export.verify.ollama_check import N_PROMPTS, Compared, compare_logprobs
+from llmkit.export.verify.ollama_logprobs import N_PROMPTS, Compared, compare_logprobs
 from llmkit.modelfiles.modelfile import Modelfile
 from llmkit.modelfiles.prompt_format import Message
 

@@ -47,8 +47,8 @@ def _import(
 ) -> None:
     """Import a GPT that another program trained.
 
-    Takes checkpoints of nanoGPT, build-nanogpt, minGPT, makemore, llm.c, Hugging Face GPT-2, "Build a
-    Large Language Model (From Scratch)", and of programs that name their tensors in similar ways.
+    Takes checkpoints of nanoGPT, build-nanogpt, minGPT, makemore, llm.c, Hugging Face GPT-2, "Build
+    a Large Language Model (From Scratch)", and of programs that name tensors in similar ways.
     """
     from llmkit.console import results
     from llmkit.importing.importer import import_checkpoint

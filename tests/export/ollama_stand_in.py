@@ -45,6 +45,7 @@ class Trouble:
     refuses_create: str | None = None
     renders: Callable[[str], str] = str
     never_stops: bool = False
+    gpu_share: float = 0.0  # of a loaded model, in a GPU's memory
     ends_silently: bool = False  # a stream without a last line
 
 
@@ -86,9 +87,7 @@ class StandIn:
             case "GET", "/api/tags":
                 return {"models": [_listed(*model) for model in list(self.models.items())]}
             case "GET", "/api/ps":
-                extra = {"expires_at": "", "size_vram": 0, "context_length": 128}
-                loaded = [(name, self._find(name)) for name in self.loaded]
-                return {"models": [_listed(*model) | extra for model in loaded]}
+                return {"models": [self._running(name) for name in self.loaded]}
             case "POST", "/api/create":
                 return self._create(asked)
             case "POST", "/api/copy":
@@ -112,6 +111,11 @@ class StandIn:
         if stored is None:
             raise _not_found(name)
         return stored
+
+    def _running(self, name: str) -> dict[str, Any]:
+        listed = _listed(name, self._find(name))
+        in_vram = int(self.trouble.gpu_share * listed["size"])
+        return listed | {"expires_at": "", "size_vram": in_vram, "context_length": 128}
 
     def _create(self, asked: dict[str, Any]) -> Answer:
         if not asked.get("files"):

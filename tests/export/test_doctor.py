@@ -31,6 +31,7 @@ from llmkit.export.doctor.fit import fit_check
 from llmkit.export.doctor.ollama_server import server_checks, version_check
 from llmkit.export.gguf.memory_need import memory_needed, memory_needed_as
 from llmkit.export.gguf.reader import read_gguf
+from llmkit.export.llamacpp.devices import Device
 from llmkit.export.ollama.transport import Patience
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.quantization.tensor_types import quantization
@@ -213,6 +214,26 @@ def test_a_llama_cpp_that_crashes_is_a_cross(monkeypatch: pytest.MonkeyPatch) ->
     assert not check.passed
     assert "Illegal instruction" in check.detail
     assert "--no-binary llama-cpp-python" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("cuda", "renderer", "option"),
+    [(True, False, "-DGGML_CUDA=on"), (False, True, "-DGGML_VULKAN=on"), (False, False, "")],
+)
+def test_a_gpu_that_llama_cpp_does_not_see_needs_another_build(
+    cuda: bool, renderer: bool, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "measure_speed", lambda *_: None)
+    monkeypatch.setattr(machine, "devices", lambda: (Device("CPU", "a CPU", is_gpu=False),))
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
+    monkeypatch.setattr(machine, "_RENDERERS", tmp_path)
+    if renderer:
+        (tmp_path / "renderD128").touch()
+    check = machine.llama_cpp_check()
+    assert check.passed
+    assert (option in check.advice) if option else not check.advice
 
 
 def test_an_old_python_is_a_cross(monkeypatch: pytest.MonkeyPatch) -> None:

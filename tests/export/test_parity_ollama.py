@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -22,8 +24,10 @@ from llmkit.export.convert import export
 from llmkit.export.evaluation.eval_data import proof_prompts
 from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
 from llmkit.export.quantization.config import QuantConfig
+from llmkit.export.verify.arithmetic import Type
 from llmkit.export.verify.checks import CHECKS, CheckContext, Needs, RegisteredCheck
-from llmkit.export.verify.ollama_check import as_ollama_reads, ollama_check, path_of
+from llmkit.export.verify.ollama_check import ollama_check
+from llmkit.export.verify.ollama_logprobs import as_ollama_reads, path_of
 from llmkit.export.verify.target import open_target
 from llmkit.export.verify.verify import verify
 from llmkit.modelfiles.go_engine import find_go, go_engine
@@ -225,3 +229,37 @@ def test_what_does_not_answer_is_one_line(
     with pytest.raises(OllamaError, match="out of memory"):
         check(server, exported)
     server.trouble.broken.clear()
+
+
+@pytest.mark.parametrize(
+    ("share", "place"), [(0.0, "the CPU"), (1.0, "the GPU"), (0.25, "GPU to 25 %")]
+)
+def test_it_says_where_the_model_runs(
+    share: float,
+    place: str,
+    server: StandIn,
+    exported: tuple[Checkpoint, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server.trouble, "gpu_share", share)
+    found = check(server, exported)
+    assert found.passed, found.detail
+    assert f"{place}, as with " in found.detail
+    assert "f16 KV cache" in found.detail
+
+
+def test_another_type_of_keys_and_values_is_recognised(
+    server: StandIn, exported: tuple[Checkpoint, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with OLLAMA_KV_CACHE_TYPE=q8_0, which needs OLLAMA_FLASH_ATTENTION=1."""
+    start = llama_cpp.llama_init_from_model
+
+    def with_bytes(model: Any, params: Any) -> Any:
+        if params.type_k != Type.F32:  # the server's run
+            params.type_k = params.type_v = Type.Q8_0
+        return start(model, params)
+
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", with_bytes)
+    found = check(server, exported)
+    assert found.passed, found.detail
+    assert "q8_0 KV cache" in found.detail

@@ -1,0 +1,182 @@
+"""The arithmetics of llama.cpp's backends: each against NumPy, and which one explains numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gguf_surgery import make_checkpoint
+from numpy.typing import NDArray
+from verify_targets import written
+
+from llmkit.errors import ConfigError
+from llmkit.export.evaluation.eval_data import proof_sequences
+from llmkit.export.llamacpp import devices
+from llmkit.export.llamacpp.devices import Device, uses_gpu
+from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.verify import bounds, layers_check, logits_check
+from llmkit.export.verify.activations import gelu
+from llmkit.export.verify.arithmetic import CPU, EVERY, GPU, Arithmetic, Type
+from llmkit.export.verify.attention import attention
+from llmkit.export.verify.file_tensors import FileTensors, Matrix
+from llmkit.export.verify.target import VerifyTarget
+
+F32, F16, Q8_1, HALF_SUMS = GPU
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> VerifyTarget:
+    folder = tmp_path_factory.mktemp("arithmetic")
+    return written(make_checkpoint(folder / "c"), folder / "m.gguf", "q8_0")
+
+
+def product(arithmetic: Arithmetic, dtype: torch.dtype = torch.float64) -> NDArray[np.float64]:
+    x, weight = operands()
+    matrix = Matrix("m", torch.from_numpy(weight), Type.Q8_0)
+    y = matrix.product(torch.from_numpy(x).to(dtype), arithmetic=arithmetic)
+    return y.double().numpy()
+
+
+def operands() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    random = np.random.default_rng(0)
+    x, weight = random.standard_normal((2, 8, 64)).astype(np.float32)
+    return x, weight
+
+
+def in_bytes(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Blocks of 32 as a step in f16 and whole numbers."""
+    blocks = x.reshape(-1, 32)
+    largest = np.abs(blocks).max(1, keepdims=True)
+    codes = np.rint(blocks * (np.float32(127) / largest))
+    step = (largest / np.float32(127)).astype(np.float16).astype(np.float64)
+    return (codes * step).reshape(x.shape)
+
+
+def test_what_a_product_reads() -> None:
+    x, weight = operands()
+    wide = x.astype(np.float64), weight.astype(np.float64)
+    halves = x.astype(np.float16).astype(np.float64), weight.astype(np.float16).astype(np.float64)
+    for arithmetic, (a, b) in (
+        (F32, wide),
+        (F16, halves),
+        (HALF_SUMS, halves),
+        (CPU, (in_bytes(x), wide[1])),
+        (Q8_1, (in_bytes(x), wide[1])),
+    ):
+        np.testing.assert_allclose(product(arithmetic), a @ b.T, rtol=1e-12)
+
+
+def test_sums_in_f16_are_rounded_after_every_product() -> None:
+    x, weight = (values.astype(np.float16).astype(np.float32) for values in operands())
+    sums = np.zeros((8, 8), np.float32)
+    for k in range(64):
+        sums = (sums + np.outer(x[:, k], weight[:, k])).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(product(HALF_SUMS, torch.float32), sums)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "dot_type", "read"),
+    [
+        (CPU, Type.Q8_K, Type.Q8_K),
+        (F32, Type.F16, Type.F32),
+        (F16, Type.BF16, Type.BF16),
+        (Q8_1, Type.Q8_K, Type.Q8_1),
+        (Q8_1, Type.BF16, Type.BF16),
+        (Q8_1, Type.F32, Type.F16),
+    ],
+)
+def test_what_is_read_with_a_type_of_weights(
+    arithmetic: Arithmetic, dot_type: Type, read: Type
+) -> None:
+    assert arithmetic.reads(dot_type) == read
+
+
+def test_attention_reads_halves_and_keeps_keys_and_values_as_told() -> None:
+    qkv = np.random.default_rng(1).standard_normal((5, 96)).astype(np.float32)
+    q, k, v = np.split(qkv.astype(np.float64), 3, axis=1)
+    half = np.float16
+    for arithmetic, (q_, k_, v_), reads_halves in (
+        (F32, (q, k, v), False),
+        (F16, tuple(x.astype(half).astype(float) for x in (q, k, v)), True),
+        (CPU.with_cache(Type.F16), (q, *(x.astype(half).astype(float) for x in (k, v))), False),
+        (CPU.with_cache(Type.Q8_0), (q, *(in_bytes(x) for x in np.split(qkv, 3, 1)[1:])), False),
+    ):
+        scores = q_ @ k_.T / np.sqrt(32) + np.triu(np.full((5, 5), -np.inf), 1)
+        p = np.exp(scores - scores.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        p = p.astype(half).astype(float) if reads_halves else p
+        found = attention(torch.from_numpy(qkv).double(), 1, arithmetic).numpy()
+        np.testing.assert_allclose(found, p @ v_, rtol=1e-9, atol=1e-12)
+
+
+def test_a_gpu_computes_gelu_by_its_formula() -> None:
+    x = np.linspace(-12, 12, 101)
+    wanted = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    found = gelu(torch.from_numpy(x)[None], arithmetic=F32)[0].numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_the_bound_of_sums_in_f16_holds_and_that_of_f32_sums_does_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(31, 256, generator=generator)
+    matrix = Matrix("m", torch.randn(64, 256, generator=generator), Type.F16)
+    found = matrix.product(x, arithmetic=HALF_SUMS)
+    assert 0.05 < bounds.linear(x, matrix, None, None, HALF_SUMS).ratio(found).max() <= 1
+    assert bounds.linear(x, matrix, None, None, F16).ratio(found).max() > 10
+
+
+def test_a_norm_in_one_pass_may_be_off_by_more() -> None:
+    x = 1000 + torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(256)
+    variance = x.square().mean(-1, keepdim=True) - x.mean(-1, keepdim=True).square()
+    found = (x - x.mean(-1, keepdim=True)) / (variance + 1e-5).sqrt()
+    assert bounds.layer_norm(x, ones, None, 1e-5, F32).ratio(found).max() <= 1
+    assert bounds.layer_norm(x, ones, None, 1e-5, CPU).ratio(found).max() > 1
+
+
+def test_numbers_of_another_arithmetic_are_explained_and_named(
+    target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp's CPU stands for a GPU whose arithmetic is the CPU's: one of two is right."""
+    _, texts = proof_sequences(target.checkpoint, None, 64)
+    with LlamaCpp(target.file.path) as llama:
+        found = logits_check.nearest_comparison(llama, target, texts, (F32, CPU))
+    assert found.arithmetic == CPU
+    assert logits_check.logits_check(found).passed
+    assert set(found.spread) == {arithmetic.name for arithmetic in EVERY}
+    assert all(far.max_difference > 0 for far in found.spread.values())
+
+    monkeypatch.setattr(layers_check, "GPU", (F32, CPU))
+    check = layers_check.layers_check(target, texts[0].inputs, gpu=True)
+    assert check.passed
+    assert "CPU (18)" in check.detail  # both runs of 9 products
+
+
+def test_a_small_damage_is_not_explained_by_a_coarser_arithmetic(
+    target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers_check, "GPU", (CPU, HALF_SUMS))
+    matrix = FileTensors.matrix
+
+    def damaged(self: FileTensors, name: str) -> Matrix:
+        found = matrix(self, name)
+        return replace(found, weight=1.001 * found.weight) if "ffn_up" in name else found
+
+    monkeypatch.setattr(FileTensors, "matrix", damaged)
+    _, texts = proof_sequences(target.checkpoint, None, 64)
+    check = layers_check.layers_check(target, texts[0].inputs, gpu=True)
+    assert not check.passed
+    assert "blk.0.ffn_up.weight" in check.detail
+
+
+def test_a_backend_is_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_gpu in (True, False):
+        seen = (Device("Vulkan0", "a GPU", is_gpu=has_gpu), Device("CPU", "a CPU", is_gpu=False))
+        monkeypatch.setattr(devices, "devices", lambda seen=seen: seen)
+        assert (uses_gpu("cpu"), uses_gpu("auto")) == (False, has_gpu)
+    with pytest.raises(ConfigError, match="a CPU"):
+        uses_gpu("gpu")
+    with pytest.raises(ConfigError, match="tpu"):
+        uses_gpu("tpu")  # type: ignore[arg-type]
