@@ -87,13 +87,17 @@ def nearest_comparison(
     texts: Sequence[TextSequence],
     arithmetics: Sequence[Arithmetic],
 ) -> LogitsComparison:
-    """Compare with the first arithmetic that explains llama.cpp's logits, or with the nearest."""
-    found = []
-    for arithmetic in arithmetics:
-        found.append(compare_logits(llama, target, texts, arithmetic))
-        if found[-1].value <= NOISE_MULTIPLE:
-            break
-    return replace(min(found, key=lambda one: one.value), spread=spread(target, texts))
+    """Compare with the nearest arithmetic of those that explain llama.cpp's logits.
+
+    If none does, with the one whose limit they exceed least. Arithmetics that differ in their noise
+    alone are equally near: the first counts.
+    """
+    found = [compare_logits(llama, target, texts, arithmetic) for arithmetic in arithmetics]
+    fitting = [one for one in found if one.value <= NOISE_MULTIPLE]
+    nearest = min(found, key=lambda one: one.value)
+    if fitting:
+        nearest = min(fitting, key=lambda one: Distance.of(one.conversion).rms_difference)
+    return replace(nearest, spread=spread(target, texts))
 
 
 @torch.inference_mode()
