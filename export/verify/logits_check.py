@@ -37,6 +37,9 @@ from llmkit.export.verify.target import VerifyTarget
 # llama.cpp's distance was between 0.2 and 1.0 of the reference's own over all types, kinds of
 # models and lengths of text (docs/parity.md): what it rounds otherwise is among the near-ties.
 NOISE_MULTIPLE = 2.0
+# Of sums in f16, whose noise is a sample of two orders of them. In short texts the largest KL,
+# which grows with the square of the error, was up to 2.2 times theirs.
+NOISE_MULTIPLE_OF_HALF_SUMS = 4.0
 PAIRS_PER_TEXT = 100  # for the plot
 SPREAD_TOKENS = 128
 _POSITIONS_AT_ONCE = 128  # whose logits are held, in float64 50 MB of 50k tokens
@@ -70,6 +73,12 @@ class LogitsComparison:
         return Distance.of(self.conversion).in_units_of(Distance.of(self.noise))
 
     @property
+    def limit(self) -> float:
+        """What `value` may be."""
+        in_halves = self.arithmetic.sums == Type.F16
+        return NOISE_MULTIPLE_OF_HALF_SUMS if in_halves else NOISE_MULTIPLE
+
+    @property
     def logit_noise(self) -> float:
         """The largest logit difference that rounding explains.
 
@@ -87,13 +96,17 @@ def nearest_comparison(
     texts: Sequence[TextSequence],
     arithmetics: Sequence[Arithmetic],
 ) -> LogitsComparison:
-    """Compare with the first arithmetic that explains llama.cpp's logits, or with the nearest."""
-    found = []
-    for arithmetic in arithmetics:
-        found.append(compare_logits(llama, target, texts, arithmetic))
-        if found[-1].value <= NOISE_MULTIPLE:
-            break
-    return replace(min(found, key=lambda one: one.value), spread=spread(target, texts))
+    """Compare with the nearest arithmetic of those that explain llama.cpp's logits.
+
+    If none does, with the one whose limit they exceed least. Arithmetics that differ in their noise
+    alone are equally near: the first counts.
+    """
+    found = [compare_logits(llama, target, texts, arithmetic) for arithmetic in arithmetics]
+    fitting = [one for one in found if one.value <= one.limit]
+    nearest = min(found, key=lambda one: one.value / one.limit)
+    if fitting:
+        nearest = min(fitting, key=lambda one: Distance.of(one.conversion).rms_difference)
+    return replace(nearest, spread=spread(target, texts))
 
 
 @torch.inference_mode()
@@ -176,10 +189,10 @@ def logits_check(found: LogitsComparison) -> Outcome:
             f"{len(found.cost.kl):,} positions, first at position {broken[0]}; f32 and bf16 hold "
             "the largest numbers"
         )
-        return Outcome(False, detail, value=sys.float_info.max, limit=NOISE_MULTIPLE)
+        return Outcome(False, detail, value=sys.float_info.max, limit=found.limit)
     distance, noise = Distance.of(found.conversion), Distance.of(found.noise)
     value = found.value
-    passed = value <= NOISE_MULTIPLE
+    passed = value <= found.limit
     detail = (
         f"mean KL of {len(found.conversion.kl):,} positions: conversion {distance.mean_kl:.1e} "
         f"(rounding alone {noise.mean_kl:.1e}), quantization {found.cost.mean_kl:.1e}; "
@@ -194,8 +207,8 @@ def logits_check(found: LogitsComparison) -> Outcome:
     if not passed:
         worst = int(np.argmax(found.conversion.max_logit_difference))
         detail += (
-            f"; conversion is {value:.3g} times rounding alone, the limit is {NOISE_MULTIPLE:g}; "
+            f"; conversion is {value:.3g} times rounding alone, the limit is {found.limit:g}; "
             f"largest difference at position {worst}; see the operation in `layers`"
         )
     shown = value if math.isfinite(value) else sys.float_info.max  # JSON has no infinity
-    return Outcome(passed, detail, value=shown, limit=NOISE_MULTIPLE)
+    return Outcome(passed, detail, value=shown, limit=found.limit)

@@ -31,8 +31,8 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.arithmetic import CPU, GPU
 from llmkit.export.verify.file_tensors import FileTensors
-from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.logits_check import NOISE_MULTIPLE, compare_logits, nearest_comparison
+from llmkit.export.verify.layers_check import LIMIT, layers_check
+from llmkit.export.verify.logits_check import compare_logits, nearest_comparison
 from llmkit.export.verify.target import VerifyTarget, open_target
 from llmkit.training import train
 
@@ -88,15 +88,16 @@ def _texts(target: VerifyTarget, n_sets: int) -> Iterator[TextSequence]:
 def _good(label: str, target: VerifyTarget, n_sets: int, gpu: bool) -> int:
     """Alarms of a good file: a line with the largest values."""
     layers, logits, without, explained = [], [], [], Counter[str]()
+    n_alarms = 0
     with LlamaCpp(target.file.path, gpu=gpu) as llama:
         for text in _texts(target, n_sets):
             layers.append(layers_check(target, text.inputs, gpu=gpu).value)
             found = nearest_comparison(llama, target, [text], GPU if gpu else (CPU,))
             logits.append(found.value)
+            n_alarms += layers[-1] > LIMIT or found.value > found.limit
             explained[found.arithmetic.name] += 1
             if gpu:
                 without.append(compare_logits(llama, target, [text]).value)
-    n_alarms = sum(a > 1 or b > NOISE_MULTIPLE for a, b in zip(layers, logits, strict=True))
     cells = [label, f"{max(layers):.2f}", f"{max(logits):.2f}", str(n_alarms)]
     cells.append(", ".join(f"{name} {n}" for name, n in explained.items()))
     cells.append(f"{max(without):.3g}" if gpu else "")
