@@ -12,6 +12,8 @@ from llmkit.threads import wait_without_spinning
 wait_without_spinning()  # counts only before torch is imported
 
 from llmkit.demo import demo
+from llmkit.evaluation.evaluate import evaluate
+from llmkit.evaluation.tables import evaluation_figure, evaluation_tables
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
 from llmkit.export.deploy.deploy import deploy
@@ -53,6 +55,9 @@ __all__ = [
     "deploy",
     "deploy_source",
     "doctor",
+    "evaluate",
+    "evaluation_figure",
+    "evaluation_tables",
     "export",
     "export_table",
     "export_to_hf",

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmkit.console import say
 from llmkit.data.tales import questions, tales
+from llmkit.evaluation.evaluate import Evaluation, evaluate
 from llmkit.export.compare import Comparison, compare
 from llmkit.export.convert import Export, export
 from llmkit.export.llamacpp.runners import generate
@@ -29,6 +30,7 @@ CORPUS_SEED = QUESTIONS_SEED = 1
 NAME = "tales"
 QUESTION = "Where does Paul the shoemaker live?"
 REQUEST = "Tell a story about Anton."
+EVALUATED = "village-choices"
 QUANTS = ("f16", "q8_0", "q4_0")
 VOCAB_SIZE = 1536
 # A tale is up to 170 tokens of this vocabulary. 340,000 tokens are enough for tales that hold
@@ -50,6 +52,7 @@ class Demo:
     instruct: InstructResult
     export: Export
     comparison: Comparison
+    evaluation: Evaluation  # of the 4-bit file: what it knows of the village
     answers: list[tuple[str, str]]  # what the 4-bit file says in llama.cpp
 
     @property
@@ -71,10 +74,11 @@ def demo(out: StrPath) -> Demo:
     write_report(
         folder / "report.html", comparison, exported.proofs, title=f"{NAME}: from text to Ollama"
     )
+    evaluation = evaluate(files[-1], EVALUATED)
     say(f"{files[-1].name} answers in llama.cpp:")
     sampling = Sampling(temperature=0)
     answers = [(text, "".join(generate(files[-1], text, sampling))) for text in (QUESTION, REQUEST)]
-    return Demo(out, training, instruct, exported, comparison, answers)
+    return Demo(out, training, instruct, exported, comparison, evaluation, answers)
 
 
 def trained(out: Path) -> tuple[TrainingResult, InstructResult]:

@@ -136,7 +136,7 @@ def mean_interval(parts: Sequence[Divergence]) -> tuple[float, float] | None:
     Positions of one sequence depend on each other, sequences hardly do. None for one sequence.
     """
     sums = np.array([part.kl.sum() for part in parts])
-    return _ratio_interval(sums, np.array([len(part.kl) for part in parts]))
+    return ratio_interval(sums, np.array([len(part.kl) for part in parts]))
 
 
 def kl_ratio(parts: Sequence[Divergence], others: Sequence[Divergence]) -> float | None:
@@ -155,12 +155,12 @@ def kl_ratio_interval(
     """
     if kl_ratio(parts, others) is None:
         return None
-    return _ratio_interval(
+    return ratio_interval(
         np.array([part.kl.sum() for part in parts]), np.array([part.kl.sum() for part in others])
     )
 
 
-def _ratio_interval(
+def ratio_interval(
     numerators: NDArray[np.float64], denominators: NDArray[Any]
 ) -> tuple[float, float] | None:
     """95 % confidence interval of a ratio of sums over independent pairs.

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.base import KVCache, LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.device import choose_device
 from llmkit.errors import ConfigError, QuantizationError
@@ -27,7 +28,7 @@ from llmkit.export.llamacpp.devices import Backend, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
-from llmkit.generation import Sampling, generate_ids, prompt_ids, stream_text
+from llmkit.generation import Sampling, generate_ids, prompt_ids, refuse_nan, stream_text
 from llmkit.modelfiles.prompt_format import Message
 
 
@@ -52,17 +53,41 @@ class Runner(Protocol):
         """Yield the text that follows, piece by piece."""
         ...
 
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the answer is a label."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a piece of text."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for a special one."""
+        ...
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """Ids with the token before them that the model expects; one token where there are none."""
+        ...
+
+    def branches(
+        self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        """For each branch after `prefix` the logits (len(branch), V) that foretell its tokens."""
+        ...
+
 
 @contextmanager
-def open_runner(model: Path, backend: Backend = "cpu") -> Iterator[Runner]:
+def open_runner(model: Path, backend: Backend = "cpu", *, branches: int = 1) -> Iterator[Runner]:
     """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError.
 
-    `backend`: where llama.cpp runs a GGUF file.
+    `backend`: where llama.cpp runs a GGUF file. With `branches` it computes exactly, and up to so
+    many at once.
     """
     if is_gguf(model):
         file = read_gguf(model)  # llama.cpp does not say what to do with a damaged file
         adapter_of(file)
-        with LlamaCpp(model, exact=False, gpu=uses_gpu(backend)) as llama:
+        with LlamaCpp(model, exact=branches > 1, gpu=uses_gpu(backend), branches=branches) as llama:
             with suppress(QuantizationError):  # another program's file, of a type that is unknown
                 refuse_faulty_weights(file)
             yield GGUFRunner(llama)
@@ -98,21 +123,54 @@ class CheckpointRunner:
 
     @property
     def continues(self) -> bool:  # noqa: D102
-        return self.checkpoint.prompt_format.is_completion and not self.checkpoint.labels
+        return self.checkpoint.prompt_format.is_completion and not self.is_classifier
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
-        if self.checkpoint.labels:
+        if self.is_classifier:
             messages = messages[-1:]  # each text has its label, whatever came before it
-        tokenizer = self.checkpoint.tokenizer
-        ids = encode_prompt(messages, self.checkpoint.prompt_format, tokenizer)
-        return prompt_ids(ids, tokenizer.end_of_text_id)
+        form, tokenizer = self.checkpoint.prompt_format, self.checkpoint.tokenizer
+        return self.begun(encode_prompt(messages, form, tokenizer))
 
     def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
-        if self.checkpoint.labels:
+        if self.is_classifier:
             sampling = sampling.for_label()
-        decode = self.checkpoint.tokenizer.decode_bytes
         new_ids = generate_ids(self.model, prompt, sampling, self.checkpoint.stop_ids)
-        yield from stream_text(decode([token_id]) for token_id in new_ids)
+        yield from stream_text(map(self.token_bytes, new_ids))
+
+    @property
+    def is_classifier(self) -> bool:  # noqa: D102
+        return bool(self.checkpoint.labels)
+
+    def encode(self, text: str) -> list[int]:  # noqa: D102
+        return self.checkpoint.tokenizer.encode(text)
+
+    def token_bytes(self, token_id: int) -> bytes:  # noqa: D102
+        return self.checkpoint.tokenizer.decode_bytes([token_id])
+
+    def begun(self, ids: list[int]) -> list[int]:  # noqa: D102
+        return prompt_ids(ids, self.checkpoint.tokenizer.end_of_text_id)
+
+    @torch.inference_mode()
+    def branches(  # noqa: D102
+        self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        cache = KVCache()
+        device = self.model.device
+        before = self.model.hidden_states(torch.tensor([prefix], device=device), cache)[:, -1:]
+        hidden = before.expand(len(branches), -1, -1)  # (B, 1, C)
+        inputs = [torch.tensor(branch[:-1], dtype=torch.int64) for branch in branches]
+        rows = pad_sequence(inputs, batch_first=True).to(device)  # (B, T)
+        if rows.shape[1]:
+            shape = (len(branches), -1, -1, -1)
+            wide = KVCache([(k.expand(shape), v.expand(shape)) for k, v in cache.layers])
+            hidden = torch.cat((hidden, self.model.hidden_states(rows, wide)), dim=1)
+        found = [
+            self.model.logits(states[: len(branch)]).cpu()
+            for states, branch in zip(hidden, branches, strict=True)
+        ]
+        for logits in found:
+            refuse_nan(logits)
+        return found
 
 
 @dataclass
@@ -130,10 +188,10 @@ class GGUFRunner:
         template = self.llama.chat_template
         hello = Message("user", "hello")
         bare = template is None or ChatTemplate(template).text([hello]) == hello.content
-        return bare and not self.llama.is_classifier
+        return bare and not self.is_classifier
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
-        if self.llama.is_classifier:
+        if self.is_classifier:
             messages = messages[-1:]
         if self.llama.chat_template is None:
             if len(messages) > 1:
@@ -143,15 +201,34 @@ class GGUFRunner:
             bos, eos = map(self.llama.token_text, (self.llama.bos_id, self.llama.eos_id))
             template = ChatTemplate(self.llama.chat_template, bos, eos)
             ids = template.prompt_ids(messages, self.llama)
-        return prompt_ids(self.llama.with_bos(ids), self.llama.bos_id)
+        return self.begun(ids)
 
     def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
         self.llama.reset()
-        if self.llama.is_classifier:
+        if self.is_classifier:
             sampling = sampling.for_label()
-        yield from stream_text(
-            self.llama.token_bytes(token_id) for token_id in self._ids(prompt, sampling)
-        )
+        yield from stream_text(map(self.token_bytes, self._ids(prompt, sampling)))
+
+    @property
+    def is_classifier(self) -> bool:  # noqa: D102
+        return self.llama.is_classifier
+
+    def encode(self, text: str) -> list[int]:  # noqa: D102
+        return self.llama.tokenize(text)
+
+    def token_bytes(self, token_id: int) -> bytes:  # noqa: D102
+        return self.llama.token_bytes(token_id)
+
+    def begun(self, ids: list[int]) -> list[int]:  # noqa: D102
+        return prompt_ids(self.llama.with_bos(ids), self.llama.bos_id)
+
+    def branches(  # noqa: D102
+        self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        found = self.llama.evaluate_branches(prefix, branches)
+        for logits in found:
+            refuse_not_finite(logits, self.llama.path)
+        return [torch.from_numpy(logits) for logits in found]
 
     def _ids(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         generator = sampling.generator()

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -71,11 +71,13 @@ class LlamaCpp:
         n_ctx: int | None = None,
         exact: bool = True,
         gpu: bool = False,
+        branches: int = 1,
         eval_callback: EvalCallback | None = None,
     ) -> None:
         """Load the file, with room for `n_ctx` tokens; no more than the model's own context.
 
-        Raises GGUFError with llama.cpp's own reason where it refuses.
+        `branches`: how many continuations `evaluate_branches` computes at once. Raises GGUFError
+        with llama.cpp's own reason where it refuses.
         """
         self.path = path
         _errors.clear()
@@ -95,7 +97,10 @@ class LlamaCpp:
         self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
         self.n_ctx = min(n_ctx or DEFAULT_CONTEXT, self.context_length)
         self._eval_callback = eval_callback  # llama.cpp calls it, so it must live as long
-        self._batch = EXACT_BATCH if exact else _BATCH
+        self._batch = min(self.n_ctx, EXACT_BATCH if exact else _BATCH)
+        self._n_branches = min(branches, self._batch)  # llama.cpp has no more sequences than that
+        # Branches share the cells of what is before them and need cells of their own behind it.
+        self._n_cells = self.n_ctx * (1 if branches == 1 else 2)
         self._context = self._new_context(exact)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
@@ -131,8 +136,9 @@ class LlamaCpp:
 
     def _new_context(self, exact: bool) -> Any:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = min(self.n_ctx, self._batch)
+        params.n_ctx = self._n_cells
+        params.n_seq_max, params.kv_unified = self._n_branches, self._n_branches > 1
+        params.n_batch = params.n_ubatch = self._batch
         # For one token of a small model threads wait for each other longer than they compute.
         is_small = llama_cpp.llama_model_size(self._model) < SMALL_MODEL
         params.n_threads = 1 if is_small else n_cores()
@@ -229,29 +235,94 @@ class LlamaCpp:
         logits = [self._evaluate(part, all_positions) for part in parts]
         return np.concatenate(logits) if all_positions else logits[-1]
 
+    def evaluate_branches(
+        self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
+    ) -> list[NDArray[np.float32]]:
+        """For each branch the logits (len(branch), vocab_size) that foretell its tokens.
+
+        Each goes on after `prefix`, which is computed once. Raises GGUFError where llama.cpp fails
+        or a branch does not fit the context.
+        """
+        if len(prefix) + max(map(len, branches)) - 1 > self.n_ctx:
+            raise GGUFError(f"the prefix and its branches do not fit in a context of {self.n_ctx}")
+        self.reset()
+        first = self.evaluate(prefix, all_positions=False)  # (1, vocab_size)
+        found: list[NDArray[np.float32]] = []
+        while len(found) < len(branches):
+            some = self._fitting(branches[len(found) :], self._n_cells - len(prefix))
+            found += self._evaluate_some(len(prefix), some, first)
+        return found
+
+    def _fitting(self, branches: Sequence[Sequence[int]], room: int) -> Sequence[Sequence[int]]:
+        """As many of the next branches as have a sequence and cells; one at least."""
+        n, n_cells = 0, 0
+        for branch in branches[: self._n_branches]:
+            n_cells += len(branch) - 1
+            if n and n_cells > room:
+                break
+            n += 1
+        return branches[:n]
+
+    def _evaluate_some(
+        self, n_past: int, branches: Sequence[Sequence[int]], first: NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
+        memory = llama_cpp.llama_get_memory(self._context)
+        for number in range(1, len(branches)):
+            llama_cpp.llama_memory_seq_cp(memory, 0, number, -1, -1)
+        tokens = [
+            _Token(token_id, n_past + place, number)
+            for number, branch in enumerate(branches)
+            for place, token_id in enumerate(branch[:-1])
+        ]
+        starts = range(0, len(tokens), self._batch)
+        rows = [self._decode(tokens[start : start + self._batch]) for start in starts]
+        for number in range(1, len(branches)):
+            llama_cpp.llama_memory_seq_rm(memory, number, -1, -1)
+        llama_cpp.llama_memory_seq_rm(memory, 0, n_past, -1)
+        ends = np.cumsum([len(branch) - 1 for branch in branches])[:-1]
+        behind = np.concatenate(rows or [first[:0]])
+        return [np.concatenate((first, part)) for part in np.split(behind, ends)]
+
     def _evaluate(self, ids: Sequence[int], all_positions: bool) -> NDArray[np.float32]:
+        tokens = [
+            _Token(token_id, self._n_past + i, 0, all_positions or i == len(ids) - 1)
+            for i, token_id in enumerate(ids)
+        ]
+        logits = self._decode(tokens)
+        self._n_past += len(ids)
+        return logits
+
+    def _decode(self, tokens: Sequence[_Token]) -> NDArray[np.float32]:
         _errors.clear()
-        with _batch(ids, self._n_past, all_positions) as batch:
+        with _batch(tokens) as batch:
             status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise GGUFError(f"llama.cpp failed with status {status}: {_reason()}")
-        self._n_past += len(ids)
-        n_rows = len(ids) if all_positions else 1
+        n_rows = sum(token.wants_logits for token in tokens)
         logits = llama_cpp.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, shape=(n_rows, self.vocab_size)).copy()
 
 
+class _Token(NamedTuple):
+    """A token of a batch, and the sequence that it is part of."""
+
+    id: int
+    position: int
+    sequence: int
+    wants_logits: bool = True
+
+
 @contextmanager
-def _batch(ids: Sequence[int], n_past: int, all_positions: bool) -> Iterator[Any]:
-    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+def _batch(tokens: Sequence[_Token]) -> Iterator[Any]:
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     try:
-        batch.n_tokens = len(ids)
-        for i, token_id in enumerate(ids):
-            batch.token[i] = token_id
-            batch.pos[i] = n_past + i
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i] = token.id
+            batch.pos[i] = token.position
             batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = all_positions or i == len(ids) - 1
+            batch.seq_id[i][0] = token.sequence
+            batch.logits[i] = token.wants_logits
         yield batch
     finally:
         llama_cpp.llama_batch_free(batch)

@@ -26,6 +26,7 @@ def _demo(
     """
     from llmkit.console import results
     from llmkit.demo import NAME, QUESTION, demo
+    from llmkit.evaluation.tables import evaluation_tables
     from llmkit.export.report.tables import comparison_table, export_table, proof_table
 
     made = demo(out)
@@ -35,6 +36,8 @@ def _demo(
         results.print(export_table(made.export.files))
         results.print(proof_table(made.export.proofs))
         results.print(comparison_table(made.comparison))
+        for table in evaluation_tables(made.evaluation):
+            results.print(table)
         for question, answer in made.answers:
             results.print(f"\n> {question}\n{answer}", markup=False)
         results.print(

@@ -21,6 +21,7 @@ from llmkit.cli import (
     demo,
     deploy,
     doctor,
+    evaluate,
     export,
     finetune,
     generate,
@@ -50,7 +51,7 @@ app = typer.Typer(
 )
 for _module in (
     demo, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize, verify,
-    compare, inspect, modelfile, deploy, doctor,
+    compare, evaluate, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

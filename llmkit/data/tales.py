@@ -224,7 +224,7 @@ def questions(seed: int) -> Iterator[Question]:
     for person in PEOPLE:
         own_plots = [plot for plot in plots() if plot.person is person]
         records += [
-            Question(request.format_map(_person_fields(person)), "", _tell(plot, rng))
+            Question(request.format_map(person_fields(person)), "", _tell(plot, rng))
             for request in REQUESTS
             for plot in rng.sample(own_plots, STORIES_PER_REQUEST)
         ]
@@ -235,21 +235,21 @@ def questions(seed: int) -> Iterator[Question]:
 def _fact_tables() -> list[tuple[Facts, list[Fields]]]:
     """Fact templates, each with the fields of all its subjects."""
     return [
-        (PERSON_FACTS, [_person_fields(person) for person in PEOPLE]),
+        (PERSON_FACTS, [person_fields(person) for person in PEOPLE]),
         (
             WISH_FACTS,
             [
-                _person_fields(person) | _wish_fields(wish)
+                person_fields(person) | _wish_fields(wish)
                 for person in PEOPLE
                 for wish in person.wishes
             ],
         ),
-        (HELPER_FACTS, [_helper_fields(helper) for helper in HELPERS]),
-        (THING_FACTS, [_thing_fields(thing) for thing in THINGS]),
+        (HELPER_FACTS, [helper_fields(helper) for helper in HELPERS]),
+        (THING_FACTS, [thing_fields(thing) for thing in THINGS]),
         (
             TROUBLE_FACTS,
             [
-                _helper_fields(_owner(trouble.tool)) | {"present": trouble.present}
+                helper_fields(_owner(trouble.tool)) | {"present": trouble.present}
                 for thing in THINGS
                 for trouble in thing.troubles
             ],
@@ -259,10 +259,10 @@ def _fact_tables() -> list[tuple[Facts, list[Fields]]]:
 
 def _tell(plot: Plot, rng: Random) -> str:
     fields = (
-        _person_fields(plot.person)
+        person_fields(plot.person)
         | _wish_fields(plot.wish)
-        | _thing_fields(plot.thing)
-        | _helper_fields(_owner(plot.trouble.tool))
+        | thing_fields(plot.thing)
+        | helper_fields(_owner(plot.trouble.tool))
         | {
             "recipient": plot.recipient.name,
             "trouble": plot.trouble.past,
@@ -283,7 +283,8 @@ def _tell(plot: Plot, rng: Random) -> str:
     return " ".join(beats).format_map(fields)
 
 
-def _person_fields(person: Person) -> Fields:
+def person_fields(person: Person) -> Fields:
+    """What templates may say of a person."""
     return {
         "hero": person.name,
         "sub": person.pronouns.subject,
@@ -315,7 +316,8 @@ def _wish_fields(wish: Wish) -> Fields:
     }
 
 
-def _thing_fields(thing: Thing) -> Fields:
+def thing_fields(thing: Thing) -> Fields:
+    """What templates may say of a thing."""
     return {
         "thing": thing.name,
         "place": thing.place,
@@ -324,7 +326,8 @@ def _thing_fields(thing: Thing) -> Fields:
     }
 
 
-def _helper_fields(helper: Helper) -> Fields:
+def helper_fields(helper: Helper) -> Fields:
+    """What templates may say of a helper."""
     return {
         "helper": helper.name,
         "species": helper.kind,

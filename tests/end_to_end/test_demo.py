@@ -56,6 +56,12 @@ def test_every_check_of_every_file_is_green(report: dict[str, Any]) -> None:
         assert proof["passed"]
 
 
+def test_the_4_bit_file_knows_the_village(report: dict[str, Any]) -> None:
+    evaluation = report["evaluation"]
+    assert (evaluation["items"], evaluation["chance"]) == (200, 0.25)
+    assert evaluation["models"][0]["scores"]["accuracy"]["value"] > 0.9
+
+
 def test_the_4_bit_file_answers_a_question_and_stops(report: dict[str, list[list[str]]]) -> None:
     (question, answer), _ = report["answers"]
     assert question == "Where does Paul the shoemaker live?"

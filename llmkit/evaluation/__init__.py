@@ -1,0 +1,1 @@
+"""How good models are at tasks, and what quantization costs there."""

@@ -1,0 +1,135 @@
+"""What evaluations look like: tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from llmkit.evaluation.evaluate import Evaluation, Score
+from llmkit.evaluation.intervals import Interval
+from llmkit.export.report.confusion import draw_confusion, label_table
+from llmkit.export.report.plots import ShownFigure
+from llmkit.export.report.tables import UNKNOWN, plain_table
+
+
+def evaluation_tables(evaluation: Evaluation) -> list[Table]:
+    """All models; then by group, and of classifiers by label."""
+    return [
+        _summary(evaluation),
+        *_by_group(evaluation),
+        *(
+            label_table(
+                f"{_short(model.model)} (row: the true label)",
+                model.confusion.labels,
+                model.confusion.per_label,
+                model.confusion.counts,
+            )
+            for model in evaluation.models
+            if model.confusion
+        ),
+    ]
+
+
+def _summary(evaluation: Evaluation) -> Table:
+    models = evaluation.models
+    columns = ["model"]
+    for measure in models[0].scores:
+        columns += [f"{measure} (95 % interval)"]
+        if len(models) > 1:
+            columns += ["difference to the first"]
+    has_ties = any(model.ties for model in models)
+    rows = []
+    for model in models:
+        cells = [_short(model.model)]
+        for measure, score in model.scores.items():
+            cells.append(_shown(_value, measure, score.value, score.interval))
+            if score.difference is not None:
+                interval = score.difference_interval
+                cells.append(_shown(_signed, measure, score.difference, interval))
+            elif len(models) > 1:
+                cells.append(UNKNOWN)
+        rows.append(cells + [f"{model.ties}"] * has_ties)
+    chance = "" if evaluation.chance is None else f", chance {evaluation.chance:.1%}"
+    title = f"{evaluation.task}: {evaluation.items:,} items of {evaluation.source}{chance}"
+    return plain_table(title, columns + ["ties"] * has_ties, rows)
+
+
+def _by_group(evaluation: Evaluation) -> Iterator[Table]:
+    models = evaluation.models
+    if not models[0].groups:
+        return
+    for measure in models[0].scores:
+        rows = [
+            (group, *(_cell(measure, model.groups[group][measure]) for model in models))
+            for group in models[0].groups
+        ]
+        yield plain_table(measure, ("group", *(_short(model.model) for model in models)), rows)
+
+
+def evaluation_figure(evaluation: Evaluation) -> Figure:
+    """Each model's first measure with its interval; of classifiers their confusion matrices."""
+    models = evaluation.models
+    if models[0].confusion:
+        return _confusion_figure(evaluation)
+    figure = ShownFigure(figsize=(7, 1.4 + 0.45 * len(models)), layout="constrained")
+    axes = figure.subplots()
+    measure = next(iter(models[0].scores))
+    for place, model in enumerate(reversed(models)):
+        score = model.scores[measure]
+        low, high = score.interval or (score.value, score.value)
+        errors = [[max(0, score.value - low)], [max(0, high - score.value)]]
+        axes.errorbar(score.value, place, xerr=errors, fmt="o", capsize=3, color="C0")
+    axes.set_yticks(range(len(models)), [_short(model.model) for model in reversed(models)])
+    axes.set_ylim(-0.6, len(models) - 0.4)
+    if evaluation.chance is not None:
+        axes.axvline(evaluation.chance, color="grey", linestyle=":", label="chance")
+        axes.legend(fontsize=9)
+    axes.set_xlabel(f"{measure} (with 95 % interval)")
+    axes.set_title(f"{evaluation.task}, {evaluation.items:,} items", fontsize=11)
+    axes.grid(visible=True, axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _confusion_figure(evaluation: Evaluation) -> Figure:
+    models = evaluation.models
+    figure = ShownFigure(figsize=(4.4 * len(models), 4.2), layout="constrained")
+    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+        if model.confusion:
+            draw_confusion(axes, model.confusion.labels, model.confusion.counts)
+            accuracy = model.scores["accuracy"].value
+            axes.set_title(f"{_short(model.model)}: {accuracy:.1%}", fontsize=11)
+    return figure
+
+
+def _short(model: str) -> str:
+    return Path(model).name if "/" in model and not model.startswith("ollama:") else model
+
+
+def _is_share(measure: str) -> bool:
+    return not measure.startswith("bits")
+
+
+def _value(measure: str, value: float) -> str:
+    return f"{value:.1%}" if _is_share(measure) else f"{value:.4f}"
+
+
+def _signed(measure: str, value: float) -> str:
+    return f"{value:+.1%}" if _is_share(measure) else f"{value:+.4f}"
+
+
+def _cell(measure: str, score: Score) -> str:
+    return _shown(_value, measure, score.value, score.interval)
+
+
+def _shown(
+    show: Callable[[str, float], str], measure: str, value: float, interval: Interval | None
+) -> str:
+    """A number with its interval."""
+    if interval is None:
+        return show(measure, value)
+    low, high = (show(measure, end) for end in interval)
+    return f"{show(measure, value)} ({low} to {high})"

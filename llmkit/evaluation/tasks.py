@@ -1,0 +1,180 @@
+"""The tasks: which items each reads, and how a model's work on one item is scored."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import ConfigError, unknown_name
+from llmkit.evaluation import formats, village
+from llmkit.evaluation.items import (
+    Choice,
+    Document,
+    Item,
+    Labelled,
+    LastWord,
+    Outcome,
+    Question,
+    Way,
+)
+from llmkit.evaluation.models import (
+    Model,
+    OllamaModel,
+    with_log_probabilities,
+)
+
+# Computed in another order of float32 sums, log-probabilities differ by less than this.
+TIE = 1e-3
+BLOCK = 1024  # bytes of text that count as one item
+AnyModel = Model | OllamaModel
+Score = Callable[[AnyModel, Any], list[Outcome] | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of items and their score; None of `score` means: too long for the model."""
+
+    name: str
+    reads: str  # what --data is
+    read: Callable[[Path], Sequence[Item]] | None
+    score: Score
+    built_in: Callable[[], Sequence[Item]] | None = None
+    lower_is_better: bool = False
+
+
+def score_choice(model: AnyModel, item: Choice) -> list[Outcome] | None:
+    """The option with the largest log-probability, by itself and per character."""
+    values: dict[str, float] = {}
+    is_tie = False
+    for way in item.ways:
+        found = with_log_probabilities(model).continuations(
+            way.context, way.options, is_question=way.is_question
+        )
+        if found is None:
+            return None
+        scores = [option.log_probability for option in found]
+        values[way.measure] = float(_largest(scores) == item.answer)
+        is_tie |= _is_tie(scores)
+        if way.normalised:
+            lengths = map(len, way.options)
+            scores = [score / n for score, n in zip(scores, lengths, strict=True)]
+            values[way.normalised] = float(_largest(scores) == item.answer)
+    chance = 1 / len(item.ways[0].options)
+    return [Outcome(values, chance=chance, is_tie=is_tie, groups=item.groups)]
+
+
+def score_last_word(model: AnyModel, item: LastWord) -> list[Outcome] | None:
+    """Right if each token of the word is the most probable one."""
+    found = with_log_probabilities(model).continuations(item.context, [item.word])
+    return None if found is None else [Outcome({"accuracy": float(found[0].is_greedy)})]
+
+
+def score_answer(model: AnyModel, item: Question) -> list[Outcome] | None:
+    """The greedy answer against the right one, word by word (SQuAD's measures)."""
+    answer = model.answer(item.question)
+    if answer is None:
+        return None
+    said, right = words(answer), words(item.answer)
+    return [Outcome({"exact match": float(said == right), "F1": f1(said, right)})]
+
+
+def score_label(model: AnyModel, item: Labelled) -> list[Outcome] | None:
+    """The label that a classifier answers; of another model the most probable one."""
+    if isinstance(model, OllamaModel) or model.is_classifier:
+        answer = model.answer(item.text, max_tokens=8 if isinstance(model, OllamaModel) else 1)
+        if answer is None:
+            return None
+        said = answer if answer in item.labels else OTHER
+    else:
+        way = Way(item.text, item.labels, is_question=True)
+        found = model.continuations(way.context, way.options, is_question=True)
+        if found is None:
+            return None
+        said = item.labels[_largest([option.log_probability for option in found])]
+    outcome = Outcome(
+        {"accuracy": float(said == item.label)},
+        chance=1 / len(item.labels),
+        labels=(item.label, said),
+    )
+    return [outcome]
+
+
+OTHER = "(other)"  # an answer that is no label
+
+
+def score_document(model: AnyModel, item: Document) -> list[Outcome]:
+    """Bits of each block of BLOCK bytes, whatever its tokens are."""
+    n_bytes = len(item.text.encode())
+    bits = [0.0] * -(-n_bytes // BLOCK)
+    for start, of_token in with_log_probabilities(model).bits(item.text):
+        bits[min(start // BLOCK, len(bits) - 1)] += of_token
+    return [
+        Outcome({"bits per byte": total}, weight=min(BLOCK, n_bytes - number * BLOCK))
+        for number, total in enumerate(bits)
+    ]
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case without punctuation and articles, as SQuAD compares answers."""
+    plain = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+
+def f1(said: Sequence[str], right: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of words; 1 where both have none."""
+    if not said or not right:
+        return float(list(said) == list(right))
+    common = sum((Counter(said) & Counter(right)).values())
+    return 2 * common / (len(said) + len(right))
+
+
+def _largest(scores: Sequence[float]) -> int:
+    return scores.index(max(scores))
+
+
+def _is_tie(scores: Sequence[float]) -> bool:
+    first, second = sorted(scores, reverse=True)[:2]
+    return first - second < TIE
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("perplexity", "text", formats.documents, score_document, lower_is_better=True),
+        Task("pairs", "minimal pairs (BLiMP's JSONL)", formats.pairs, score_choice),
+        Task("mmlu", "a folder with MMLU's CSV files", formats.mmlu, score_choice),
+        Task("hellaswag", "HellaSwag's JSONL", formats.hellaswag, score_choice),
+        Task("arc", "ARC's JSONL", formats.arc, score_choice),
+        Task("piqa", "PIQA's JSONL", formats.piqa, score_choice),
+        Task("lambada", "LAMBADA's JSONL", formats.lambada, score_last_word),
+        Task("answers", "questions with answers", formats.answers, score_answer),
+        Task("classify", "texts with labels", formats.labelled, score_label),
+        Task("village-pairs", "", None, score_choice, village.pairs),
+        Task("village-choices", "", None, score_choice, village.choices),
+    )
+}
+
+
+def task_of(name: str, data: Path | None) -> tuple[Task, Sequence[Item], str]:
+    """A task by its name and data, or by a file from which it is told; its items and source.
+
+    Raises ConfigError for an unknown name or missing data.
+    """
+    if name not in TASKS:
+        path = Path(name)
+        if not path.exists() or data is not None:
+            raise ConfigError(f"{unknown_name('task', name, TASKS)}; or give a file or folder")
+        name, data = formats.kind_of(path), path
+    task = TASKS[name]
+    if task.built_in is not None:
+        if data is not None:
+            raise ConfigError(f"the task {name} is built in; omit --data")
+        return task, task.built_in(), name
+    if data is None or task.read is None:
+        raise ConfigError(f"the task {name} needs --data: {task.reads}")
+    return task, task.read(data), str(data)
