@@ -6,7 +6,7 @@
 #     PYTHONPATH=FOLDER/vulkan llmkit verify CHECKPOINT GGUF --backend gpu
 #
 # Debian's packages: libopenblas-dev pkg-config; mesa-vulkan-drivers libvulkan-dev glslc spirv-headers.
-# Mesa's driver runs GPU shaders on the CPU. On two cores OpenBLAS takes 6 minutes, Vulkan 15.
+# Mesa's driver runs GPU shaders on the CPU. On two busy cores OpenBLAS took 11 minutes, Vulkan 18.
 set -eu
 tools=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$(dirname "$tools")")
