@@ -16,6 +16,23 @@ from llmkit.export.convert import Export, export
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.training import train
 
+# Whole modules that train or verify models, start servers or import transformers: `make test-fast`
+# leaves them out. The others together take about a minute.
+SLOW_MODULES = frozenset(
+    (
+        *("test_adapter", "test_chatting", "test_chosen", "test_damaged_adapter"),
+        *("test_damaged_modelfile", "test_damaged_tensors", "test_deploy", "test_deploy_source"),
+        *("test_finetune_classify", "test_finetune_distill", "test_finetune_examples"),
+        *("test_finetune_resume", "test_foreign", "test_grid", "test_layerwise", "test_measure"),
+        *("test_other_architectures", "test_parity", "test_parity_ollama"),
+        *("test_parity_tokenizer", "test_plot_report", "test_requantize", "test_to_hf"),
+        *("test_trained_blocks", "test_training_resume", "test_finetune_instruct"),
+        *("test_parity_logits", "test_bad_input", "test_finetune_bad_input", "test_parity_memory"),
+        *("test_training", "test_presets", "test_evaluation_scores", "test_convert", "test_doctor"),
+        *("test_parity_layers", "test_gptq", "test_generation"),
+    )
+)
+
 TINY_MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "context_length": 64}
 TINY_TRAINING = {
     "steps": 30,
@@ -58,3 +75,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder shared/data with real text beside this checkout")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW_MODULES:
+            item.add_marker(pytest.mark.slow)
