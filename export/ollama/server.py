@@ -84,6 +84,16 @@ class OllamaServer:
         wanted = full_name(model).lower()  # names differ by more than case
         return next((m["digest"] for m in models if m.get("name", "").lower() == wanted), None)
 
+    def stored(self) -> dict[str, int]:
+        """Bytes of each stored model by name."""
+        models = self.http.ask("GET", "/api/tags", again=True).get("models") or []
+        return {str(model["name"]): int(model.get("size", 0)) for model in models}
+
+    def loaded(self) -> set[str]:
+        """Names of the models that are in memory."""
+        models = self.http.ask("GET", "/api/ps", again=True).get("models") or []
+        return {str(model["name"]) for model in models}
+
     def show(self, model: str) -> Shown:
         """What the server stores under a name."""
         content = {"model": model, "verbose": True}

@@ -10,9 +10,26 @@ from rich.table import Table
 
 from llmkit.evaluation.evaluate import Evaluation, Score
 from llmkit.evaluation.intervals import Interval
+from llmkit.evaluation.judge import SCORE, Judged
+from llmkit.evaluation.tasks import BITS
 from llmkit.export.report.confusion import draw_confusion, label_table
 from llmkit.export.report.plots import ShownFigure
 from llmkit.export.report.tables import UNKNOWN, plain_table
+
+_FORMATS = {BITS: ".4f", SCORE: ".1f"}  # others are shares
+
+
+def judged_text(judged: Judged) -> str:
+    """What a judge was asked, how sure it was, and what it cost."""
+    lines = [f"The prompt of the judge {judged.judge}:", "", judged.prompt.strip(), ""]
+    if judged.agreement is not None:
+        lines.append(
+            f"The judge agreed with itself in {judged.agreement:.1%} of repeats or orders."
+        )
+    if judged.invalid:
+        lines.append(f"Replies that are not just a number or letter, not counted: {judged.invalid}")
+    cost = f"{judged.asked} questions asked in {judged.seconds:.0f} s"
+    return "\n".join([*lines, f"{cost}, {judged.tokens:,} tokens"])
 
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
@@ -109,16 +126,12 @@ def _short(model: str) -> str:
     return Path(model).name if "/" in model and not model.startswith("ollama:") else model
 
 
-def _is_share(measure: str) -> bool:
-    return not measure.startswith("bits")
-
-
 def _value(measure: str, value: float) -> str:
-    return f"{value:.1%}" if _is_share(measure) else f"{value:.4f}"
+    return format(value, _FORMATS.get(measure, ".1%"))
 
 
 def _signed(measure: str, value: float) -> str:
-    return f"{value:+.1%}" if _is_share(measure) else f"{value:+.4f}"
+    return format(value, "+" + _FORMATS.get(measure, ".1%"))
 
 
 def _cell(measure: str, score: Score) -> str:
