@@ -30,8 +30,8 @@ def _evaluate(
         typer.Option(
             metavar="NAME|FILE",
             help="Task: perplexity, pairs, mmlu, hellaswag, arc, piqa, lambada, answers, classify, "
-            "village-pairs, village-choices, judge, human; or a file or folder, whose content tells "
-            "the task.",
+            "village-pairs, village-choices, judge, human; or a file or folder, whose content "
+            "tells the task.",
         ),
     ],
     data: Annotated[
