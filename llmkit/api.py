@@ -13,6 +13,8 @@ wait_without_spinning()  # counts only before torch is imported
 
 from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
+from llmkit.evaluation.human import rate
+from llmkit.evaluation.judge import judge
 from llmkit.evaluation.tables import evaluation_figure, evaluation_tables
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
@@ -68,9 +70,11 @@ __all__ = [
     "generate",
     "import_checkpoint",
     "inspect",
+    "judge",
     "make_imatrix",
     "prompt_format",
     "proof_table",
+    "rate",
     "requantize",
     "size_quality_figure",
     "train",

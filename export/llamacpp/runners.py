@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -183,24 +184,21 @@ class GGUFRunner:
     def context_length(self) -> int:  # noqa: D102
         return self.llama.n_ctx
 
-    @property
+    @cached_property
     def continues(self) -> bool:  # noqa: D102
-        template = self.llama.chat_template
         hello = Message("user", "hello")
-        bare = template is None or ChatTemplate(template).text([hello]) == hello.content
+        bare = self._template is None or self._template.text([hello]) == hello.content
         return bare and not self.is_classifier
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:  # noqa: D102
         if self.is_classifier:
             messages = messages[-1:]
-        if self.llama.chat_template is None:
+        if self._template is None:
             if len(messages) > 1:
                 raise ConfigError("the GGUF file has no chat template; it can only continue text")
             ids = self.llama.tokenize(messages[0].content)
         else:
-            bos, eos = map(self.llama.token_text, (self.llama.bos_id, self.llama.eos_id))
-            template = ChatTemplate(self.llama.chat_template, bos, eos)
-            ids = template.prompt_ids(messages, self.llama)
+            ids = self._template.prompt_ids(messages, self.llama)
         return self.begun(ids)
 
     def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
@@ -229,6 +227,13 @@ class GGUFRunner:
         for logits in found:
             refuse_not_finite(logits, self.llama.path)
         return [torch.from_numpy(logits) for logits in found]
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        """Compiled once: that takes longer than a small model takes for a prompt."""
+        source = self.llama.chat_template
+        bos, eos = map(self.llama.token_text, (self.llama.bos_id, self.llama.eos_id))
+        return None if source is None else ChatTemplate(source, bos, eos)
 
     def _ids(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         generator = sampling.generator()

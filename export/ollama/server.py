@@ -93,6 +93,16 @@ class OllamaServer:
             return None
         return float(found.get("size_vram") or 0) / float(found["size"])
 
+    def stored(self) -> dict[str, int]:
+        """Bytes of each stored model by name."""
+        models = self.http.ask("GET", "/api/tags", again=True).get("models") or []
+        return {str(model["name"]): int(model.get("size", 0)) for model in models}
+
+    def loaded(self) -> set[str]:
+        """Names of the models that are in memory."""
+        models = self.http.ask("GET", "/api/ps", again=True).get("models") or []
+        return {str(model["name"]) for model in models}
+
     def show(self, model: str) -> Shown:
         """What the server stores under a name."""
         content = {"model": model, "verbose": True}

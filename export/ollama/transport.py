@@ -67,15 +67,22 @@ class RefusedError(OllamaError):
 class Transport:
     """Requests to one server. Each raises OllamaError: a subclass says what kind."""
 
-    def __init__(self, host: str | None = None, patience: Patience | None = None) -> None:
-        """Raises OllamaError for an address or a proxy that is none."""
+    def __init__(
+        self, host: str | None = None, patience: Patience | None = None, key: str | None = None
+    ) -> None:
+        """`key`: a bearer token. Raises OllamaError for an address or a proxy that is none."""
         self.url = address(host)
         self.patience = patience or Patience()
         self.proxy = proxy_of(self.url)
         transport = transport_through(self.proxy)
         try:
             httpx.URL(self.url).host.encode("idna")  # as sockets do, only later
-            self._client = httpx.Client(base_url=self.url, transport=transport, trust_env=False)
+            self._client = httpx.Client(
+                base_url=self.url,
+                transport=transport,
+                trust_env=False,
+                headers={"Authorization": f"Bearer {key}"} if key else None,
+            )
         except (httpx.InvalidURL, UnicodeError) as error:
             raise HostNameError(
                 f"{self.url}: not a valid host name; correct OLLAMA_HOST or --host"

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmkit.console import progress, say
 from llmkit.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from llmkit.finetuning.scores import LabelScores, confusion_matrix, label_scores
 
 SAMPLE_SEED = 0
 SHOWN = 5
+AnItem = TypeVar("AnItem", bound=Item)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Evaluation:
     task: str
     source: str
     items: int
-    too_long: int  # items that are left out, because some model's context is too short
+    left_out: int  # items that some model has no score of: they are longer than its context
     chance: float | None  # accuracy of a random choice
     lower_is_better: bool
     models: list[ModelScores]
@@ -90,16 +91,45 @@ def evaluate(
     Raises LlmkitError: data that cannot be read, named by line; a model that gives no
     log-probabilities where the task needs them; items that all are too long.
     """
-    names = [str(name) for name in ([models] if isinstance(models, str | Path) else models)]
+    names = model_names(models)
+    kind, items, source = task_of(str(task), optional_path(data))
+    items = limited(items, limit)
+    found = [_outcomes(name, kind, items, backend) for name in names]
+    return summed_up(kind.name, source, names, items, found, lower=kind.lower_is_better)
+
+
+def model_names(models: StrPath | Sequence[StrPath]) -> list[str]:
+    """One model or several, as texts."""
+    return [str(name) for name in ([models] if isinstance(models, str | Path) else models)]
+
+
+def limited(items: Sequence[AnItem], limit: int | None) -> Sequence[AnItem]:
+    """So many items, drawn at random. Raises ConfigError for a limit below 1."""
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit}: expected at least 1")
-    kind, items, source = task_of(str(task), optional_path(data))
-    if limit is not None and limit < len(items):
-        chosen = sorted(random.Random(SAMPLE_SEED).sample(range(len(items)), limit))
-        items = [items[place] for place in chosen]
-    found = [_outcomes(name, kind, items, backend) for name in names]
+    if limit is None or limit >= len(items):
+        return items
+    chosen = sorted(random.Random(SAMPLE_SEED).sample(range(len(items)), limit))
+    return [items[place] for place in chosen]
+
+
+def summed_up(
+    task: str,
+    source: str,
+    names: Sequence[str],
+    items: Sequence[Item],
+    found: Sequence[Sequence[list[Outcome] | None]],
+    *,
+    lower: bool = False,
+    left_out: str = "longer than a model's context",
+) -> Evaluation:
+    """Scores of each model's outcomes, over the items that all models have some of.
+
+    `left_out` says what is wrong with the others. Raises DataError where no item is left.
+    """
     fits = [all(of_model[place] is not None for of_model in found) for place in range(len(items))]
-    _note_too_long([item for item, fit in zip(items, fits, strict=True) if not fit], len(items))
+    skipped = [item for item, fit in zip(items, fits, strict=True) if not fit]
+    _note_left_out(skipped, len(items), left_out)
     outcomes = [
         [outcome for part in of_model if part is not None for outcome in part]
         for of_model in (
@@ -108,12 +138,12 @@ def evaluate(
     ]
     chances = [one.chance for one in outcomes[0] if one.chance is not None]
     return Evaluation(
-        kind.name,
+        task,
         source,
         len(outcomes[0]),
         fits.count(False),
         sum(chances) / len(chances) if chances else None,
-        kind.lower_is_better,
+        lower,
         [
             _model_scores(name, own, None if own is outcomes[0] else outcomes[0])
             for name, own in zip(names, outcomes, strict=True)
@@ -132,13 +162,13 @@ def _outcomes(
     return found
 
 
-def _note_too_long(items: Sequence[Item], n: int) -> None:
+def _note_left_out(items: Sequence[Item], n: int, why: str) -> None:
     if not items:
         return
     places = "; ".join(item.where for item in items[:SHOWN]) + "; ..." * (len(items) > SHOWN)
     if len(items) == n:
-        raise DataError(f"all {n} items are longer than a model's context: {places}")
-    say(f"skipped {len(items)} of {n} items that are longer than a model's context: {places}")
+        raise DataError(f"all {n} items are {why}: {places}")
+    say(f"skipped {len(items)} of {n} items that are {why}: {places}")
 
 
 def _model_scores(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from llmkit.records.json_records import Record, is_json, json_records
 from llmkit.records.labelled import LABEL_NAMES, TEXT_NAMES, read_labelled
 from llmkit.records.text_files import read_text
 
+PIECE = 32768  # characters of a document that are read at once
 LETTERS = "ABCDEFGHIJ"
 SHOWN = 5
 AnItem = TypeVar("AnItem", bound=Item)
@@ -49,14 +50,26 @@ def kind_of(path: Path) -> str:
 
 
 def documents(path: Path) -> list[Document]:
-    """The documents of a text file, a folder, JSON or JSONL with a field `text`."""
+    """The documents of a text file, a folder, JSON or JSONL with a field `text`, in pieces."""
     found = [
-        Document(f"{path}, document {number}", text)
+        Document(f"{path}, document {number}", piece)
         for number, text in enumerate(read_documents(path), start=1)
+        for piece in _pieces(text)
     ]
     if not found:
         raise DataError(f"{path} has no text")
     return found
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A long text in pieces of at most PIECE characters that end with a line, if one does there."""
+    start = 0
+    while start < len(text):
+        end = text.rfind("\n", start + PIECE // 2, start + PIECE) + 1 or start + PIECE
+        if len(text) - start <= PIECE:
+            end = len(text)
+        yield text[start:end]
+        start = end
 
 
 def pairs(path: Path) -> list[Choice]:

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from llmkit.evaluation.evaluate import Evaluation, Score
 from llmkit.evaluation.intervals import Interval
+from llmkit.evaluation.judge import SCORE, Judged
+from llmkit.evaluation.models import OLLAMA
+from llmkit.evaluation.tasks import BITS
 from llmkit.export.report.confusion import draw_confusion, label_table
 from llmkit.export.report.plots import ShownFigure
 from llmkit.export.report.tables import UNKNOWN, plain_table
+
+_FORMATS = {BITS: ".4f", SCORE: ".1f"}  # others are shares
+
+
+def judged_text(judged: Judged) -> str:
+    """What a judge was asked, how sure it was, and what it cost."""
+    lines = [f"The prompt of the judge {judged.judge}:", "", judged.prompt.strip(), ""]
+    if judged.agreement is not None:
+        lines.append(
+            f"The judge agreed with itself in {judged.agreement:.1%} of repeats or orders."
+        )
+    if judged.invalid:
+        lines.append(f"Replies that are not just a number or letter, not counted: {judged.invalid}")
+    cost = f"{judged.asked} questions asked in {judged.seconds:.0f} s"
+    return "\n".join([*lines, f"{cost}, {judged.tokens:,} tokens"])
 
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
@@ -22,7 +39,7 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
         *_by_group(evaluation),
         *(
             label_table(
-                f"{_short(model.model)} (row: the true label)",
+                f"{_names(evaluation)[model.model]} (row: the true label)",
                 model.confusion.labels,
                 model.confusion.per_label,
                 model.confusion.counts,
@@ -34,7 +51,7 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def _summary(evaluation: Evaluation) -> Table:
-    models = evaluation.models
+    models, names = evaluation.models, _names(evaluation)
     columns = ["model"]
     for measure in models[0].scores:
         columns += [f"{measure} (95 % interval)"]
@@ -43,7 +60,7 @@ def _summary(evaluation: Evaluation) -> Table:
     has_ties = any(model.ties for model in models)
     rows = []
     for model in models:
-        cells = [_short(model.model)]
+        cells = [names[model.model]]
         for measure, score in model.scores.items():
             cells.append(_shown(_value, measure, score.value, score.interval))
             if score.difference is not None:
@@ -66,7 +83,7 @@ def _by_group(evaluation: Evaluation) -> Iterator[Table]:
             (group, *(_cell(measure, model.groups[group][measure]) for model in models))
             for group in models[0].groups
         ]
-        yield plain_table(measure, ("group", *(_short(model.model) for model in models)), rows)
+        yield plain_table(measure, ("group", *_names(evaluation).values()), rows)
 
 
 def evaluation_figure(evaluation: Evaluation) -> Figure:
@@ -76,13 +93,13 @@ def evaluation_figure(evaluation: Evaluation) -> Figure:
         return _confusion_figure(evaluation)
     figure = ShownFigure(figsize=(7, 1.4 + 0.45 * len(models)), layout="constrained")
     axes = figure.subplots()
-    measure = next(iter(models[0].scores))
+    measure, names = next(iter(models[0].scores)), _names(evaluation)
     for place, model in enumerate(reversed(models)):
         score = model.scores[measure]
         low, high = score.interval or (score.value, score.value)
         errors = [[max(0, score.value - low)], [max(0, high - score.value)]]
         axes.errorbar(score.value, place, xerr=errors, fmt="o", capsize=3, color="C0")
-    axes.set_yticks(range(len(models)), [_short(model.model) for model in reversed(models)])
+    axes.set_yticks(range(len(models)), [names[model.model] for model in reversed(models)])
     axes.set_ylim(-0.6, len(models) - 0.4)
     if evaluation.chance is not None:
         axes.axvline(evaluation.chance, color="grey", linestyle=":", label="chance")
@@ -101,24 +118,31 @@ def _confusion_figure(evaluation: Evaluation) -> Figure:
         if model.confusion:
             draw_confusion(axes, model.confusion.labels, model.confusion.counts)
             accuracy = model.scores["accuracy"].value
-            axes.set_title(f"{_short(model.model)}: {accuracy:.1%}", fontsize=11)
+            axes.set_title(f"{_names(evaluation)[model.model]}: {accuracy:.1%}", fontsize=11)
     return figure
 
 
-def _short(model: str) -> str:
-    return Path(model).name if "/" in model and not model.startswith("ollama:") else model
-
-
-def _is_share(measure: str) -> bool:
-    return not measure.startswith("bits")
+def _names(evaluation: Evaluation) -> dict[str, str]:
+    """For each model the end of its path, as much of it as tells it from the others."""
+    models = dict.fromkeys(model.model for model in evaluation.models)
+    found = {}
+    for model in models:
+        parts = model.split("/")
+        for n in range(1, len(parts) + 1):
+            end = "/".join(parts[-n:])
+            if sum(f"/{other}".endswith(f"/{end}") for other in models) == 1:
+                break
+        is_path = " " not in model and not model.startswith(OLLAMA)
+        found[model] = end if is_path else model
+    return found
 
 
 def _value(measure: str, value: float) -> str:
-    return f"{value:.1%}" if _is_share(measure) else f"{value:.4f}"
+    return format(value, _FORMATS.get(measure, ".1%"))
 
 
 def _signed(measure: str, value: float) -> str:
-    return f"{value:+.1%}" if _is_share(measure) else f"{value:+.4f}"
+    return format(value, "+" + _FORMATS.get(measure, ".1%"))
 
 
 def _cell(measure: str, score: Score) -> str:

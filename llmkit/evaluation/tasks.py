@@ -30,6 +30,7 @@ from llmkit.evaluation.models import (
 
 # Computed in another order of float32 sums, log-probabilities differ by less than this.
 TIE = 1e-3
+BITS = "bits per byte"
 BLOCK = 1024  # bytes of text that count as one item
 AnyModel = Model | OllamaModel
 Score = Callable[[AnyModel, Any], list[Outcome] | None]
@@ -114,7 +115,7 @@ def score_document(model: AnyModel, item: Document) -> list[Outcome]:
     for start, of_token in with_log_probabilities(model).bits(item.text):
         bits[min(start // BLOCK, len(bits) - 1)] += of_token
     return [
-        Outcome({"bits per byte": total}, weight=min(BLOCK, n_bytes - number * BLOCK))
+        Outcome({BITS: total}, weight=min(BLOCK, n_bytes - number * BLOCK))
         for number, total in enumerate(bits)
     ]
 
@@ -168,7 +169,8 @@ def task_of(name: str, data: Path | None) -> tuple[Task, Sequence[Item], str]:
     if name not in TASKS:
         path = Path(name)
         if not path.exists() or data is not None:
-            raise ConfigError(f"{unknown_name('task', name, TASKS)}; or give a file or folder")
+            known = [*TASKS, "judge", "human"]
+            raise ConfigError(f"{unknown_name('task', name, known)}; or give a file or folder")
         name, data = formats.kind_of(path), path
     task = TASKS[name]
     if task.built_in is not None:

@@ -61,6 +61,18 @@ def test_each_format_is_read_as_its_harness_reads_it(tmp_path: Path) -> None:
     assert (question.question, question.answer) == ("Say\n\n### Input:\nx", "y")
 
 
+def test_long_documents_are_read_in_pieces_that_end_with_a_line(tmp_path: Path) -> None:
+    text = "".join(f"{'word ' * (n % 40)}{n}\n" for n in range(1500)) + "x" * 2 * formats.PIECE
+    path = tmp_path / "text.txt"
+    path.write_text(f"{text}<|endoftext|>short")
+    *pieces, last = [document.text for document in formats.documents(path)]
+    assert "".join(pieces) == text
+    assert last == "short"
+    assert max(map(len, pieces)) == formats.PIECE
+    assert pieces[0].endswith("\n")
+    assert len(pieces[0]) > formats.PIECE * 0.9
+
+
 def test_piqas_labels_may_lie_beside_it(tmp_path: Path) -> None:
     without = [{**PIQA, "goal": goal} for goal in ("Eat", "Drink")]
     for record in without:

@@ -230,7 +230,7 @@ def test_too_long_items_are_left_out_and_named(
     records = [{"text": "the too long x"}, {"text": "the end x"}, {"text": "the end y"}]
     path = jsonl(tmp_path / "lambada.jsonl", records)
     found = evaluate("x", "lambada", data=path)
-    assert (found.items, found.too_long) == (2, 1)
+    assert (found.items, found.left_out) == (2, 1)
     assert found.models[0].scores["accuracy"].value == 0.5
     assert "line 1" in capsys.readouterr().err
     with pytest.raises(DataError, match="line 1"):
@@ -320,7 +320,7 @@ def test_the_command_prints_tables_plots_and_json(
     asked = ["evaluate", str(tiny_checkpoint), "--task", "village-pairs", "--limit", "12"]
     assert main([*asked, "--plot", str(plot)]) == 0
     assert "12 items" in capsys.readouterr().out
-    assert "chance" in plot.read_text() or plot.stat().st_size > 1000
+    assert "chance" in plot.read_text()
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["items"] == 12
