@@ -11,6 +11,7 @@ from llmkit.threads import wait_without_spinning
 
 wait_without_spinning()  # counts only before torch is imported
 
+from llmkit.data.prepared import prepare_data
 from llmkit.demo import demo
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
@@ -58,6 +59,7 @@ __all__ = [
     "generate",
     "inspect",
     "make_imatrix",
+    "prepare_data",
     "prompt_format",
     "proof_table",
     "requantize",
