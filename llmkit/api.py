@@ -11,6 +11,7 @@ from llmkit.threads import wait_without_spinning
 
 wait_without_spinning()  # counts only before torch is imported
 
+from llmkit.data.prepared import prepare_data
 from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
 from llmkit.evaluation.human import rate
@@ -72,6 +73,7 @@ __all__ = [
     "inspect",
     "judge",
     "make_imatrix",
+    "prepare_data",
     "prompt_format",
     "proof_table",
     "rate",

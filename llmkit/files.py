@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llmkit.errors import LlmkitError
+from llmkit.errors import DataError, LlmkitError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -97,6 +98,18 @@ def cannot_read(path: StrPath, error: Exception) -> str:
     if Path(path).is_dir():  # on Windows the error is that of a missing permission
         return f"{path} is a folder; give a file"
     return f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """One hash over the contents of all files. Raises DataError where one cannot be read."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataError(cannot_read(path, error)) from error
+    return digest.hexdigest()
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -215,10 +215,16 @@ def safe_pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
     GPT-2's split cuts there too: the tokens of the pieces are those of the text.
     """
     start = 0
-    while cut := _SAFE_CUT.search(text, start + size):
-        yield text[start : cut.start()]
-        start = cut.start()
+    while cut := safe_cut(text, start + size):
+        yield text[start:cut]
+        start = cut
     yield text[start:]
+
+
+def safe_cut(text: str, begin: int) -> int:
+    """The first place from `begin` on where GPT-2's split cuts too; 0 where there is none."""
+    found = _SAFE_CUT.search(text, begin)
+    return found.start() if found else 0
 
 
 def byte_level(model: models.Model) -> HFTokenizer:

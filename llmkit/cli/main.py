@@ -18,6 +18,7 @@ from typer.main import get_command
 from llmkit.cli import (
     chat,
     compare,
+    data,
     demo,
     deploy,
     doctor,
@@ -50,8 +51,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help; drawing it with rich doubles the time it takes
 )
 for _module in (
-    demo, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize, verify,
-    compare, evaluate, inspect, modelfile, deploy, doctor,
+    demo, data, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize,
+    verify, compare, evaluate, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

@@ -31,7 +31,8 @@ def _train(
         Path,
         typer.Option(
             metavar="PATH",
-            help="Training text: a text, JSON, JSONL, CSV or TSV file, or a folder of text.",
+            help="Training text: a text, JSON, JSONL, Parquet, CSV or TSV file, a folder of text, "
+            "or a folder from `llmkit data prepare`.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder to write.")],

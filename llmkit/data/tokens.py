@@ -3,38 +3,91 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmkit.data.sources import Piece
 from llmkit.errors import DataError
 from llmkit.files import written_beside
-from llmkit.tokenizer import Tokenizer, safe_pieces
+from llmkit.tokenizer import Tokenizer
 
-PIECES_PER_BATCH = 64
+BATCH_CHARACTERS = 1 << 20  # the tokenizer takes a few hundred bytes for each
+PARTS = ("train", "validation")
 
 
-def write_token_file(path: Path, documents: Iterable[str], tokenizer: Tokenizer) -> int:
-    """Write the ids of all documents, the end-of-text token after each; return the text's bytes.
+@dataclass(frozen=True)
+class Counts:
+    """What a token file holds; `bytes` are those of its text."""
 
-    Little-endian uint16, or uint32 where the vocabulary needs it.
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.tokens + other.tokens, self.documents + other.documents, self.bytes + other.bytes
+        )
+
+
+def write_tokens(
+    files: Mapping[str, Path], pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer
+) -> dict[str, Counts]:
+    """Write the ids of each part's pieces into its file; return what the files hold.
+
+    The end-of-text token follows each document. Little-endian uint16, or uint32 where the
+    vocabulary needs it.
     """
     dtype = token_dtype(tokenizer.vocab_size)
-    n_bytes = 0
-    with written_beside(path) as beside, beside.open("wb") as file:
-        pieces = _pieces(documents)
-        while batch := list(islice(pieces, PIECES_PER_BATCH)):
-            for ids, (text, ends) in zip(
-                tokenizer.encode_batch([text for text, _ in batch]), batch, strict=True
-            ):
-                n_bytes += len(text.encode())
-                if ends:
+    counts = dict.fromkeys(files, Counts())
+    with ExitStack() as stack:
+        opened = {
+            part: stack.enter_context(stack.enter_context(written_beside(path)).open("wb"))
+            for part, path in files.items()
+        }
+        for batch, encoded in _encoded(pieces, tokenizer):
+            for (part, piece), ids in zip(batch, encoded, strict=True):
+                if piece.ends:
                     ids.append(tokenizer.end_of_text_id)
-                file.write(np.asarray(ids, dtype).tobytes())
-    return n_bytes
+                opened[part].write(np.asarray(ids, dtype).tobytes())
+                counts[part] += Counts(len(ids), piece.ends, len(piece.text.encode()))
+    return counts
+
+
+_Batch = list[tuple[str, Piece]]
+
+
+def _encoded(
+    pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer
+) -> Iterator[tuple[_Batch, list[list[int]]]]:
+    """Batches with their ids. One is encoded while the next is read."""
+    with ThreadPoolExecutor(1) as thread:
+        before: tuple[_Batch, Future[list[list[int]]]] | None = None
+        for batch in _batches(pieces):
+            future = thread.submit(tokenizer.encode_batch, [piece.text for _, piece in batch])
+            if before is not None:
+                yield before[0], before[1].result()
+            before = batch, future
+        if before is not None:
+            yield before[0], before[1].result()
+
+
+def _batches(pieces: Iterable[tuple[str, Piece]]) -> Iterator[_Batch]:
+    batch: _Batch = []
+    size = 0
+    for part, piece in pieces:
+        batch.append((part, piece))
+        size += len(piece.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def open_token_file(path: Path, vocab_size: int) -> NDArray[np.integer]:
@@ -43,6 +96,28 @@ def open_token_file(path: Path, vocab_size: int) -> NDArray[np.integer]:
         return np.memmap(path, dtype=token_dtype(vocab_size), mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read token file {path}: {error}") from error
+
+
+class TokenShards:
+    """Token files read as one sequence of ids."""
+
+    def __init__(self, shards: Iterable[NDArray[np.integer]]) -> None:
+        self.shards = list(shards)
+        self.ends = np.cumsum([len(shard) for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.shards else 0
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        """`length` ids from `start` on, which may lie in several files."""
+        parts = []
+        shard = int(np.searchsorted(self.ends, start, side="right"))
+        while length:
+            first = start - int(self.ends[shard]) + len(self.shards[shard])
+            part = self.shards[shard][first : first + length]
+            parts.append(part)
+            start, length, shard = start + len(part), length - len(part), shard + 1
+        return np.concatenate(parts).astype(np.int64)
 
 
 def windows(tokens: NDArray[np.integer], length: int, max_tokens: int) -> NDArray[np.int64]:
@@ -59,34 +134,58 @@ def windows(tokens: NDArray[np.integer], length: int, max_tokens: int) -> NDArra
     return np.stack([tokens[start : start + length + 1] for start in starts]).astype(np.int64)
 
 
-def split_documents(documents: Iterable[str], part: str) -> Iterator[str]:
-    """The `train` or the `validation` part of documents: about a tenth is held out.
+FEW_DOCUMENTS = 200
 
-    Of many documents every tenth is held out whole; a copy of an earlier one goes where that
-    went. Of fewer than 20, the last tenth of each is held out.
+
+def split_pieces(read: Callable[[], Iterable[Piece]]) -> Iterator[tuple[str, Piece]]:
+    """The pieces that `read` gives, each with its part: about a tenth is held out.
+
+    A document is held out by a hash of its first piece, so copies go together and no order or
+    memory is needed. Of fewer than 200 documents the last tenth of each is held out.
     """
-    stream = iter(documents)
-    first = list(islice(stream, 20))
-    if len(first) < 20:
-        for text in first:
-            cut = len(text) - len(text) // 10
-            if piece := text[:cut] if part == "train" else text[cut:]:
-                yield piece
-        return
-    held_out: dict[bytes, bool] = {}
-    for index, text in enumerate(chain(first, stream)):
-        digest = hashlib.blake2b(text.strip().encode(), digest_size=8).digest()
-        if held_out.setdefault(digest, index % 10 == 9) == (part == "validation"):
-            yield text
+    lengths = _lengths_of_few(read())
+    return _cut(read(), lengths) if lengths is not None else _by_hash(read())
 
 
-def _pieces(documents: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Pieces of documents, each with whether a document ends with it."""
-    for text in documents:
-        *inner, last = safe_pieces(text)
-        for piece in inner:
-            yield piece, False
-        yield last, True
+def _lengths_of_few(pieces: Iterable[Piece]) -> list[int] | None:
+    """Characters of each document; None where there are not few."""
+    lengths, length = [], 0
+    for piece in pieces:
+        length += len(piece.text)
+        if piece.ends:
+            lengths.append(length)
+            length = 0
+            if len(lengths) == FEW_DOCUMENTS:
+                return None
+    return lengths
+
+
+def _cut(pieces: Iterable[Piece], lengths: list[int]) -> Iterator[tuple[str, Piece]]:
+    left = iter(lengths)
+    n_train = n_held_out = 0  # characters left of the document
+    for piece in pieces:
+        if not n_train and not n_held_out:
+            length = next(left)
+            n_held_out = length // 10
+            n_train = length - n_held_out
+        head, tail = piece.text[:n_train], piece.text[n_train:]
+        if head:
+            n_train -= len(head)
+            yield "train", Piece(head, not n_train)
+        if tail:
+            n_held_out -= len(tail)
+            yield "validation", Piece(tail, not n_held_out)
+
+
+def _by_hash(pieces: Iterable[Piece]) -> Iterator[tuple[str, Piece]]:
+    part = ""  # of the document that has begun
+    for piece in pieces:
+        if not part:
+            digest = hashlib.blake2b(piece.text.strip().encode(), digest_size=8).digest()
+            part = "train" if int.from_bytes(digest) % 10 else "validation"
+        yield part, piece
+        if piece.ends:
+            part = ""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.integer]:

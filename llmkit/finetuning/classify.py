@@ -16,7 +16,7 @@ from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import ADAPTER_FILE, MODEL_FILE
 from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import ConfigError
-from llmkit.files import StrPath, optional_path
+from llmkit.files import StrPath, optional_path, sha256_of
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.examples import batch_indices
 from llmkit.finetuning.label_head import (
@@ -51,7 +51,6 @@ from llmkit.records.splits import balance as balanced
 from llmkit.records.splits import split_stratified
 from llmkit.records.text_files import Reading
 from llmkit.training.config import TrainingConfig
-from llmkit.training.prepare import sha256_of
 from llmkit.training.state import RunFolder
 from llmkit.training.task import Evaluation, TensorFiles
 

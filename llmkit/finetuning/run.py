@@ -14,14 +14,13 @@ from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError
-from llmkit.files import write_text
+from llmkit.files import sha256_of, write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.start import Start
 from llmkit.lora import n_trainable
 from llmkit.quantization.packed import n_weights
 from llmkit.training.config import TrainingConfig
 from llmkit.training.loop import TrainingLoop
-from llmkit.training.prepare import sha256_of
 from llmkit.training.run import open_run
 from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.training.task import Task

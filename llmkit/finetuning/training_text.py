@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.data.tokens import token_dtype
+from llmkit.data.tokens import PARTS, token_dtype
 from llmkit.errors import CheckpointError, DataError
 from llmkit.files import written_beside
 from llmkit.finetuning.held_out import held_out_examples, trained_examples
-from llmkit.training.prepare import PARTS, refuse_too_short
+from llmkit.training.prepare import refuse_too_short
 from llmkit.training.state import RunFolder
 
 

@@ -96,20 +96,11 @@ def decoded(path: Path, encoding: str = "utf-8") -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(cannot_read(path, error)) from error
-    for magic, kind in _OTHER_KINDS.items():
-        if content.startswith(magic):
-            raise DataError(f"{path} is {kind}, not text; save its text as UTF-8")
+    refuse_other_kinds(content, path)
     try:
         text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        marks = (name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark))
-        likely = next(marks, "latin-1")
-        raise DataError(
-            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not "
-            f"{encoding.upper()}; save the file as UTF-8, or (train, finetune classify) set "
-            f"--encoding, for example {likely}"
-        ) from error
+        raise not_in_encoding(path, encoding, error) from error
     start = text[:4096]
     if start.count("\0") * 10 > len(start):
         raise DataError(
@@ -122,6 +113,26 @@ def decoded(path: Path, encoding: str = "utf-8") -> str:
     if _XML.match(start) or (path.suffix.lower() != ".md" and _is_markup(text)):
         raise DataError(f"{path} is HTML or XML; save its text without tags as .txt")
     return text
+
+
+def refuse_other_kinds(content: bytes, path: Path) -> None:
+    """Raise DataError where a file begins as no text does."""
+    for magic, kind in _OTHER_KINDS.items():
+        if content.startswith(magic):
+            raise DataError(f"{path} is {kind}, not text; save its text as UTF-8")
+
+
+def not_in_encoding(
+    path: Path, encoding: str, error: UnicodeDecodeError, first_line: int = 1
+) -> DataError:
+    """The error for a byte that the encoding does not have, in bytes that begin at a line."""
+    line = first_line + error.object[: error.start].count(b"\n")
+    marks = (name for mark, name in _BYTE_ORDER_MARKS.items() if error.object.startswith(mark))
+    return DataError(
+        f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not "
+        f"{encoding.upper()}; save the file as UTF-8, or (train, finetune classify) set "
+        f"--encoding, for example {next(marks, 'latin-1')}"
+    )
 
 
 def _is_markup(text: str) -> bool:

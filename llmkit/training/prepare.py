@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,30 +10,18 @@ from typing import Any
 from llmkit.architectures.base import ModelConfig
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import CHECKPOINT_FILES, TOKENIZER_FILE
-from llmkit.console import Progress, progress, say
-from llmkit.data.sources import note_left_out, read_documents, source_files
-from llmkit.data.tokens import split_documents, token_dtype, write_token_file
+from llmkit.console import progress, say
+from llmkit.data.prepared import Prepared, make_tokenizer, watched
+from llmkit.data.sources import Piece, note_left_out, read_pieces, source_files
+from llmkit.data.tokens import PARTS, split_pieces, token_dtype, write_tokens
 from llmkit.errors import CheckpointError, DataError
-from llmkit.files import cannot_read
+from llmkit.files import written_beside
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.records.text_files import AS_IT_COMES, Reading
-from llmkit.tokenizer import Tokenizer, download_gpt2, load_tokenizer
-from llmkit.tokenizer_training import train_bpe, train_characters
+from llmkit.tokenizer import Tokenizer, load_tokenizer
 from llmkit.training.state import RunFolder, RunState
 
-PARTS = ("train", "validation")
-
-
-def sha256_of(files: list[Path]) -> str:
-    """One hash over the contents of all files. Raises DataError where one cannot be read."""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise DataError(cannot_read(path, error)) from error
-    return digest.hexdigest()
+KEPT_TOKENS = 1 << 24  # of each part of prepared data, in the run's folder
 
 
 def refuse_foreign(out: Path) -> None:
@@ -86,21 +73,52 @@ def prepare(
     reading: Reading = AS_IT_COMES,
 ) -> RunState:
     """Train the tokenizer, write the token files and commit step 0."""
-
-    def part(name: str) -> Iterator[str]:
-        return split_documents(read_documents(data, reading), name)
-
-    if next(part("train"), None) is None:
+    training_text = (piece for part, piece in _split(data, reading) if part == "train")
+    if next(training_text, None) is None:
         raise DataError(f"{data} has no text to train on")
-    tokenizer = _tokenizer(settings["tokenizer"], lambda: part("train"), sizes.vocab_size)
-    sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
+    tokenizer = make_tokenizer(settings["tokenizer"], _split(data, reading), sizes.vocab_size)
     folder.remove_half_written()
     data_bytes = write_token_files(folder, data, tokenizer, sizes.context_length, reading)
+    return _committed(folder, settings, sizes, tokenizer, data_bytes)
+
+
+def prepare_from(
+    folder: RunFolder, prepared: Prepared, settings: dict[str, Any], sizes: ModelConfig
+) -> RunState:
+    """Commit step 0 of a run on prepared data.
+
+    The folder gets the first tokens of each part: evaluation, `export` and `compare` read them.
+    """
+    data_bytes = {}
+    for part in PARTS:
+        tokens, total = prepared.tokens(part), prepared.total(part)
+        advice = "prepare more text or use a smaller context_length"
+        refuse_too_short(part, len(tokens), sizes.context_length, str(prepared.folder), advice)
+        kept = tokens.read(0, min(len(tokens), KEPT_TOKENS))
+        with written_beside(folder.token_file(part)) as beside:
+            kept.astype(token_dtype(prepared.vocab_size)).tofile(beside)
+        data_bytes[part] = round(total.bytes * len(kept) / total.tokens)
+        say(f"{part}: {total.tokens:,} tokens of {total.bytes:,} bytes")
+    return _committed(folder, settings, sizes, load_tokenizer(prepared.folder), data_bytes)
+
+
+def _committed(
+    folder: RunFolder,
+    settings: dict[str, Any],
+    sizes: ModelConfig,
+    tokenizer: Tokenizer,
+    data_bytes: dict[str, int],
+) -> RunState:
     tokenizer.save(folder.folder / TOKENIZER_FILE)
+    sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
     save_config(folder.folder, CheckpointConfig(sizes, COMPLETION))
     state = RunState(settings, data_bytes)
     folder.write_state(state)
     return state
+
+
+def _split(data: Path, reading: Reading) -> Iterator[tuple[str, Piece]]:
+    return split_pieces(lambda: read_pieces([data], reading))
 
 
 def write_token_files(
@@ -115,18 +133,15 @@ def write_token_files(
     Raises DataError where a part is too short for one example.
     """
     note_left_out(data)
-    data_bytes = {}
     total = sum(file.stat().st_size for file in source_files(data))
-    for name in PARTS:
-        with progress(f"tokenize {name}", total, "bytes") as bar:
-            texts = _watched(split_documents(read_documents(data, reading), name), bar)
-            data_bytes[name] = write_token_file(folder.token_file(name), texts, tokenizer)
-        n_file_bytes = folder.token_file(name).stat().st_size
-        n_tokens = n_file_bytes // token_dtype(tokenizer.vocab_size).itemsize
+    with progress("tokenize", total, "bytes") as bar:
+        pieces = watched(_split(data, reading), bar)
+        counts = write_tokens({part: folder.token_file(part) for part in PARTS}, pieces, tokenizer)
+    for part in PARTS:
         advice = "use more text or a smaller context_length"
-        refuse_too_short(name, n_tokens, context_length, str(data), advice)
-        say(f"{name}: {n_tokens:,} tokens of {data_bytes[name]:,} bytes")
-    return data_bytes
+        refuse_too_short(part, counts[part].tokens, context_length, str(data), advice)
+        say(f"{part}: {counts[part].tokens:,} tokens of {counts[part].bytes:,} bytes")
+    return {part: counts[part].bytes for part in PARTS}
 
 
 def refuse_too_short(
@@ -138,23 +153,3 @@ def refuse_too_short(
             f"{source} is too short: the {part} part has {n_tokens} tokens, but one example "
             f"needs {context_length + 1}; {advice}"
         )
-
-
-def _watched(texts: Iterator[str], bar: Progress) -> Iterator[str]:
-    done = 0
-    for text in texts:
-        yield text
-        done += len(text)  # close enough to bytes, and free
-        bar.update(done)
-
-
-def _tokenizer(name: str, texts: Callable[[], Iterator[str]], vocab_size: int) -> Tokenizer:
-    if name == "bpe":
-        return train_bpe(texts(), vocab_size)
-    if name == "char":
-        return train_characters(texts())
-    if name == "gpt2":
-        return download_gpt2()
-    if not Path(name).is_dir():
-        raise DataError(f"unknown tokenizer {name!r}; choose bpe, char, gpt2 or a folder")
-    return load_tokenizer(Path(name))

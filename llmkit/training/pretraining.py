@@ -1,4 +1,4 @@
-"""Pretraining: the next token of random windows of the training text."""
+"""Pretraining: the next token of windows of the training text, in random order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from llmkit.architectures.base import LanguageModel, ModelConfig
 from llmkit.architectures.registry import new_model
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import MODEL_FILE
-from llmkit.data.tokens import open_token_file, windows
+from llmkit.data.sampler import window_starts
+from llmkit.data.tokens import TokenShards, open_token_file, windows
 from llmkit.generation import Sampling, generate_ids
 from llmkit.tokenizer import load_tokenizer
 from llmkit.training.config import TrainingConfig
@@ -29,12 +30,19 @@ class Pretraining:
     """The token files of a prepared run and the model that learns from them (a Task)."""
 
     def __init__(
-        self, folder: RunFolder, state: RunState, config: TrainingConfig, sizes: ModelConfig
+        self,
+        folder: RunFolder,
+        state: RunState,
+        config: TrainingConfig,
+        sizes: ModelConfig,
+        tokens: TokenShards | None = None,  # prepared data; else the token file of the run
     ) -> None:
         self.folder, self.config = folder.folder, config
         self.tokenizer = load_tokenizer(self.folder)
         self.sizes = replace(sizes, vocab_size=self.tokenizer.vocab_size)
-        self.tokens = open_token_file(folder.token_file("train"), self.sizes.vocab_size)
+        self.tokens = tokens or TokenShards(
+            [open_token_file(folder.token_file("train"), self.sizes.vocab_size)]
+        )
         validation = open_token_file(folder.token_file("validation"), self.sizes.vocab_size)
         self.held_out = windows(validation, self.sizes.context_length, config.eval_tokens)
         self.bytes_per_token = state.data_bytes["validation"] / len(validation)
@@ -74,10 +82,9 @@ class Pretraining:
         return {MODEL_FILE: model.state_dict()}
 
     def _batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Random windows of the training tokens: inputs and the tokens that follow them."""
-        length = self.sizes.context_length
-        random = np.random.default_rng((self.config.seed, step))
-        starts = random.integers(0, len(self.tokens) - length, self.config.batch_size)
-        examples = np.stack([self.tokens[s : s + length + 1] for s in starts]).astype(np.int64)
+        """The windows of a step: inputs and the tokens that follow them."""
+        length, n = self.sizes.context_length, self.config.batch_size
+        starts = window_starts(len(self.tokens), length, self.config.seed, step * n, n)
+        examples = np.stack([self.tokens.read(int(start), length + 1) for start in starts])
         batch = torch.from_numpy(examples).to(device)
         return batch[:, :-1], batch[:, 1:]

@@ -11,19 +11,23 @@ from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
+from llmkit.data.prepared import (
+    DEFAULT_VOCAB_SIZE,
+    is_prepared,
+    open_prepared,
+    refuse_vocab_size,
+)
 from llmkit.data.sources import source_files
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.files import StrPath, all_or_nothing
+from llmkit.files import StrPath, all_or_nothing, sha256_of
 from llmkit.quant import quant_names, quant_type
 from llmkit.records.text_files import Reading
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
-from llmkit.training.prepare import prepare, refuse_foreign, refuse_other_run, sha256_of
+from llmkit.training.prepare import prepare, prepare_from, refuse_foreign, refuse_other_run
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.state import Metrics, RunFolder, RunState
-
-DEFAULT_VOCAB_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,12 @@ def train(
 ) -> TrainingResult:
     """Train a GPT on the text in `data` and write the checkpoint folder `out`.
 
-    `data`: a text file, JSON or JSONL with a `text` field, a table, or a folder of text and JSONL
-    files. `text_column` names another field, or the column of a table, which `delimiter` divides;
-    `encoding` is that of text and tables. `tokenizer`: `bpe`
-    or `char` (trained on the data), `gpt2`, or a folder that holds one. `model` and `training`
-    change single fields of the preset (GPTConfig, TrainingConfig). With `resume` an unfinished
-    run goes on where it stopped; a finished one is reported and left alone.
+    `data`: a text file, JSON, JSONL or Parquet with a `text` field, a table, a folder of text,
+    JSONL and Parquet files, or a folder that `prepare_data` wrote. `text_column` names another
+    field, or the column of a table, which `delimiter` divides; `encoding` is that of text and
+    tables. `tokenizer`: `bpe` or `char` (trained on the data), `gpt2`, or a folder that holds one.
+    `model` and `training` change single fields of the preset (GPTConfig, TrainingConfig). With
+    `resume` an unfinished run goes on where it stopped; a finished one is reported and left alone.
 
     Raises LlmkitError (DataError, ConfigError, CheckpointError) for what cannot be trained on,
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
@@ -67,20 +71,22 @@ def train(
     config = training_config(preset, **(training or {}))
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
-        if tokenizer in ("char", "gpt2") or Path(tokenizer).is_dir():
-            raise ConfigError(
-                f"the vocabulary of tokenizer {tokenizer} has a fixed size; omit vocab_size"
-            )
+        refuse_vocab_size(tokenizer)
         changes["vocab_size"] = vocab_size
+    prepared = open_prepared(data) if is_prepared(data) else None
+    if prepared is not None:
+        if tokenizer != "bpe" or "vocab_size" in (model or {}) or vocab_size is not None:
+            raise ConfigError(f"{data} is tokenized; omit tokenizer and vocab_size")
+        changes["vocab_size"] = prepared.vocab_size
     sizes = model_config(preset, **changes)
     reading = Reading(text_column, None, delimiter, encoding)
     where = choose_device(device)
-    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+    if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise ConfigError(
             f"{out} is inside {data}, so its files would become training text; choose another --out"
         )
     settings: dict[str, Any] = {
-        "data": sha256_of(source_files(data)),
+        "data": prepared.sha256() if prepared else sha256_of(source_files(data)),
         "reading": asdict(reading),
         "tokenizer": tokenizer,
         "model": asdict(sizes),
@@ -88,12 +94,20 @@ def train(
     }
     folder = RunFolder(out)
     state = open_run(
-        folder, settings, resume, lambda: prepare(folder, data, settings, sizes, reading)
+        folder,
+        settings,
+        resume,
+        lambda: (
+            prepare_from(folder, prepared, settings, sizes)
+            if prepared
+            else prepare(folder, data, settings, sizes, reading)
+        ),
     )
     if state.finished:
         return _result(folder)
     say(_quantization_note(sizes))
-    task = Pretraining(folder, state, config, sizes)
+    tokens = prepared.tokens("train") if prepared else None
+    task = Pretraining(folder, state, config, sizes, tokens)
     TrainingLoop(folder, state, config, task, where).train()
     return _result(folder)
 

@@ -5,19 +5,26 @@ import io
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.sources import note_left_out, read_documents, source_files
-from llmkit.data.tokens import open_token_file, split_documents, windows, write_token_file
+from llmkit.data.sources import Piece, note_left_out, read_documents, read_pieces, source_files
+from llmkit.data.tokens import (
+    FEW_DOCUMENTS,
+    Counts,
+    open_token_file,
+    split_pieces,
+    windows,
+    write_tokens,
+)
 from llmkit.errors import DataError
 from llmkit.records.text_files import AS_IT_COMES, Reading
-from llmkit.tokenizer import END_OF_TEXT, Tokenizer
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer, safe_pieces
 from llmkit.tokenizer_training import train_bpe
 
 
@@ -324,12 +331,30 @@ def test_unreadable_file_is_named(
 # --- splitting --------------------------------------------------------------------------------
 
 
-@given(texts=st.lists(st.text(min_size=1), max_size=19))
-def test_few_documents_are_each_cut_into_two_parts(texts: list[str]) -> None:
-    train = list(split_documents(texts, "train"))
-    validation = list(split_documents(texts, "validation"))
-    assert all(train + validation)
-    rest = list(validation)
+def split(texts: Sequence[str], size: int = 1 << 16) -> dict[str, list[str]]:
+    """The documents of each part, of pieces of about `size` characters."""
+
+    def pieces() -> Iterator[Piece]:
+        for text in texts:
+            *inner, last = safe_pieces(text, size)
+            yield from (Piece(piece, False) for piece in inner)
+            yield Piece(last, True)
+
+    documents: dict[str, list[str]] = {"train": [], "validation": []}
+    begun = dict.fromkeys(documents, "")
+    for part, piece in split_pieces(pieces):
+        begun[part] += piece.text
+        if piece.ends:
+            documents[part].append(begun[part])
+            begun[part] = ""
+    assert not any(begun.values())
+    return documents
+
+
+@given(texts=st.lists(st.text(min_size=1), max_size=19), size=st.integers(1, 5))
+def test_few_documents_are_each_cut_into_two_parts(texts: list[str], size: int) -> None:
+    train, rest = split(texts, size).values()
+    assert all(train + rest)
     for text, head in zip(texts, train, strict=True):
         tail = rest.pop(0) if len(text) > len(head) else ""
         assert head + tail == text
@@ -337,27 +362,26 @@ def test_few_documents_are_each_cut_into_two_parts(texts: list[str]) -> None:
     assert not rest
 
 
-@given(n=st.integers(20, 300))
-def test_every_tenth_of_many_documents_is_held_out(n: int) -> None:
-    texts = [f"document {index}" for index in range(n)]
-    train = list(split_documents(iter(texts), "train"))
-    validation = list(split_documents(iter(texts), "validation"))
+def test_about_a_tenth_of_many_documents_is_held_out() -> None:
+    texts = [f"{index} is its number" for index in range(2000)]
+    train, validation = split(texts, 3).values()
     assert sorted(train + validation) == sorted(texts)
-    assert validation == texts[9::10]
-    assert train == [text for text in texts if text not in set(validation)]
+    assert 150 < len(validation) < 250
+    assert split(texts[::-1], 3)["validation"] == validation[::-1]  # whatever the order
 
 
 @given(
     distinct=st.integers(1, 40), copies=st.lists(st.integers(0, 39), max_size=60), seed=st.randoms()
 )
+@settings(max_examples=20)
 def test_copies_of_a_document_stay_on_one_side(
     distinct: int, copies: list[int], seed: random.Random
 ) -> None:
     texts = [f"document {n}" for n in range(distinct)]
     texts += [f"document {n % distinct}\n" for n in copies]
-    texts += [f"more {n}" for n in range(20)]
+    texts += [f"more {n}" for n in range(FEW_DOCUMENTS)]
     seed.shuffle(texts)
-    train, validation = ([*split_documents(texts, part)] for part in ("train", "validation"))
+    train, validation = split(texts).values()
     assert sorted(train + validation) == sorted(texts)
     assert not {text.strip() for text in train} & {text.strip() for text in validation}
 
@@ -370,13 +394,19 @@ def tokenizer() -> Tokenizer:
     return train_bpe(["some words to train on, some more words"], 280)
 
 
+def counts_of(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> Counts:
+    pieces = (("train", Piece(text, True)) for text in texts)
+    return write_tokens({"train": path}, pieces, tokenizer)["train"]
+
+
 def test_token_file_holds_the_ids_and_the_end_of_each_document(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     texts = ["some words", "日本", "more\nwords"] * 50
     path = tmp_path / "train.tokens"
-    assert write_token_file(path, iter(texts), tokenizer) == sum(len(t.encode()) for t in texts)
     expected = [i for t in texts for i in [*tokenizer.encode(t), tokenizer.end_of_text_id]]
+    n_bytes = sum(len(t.encode()) for t in texts)
+    assert counts_of(path, texts, tokenizer) == Counts(len(expected), 150, n_bytes)
     assert np.fromfile(path, "<u2").tolist() == expected
     assert open_token_file(path, tokenizer.vocab_size).tolist() == expected
 
@@ -387,7 +417,9 @@ def test_document_longer_than_a_piece_has_the_same_ids(
 ) -> None:
     text = "some words\nto train on\n" * 50_000  # two pieces
     path = tmp_path / "train.tokens"
-    write_token_file(path, [text, "end"], tokenizer)
+    (tmp_path / "text.txt").write_text(f"{text}{END_OF_TEXT}end", encoding="utf-8")
+    pieces = (("train", piece) for piece in read_pieces([tmp_path / "text.txt"]))
+    write_tokens({"train": path}, pieces, tokenizer)
     ids = open_token_file(path, tokenizer.vocab_size)
     end = tokenizer.end_of_text_id
     assert np.flatnonzero(ids == end).tolist() == [len(tokenizer.encode(text)), len(ids) - 1]
@@ -410,7 +442,7 @@ def test_ids_take_two_bytes_where_the_vocabulary_lets_them(
     tmp_path: Path, vocab_size: int, width: int
 ) -> None:
     path = tmp_path / "train.tokens"
-    write_token_file(path, ["text"], LargeTokenizer(vocab_size))  # type: ignore[arg-type]
+    counts_of(path, ["text"], LargeTokenizer(vocab_size))  # type: ignore[arg-type]
     assert path.stat().st_size == 3 * width
     assert open_token_file(path, vocab_size).tolist() == [0, vocab_size - 2, vocab_size - 1]
 
@@ -421,7 +453,7 @@ def test_document_that_cannot_be_read_leaves_no_token_file(
     (tmp_path / "a.txt").write_text("fine", encoding="utf-8")
     (tmp_path / "b.txt").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"b\.txt, line 1"):
-        write_token_file(tmp_path / "train.tokens", read_documents(tmp_path), tokenizer)
+        counts_of(tmp_path / "train.tokens", read_documents(tmp_path), tokenizer)
     assert {file.name for file in tmp_path.iterdir()} == {"a.txt", "b.txt"}
 
 

@@ -150,7 +150,8 @@ import resource, sys
 from pathlib import Path
 import torch
 from llmkit.checkpoint.tensors import save_tensors
-from llmkit.data.tokens import write_token_file
+from llmkit.data.sources import Piece
+from llmkit.data.tokens import write_tokens
 from llmkit.errors import LlmkitError
 from llmkit.files import write_text
 from llmkit.tokenizer_training import train_bpe
@@ -159,7 +160,7 @@ tokenizer = train_bpe(["text"], 257)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for write in (
     lambda path: write_text(path, "x" * 100_000),
-    lambda path: write_token_file(path, ["x" * 100_000], tokenizer),
+    lambda path: write_tokens({"a": path}, [("a", Piece("x" * 100_000, True))], tokenizer),
     lambda path: save_tensors(path, {"x": torch.zeros(100_000)}, step=1),
     lambda path: tokenizer.save(path),
 ):

@@ -47,7 +47,7 @@ def test_loss_falls(tiny_checkpoint: Path) -> None:
 
 def test_text_that_can_be_learnt_is_learnt(tmp_path: Path) -> None:
     data = tmp_path / "data.txt"
-    data.write_text("abcdefgh" * 500, encoding="utf-8")
+    data.write_text("abcdefg" * 600, encoding="utf-8")
     training = {"steps": 100, "learning_rate": 1e-2, "eval_interval": 100, "eval_tokens": 1000}
     result = run(data, tmp_path / "out", tokenizer="char", training=training)
     assert result.metrics[-1].val_loss < 0.1
@@ -103,7 +103,7 @@ def test_bits_per_byte_are_those_of_the_held_out_text(short_text: Path, tmp_path
     out = tmp_path / "out"
     run(short_text, out, training={"eval_tokens": 1_000_000})  # all of it
     documents = short_text.read_text(encoding="utf-8").split("<|endoftext|>")
-    held_out = documents[9::10]
+    held_out = [text[len(text) - len(text) // 10 :] for text in documents]  # they are few
     checkpoint = load_checkpoint(out)
     model, tokenizer = checkpoint.load_model(), checkpoint.tokenizer
     ids = [i for text in held_out for i in [*tokenizer.encode(text), tokenizer.end_of_text_id]]
