@@ -60,7 +60,8 @@ def test_a_family_of_one_file_goes_the_whole_way(
     assert f32.metadata["general.architecture"] == "toy"
     assert config_of(f32) == source.config
 
-    ids = torch.arange(7, 27)
+    text_like_its_own = "\n\n".join(f"The hen has {n} eggs and a fox." for n in (7, 31, 260))
+    ids = torch.tensor(source.tokenizer.encode(text_like_its_own))[: source.config.context_length]
     model = source.load_model()
     with torch.inference_mode():
         wanted = model(ids[None])[0].double().log_softmax(-1)
