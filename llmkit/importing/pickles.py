@@ -234,6 +234,12 @@ def read_pickle(path: Path) -> Any:
         pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
         RuntimeError, OverflowError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
+        with path.open("rb") as file:
+            is_pickle = file.read(2)[:1] in (b"\x80", b"P")  # a protocol, or a zip archive
+        if not is_pickle:
+            raise CheckpointError(
+                f"{path} is not a file of weights; give a PyTorch, safetensors or GGUF file"
+            ) from error
         why = str(error) or type(error).__name__
         raise CheckpointError(
             f"{path} is damaged or not a PyTorch file ({why}); copy it again"
