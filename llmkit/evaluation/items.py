@@ -79,6 +79,6 @@ class Outcome:
     values: dict[str, float]
     weight: float = 1.0
     chance: float | None = None  # accuracy of a random choice
-    is_tie: bool = False  # two options are as probable within the accuracy of float32
+    is_tie: bool = False  # two options are as probable within llama.cpp's accuracy
     groups: tuple[str, ...] = ()
     labels: tuple[str, str] | None = field(default=None)  # the true one, the predicted one

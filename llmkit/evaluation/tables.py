@@ -75,7 +75,7 @@ def _summary(evaluation: Evaluation) -> Table:
 
 
 def _by_group(evaluation: Evaluation) -> Iterator[Table]:
-    models = evaluation.models
+    models, names = evaluation.models, _names(evaluation)
     if not models[0].groups:
         return
     for measure in models[0].scores:
@@ -83,7 +83,7 @@ def _by_group(evaluation: Evaluation) -> Iterator[Table]:
             (group, *(_cell(measure, model.groups[group][measure]) for model in models))
             for group in models[0].groups
         ]
-        yield plain_table(measure, ("group", *_names(evaluation).values()), rows)
+        yield plain_table(measure, ("group", *(names[model.model] for model in models)), rows)
 
 
 def evaluation_figure(evaluation: Evaluation) -> Figure:
@@ -146,7 +146,10 @@ def _signed(measure: str, value: float) -> str:
 
 
 def _cell(measure: str, score: Score) -> str:
-    return _shown(_value, measure, score.value, score.interval)
+    """For tables with a column for each model: shares of few items need no digits."""
+    if measure in _FORMATS or score.interval is None:
+        return _shown(_value, measure, score.value, score.interval)
+    return f"{score.value:.1%} ({score.interval[0]:.0%} to {score.interval[1]:.0%})"
 
 
 def _shown(
