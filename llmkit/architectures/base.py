@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import gguf
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llmkit.architectures.graph import Operation
 from llmkit.errors import ConfigError
@@ -155,6 +156,7 @@ class LanguageModel(nn.Module, ABC):
 
     config: ModelConfig
     lm_head: nn.Linear | None  # None where the token embedding is the head
+    recompute_blocks = False  # keep only what blocks read, and run them again in backward
 
     @property
     @abstractmethod
@@ -196,6 +198,12 @@ class LanguageModel(nn.Module, ABC):
                 f"{end} tokens exceed the model's context length of {self.config.context_length}"
             )
         return self.transform(self.embed(tokens, start), cache)
+
+    def run_block(self, block: nn.Module, x: Tensor, cache: KVCache | None) -> Tensor:
+        """What a block makes of (B, T, C)."""
+        if self.recompute_blocks and torch.is_grad_enabled():
+            return checkpoint(block, x, cache, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x, cache)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What the head says of hidden states: (..., C) -> (..., V)."""

@@ -202,7 +202,7 @@ class GPT(LanguageModel):
         """What the blocks make of embedded tokens: (B, T, C) -> (B, T, C), normalised."""
         x = self.dropout(x)
         for block in self.h:
-            x = block(x, cache)
+            x = self.run_block(block, x, cache)
         return self.ln_f(x)  # type: ignore[no-any-return]
 
     # The head's product with the result, wte^T or lm_head^T, is LanguageModel.logits.

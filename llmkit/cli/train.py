@@ -67,6 +67,29 @@ def _train(
         int | None,
         typer.Option(metavar="N", help="Sequences per training step.", show_default=PRESETS),
     ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Batch size in tokens, instead of --batch-size.",
+            show_default=PRESETS,
+        ),
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Sequences in memory at a time; gradients add up to the batch.",
+            show_default=PRESETS,
+        ),
+    ] = None,
+    activation_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--activation-checkpointing",
+            help="Recompute activations in the backward pass: less memory, more time.",
+        ),
+    ] = False,
     learning_rate: Annotated[
         float | None, typer.Option(metavar="X", help="Peak learning rate.", show_default=PRESETS)
     ] = None,
@@ -122,6 +145,8 @@ def _train(
     settings = _given(
         steps=steps,
         batch_size=batch_size,
+        micro_batch=micro_batch,
+        activation_checkpointing=activation_checkpointing or None,
         learning_rate=learning_rate,
         eval_interval=eval_interval,
         seed=seed,
@@ -134,6 +159,7 @@ def _train(
         vocab_size=vocab_size,
         model={**changes.get("model", {}), **sizes},
         training={**changes.get("training", {}), **settings},
+        batch_tokens=batch_tokens,
         resume=resume,
         device=device,
         text_column=text_column,

@@ -95,7 +95,9 @@ class Classify:
             train_only(model, self.n_blocks)
         return model
 
-    def loss(self, model: LanguageModel, step: int) -> Tensor:
+    n_parts = 1
+
+    def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
         """Cross-entropy of the labels, at each text's last token."""
         indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
         batch = [self.train[index] for index in indices]

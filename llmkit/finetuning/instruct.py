@@ -78,7 +78,9 @@ class Instruct:
         """The model that was saved last."""
         return load_checkpoint(self.folder).load_model(device, for_training=True)
 
-    def loss(self, model: LanguageModel, step: int) -> Tensor:
+    n_parts = 1
+
+    def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
         """Cross-entropy of the batch's tokens: of answers alone where the prompt is masked."""
         indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
         batch = [self.train[index] for index in indices]

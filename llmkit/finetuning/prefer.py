@@ -93,7 +93,9 @@ class Prefer:
         """The model that was saved last."""
         return load_checkpoint(self.folder).load_model(device, for_training=True)
 
-    def loss(self, model: LanguageModel, step: int) -> Tensor:
+    n_parts = 1
+
+    def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
         """DPO's loss of the step's pairs."""
         indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
         log_probs = pair_log_probs(model, [self.train[index] for index in indices])  # (B, 2)

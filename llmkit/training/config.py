@@ -27,6 +27,8 @@ class TrainingConfig:
 
     steps: Count = 500
     batch_size: Count = 16  # with context 256: 4096 tokens a step, half a second on two cores
+    micro_batch: Count = 16  # sequences in memory at a time, in pretraining; gradients add up
+    activation_checkpointing: bool = False  # recompute blocks in backward: less memory, more time
     learning_rate: Positive = 1e-3  # small models take more than GPT-2's 6e-4
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4  # a tenth, as in Chinchilla and nanoGPT
     warmup_steps: Annotated[int, Field(ge=0)] = 50
@@ -58,7 +60,7 @@ class TrainingConfig:
 
 
 # Muon learns more per step (docs/decisions.md). Its learning rate falls with the width's root.
-# The large presets take GPT-2's and GPT-3's learning rates and batches that fit a single GPU.
+# The large presets take GPT-2's and GPT-3's learning rates and batches.
 _MUON = {"optimizer": "muon", "warmup_steps": 10}
 PRESET_TRAINING: dict[str, dict[str, Any]] = {
     "nano": {**_MUON, "learning_rate": 6e-3, "min_learning_rate": 6e-4},
@@ -67,7 +69,8 @@ PRESET_TRAINING: dict[str, dict[str, Any]] = {
         preset: {
             "learning_rate": learning_rate,
             "min_learning_rate": learning_rate / 10,
-            "batch_size": 8,
+            "batch_size": 512,  # half a million tokens, as these learning rates are for
+            "micro_batch": 8,
             "beta2": 0.95,
             "warmup_steps": 700,
             "steps": 20000,

@@ -41,14 +41,14 @@ class Distillation(Pretraining):
         """The model that was saved last; a copy of the teacher at the beginning."""
         return load_checkpoint(self.folder).load_model(device, for_training=True)
 
-    def loss(self, model: LanguageModel, step: int) -> Tensor:
+    def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
         """Mean KL(teacher || model) in nats over every position of the batch."""
-        inputs, _ = self._batch(step, model.device)  # (B, T)
-        return summed_kl(self.teacher, model, inputs) / inputs.numel()
+        inputs, _ = self._part(step, part, model.device)  # (b, T)
+        return summed_kl(self.teacher, model, inputs) / self.batch_tokens
 
     def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss on fixed windows of the held-out text, and the mean KL there."""
-        kl = mean_kl(self.teacher, model, self.held_out, self.config.batch_size)
+        kl = mean_kl(self.teacher, model, self.held_out, self.config.micro_batch)
         return replace(super().evaluate(model), kl=kl)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from llmkit.architectures.base import LanguageModel
+from llmkit.training.cross_entropy import head_cross_entropy
 
 
 @torch.inference_mode()
@@ -16,7 +16,6 @@ def validation_loss(model: LanguageModel, held_out: NDArray[np.int64], batch_siz
     total = 0.0
     for start in range(0, len(held_out), batch_size):
         batch = torch.from_numpy(held_out[start : start + batch_size]).to(model.device)
-        logits = model(batch[:, :-1]).float()  # (B, T, V)
-        losses = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
-        total += float(losses)
+        hidden = model.hidden_states(batch[:, :-1])  # (B, T, C)
+        total += float(head_cross_entropy(hidden, model.head_weight, batch[:, 1:]))
     return total / held_out[:, 1:].size

@@ -6,6 +6,7 @@ it stopped without any generator's state being saved.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from types import FrameType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from llmkit.checkpoint.layout import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import progress, say
@@ -28,6 +30,8 @@ from llmkit.training.config import TrainingConfig
 from llmkit.training.optimizer import make_optimizers
 from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.training.task import Task, TensorFiles
+
+READ_EVERY = 10  # steps
 
 
 class TrainingLoop:
@@ -48,6 +52,7 @@ class TrainingLoop:
         self.grid = grid or {}
         self.bfloat16 = has_fast_bfloat16(device)
         self.model = task.load_model(state.step, device).train()
+        self.model.recompute_blocks = config.activation_checkpointing
         self.optimizers = make_optimizers(self.model, config)
         if state.step:
             files = self._trained_tensors()
@@ -57,47 +62,44 @@ class TrainingLoop:
         """Train to the last step; on Ctrl-C finish the step, save and raise KeyboardInterrupt."""
         say(f"model: {self._parameters()}, {self.device.type}, {self._precision()}")
         started = time.monotonic() - self.state.elapsed_s
-        losses = list(self.state.losses)
+        losses = _Losses(self.state)
         interval = _Interval(self.state.step)
         last = self.config.steps
         with interrupts_deferred() as interrupted, progress("train", last, "steps") as bar:
             for step in range(self.state.step, last):
-                losses.append(self._step(step))
+                losses.add(self._step(step))
                 done = step + 1
                 rate = interval.rate(done) * self.tokens_per_step
-                bar.update(done, f"loss {losses[-1]:.3f}, {rate:,.0f} tokens/s")
+                bar.update(done, f"loss {losses.shown:.3f}, {rate:,.0f} tokens/s")
                 if done % self.config.eval_interval == 0 or done == last:
                     elapsed = time.monotonic() - started
-                    self._evaluate_and_save(done, float(np.mean(losses)), rate, elapsed)
-                    losses.clear()
+                    self._evaluate_and_save(done, float(np.mean(losses.all())), rate, elapsed)
+                    losses = _Losses(self.state)
                     interval = _Interval(done)
                 if interrupted.is_set():
                     if self.state.step != done:
-                        self._save(done, time.monotonic() - started, losses)
+                        self._save(done, time.monotonic() - started, losses.all())
                     say(f"stopped at step {done} and saved; continue with --resume")
                     raise KeyboardInterrupt
 
-    def _step(self, step: int) -> float:
-        """One update; returns the loss of its batch."""
+    def _step(self, step: int) -> Tensor:
+        """One update; returns the loss of its batch, which may still be computed on the device."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.config.learning_rate_at(step)
         torch.manual_seed(_mixed(self.config.seed, step))  # dropout
+        total = torch.zeros((), device=self.device)
         with on_grid(self.model, self.grid):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                loss = self.task.loss(self.model, step)
-            if not torch.isfinite(loss):
-                raise ConfigError(
-                    f"training diverged: the loss is {float(loss.detach())} at step {step + 1}; "
-                    "use a smaller learning_rate and another --out (this folder keeps its last "
-                    "checkpoint)"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part in range(self.task.n_parts):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                    loss = self.task.loss(self.model, step, part)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return total
 
     def _evaluate_and_save(self, step: int, train_loss: float, rate: float, elapsed: float) -> None:
         self.model.eval()
@@ -139,6 +141,42 @@ class TrainingLoop:
 
     def _precision(self) -> str:
         return "bfloat16" if self.bfloat16 else "float32"
+
+
+class _Losses:
+    """Losses of the steps since the last evaluation.
+
+    They stay on the device and are read a few steps at a time: reading one waits until a GPU has
+    done all that it was given.
+    """
+
+    def __init__(self, state: RunState) -> None:
+        self._read, self._first = list(state.losses), state.step - len(state.losses)
+        self._unread: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Note the loss of the next step."""
+        self._unread.append(loss)
+        if len(self._unread) == READ_EVERY or loss.device.type == "cpu":
+            self.all()
+
+    @property
+    def shown(self) -> float:
+        """The last one that was read."""
+        return self._read[-1] if self._read else math.nan
+
+    def all(self) -> list[float]:
+        """Every loss. Raises ConfigError where one is not finite."""
+        if self._unread:
+            self._read += torch.stack(self._unread).tolist()
+            self._unread = []
+        for step, loss in enumerate(self._read, start=self._first + 1):
+            if not math.isfinite(loss):
+                raise ConfigError(
+                    f"training diverged: the loss is {loss} at step {step}; use a smaller "
+                    "learning_rate and another --out (this folder keeps its last checkpoint)"
+                )
+        return self._read
 
 
 class _Interval:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures.base import LanguageModel, ModelConfig
@@ -19,6 +18,7 @@ from llmkit.data.tokens import TokenShards, open_token_file, windows
 from llmkit.generation import Sampling, generate_ids
 from llmkit.tokenizer import load_tokenizer
 from llmkit.training.config import TrainingConfig
+from llmkit.training.cross_entropy import head_cross_entropy
 from llmkit.training.evaluate import validation_loss
 from llmkit.training.state import RunFolder, RunState
 from llmkit.training.task import Evaluation, TensorFiles
@@ -45,12 +45,13 @@ class Pretraining:
         )
         validation = open_token_file(folder.token_file("validation"), self.sizes.vocab_size)
         self.held_out = windows(validation, self.sizes.context_length, config.eval_tokens)
+        self.batch_tokens = config.batch_size * self.sizes.context_length
         self.bytes_per_token = state.data_bytes["validation"] / len(validation)
 
     @property
     def tokens_per_step(self) -> float:
         """Every batch is full."""
-        return self.config.batch_size * self.sizes.context_length
+        return self.batch_tokens
 
     def load_model(self, step: int, device: torch.device) -> LanguageModel:
         """A new model from the seed, or the one saved."""
@@ -59,15 +60,20 @@ class Pretraining:
         torch.manual_seed(self.config.seed)
         return new_model(self.sizes).to(device)
 
-    def loss(self, model: LanguageModel, step: int) -> Tensor:
-        """Cross-entropy of every token of the batch, given those before it."""
-        inputs, targets = self._batch(step, model.device)  # (B, T) each
-        logits = model(inputs)  # (B, T, V)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    @property
+    def n_parts(self) -> int:
+        """Micro-batches in a batch."""
+        return math.ceil(self.config.batch_size / self.config.micro_batch)
+
+    def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
+        """Cross-entropy of every token of the part, given those before it."""
+        inputs, targets = self._part(step, part, model.device)  # (b, T) each
+        hidden = model.hidden_states(inputs)  # (b, T, C)
+        return head_cross_entropy(hidden, model.head_weight, targets) / self.batch_tokens
 
     def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss on fixed windows of the held-out text."""
-        loss = validation_loss(model, self.held_out, self.config.batch_size)
+        loss = validation_loss(model, self.held_out, self.config.micro_batch)
         return Evaluation(loss, val_bits_per_byte=loss / math.log(2) / self.bytes_per_token)
 
     def samples(self, model: LanguageModel) -> list[str]:
@@ -81,10 +87,17 @@ class Pretraining:
         """All of the model."""
         return {MODEL_FILE: model.state_dict()}
 
-    def _batch(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The windows of a step: inputs and the tokens that follow them."""
-        length, n = self.sizes.context_length, self.config.batch_size
-        starts = window_starts(len(self.tokens), length, self.config.seed, step * n, n)
+    def _part(self, step: int, part: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The windows of a part of a step: inputs and the tokens that follow them."""
+        length, config = self.sizes.context_length, self.config
+        done = part * config.micro_batch
+        n = min(config.micro_batch, config.batch_size - done)
+        first = step * config.batch_size + done
+        starts = window_starts(len(self.tokens), length, config.seed, first, n)
         examples = np.stack([self.tokens.read(int(start), length + 1) for start in starts])
-        batch = torch.from_numpy(examples).to(device)
+        batch = torch.from_numpy(examples)
+        if device.type == "cuda":  # pinned, so that the copy does not wait for the GPU
+            batch = batch.pin_memory().to(device, non_blocking=True)
+        else:
+            batch = batch.to(device)
         return batch[:, :-1], batch[:, 1:]

@@ -51,6 +51,7 @@ def train(
     training: dict[str, Any] | None = None,
     resume: bool = False,
     device: str | None = None,
+    batch_tokens: int | None = None,
     text_column: str | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
@@ -61,14 +62,14 @@ def train(
     JSONL and Parquet files, or a folder that `prepare_data` wrote. `text_column` names another
     field, or the column of a table, which `delimiter` divides; `encoding` is that of text and
     tables. `tokenizer`: `bpe` or `char` (trained on the data), `gpt2`, or a folder that holds one.
-    `model` and `training` change single fields of the preset (GPTConfig, TrainingConfig). With
-    `resume` an unfinished run goes on where it stopped; a finished one is reported and left alone.
+    `batch_tokens` sets the batch size in tokens. `model` and `training` change single fields of
+    the preset (GPTConfig, TrainingConfig). With `resume` an unfinished run goes on where it
+    stopped; a finished one is reported and left alone.
 
     Raises LlmkitError (DataError, ConfigError, CheckpointError) for what cannot be trained on,
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
     """
     data, out = Path(data), Path(out)
-    config = training_config(preset, **(training or {}))
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
@@ -79,6 +80,11 @@ def train(
             raise ConfigError(f"{data} is tokenized; omit tokenizer and vocab_size")
         changes["vocab_size"] = prepared.vocab_size
     sizes = model_config(preset, **changes)
+    if batch_tokens is not None:
+        if (training or {}).get("batch_size") is not None:
+            raise ConfigError("batch_tokens and batch_size say the same; give one of them")
+        training = {**(training or {}), "batch_size": max(batch_tokens // sizes.context_length, 1)}
+    config = training_config(preset, **(training or {}))
     reading = Reading(text_column, None, delimiter, encoding)
     where = choose_device(device)
     if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):

@@ -57,8 +57,13 @@ class Task(Protocol):
         """The model as it is after `step` steps; parameters to train require gradients."""
         ...
 
-    def loss(self, model: LanguageModel, step: int) -> Tensor:
-        """Mean loss of the step's batch, a float32 scalar."""
+    @property
+    def n_parts(self) -> int:
+        """In how many parts a batch is computed, one after the other, to save memory."""
+        ...
+
+    def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
+        """A float32 scalar; those of a step's parts add up to the mean loss of its batch."""
         ...
 
     def evaluate(self, model: LanguageModel) -> Evaluation:

@@ -27,7 +27,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("group", [[], ["finetune"], ["modelfile"]])
+@pytest.mark.parametrize("group", [[], ["data"], ["finetune"], ["modelfile"]])
 def test_no_line_of_help_is_cut_short(
     group: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

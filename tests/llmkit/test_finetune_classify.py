@@ -261,10 +261,10 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
     classify(small_base, texts, tmp_path / "whole", config=settings)
     loss = module.Classify.loss
 
-    def stop(self: module.Classify, model: GPT, step: int) -> torch.Tensor:
+    def stop(self: module.Classify, model: GPT, step: int, part: int) -> torch.Tensor:
         if step == 3:
             raise KeyboardInterrupt
-        return loss(self, model, step)
+        return loss(self, model, step, part)
 
     monkeypatch.setattr(module.Classify, "loss", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -18,6 +18,7 @@ from llmkit.architectures.gpt2 import GPT
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors
+from llmkit.data.sampler import window_starts
 from llmkit.data.tokens import windows
 from llmkit.errors import CheckpointError, ConfigError, DataError, QuantizationError
 from llmkit.finetuning import distill as finetuning_distill
@@ -104,7 +105,7 @@ def test_one_step_is_adams_on_the_floats_with_the_rounded_weights_gradients(
     student = before.load_model(for_training=True)
     tokens = np.fromfile(small_base / "training" / "train.tokens", "<u2").astype(np.int64)
     length = before.config.context_length
-    starts = np.random.default_rng((5, 0)).integers(0, len(tokens) - length, 4)
+    starts = window_starts(len(tokens), length, 5, 0, 4)
     inputs = torch.from_numpy(np.stack([tokens[start : start + length] for start in starts]))
     with on_grid(student, grid):
         teacher = load_checkpoint(small_base).load_model()

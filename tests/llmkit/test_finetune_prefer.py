@@ -32,10 +32,10 @@ from llmkit.modelfiles.prompt_format import COMPLETION, Message
 from llmkit.records.preferences import read_preferences
 
 LONG: dict[str, Any] = {
-    "steps": 60,
+    "steps": 160,
     "batch_size": 8,
     "learning_rate": 3e-3,
-    "eval_interval": 30,
+    "eval_interval": 80,
     "warmup_steps": 5,
 }
 
@@ -144,7 +144,7 @@ def test_loss_before_the_first_step_is_log_2(
     changed = {**TRAINING, "steps": 1, "eval_interval": 1, "learning_rate": 1e-9}
     result = prefer(small_base, preferences, tmp_path / "out", training=changed)
     assert result.last.val_loss == pytest.approx(0.693147, abs=1e-4)
-    assert result.metrics[0].train_loss == pytest.approx(0.693147, abs=1e-4)
+    assert result.metrics[0].train_loss == pytest.approx(0.693147, abs=5e-4)  # bfloat16
     assert result.margin == pytest.approx(0, abs=1e-4)
     assert result.accuracy == result.reference_accuracy
 

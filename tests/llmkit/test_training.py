@@ -84,10 +84,11 @@ def test_train_loss_is_the_mean_since_the_last_evaluation(
     losses, rates = [], []
     original = TrainingLoop._step
 
-    def noted(self: TrainingLoop, step: int) -> float:
-        losses.append(original(self, step))
+    def noted(self: TrainingLoop, step: int) -> torch.Tensor:
+        loss = original(self, step)
+        losses.append(float(loss))
         rates.append({group["lr"] for o in self.optimizers for group in o.param_groups})
-        return losses[-1]
+        return loss
 
     monkeypatch.setattr(TrainingLoop, "_step", noted)
     run(short_text, tmp_path / "out")
