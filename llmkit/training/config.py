@@ -32,6 +32,8 @@ class TrainingConfig:
     learning_rate: Positive = 1e-3  # small models take more than GPT-2's 6e-4
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4  # a tenth, as in Chinchilla and nanoGPT
     warmup_steps: Annotated[int, Field(ge=0)] = 50
+    schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: warm-up, stable, decay
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the steps, in wsd (MiniCPM: 0.1)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1  # GPT-3's; on matrices only
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95  # of muon, as Jordan et al. 2024 have it
@@ -50,13 +52,18 @@ class TrainingConfig:
             )
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to min_learning_rate at the last step."""
+        """Linear warm-up, then down to min_learning_rate at the last step.
+
+        `cosine` falls all the way; `wsd` stays at the peak and falls in a line at the end.
+        """
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        decay_steps = max(self.steps - 1 - self.warmup_steps, 1)
-        progress = min((step - self.warmup_steps) / decay_steps, 1.0)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.min_learning_rate + cosine * (self.learning_rate - self.min_learning_rate)
+        last, is_wsd = self.steps - 1, self.schedule == "wsd"
+        decay_steps = round(self.decay_share * self.steps) if is_wsd else last
+        begin = max(self.warmup_steps, last - decay_steps)
+        progress = min(max(step - begin, 0) / max(last - begin, 1), 1.0)
+        share = 1 - progress if is_wsd else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.min_learning_rate + share * (self.learning_rate - self.min_learning_rate)
 
 
 # Muon learns more per step (docs/decisions.md). Its learning rate falls with the width's root.

@@ -95,7 +95,8 @@ class TrainingLoop:
                     loss = self.task.loss(self.model, step, part)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        parameters, limit = self.model.parameters(), self.config.grad_clip
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -113,12 +114,16 @@ class TrainingLoop:
             train_loss=train_loss,
             **asdict(evaluation),
             lr=self.config.learning_rate_at(step - 1),
+            grad_norm=float(self.grad_norm),
             tokens_per_s=rate,
             elapsed_s=elapsed,
         )
         self.folder.append_metrics(metrics)
         self._save(step, elapsed, [])
-        say(f"step {step}: train loss {train_loss:.4f}, {evaluation}, {rate:,.0f} tokens/s")
+        say(
+            f"step {step}: train loss {train_loss:.4f}, {evaluation}, learning rate "
+            f"{metrics.lr:.2g}, gradient norm {metrics.grad_norm:.2g}, {rate:,.0f} tokens/s"
+        )
         for sample in samples:
             say(f"  {sample}")
 

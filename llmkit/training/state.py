@@ -55,6 +55,7 @@ class Metrics:
     margin: float | None = None
     kl: float | None = None
     lr: float
+    grad_norm: float  # of the last step, before clipping
     tokens_per_s: float
     elapsed_s: float
 

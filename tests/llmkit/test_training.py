@@ -55,7 +55,7 @@ def test_text_that_can_be_learnt_is_learnt(tmp_path: Path) -> None:
 
 def test_metrics_have_the_promised_keys_and_intervals(finished: Path) -> None:
     lines = metrics(finished)
-    keys = "step tokens train_loss val_loss val_bits_per_byte lr tokens_per_s elapsed_s"
+    keys = "step tokens train_loss val_loss val_bits_per_byte lr grad_norm tokens_per_s elapsed_s"
     assert [list(line) for line in lines] == [keys.split()] * 3
     assert [line["step"] for line in lines] == [4, 8, 12]
     assert [line["tokens"] for line in lines] == [4 * 4 * 16, 8 * 4 * 16, 12 * 4 * 16]
@@ -419,6 +419,25 @@ def test_gradients_are_clipped(
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
     run(short_text, tmp_path / "out", training={"grad_clip": 0.01, "optimizer": "adamw"})
     assert norms == pytest.approx([0.01] * 12, rel=1e-3)
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_a_line() -> None:
+    config = TrainingConfig(
+        steps=101, learning_rate=1.0, min_learning_rate=0.0, warmup_steps=10, schedule="wsd"
+    )
+    rates = [config.learning_rate_at(step) for step in range(101)]
+    assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert set(rates[10:81]) == {1.0}
+    assert rates[80:] == pytest.approx([1 - n / 20 for n in range(21)])
+
+
+def test_gradient_norm_is_that_before_clipping(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for clip in (1e-3, 1e9):
+        run(short_text, tmp_path / str(clip), training={"steps": 1, "grad_clip": clip})
+    clipped, free = (metrics(tmp_path / str(clip))[0]["grad_norm"] for clip in (1e-3, 1e9))
+    assert clipped == free > 1e-2
 
 
 def test_no_batch_is_still_being_copied_when_its_memory_is_freed(

@@ -26,7 +26,15 @@ TRAINING: dict[str, Any] = {
     "eval_tokens": 64,
     "warmup_steps": 2,
 }
-SAME_EVERY_TIME = ("step", "tokens", "train_loss", "val_loss", "val_bits_per_byte", "lr")
+SAME_EVERY_TIME = [
+    "step",
+    "tokens",
+    "train_loss",
+    "val_loss",
+    "val_bits_per_byte",
+    "lr",
+    "grad_norm",
+]
 
 
 def run(
