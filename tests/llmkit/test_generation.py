@@ -197,7 +197,7 @@ def test_empty_prompt_begins_a_document() -> None:
 
 
 def test_generated_ids_stream_as_text(model: GPT, tokenizer: Tokenizer) -> None:
-    ids = generated(model, [tokenizer.end_of_text_id], tokenizer.end_of_text_id, seed=2)
+    ids = generated(model, [tokenizer.end_of_text_id], tokenizer.end_of_text_id, seed=7)
     streamed = "".join(stream_text(tokenizer.decode_bytes([token_id]) for token_id in ids))
     assert streamed.rstrip("\ufffd") == tokenizer.decode(ids).rstrip("\ufffd") != ""
 
