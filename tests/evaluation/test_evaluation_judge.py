@@ -249,6 +249,10 @@ def test_a_person_rates_blind_and_goes_on_later(data: Path, tmp_path: Path) -> N
     assert len(shown) == 5  # the two that were answered are not asked again
     firsts = {"[1] b" in text for text in shown}
     assert firsts == {True, False}
+    always_b = rate(
+        ["a", "b"], data, tmp_path / "b.jsonl", ask=lambda text: "1" if "[1] b" in text else "2"
+    )
+    assert (always_b.items, always_b.models[0].scores[WINS].value) == (4, 1.0)
     assert not any("against" in text for text in shown)
     with pytest.raises(ConfigError):
         rate(["a", "b"], data, tmp_path / "none.jsonl", ask=lambda _: "q")

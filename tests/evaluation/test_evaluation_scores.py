@@ -19,8 +19,9 @@ from llmkit.data.tales_items import village_choices, village_pairs
 from llmkit.errors import ConfigError, DataError
 from llmkit.evaluation import evaluate as evaluate_module
 from llmkit.evaluation.evaluate import evaluate
+from llmkit.evaluation.items import Document
 from llmkit.evaluation.models import Continuation, Model, open_model
-from llmkit.evaluation.tasks import BLOCK, f1, words
+from llmkit.evaluation.tasks import BLOCK, f1, score_document, words
 from llmkit.export.convert import Export
 from llmkit.export.to_hf import export_to_hf
 from llmkit.training import train
@@ -145,7 +146,13 @@ def test_bits_per_byte_is_over_all_bytes(
     assert found.task == "perplexity"
     n_bytes = len(text.read_bytes())
     assert found.items == -(-n_bytes // BLOCK) == 3
-    bits = sum(bits for _, bits in models[0].bits(text.read_text()))
+    tokens = models[0].bits(text.read_text())
+    bits = sum(bits for _, bits in tokens)
+    blocks = score_document(models[0], Document("", text.read_text()))
+    assert [block.weight for block in blocks] == [1024, 1024, n_bytes - 2048]
+    for number, block in enumerate(blocks):
+        own = [bits for start, bits in tokens if number * 1024 <= start < (number + 1) * 1024]
+        assert block.values["bits per byte"] == pytest.approx(sum(own))
     score = found.models[0].scores["bits per byte"]
     assert score.value == pytest.approx(bits / n_bytes, rel=1e-6)
     assert score.interval is not None
