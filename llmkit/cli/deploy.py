@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli import import_options as options
+from llmkit.cli.import_options import ReferenceOption, with_import_options
 from llmkit.cli.options import HostOption, JsonOption, print_checks, print_json
+
+if TYPE_CHECKING:
+    from llmkit.importing.facts import ImportOptions
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +19,9 @@ def register(app: typer.Typer) -> None:
     app.command("deploy")(_deploy)
 
 
+@with_import_options
 def _deploy(
+    *,
     source: Annotated[
         str,
         typer.Argument(
@@ -35,20 +40,8 @@ def _deploy(
             metavar="DIR", help="Checkpoint to compare with.", show_default="the one in parity.json"
         ),
     ] = None,
-    n_head: options.HeadOption = None,
-    activation: options.ActivationOption = None,
-    norm: options.NormOption = None,
-    norm_type: options.NormTypeOption = None,
-    mask: options.MaskOption = None,
-    attention_scale: options.ScaleOption = None,
-    embedding_scale: options.EmbeddingScaleOption = None,
-    qkv_order: options.QkvOrderOption = None,
-    layer_norm_epsilon: options.EpsilonOption = None,
-    tokenizer: options.TokenizerOption = None,
-    prompt_format: options.FormatOption = None,
-    labels: options.LabelsOption = None,
-    lora_alpha: options.LoraAlphaOption = None,
-    reference: options.ReferenceOption = None,
+    given: ImportOptions,
+    reference: ReferenceOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Create a model in a running Ollama and verify it there.
@@ -62,21 +55,6 @@ def _deploy(
     from llmkit.importing.deploy_source import deploy_source
     from llmkit.importing.summary import import_tables, proof_lines
 
-    given = options.import_options(
-        labels,
-        n_head=n_head,
-        activation=activation,
-        norm=norm,
-        norm_type=norm_type,
-        mask=mask,
-        attention_scale=attention_scale,
-        embedding_scale=embedding_scale,
-        qkv_order=qkv_order,
-        layer_norm_epsilon=layer_norm_epsilon,
-        tokenizer=tokenizer,
-        prompt_format=prompt_format,
-        lora_alpha=lora_alpha,
-    )
     whole = deploy_source(
         source, name, given, reference=reference, host=host, checkpoint=checkpoint
     )

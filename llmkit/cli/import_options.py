@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
-
-if TYPE_CHECKING:
-    from llmkit.importing.facts import ImportOptions
 
 HeadOption = Annotated[
     int | None,
@@ -97,9 +97,47 @@ ReferenceOption = Annotated[
 ]
 
 
-def import_options(labels: str | None, **given: Any) -> ImportOptions:
-    """The options by their names; labels are separated by commas."""
-    from llmkit.importing.facts import ImportOptions
+# By the fields of ImportOptions, in the order of the help.
+_OPTIONS: dict[str, Any] = {
+    "n_head": HeadOption,
+    "activation": ActivationOption,
+    "norm": NormOption,
+    "norm_type": NormTypeOption,
+    "mask": MaskOption,
+    "attention_scale": ScaleOption,
+    "embedding_scale": EmbeddingScaleOption,
+    "qkv_order": QkvOrderOption,
+    "layer_norm_epsilon": EpsilonOption,
+    "tokenizer": TokenizerOption,
+    "prompt_format": FormatOption,
+    "labels": LabelsOption,
+    "lora_alpha": LoraAlphaOption,
+}
 
-    names = tuple(part.strip() for part in labels.split(",")) if labels else ()
-    return ImportOptions(labels=names, **given)
+
+def with_import_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options; it gets them together as the argument `given`."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        from llmkit.importing.facts import ImportOptions
+
+        given = {name: arguments.pop(name) for name in _OPTIONS}
+        names = given.pop("labels")
+        labels = tuple(part.strip() for part in names.split(",")) if names else ()
+        command(given=ImportOptions(labels=labels, **given), **arguments)
+
+    hints = get_type_hints(command, localns={"ImportOptions": Any}, include_extras=True)
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        if parameter.name == "given":  # the options stand in its place
+            parameters += [
+                Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+                for name, kind in _OPTIONS.items()
+            ]
+        else:
+            kind = hints[parameter.name]
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind))
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run

@@ -88,7 +88,7 @@ def import_checkpoint(
     options = _with_labels(opened, parts, options)
     known = read_reference(given) if given else None
     facts = gather(opened, project, parts, options)
-    _refuse(facts, project, known, parts)
+    _refuse(facts, project)
     implied = project.tokenizer if project else None
     found = find_tokenizer(opened, options.tokenizer, len(parts.tokens.weight), implied)
     tokenizer, vocabulary = _vocabulary(found, parts, options)
@@ -181,9 +181,7 @@ def _check_sizes(source: Source, project: Project | None, parts: Parts) -> None:
             raise CheckpointError(f"{source.path}: tensor {name} is missing; copy it again")
 
 
-def _refuse(
-    facts: Facts, project: Project | None, reference: ReferenceLogits | None, parts: Parts
-) -> None:
+def _refuse(facts: Facts, project: Project | None) -> None:
     """Raise CheckpointError for what llama.cpp's graph cannot compute."""
     name = project.name if project else "the model"
     if facts.norm.value == "post":

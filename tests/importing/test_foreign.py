@@ -93,7 +93,7 @@ def test_an_import_computes_what_its_program_did(
     out = tmp_path / "checkpoint"
     done = import_checkpoint(foreign / name, out, options, reference=reference)
     assert done.proof is not None
-    assert done.proof.max_difference < 1e-4 or done.proof.limit > 1e-4
+    assert done.proof.max_difference < 1e-4
     if options.labels:
         return  # llama.cpp's logits of labels stand at other ids
     file = export(out, tmp_path / "gguf", QuantConfig(["f32"]), prove=False).files[0].path
