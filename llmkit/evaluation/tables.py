@@ -70,7 +70,8 @@ def _summary(evaluation: Evaluation) -> Table:
                 cells.append(UNKNOWN)
         rows.append(cells + [f"{model.ties}"] * has_ties)
     chance = "" if evaluation.chance is None else f", chance {evaluation.chance:.1%}"
-    title = f"{evaluation.task}: {evaluation.items:,} items of {evaluation.source}{chance}"
+    of = "" if evaluation.source == evaluation.task else f" of {evaluation.source}"
+    title = f"{evaluation.task}: {evaluation.items:,} items{of}{chance}"
     return plain_table(title, columns + ["ties"] * has_ties, rows)
 
 
