@@ -12,7 +12,9 @@ from llmkit.cli.options import (
     DelimiterOption,
     EncodingOption,
     JsonOption,
+    NewTokenizerOption,
     TextColumnOption,
+    VocabSizeOption,
     print_json,
 )
 
@@ -39,16 +41,8 @@ def _prepare(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the token shards.")],
-    tokenizer: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="bpe or char (trained on the text), gpt2, or a tokenizer folder."
-        ),
-    ] = "bpe",
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Vocabulary size of a bpe tokenizer.", show_default="2048"),
-    ] = None,
+    tokenizer: NewTokenizerOption = "bpe",
+    vocab_size: VocabSizeOption = None,
     text_column: TextColumnOption = None,
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = "utf-8",

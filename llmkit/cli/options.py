@@ -42,6 +42,16 @@ EncodingOption = Annotated[
         metavar="NAME", help="Text encoding of the input files, for example latin-1 or utf-16."
     ),
 ]
+NewTokenizerOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="bpe or char (trained on the text), gpt2, or a tokenizer folder."
+    ),
+]
+VocabSizeOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Vocabulary size of a bpe tokenizer.", show_default="2048"),
+]
 HeldOutOption = Annotated[
     Path | None,
     typer.Option(

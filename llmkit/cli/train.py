@@ -13,8 +13,10 @@ from llmkit.cli.options import (
     DelimiterOption,
     EncodingOption,
     JsonOption,
+    NewTokenizerOption,
     ResumeOption,
     TextColumnOption,
+    VocabSizeOption,
     print_json,
 )
 
@@ -49,16 +51,8 @@ def _train(
             metavar="FILE", help="TOML file; its tables [model] and [training] override the preset."
         ),
     ] = None,
-    tokenizer: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="bpe or char (trained on the data), gpt2, or a tokenizer folder."
-        ),
-    ] = "bpe",
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Vocabulary size of a bpe tokenizer.", show_default="2048"),
-    ] = None,
+    tokenizer: NewTokenizerOption = "bpe",
+    vocab_size: VocabSizeOption = None,
     steps: Annotated[
         int | None,
         typer.Option(metavar="N", help="Number of training steps.", show_default=PRESETS),

@@ -32,7 +32,8 @@ def import_tables(done: Import) -> list[Table]:
     for heading in ("not in names and shapes", "value", "from"):
         facts.add_column(heading, overflow="fold")
     for name, fact in done.facts:
-        facts.add_row(name.replace("_", " "), str(fact.value), fact.origin)
+        if fact.value is not False:  # a switch that is off
+            facts.add_row(name, str(fact.value), fact.origin)
     facts.add_row("tokenizer", f"{config.vocab_size:,} tokens", done.tokenizer)
     return [where, facts]
 
