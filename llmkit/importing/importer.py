@@ -175,8 +175,9 @@ def _check_sizes(source: Source, project: Project | None, parts: Parts) -> None:
                 f"{source.path} says {name} {stated.value}, but its tensors have {found}; "
                 "copy the whole checkpoint again"
             )
+    names = without_prefixes(source.tensors).keys()
     for pattern in project.needs if project else ():
-        if not any(re.fullmatch(pattern, name) for name in without_prefixes(source.tensors)):
+        if not any(re.fullmatch(pattern, name) for name in names):
             name = pattern.replace("\\", "").replace("(transformer.)?", "")
             raise CheckpointError(f"{source.path}: tensor {name} is missing; copy it again")
 
