@@ -23,7 +23,7 @@ from llmkit.architectures.registry import tensor_specs
 from llmkit.errors import CheckpointError
 from llmkit.finetuning.label_head import expanded_head
 from llmkit.importing.facts import Facts
-from llmkit.importing.naming import Layer, Linear, Parts
+from llmkit.importing.naming.parts import Layer, Linear, Parts
 from llmkit.validation import validated
 
 NEVER = -10_000.0  # the logit of a token that is never said

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from llmkit.errors import ConfigError
-from llmkit.importing.naming import Parts, named_order
+from llmkit.importing.naming.parts import Parts
+from llmkit.importing.naming.take_apart import named_order
 from llmkit.importing.projects import Project
-from llmkit.importing.source import Source
+from llmkit.importing.source.source import Source
 
 _TANH = "gelu_tanh gelu_new gelu_pytorch_tanh gelu_approx gelu_approximate new_gelu newgelu tanh"
 ACTIVATIONS = {

@@ -25,7 +25,7 @@ from llmkit.importing.facts import Fact, ImportOptions
 from llmkit.importing.made import Import, staged
 from llmkit.importing.prompt_formats import find_prompt_format
 from llmkit.importing.reference import ReferenceLogits, check_reference, prove
-from llmkit.importing.tokenizers import completed
+from llmkit.importing.tokenizers.imported import completed
 from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_level
 
 _KEYS = gguf.Keys.Tokenizer

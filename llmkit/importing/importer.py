@@ -30,7 +30,8 @@ from llmkit.importing.facts import Facts, ImportOptions, gather, setting
 from llmkit.importing.gguf_file import import_gguf, is_gguf
 from llmkit.importing.lora import merged
 from llmkit.importing.made import Import, check_out, staged
-from llmkit.importing.naming import Parts, take_apart
+from llmkit.importing.naming.parts import Parts
+from llmkit.importing.naming.take_apart import take_apart
 from llmkit.importing.projects import PROJECTS, Project, recognised
 from llmkit.importing.prompt_formats import chat_template_in, find_prompt_format
 from llmkit.importing.reference import (
@@ -42,8 +43,11 @@ from llmkit.importing.reference import (
     prove,
     read_reference,
 )
-from llmkit.importing.source import Source, inside, open_source, without_prefixes
-from llmkit.importing.tokenizers import ImportedTokenizer, find_tokenizer, without_false_ends
+from llmkit.importing.source.opening import open_source
+from llmkit.importing.source.source import Source, inside, without_prefixes
+from llmkit.importing.tokenizers.false_ends import without_false_ends
+from llmkit.importing.tokenizers.find import find_tokenizer
+from llmkit.importing.tokenizers.imported import ImportedTokenizer
 from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.tokenizer import Tokenizer
 

@@ -20,7 +20,7 @@ from llmkit.console import progress
 from llmkit.errors import ConfigError
 from llmkit.importing.assemble import Vocabulary, embedding_scale, head_weight, in_order
 from llmkit.importing.facts import QKV_ORDERS, Facts
-from llmkit.importing.naming import Layer, Linear, Parts
+from llmkit.importing.naming.parts import Layer, Linear, Parts
 
 LIMIT = 1e-4  # of logits in float32, where the largest is below 10
 _RELATIVE = 1e-5
