@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from llmkit.errors import CheckpointError
@@ -33,6 +34,12 @@ class Layer:
     up: Linear | None = None
     down: Linear | None = None
 
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys or values have biases."""
+        fused = [] if self.qkv is None else [self.qkv]
+        return any(linear.bias is not None for linear in (*fused, *self.q, *self.k, *self.v))
+
 
 @dataclass
 class Parts:
@@ -50,6 +57,23 @@ class Parts:
     def n_embd(self) -> int:
         """Width of the stream."""
         return int(self.tokens.weight.shape[1])
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix that makes the logits (V, C)."""
+        return (self.head or self.tokens).weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """The head's bias, if it has one that is not zero."""
+        bias = self.head.bias if self.head else None
+        return bias if bias is not None and bool(bias.any()) else None
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the token embedding."""
+        a, b = self.head_weight, self.tokens.weight
+        return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
 
 
 def wrong_shape(module: Linear, wanted: tuple[object, ...]) -> CheckpointError:

@@ -12,10 +12,7 @@ from tokenizers import models
 
 from llmkit.errors import CheckpointError
 from llmkit.importing.tokenizers.imported import END_TOKENS, ImportedTokenizer, completed
-from llmkit.tokenizer import (
-    byte_alphabet,
-    byte_level,
-)
+from llmkit.tokenizer import byte_alphabet, byte_level
 
 
 def accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:

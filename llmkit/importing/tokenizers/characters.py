@@ -10,10 +10,7 @@ from tokenizers import models
 
 from llmkit.errors import CheckpointError
 from llmkit.importing.tokenizers.imported import END_TOKENS, ImportedTokenizer, completed
-from llmkit.tokenizer import (
-    byte_alphabet,
-    byte_level,
-)
+from llmkit.tokenizer import byte_alphabet, byte_level
 
 _SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 

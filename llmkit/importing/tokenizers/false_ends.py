@@ -7,9 +7,7 @@ from collections.abc import Collection
 
 from tokenizers import Tokenizer as HFTokenizer
 
-from llmkit.tokenizer import (
-    Tokenizer,
-)
+from llmkit.tokenizer import Tokenizer
 
 # Special tokens that llama.cpp takes for an end of generation by their text (llama-vocab.cpp:
 # the ends of known models, and padding, repository and file separators of fill-in-the-middle).

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
-from llmkit.tokenizer import (
-    END_OF_TEXT,
-    Tokenizer,
-)
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer
 
 END_TOKENS = (END_OF_TEXT, "<|eos|>", "[EOS]", "<eos>", "</s>", "<EOS>", "<|end|>", "<|im_end|>")
 
