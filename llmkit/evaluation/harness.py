@@ -40,18 +40,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     ) -> None:
         """Open `path` (a checkpoint folder) or `gguf` (a file, which llama.cpp runs on `backend`).
 
-        The batch sizes of lm_eval are not used: batches are as large as is fast. Raises LlmkitError
-        for a model that cannot be opened, and for lm_eval's `device`.
+        lm_eval always gives batch sizes and a device; they are not used. Batches are as large as is
+        fast, and a checkpoint runs on a GPU if there is one. Raises LlmkitError for a model that
+        cannot be opened.
         """
         super().__init__()
         model = path or gguf
         if model is None or (path and gguf):
             raise ConfigError("give --model_args path=FOLDER or gguf=FILE")
-        if device is not None:
-            raise ConfigError(
-                f"--device {device}: a checkpoint runs on the GPU if there is one; for a GGUF file "
-                "add backend=gpu to --model_args"
-            )
         self._open = ExitStack()
         finalize(self, self._open.close)
         self._model = with_log_probabilities(self._open.enter_context(open_model(model, backend)))

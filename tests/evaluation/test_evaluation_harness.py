@@ -137,8 +137,6 @@ def test_what_llmkit_cannot_do_is_refused(tiny_checkpoint: Path) -> None:
     for arguments in ({}, {"path": "a", "gguf": "b"}):
         with pytest.raises(ConfigError, match=r"path=.*gguf="):
             HarnessModel(**arguments)
-    with pytest.raises(ConfigError, match=r"cuda.*backend=gpu"):
-        HarnessModel(path=str(tiny_checkpoint), device="cuda")
 
 
 def test_lm_eval_finds_the_model_by_its_entry_point() -> None:
