@@ -100,10 +100,12 @@ def greedy_ids(
     max_tokens: int,
     stops: Collection[int],
     done: Callable[[int], None] = lambda n_prompts: None,
+    is_complete: Callable[[Sequence[int]], bool] = lambda ids: False,
 ) -> list[list[int]]:
     """The most probable ids after each prompt until one of `stops`, at most `max_tokens`.
 
     Prompts of the same length go through the model together. `done` hears how many are finished.
+    `is_complete`: whether an answer may end behind its last token.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     numbers = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
@@ -120,6 +122,8 @@ def greedy_ids(
                     open_ones.remove(number)
                 elif number in open_ones:
                     answers[number].append(chosen)
+                    if is_complete(answers[number]):
+                        open_ones.remove(number)
             if not open_ones:
                 break
         n_done += len(group)
