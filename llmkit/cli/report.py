@@ -53,4 +53,4 @@ def _report(
         results.print(f"Report: {path}", soft_wrap=True)
     for missing in found.missing:
         remedy = f": {missing.command}" if missing.command else ""
-        results.print(f"Missing: {missing.what}{remedy}", soft_wrap=True)
+        results.print(f"Not in the report: {missing.what}{remedy}", soft_wrap=True)

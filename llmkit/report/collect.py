@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import gguf
+
+from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.console import progress
@@ -24,7 +27,7 @@ from llmkit.export.llamacpp.benchmark import Speed, measure_speed
 from llmkit.export.llamacpp.runners import CheckpointRunner
 from llmkit.export.model_card import model_facts
 from llmkit.export.results import KeptResult, Kind, kept_results
-from llmkit.export.verify.proof_store import kept_proof
+from llmkit.export.verify.proof_store import PROOF_FILE, kept_proof
 from llmkit.finetuning.held_out import held_out_questions
 from llmkit.generation import Sampling
 from llmkit.training.state import Metrics, RunFolder, RunState
@@ -63,6 +66,8 @@ class FileFacts:
     mean_kl: float | None  # of `compare`, or else of the proof
     top1: float | None
     checks: dict[str, bool] | None  # of `verify`: whether each passed; None: not verified
+    proof: str | None  # path of the file with the checks
+    model_name: str | None  # as the file states it
 
 
 @dataclass(frozen=True)
@@ -116,16 +121,17 @@ class RunReport:
         return asdict(self)
 
 
-def collect(folder: Path, ggufs: Sequence[Path] = ()) -> RunReport:
-    """Collect what is known about the run in a checkpoint folder; measure speed, draw samples.
+def collect(checkpoint: Checkpoint, ggufs: Sequence[Path] = ()) -> RunReport:
+    """Collect what is known about a checkpoint's run; measure speed and generate samples.
 
-    `ggufs`: its files; by default those in the folder, in its folders and in FOLDER-export, and
-    those in folders beside it that are proved to be of this checkpoint.
+    `ggufs`: its files; by default those in its folder and in FOLDER-export, and verified ones in
+    folders beside it.
 
-    Raises CheckpointError for what is no checkpoint. A part that is missing or damaged is named in
-    `missing`.
+    Raises LlmkitError for damaged weights and for damaged files in `ggufs`. Other parts that are
+    missing or damaged are named in `missing`.
     """
-    return _Collector(_open(folder)).report(ggufs)
+    files = [read_gguf(path) for path in dict.fromkeys(ggufs)]
+    return _Collector(checkpoint).report(files)
 
 
 def command(*words: object) -> str:
@@ -133,7 +139,7 @@ def command(*words: object) -> str:
     return shlex.join(["llmkit", *map(str, words)])
 
 
-def _open(folder: Path) -> Checkpoint:
+def open_run(folder: Path) -> Checkpoint:
     """The checkpoint. For a GGUF file or the folder above it, the error names the checkpoint."""
     if is_gguf(folder):
         run = (kept_proof(folder) or {}).get("checkpoint", "RUN")
@@ -157,11 +163,14 @@ class _Collector:
         self.checkpoint, self.folder = checkpoint, checkpoint.folder
         self.missing: list[Missing] = []
 
-    def report(self, ggufs: Sequence[Path]) -> RunReport:
+    def report(self, ggufs: Sequence[GGUFFile]) -> RunReport:
         """All parts."""
+        model = self.checkpoint.load_model(choose_device())
         stages = self._stages(self.checkpoint)
-        paths = list(dict.fromkeys(ggufs)) or self._own_ggufs()
-        folders = dict.fromkeys([self.folder, *(path.parent for path in paths)])
+        if not ggufs:
+            read = [self._try(read_gguf, path) for path in self._own_ggufs()]
+            ggufs = [file for file in read if file is not None]
+        folders = dict.fromkeys([self.folder, *(file.path.parent for file in ggufs)])
         comparisons = self._kept(folders, "comparisons", Comparison)
         rows = {
             kept.sha256.get(row.file, ""): row
@@ -169,13 +178,14 @@ class _Collector:
             if kept.sha256.get(kept.result.reference) == self.checkpoint.sha256
             for row in kept.result.rows
         }
-        files = list(self._files(paths, rows))
+        files = list(self._files(ggufs, rows))
         scores = self._scores(self._kept(folders, "evaluations", Evaluation), files)
         sampling = ANSWER_SAMPLING if self.checkpoint.held_out_file.exists() else TEXT_SAMPLING
-        samples = self._try(self._samples, sampling) or []
+        samples = self._try(self._samples, model, sampling) or []
         self._note_missing(files, scores)
+        names = {file.model_name for file in files}
         return RunReport(
-            self.folder.resolve().name,
+            (names.pop() if len(names) == 1 else None) or self.folder.resolve().name,
             str(self.folder),
             model_facts(self.checkpoint),
             bool(self.checkpoint.labels),
@@ -184,7 +194,7 @@ class _Collector:
             files,
             samples,
             sampling,
-            self.missing,
+            list(dict.fromkeys(self.missing)),
         )
 
     def _try(self, part: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -205,7 +215,8 @@ class _Collector:
         state = self._try(run.read_state)
         if state is None:
             return []
-        stage = Stage(checkpoint.folder.resolve().name, state, self._try(run.read_metrics) or [])
+        metrics = self._try(run.read_metrics) or []
+        stage = Stage(checkpoint.folder.resolve().name, state, metrics)
         if "base" not in state.settings:
             return [stage]
         base = _base_of(checkpoint.folder, state)
@@ -219,24 +230,25 @@ class _Collector:
         """Those of this folder and its export, and proved ones beside it."""
         parent = self.folder.parent if self.folder.name else self.folder.resolve().parent
         export = parent / f"{self.folder.resolve().name}-export"
-        found = []
+        found: dict[Path, Path] = {}
         for folder in dict.fromkeys([self.folder, *_folders(self.folder), *_folders(parent)]):
             is_own = folder.is_relative_to(self.folder) or folder == export
             for path in sorted(folder.glob("*.gguf")):
                 proof = kept_proof(path) or {}
                 if is_own or proof.get("checkpoint_sha256") == self.checkpoint.sha256:
-                    found.append(path)
-        return found
+                    found.setdefault(path.resolve(), path)
+        return list(found.values())
 
     def _kept(self, folders: Iterable[Path], kind: Kind, of: type[T]) -> list[KeptResult[T]]:
         return [
             kept for folder in folders for kept in self._try(kept_results, folder, kind, of) or []
         ]
 
-    def _files(self, paths: Sequence[Path], rows: dict[str, ComparisonRow]) -> Iterator[FileFacts]:
+    def _files(
+        self, files: Sequence[GGUFFile], rows: dict[str, ComparisonRow]
+    ) -> Iterator[FileFacts]:
         """The largest first; without adapters, which belong to another file."""
-        read = [self._try(read_gguf, path) for path in paths]
-        models = [file for file in read if file is not None and not is_adapter(file)]
+        models = [file for file in files if not is_adapter(file)]
         models.sort(key=lambda file: -file.path.stat().st_size)
         with progress("measure speed", len(models), "files") as bar:
             for number, file in enumerate(models, start=1):
@@ -275,6 +287,8 @@ class _Collector:
             row.mean_kl if row else cost.get("mean_kl"),
             row.top1 if row else cost.get("top1"),
             proof and {check["name"]: check["passed"] for check in proof["checks"]},
+            str(path.parent / PROOF_FILE) if proof else None,
+            file.metadata.get(gguf.Keys.General.NAME),
         )
 
     def _scores(
@@ -302,10 +316,10 @@ class _Collector:
                         task.scores[name] = score
         return list(found.values())
 
-    def _samples(self, sampling: Sampling) -> list[Sample]:
+    def _samples(self, model: LanguageModel, sampling: Sampling) -> list[Sample]:
         """Answers to questions that fine-tuning held out; or what follows held-out text."""
         checkpoint = self.checkpoint
-        runner = CheckpointRunner(checkpoint, checkpoint.load_model(choose_device()))
+        runner = CheckpointRunner(checkpoint, model)
         asked = [
             (question[-1].content, runner.prompt(question))
             for question in held_out_questions(checkpoint)
@@ -349,7 +363,7 @@ class _Collector:
 def _base_of(folder: Path, state: RunState) -> Checkpoint | None:
     """The checkpoint that a run started from, if it is still there and has the same weights."""
     base = Path(state.sources.get("base", ""))
-    for path in (base, folder.parent / base.name):
+    for path in (base, folder.resolve().parent / base.name):
         with suppress(LlmkitError):
             checkpoint = load_folder(path)
             if checkpoint.sha256 == state.settings["base"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -21,6 +22,7 @@ class Section:
     note: str = ""
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()  # a name, then a cell for each column
+    files: Sequence[str] = ()  # links below the table
     figures: Mapping[str, Figure] = field(default_factory=dict)  # by what they show
     quotes: Sequence[tuple[str, str]] = ()  # a prompt, and what follows
     commands: Sequence[tuple[str, str | None]] = ()  # what is missing, and what to run
@@ -145,10 +147,11 @@ def _quantization(report: RunReport) -> Section:
     return Section(
         "Quantization",
         "Compared with the checkpoint in PyTorch. KL divergence in nats per token. Tokens per "
-        "second were measured with llama.cpp on the machine that wrote this report. The proofs are "
-        "in parity.json beside the files.",
+        "second were measured with llama.cpp on the machine that wrote this report. The results of "
+        "all checks of verify are below the table.",
         columns=("", *(file.name for file in files)),
         rows=[row for row in rows if files and set(row[1:]) != {UNKNOWN}],
+        files=list(dict.fromkeys(file.proof for file in files if file.proof)),
     )
 
 
@@ -191,7 +194,7 @@ def _score(task: TaskScores, model: str, show: Callable[[str, Score], str]) -> s
 
 def _task_name(task: TaskScores) -> str:
     chance = "" if task.chance is None else f", chance {task.chance:.0%}"
-    source = "" if task.source == task.task else f" of {task.source}"
+    source = "" if task.source == task.task else f" of {Path(task.source).name}"
     return f"{task.task}, {task.measure} ({task.items:,} items{source}{chance})"
 
 

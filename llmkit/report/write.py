@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -11,7 +14,7 @@ from llmkit.errors import ConfigError
 from llmkit.export.report.markdown import code_block, markdown_table
 from llmkit.export.report.page import page, png_data
 from llmkit.files import StrPath, cannot_read, optional_path, write_text
-from llmkit.report.collect import CHECKPOINT, RunReport, collect
+from llmkit.report.collect import CHECKPOINT, RunReport, collect, open_run
 from llmkit.report.sections import Section, sections, summary
 
 MARK = "<!-- written by llmkit report -->"  # a file with it may be replaced
@@ -19,7 +22,7 @@ NAMES = ("report.html", "report.md")
 _TEMPLATE = """
 {{ mark|safe }}
 <style>
-  .facts th, .facts td { overflow-wrap: anywhere; } .facts th { font-weight: normal; }
+  .facts td { overflow-wrap: anywhere; } .facts th { font-weight: normal; }
   figure { display: inline-block; width: 28rem; max-width: 100%; margin: 0 0.5rem 0 0; }
   blockquote { margin: 1rem 0; padding-left: 1rem; border-left: 3px solid #ccc;
                white-space: pre-wrap; }
@@ -36,6 +39,8 @@ _TEMPLATE = """
 {% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% elif section.rows %}{{ numbers_table(section.columns, section.rows) }}{% endif %}
+{% if section.files %}<p>{% for file in section.files %}<a href="{{ link(file) }}">
+{{ file }}</a>{{ ", " if not loop.last }}{% endfor %}</p>{% endif %}
 {% for name, figure in section.figures.items() %}
 <figure><img alt="{{ name }}" src="{{ png_data(figure) }}"></figure>{% endfor %}
 {% for prompt, text in section.quotes %}
@@ -60,13 +65,15 @@ def report(
     """
     run, out = Path(run), optional_path(out)
     paths = [run / name for name in NAMES] if out is None else [out]
+    checkpoint = open_run(run)
     for path in paths:
         _check_out(path)
     given = [ggufs] if isinstance(ggufs, str | Path) else ggufs
-    collected = collect(run, [Path(path) for path in given])
+    collected = collect(checkpoint, [Path(path) for path in given])
     parts = sections(collected)
     for path in paths:
-        write_text(path, _WRITERS[path.suffix.lower()](collected, parts))
+        write = _WRITERS[path.suffix.lower()]
+        write_text(path, write(collected, parts, partial(_link, path.parent)))
     return collected, paths
 
 
@@ -86,18 +93,24 @@ def _check_out(path: Path) -> None:
         )
 
 
-def _html(collected: RunReport, parts: Sequence[Section]) -> str:
+def _link(folder: Path, file: str) -> str:
+    """The address of a file in a document in `folder`."""
+    return quote(Path(os.path.relpath(file, folder)).as_posix())
+
+
+def _html(collected: RunReport, parts: Sequence[Section], link: Callable[[str], str]) -> str:
     return page(
         _TEMPLATE,
         title=f"{collected.name}: report",
         mark=MARK,
         summary=summary(collected),
         sections=parts,
+        link=link,
         png_data=png_data,
     )
 
 
-def _markdown(collected: RunReport, parts: Sequence[Section]) -> str:
+def _markdown(collected: RunReport, parts: Sequence[Section], link: Callable[[str], str]) -> str:
     """With Hugging Face's front matter; without pictures, which would be files of their own."""
     lines = [f"---\n{_front_matter(collected)}\n---", MARK, f"# {collected.name}"]
     lines.append(summary(collected))
@@ -105,6 +118,7 @@ def _markdown(collected: RunReport, parts: Sequence[Section]) -> str:
         lines += [f"## {section.heading}", *([section.note] if section.note else [])]
         if section.rows:
             lines.append(markdown_table(section.columns, section.rows))
+        lines += [f"[{Path(file).name}]({link(file)})" for file in section.files]
         lines += [code_block("text", f"> {prompt}\n\n{text}") for prompt, text in section.quotes]
         lines += [
             f"- {what}" + (f"\n\n{code_block('console', f'$ {command}')}" if command else "")

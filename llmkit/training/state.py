@@ -67,7 +67,7 @@ class Metrics:
 
 def unusable(path: Path, fault: str) -> CheckpointError:
     """The error for a file without which a run cannot continue."""
-    return CheckpointError(f"{path} {fault}; train into another folder")
+    return CheckpointError(f"{path} {fault}; restore it, or train into another folder")
 
 
 class RunFolder:
