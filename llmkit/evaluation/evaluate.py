@@ -12,9 +12,10 @@ from llmkit.console import progress, say
 from llmkit.errors import ConfigError, DataError
 from llmkit.evaluation.intervals import Interval, difference_interval, score_interval
 from llmkit.evaluation.items import Item, Outcome
-from llmkit.evaluation.models import open_model
+from llmkit.evaluation.models import OLLAMA, open_model
 from llmkit.evaluation.tasks import OTHER, Task, task_of
 from llmkit.export.llamacpp.devices import Backend
+from llmkit.export.results import keep_result
 from llmkit.files import StrPath, optional_path
 from llmkit.finetuning.scores import LabelScores, confusion_matrix, label_scores
 
@@ -95,7 +96,18 @@ def evaluate(
     kind, items, source = task_of(str(task), optional_path(data))
     items = limited(items, limit)
     found = [_outcomes(name, kind, items, backend) for name in names]
-    return summed_up(kind.name, source, names, items, found, lower=kind.lower_is_better)
+    evaluation = summed_up(kind.name, source, names, items, found, lower=kind.lower_is_better)
+    keep_evaluation(evaluation)
+    return evaluation
+
+
+def keep_evaluation(evaluation: Evaluation) -> None:
+    """Write the result to `results.json` beside the first model on disk, for `llmkit report`."""
+    names = [model.model for model in evaluation.models]
+    on_disk = [name for name in dict.fromkeys(names) if not name.startswith(OLLAMA)]
+    about = {"task": evaluation.task, "source": evaluation.source, "models": names}
+    if on_disk:
+        keep_result("evaluations", about, on_disk, evaluation.to_dict())
 
 
 def model_names(models: StrPath | Sequence[StrPath]) -> list[str]:

@@ -212,6 +212,7 @@ def finetune_classify(
     steps = config.training_config(len(train), changes)
     kept = Records(
         (len(train), len(validation), len(test)),
+        data,
         *([{"text": r.text, "label": r.label} for r in part] for part in (parts[0], parts[2])),
     )
     more = {

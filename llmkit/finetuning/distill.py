@@ -125,6 +125,7 @@ def _prepare(
     tokens = open_token_file(folder.token_file("train"), start.sizes.vocab_size)
     some = windows(tokens, start.sizes.context_length, CALIBRATION_TOKENS)[:, :-1]
     start.write(folder, torch.from_numpy(some), device)
-    state = RunState(settings, n_bytes)
+    base = str(start.base.folder)
+    state = RunState(settings, n_bytes, sources={"data": str(data or base), "base": base})
     folder.write_state(state)
     return state

@@ -227,6 +227,7 @@ def finetune_instruct(
     read, shown, asked = parts
     records = Records(
         (len(train), len(validation), len(test)),
+        data,
         *([{"messages": [asdict(m) for m in c.messages]} for c in part] for part in (read, asked)),
     )
     more = {"mask_prompt": mask_prompt, "packing": packing, "prompt_format": form.to_dict()}

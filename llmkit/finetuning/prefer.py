@@ -252,6 +252,7 @@ def finetune_prefer(
     read, shown, asked = ([_conversation(p) for p in part] for part in parts)
     records = Records(
         (len(train), len(validation), len(test)),
+        data,
         *([{"messages": [asdict(m) for m in c.messages]} for c in part] for part in (read, asked)),
     )
     settings = run_settings("prefer", base, [data], config, steps, beta=beta)

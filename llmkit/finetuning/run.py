@@ -56,6 +56,7 @@ class Records:
     """How many records went into which part, and what of them stays in the checkpoint."""
 
     n: tuple[int, int, int]
+    source: Path
     trained: Sequence[dict[str, Any]]  # the training part, to calibrate quantization with
     held_out: Sequence[dict[str, Any]]  # the test part, for checks of exported files
 
@@ -127,7 +128,8 @@ def _prepare(
     _write_records(folder.trained_file, records.trained)
     _write_records(folder.held_out_file, records.held_out)
     start.write(folder)
-    state = RunState(settings, {})
+    sources = {"data": str(records.source), "base": str(start.base.folder)}
+    state = RunState(settings, {}, sources=sources)
     folder.write_state(state)
     return state
 

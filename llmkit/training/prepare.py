@@ -79,7 +79,7 @@ def prepare(
     tokenizer = make_tokenizer(settings["tokenizer"], _split(data, reading), sizes.vocab_size)
     folder.remove_half_written()
     data_bytes = write_token_files(folder, data, tokenizer, sizes.context_length, reading)
-    return _committed(folder, settings, sizes, tokenizer, data_bytes)
+    return _committed(folder, settings, sizes, tokenizer, data_bytes, data)
 
 
 def prepare_from(
@@ -99,7 +99,8 @@ def prepare_from(
             kept.astype(token_dtype(prepared.vocab_size)).tofile(beside)
         data_bytes[part] = round(total.bytes * len(kept) / total.tokens)
         say(f"{part}: {total.tokens:,} tokens of {total.bytes:,} bytes")
-    return _committed(folder, settings, sizes, load_tokenizer(prepared.folder), data_bytes)
+    tokenizer = load_tokenizer(prepared.folder)
+    return _committed(folder, settings, sizes, tokenizer, data_bytes, prepared.folder)
 
 
 def _committed(
@@ -108,11 +109,12 @@ def _committed(
     sizes: ModelConfig,
     tokenizer: Tokenizer,
     data_bytes: dict[str, int],
+    data: Path,
 ) -> RunState:
     tokenizer.save(folder.folder / TOKENIZER_FILE)
     sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
     save_config(folder.folder, CheckpointConfig(sizes, COMPLETION))
-    state = RunState(settings, data_bytes)
+    state = RunState(settings, data_bytes, sources={"data": str(data)})
     folder.write_state(state)
     return state
 

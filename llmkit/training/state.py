@@ -35,6 +35,7 @@ class RunState:
     step: int = 0
     elapsed_s: float = 0.0
     losses: list[float] = field(default_factory=list)  # of the steps since the last evaluation
+    sources: dict[str, str] = field(default_factory=dict)  # paths as given: `data`, and the `base`
 
     @property
     def finished(self) -> bool:
@@ -66,7 +67,7 @@ class Metrics:
 
 def unusable(path: Path, fault: str) -> CheckpointError:
     """The error for a file without which a run cannot continue."""
-    return CheckpointError(f"{path} {fault}; train into another folder")
+    return CheckpointError(f"{path} {fault}; restore it, or train into another folder")
 
 
 class RunFolder:
