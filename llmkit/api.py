@@ -31,6 +31,7 @@ from llmkit.export.report.page import write_report
 from llmkit.export.report.plots import size_quality_figure
 from llmkit.export.report.tables import comparison_table, export_table, proof_table
 from llmkit.export.to_hf import export_to_hf
+from llmkit.faq import Faq
 from llmkit.finetuning.classify import finetune_classify
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.distill import finetune_distill
@@ -47,6 +48,7 @@ from llmkit.training import train
 
 __all__ = [
     "Budget",
+    "Faq",
     "FinetuneConfig",
     "ImportOptions",
     "LoRAConfig",

@@ -10,6 +10,7 @@ from llmkit.errors import ConfigError, PromptTooLongError
 from llmkit.export.gguf.keys import LABELS_KEY
 from llmkit.export.llamacpp.runners import open_runner
 from llmkit.export.ollama.server import OllamaServer
+from llmkit.faq import Faq
 from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import Message
 
@@ -45,10 +46,15 @@ def open_reply(
 
 
 def chat(
-    reply: Reply, questions: Iterable[str], system: str, note: Callable[[str], None]
+    reply: Reply,
+    questions: Iterable[str],
+    system: str,
+    note: Callable[[str], None],
+    faq: Faq | None = None,
 ) -> Iterator[str]:
     """Yield the answers to one question after the other, in pieces, with a line end after each.
 
+    A question of `faq` is answered from there, after a mark with the question that was found.
     The model is given all that was said. What no longer fits its context is forgotten, the oldest
     first, and `note` is told so. Raises PromptTooLongError where a single question does not fit.
     """
@@ -56,6 +62,11 @@ def chat(
     turns: list[Message] = []
     for question in questions:
         turns.append(Message("user", question))
+        known = faq.answer(question) if faq else None
+        if known:
+            yield f"[FAQ: {known.question}] {known.answer}\n"
+            turns.append(Message("assistant", known.answer))
+            continue
         while True:
             try:
                 pieces = reply([*first, *turns])
