@@ -16,13 +16,15 @@ from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
 from llmkit.evaluation.human import rate
 from llmkit.evaluation.judge import judge
+from llmkit.evaluation.labelling import label_probabilities
 from llmkit.evaluation.tables import evaluation_figure, evaluation_tables
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
 from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.inspection import inspect
-from llmkit.export.llamacpp.runners import generate
+from llmkit.export.llamacpp.runners import generate, open_runner
+from llmkit.export.llamacpp.trace import differences, trace
 from llmkit.export.quantization.budget import Budget
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import make_imatrix
@@ -31,6 +33,7 @@ from llmkit.export.report.page import write_report
 from llmkit.export.report.plots import size_quality_figure
 from llmkit.export.report.tables import comparison_table, export_table, proof_table
 from llmkit.export.to_hf import export_to_hf
+from llmkit.faq import Faq
 from llmkit.finetuning.classify import finetune_classify
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.distill import finetune_distill
@@ -48,6 +51,7 @@ from llmkit.training import train
 
 __all__ = [
     "Budget",
+    "Faq",
     "FinetuneConfig",
     "ImportOptions",
     "LoRAConfig",
@@ -58,6 +62,7 @@ __all__ = [
     "demo",
     "deploy",
     "deploy_source",
+    "differences",
     "doctor",
     "evaluate",
     "evaluation_figure",
@@ -73,7 +78,9 @@ __all__ = [
     "import_checkpoint",
     "inspect",
     "judge",
+    "label_probabilities",
     "make_imatrix",
+    "open_runner",
     "prepare_data",
     "prompt_format",
     "proof_table",
@@ -81,6 +88,7 @@ __all__ = [
     "report",
     "requantize",
     "size_quality_figure",
+    "trace",
     "train",
     "verify",
     "write_report",

@@ -10,6 +10,7 @@ from llmkit.errors import ConfigError, PromptTooLongError
 from llmkit.export.gguf.keys import LABELS_KEY
 from llmkit.export.llamacpp.runners import open_runner
 from llmkit.export.ollama.server import OllamaServer
+from llmkit.faq import Faq
 from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import Message
 
@@ -45,33 +46,55 @@ def open_reply(
 
 
 def chat(
-    reply: Reply, questions: Iterable[str], system: str, note: Callable[[str], None]
+    reply: Reply,
+    questions: Iterable[str],
+    system: str,
+    note: Callable[[str], None],
+    faq: Faq | None = None,
 ) -> Iterator[str]:
     """Yield the answers to one question after the other, in pieces, with a line end after each.
 
+    A question of `faq` is answered from there, after a mark with the question that was found.
     The model is given all that was said. What no longer fits its context is forgotten, the oldest
     first, and `note` is told so. Raises PromptTooLongError where a single question does not fit.
     """
-    first = [Message("system", system)] if system else []
     turns: list[Message] = []
     for question in questions:
         turns.append(Message("user", question))
-        while True:
-            try:
-                pieces = reply([*first, *turns])
-                answer = next(pieces, "")  # a prompt that does not fit shows here
-                break
-            except PromptTooLongError:
-                if len(turns) == 1:
-                    raise
-                turns = turns[2:]
-                note(FORGOTTEN)
-        yield answer
-        for piece in pieces:
-            answer += piece
+        known = faq.answer(question) if faq else None
+        if known:
+            yield f"[FAQ: {known.question}] {known.answer}\n"
+            turns.append(Message("assistant", known.answer))
+            continue
+        said = ""
+        for piece in answer(reply, turns, system, note):
+            said += piece
             yield piece
         yield "\n"
-        if answer.strip():
-            turns.append(Message("assistant", answer.strip()))
+        if said.strip():
+            turns.append(Message("assistant", said.strip()))
         else:
             turns.pop()  # an empty answer cannot be part of what follows
+
+
+def answer(
+    reply: Reply, turns: list[Message], system: str, note: Callable[[str], None]
+) -> Iterator[str]:
+    """Yield the answer to the last of `turns`, a question, in pieces.
+
+    The oldest question and answer are removed from `turns` as long as the prompt does not fit the
+    context, and `note` is told. Raises PromptTooLongError where the question alone does not fit.
+    """
+    first = [Message("system", system)] if system else []
+    while True:
+        try:
+            pieces = reply([*first, *turns])
+            piece = next(pieces, "")  # a prompt that does not fit shows here
+            break
+        except PromptTooLongError:
+            if len(turns) == 1:
+                raise
+            del turns[:2]
+            note(FORGOTTEN)
+    yield piece
+    yield from pieces

@@ -34,6 +34,15 @@ def _chat(
     system: Annotated[
         str, typer.Option(metavar="TEXT", help="System prompt.", show_default="the prompt format's")
     ] = "",
+    faq: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV, JSON or JSONL file of questions and answers. A question near one of them "
+            "gets its answer, marked [FAQ: ...]; the model answers the others.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Annotated[
         float,
         typer.Option(
@@ -68,11 +77,13 @@ def _chat(
     """Chat with a model. Type /bye or Ctrl-D to quit."""
     from llmkit.console import say
     from llmkit.export.llamacpp.chat import chat, open_reply
+    from llmkit.faq import Faq
     from llmkit.generation import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, seed, max_tokens)
+    known = Faq.load(faq) if faq else None
     with open_reply(model, ollama, host, sampling) as reply:
-        for piece in chat(reply, _lines(), system, say):
+        for piece in chat(reply, _lines(), system, say, known):
             sys.stdout.write(piece)
             sys.stdout.flush()
 

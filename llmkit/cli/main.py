@@ -30,6 +30,7 @@ from llmkit.cli import (
     import_checkpoint,
     inspect,
     modelfile,
+    page,
     quantize,
     report,
     train,
@@ -53,7 +54,7 @@ app = typer.Typer(
 )
 for _module in (
     demo, data, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize,
-    verify, compare, evaluate, report, inspect, modelfile, deploy, doctor,
+    verify, compare, evaluate, report, page, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 
