@@ -22,7 +22,7 @@ from llmkit.export.convert import export
 from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.inspection import inspect
-from llmkit.export.llamacpp.runners import generate
+from llmkit.export.llamacpp.runners import generate, generate_texts, stream_tokens
 from llmkit.export.quantization.budget import Budget
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import make_imatrix
@@ -36,18 +36,21 @@ from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.instruct import finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
-from llmkit.generation import Sampling
+from llmkit.generation import Candidate, GeneratedToken
 from llmkit.importing.deploy_source import deploy_source
 from llmkit.importing.facts import ImportOptions
 from llmkit.importing.importer import import_checkpoint
 from llmkit.importing.verify_source import verify_source as verify
 from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
+from llmkit.sampling import Sampling
 from llmkit.training import train
 
 __all__ = [
     "Budget",
+    "Candidate",
     "FinetuneConfig",
+    "GeneratedToken",
     "ImportOptions",
     "LoRAConfig",
     "QuantConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "finetune_instruct",
     "finetune_prefer",
     "generate",
+    "generate_texts",
     "import_checkpoint",
     "inspect",
     "judge",
@@ -79,6 +83,7 @@ __all__ = [
     "rate",
     "requantize",
     "size_quality_figure",
+    "stream_tokens",
     "train",
     "verify",
     "write_report",
