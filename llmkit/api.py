@@ -23,7 +23,7 @@ from llmkit.export.convert import export
 from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.inspection import inspect
-from llmkit.export.llamacpp.runners import generate, open_runner
+from llmkit.export.llamacpp.runners import generate, generate_texts, open_runner, stream_tokens
 from llmkit.export.llamacpp.trace import differences, trace
 from llmkit.export.quantization.budget import Budget
 from llmkit.export.quantization.config import QuantConfig
@@ -39,7 +39,7 @@ from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.instruct import finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
-from llmkit.generation import Sampling
+from llmkit.generation import Candidate, GeneratedToken
 from llmkit.importing.deploy_source import deploy_source
 from llmkit.importing.facts import ImportOptions
 from llmkit.importing.importer import import_checkpoint
@@ -47,12 +47,15 @@ from llmkit.importing.verify_source import verify_source as verify
 from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.report.write import report
+from llmkit.sampling import Sampling
 from llmkit.training import train
 
 __all__ = [
     "Budget",
+    "Candidate",
     "Faq",
     "FinetuneConfig",
+    "GeneratedToken",
     "ImportOptions",
     "LoRAConfig",
     "QuantConfig",
@@ -75,6 +78,7 @@ __all__ = [
     "finetune_instruct",
     "finetune_prefer",
     "generate",
+    "generate_texts",
     "import_checkpoint",
     "inspect",
     "judge",
@@ -88,6 +92,7 @@ __all__ = [
     "report",
     "requantize",
     "size_quality_figure",
+    "stream_tokens",
     "trace",
     "train",
     "verify",

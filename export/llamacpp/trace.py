@@ -1,33 +1,19 @@
-"""A generation with the probabilities behind each token, from any runner."""
+"""A generation with the probabilities behind each token, and where another model differs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from llmkit.errors import ConfigError
 from llmkit.export.llamacpp.runners import Runner
-from llmkit.generation import Sampling
-
-N_CANDIDATES = 10
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A token that could have come next, and its probability at temperature 1."""
-
-    id: int
-    text: str
-    probability: float
+from llmkit.generation import TOP_CANDIDATES, Candidate
+from llmkit.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class TracedToken:
-    """A token of a generation, its probability at temperature 1, and the most probable ones.
+    """A token of a generation, its probability by the model alone, and the most probable ones.
 
     `text` is what it adds in whole characters: the last token of a character has all of it.
     """
@@ -52,15 +38,9 @@ class Difference:
 
 
 def trace(runner: Runner, prompt: Sequence[int], sampling: Sampling) -> Iterator[TracedToken]:
-    """Yield the tokens that follow `prompt`, as `runner.answer` chooses them."""
-    watched = _Watched(**vars(sampling))
-    n_told = 0
-    for text in runner.answer(prompt, watched):
-        new = watched.chosen[n_told:]
-        n_told += len(new)
-        for number, (token_id, probability, top) in enumerate(new, start=1):
-            candidates = tuple(_candidate(runner, *entry) for entry in top)
-            yield TracedToken(token_id, text if number == len(new) else "", probability, candidates)
+    """Yield the tokens that follow `prompt`. Unlike GeneratedToken they do not keep all logits."""
+    for token in runner.tokens(prompt, sampling):
+        yield TracedToken(token.id, token.text, token.probability, tuple(token.candidates))
 
 
 def differences(
@@ -73,9 +53,9 @@ def differences(
     """
     if not tokens:
         return []
-    for token in tokens[:N_CANDIDATES]:
+    for token in tokens[:TOP_CANDIDATES]:
         text = _text(original, token.greedy.id)
-        if text != token.greedy.text:
+        if text != token.greedy.token:
             raise ConfigError("the models have different vocabularies")
     ids = [token.id for token in tokens]
     (logits,) = original.branches(prompt, [ids])  # (n, V)
@@ -85,28 +65,9 @@ def differences(
         tokens, best.indices.tolist(), best.values.tolist(), strict=True
     ):
         same = place == token.greedy.id
-        other = _candidate(original, place, probability)
+        other = Candidate(place, _text(original, place), probability, sampled=0)
         found.append(None if same else Difference(other, token.greedy))
     return found
-
-
-@dataclass(frozen=True)
-class _Watched(Sampling):
-    """Keeps what each token was chosen from: its id, its probability, the most probable ones."""
-
-    chosen: list[tuple[int, float, list[tuple[int, float]]]] = field(default_factory=list)
-
-    def choose(self, logits: Tensor, *rest: Any, **options: Any) -> int:
-        token_id = super().choose(logits, *rest, **options)
-        probabilities = logits.detach().cpu().double().softmax(-1)
-        top = torch.topk(probabilities, min(N_CANDIDATES, len(probabilities)))
-        pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-        self.chosen.append((token_id, float(probabilities[token_id]), pairs))
-        return token_id
-
-
-def _candidate(runner: Runner, token_id: int, probability: float) -> Candidate:
-    return Candidate(token_id, _text(runner, token_id), probability)
 
 
 def _text(runner: Runner, token_id: int) -> str:

@@ -19,7 +19,7 @@ from llmkit.page.sampling import sampling_controls
 if TYPE_CHECKING:
     from llmkit.export.llamacpp.runners import Runner
     from llmkit.export.llamacpp.trace import Difference, TracedToken
-    from llmkit.generation import Sampling
+    from llmkit.sampling import Sampling
 
 MOST = 4
 _TEXTS = "write_texts"  # what was written last, in the session
@@ -185,7 +185,7 @@ def _span(token: TracedToken, difference: Difference | None, with_candidates: bo
 def _panel(token: TracedToken, difference: Difference | None) -> str:
     rows = "".join(
         f'<span class="row{" chosen" * (candidate.id == token.id)}">'
-        f"<code>{_visible(candidate.text)}</code>"
+        f"<code>{_visible(candidate.token)}</code>"
         f'<span class="bar"><i style="width:{candidate.probability:.1%}"></i></span>'
         f"<span>{candidate.probability:.1%}</span></span>"
         for candidate in token.candidates
@@ -193,9 +193,9 @@ def _panel(token: TracedToken, difference: Difference | None) -> str:
     note = ""
     if difference is not None:
         note = (
-            f'<p class="note">Most likely here: <code>{_visible(difference.own.text)}</code> '
+            f'<p class="note">Most likely here: <code>{_visible(difference.own.token)}</code> '
             f"{difference.own.probability:.1%}; in the original model "
-            f"<code>{_visible(difference.original.text)}</code> "
+            f"<code>{_visible(difference.original.token)}</code> "
             f"{difference.original.probability:.1%}</p>"
         )
     return f'<span class="top">{note}{rows}</span>'

@@ -24,12 +24,12 @@ from llmkit.export.evaluation.eval_data import proof_prompts
 from llmkit.export.gguf.adapter import adapter_of, is_adapter
 from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
 from llmkit.export.llamacpp.benchmark import Speed, measure_speed
-from llmkit.export.llamacpp.runners import CheckpointRunner
+from llmkit.export.llamacpp.runners import CheckpointRunner, answer_text
 from llmkit.export.model_card import model_facts
 from llmkit.export.results import KeptResult, Kind, kept_results
 from llmkit.export.verify.proof_store import PROOF_FILE, kept_proof
 from llmkit.finetuning.held_out import held_out_questions
-from llmkit.generation import Sampling
+from llmkit.sampling import Sampling
 from llmkit.training.state import Metrics, RunFolder, RunState
 
 CHECKPOINT = "checkpoint"  # its name beside those of the files
@@ -327,7 +327,7 @@ class _Collector:
         room = checkpoint.config.context_length
         fitting = [(text, ids) for text, ids in asked if len(ids) < room]
         return [
-            Sample(text, "".join(runner.answer(ids, sampling)))
+            Sample(text, "".join(answer_text(runner, ids, sampling)))
             for text, ids in fitting[:: max(1, len(fitting) // N_SAMPLES)][:N_SAMPLES]
         ]
 
