@@ -22,7 +22,7 @@ def _report(
     ggufs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[GGUF]...",
+            metavar="GGUF...",
             help="GGUF files of the run.",
             show_default="those in RUN and RUN-export, and verified ones in folders beside RUN",
         ),

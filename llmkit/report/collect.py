@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -112,6 +112,7 @@ class RunReport:
     stages: list[Stage]  # in the order of training
     scores: list[TaskScores]
     files: list[FileFacts]  # the largest first
+    comparison: Comparison | None  # of the files that `compare` measured
     samples: list[Sample]
     sampling: Sampling
     missing: list[Missing] = field(default_factory=list)
@@ -171,14 +172,16 @@ class _Collector:
             read = [self._try(read_gguf, path) for path in self._own_ggufs()]
             ggufs = [file for file in read if file is not None]
         folders = dict.fromkeys([self.folder, *(file.path.parent for file in ggufs)])
-        comparisons = self._kept(folders, "comparisons", Comparison)
-        rows = {
-            kept.sha256.get(row.file, ""): row
-            for kept in comparisons
+        comparisons = [
+            kept
+            for kept in self._kept(folders, "comparisons", Comparison)
             if kept.sha256.get(kept.result.reference) == self.checkpoint.sha256
-            for row in kept.result.rows
+        ]
+        rows = {
+            kept.sha256.get(row.file, ""): row for kept in comparisons for row in kept.result.rows
         }
         files = list(self._files(ggufs, rows))
+        own_rows = [file.comparison for file in files if file.comparison]
         scores = self._scores(self._kept(folders, "evaluations", Evaluation), files)
         sampling = ANSWER_SAMPLING if self.checkpoint.held_out_file.exists() else TEXT_SAMPLING
         samples = self._try(self._samples, model, sampling) or []
@@ -192,6 +195,7 @@ class _Collector:
             stages,
             scores,
             files,
+            replace(comparisons[-1].result, rows=own_rows) if own_rows else None,
             samples,
             sampling,
             list(dict.fromkeys(self.missing)),

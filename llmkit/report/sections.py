@@ -10,8 +10,17 @@ from matplotlib.figure import Figure
 
 from llmkit.evaluation.evaluate import Score
 from llmkit.evaluation.tables import difference_text, score_text
+from llmkit.export.report.plots import size_quality_figure
 from llmkit.export.report.tables import UNKNOWN, megabytes
-from llmkit.report.collect import CHECKPOINT, FileFacts, RunReport, Stage, TaskScores
+from llmkit.report.collect import (
+    ANSWER_SAMPLING,
+    CHECKPOINT,
+    TEXT_SAMPLING,
+    FileFacts,
+    RunReport,
+    Stage,
+    TaskScores,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,8 @@ def _stage_facts(stage: Stage) -> dict[str, str]:
     """What a run was trained on, with which settings, and how it ended."""
     state, settings = stage.state, stage.state.settings["training"]
     n_bytes = sum(state.data_bytes.values())
-    data = state.sources.get("data", f"SHA-256 {state.settings['data'][:12]}...")
+    source = state.sources.get("data")  # without its folder: the report may be published
+    data = Path(source).name if source else f"SHA-256 {state.settings['data'][:12]}..."
     facts = {
         "kind": str(state.settings.get("kind", "pretraining")),
         "data": f"{data} ({megabytes(n_bytes)} MB)" if n_bytes else data,
@@ -152,6 +162,9 @@ def _quantization(report: RunReport) -> Section:
         columns=("", *(file.name for file in files)),
         rows=[row for row in rows if files and set(row[1:]) != {UNKNOWN}],
         files=list(dict.fromkeys(file.proof for file in files if file.proof)),
+        figures={"Mean KL divergence by file size": size_quality_figure(report.comparison)}
+        if report.comparison
+        else {},
     )
 
 
@@ -201,7 +214,7 @@ def _task_name(task: TaskScores) -> str:
 def _sampling_note(report: RunReport) -> str:
     if report.is_classifier:
         return "Labels of held-out texts."
-    if report.sampling.temperature == 0:
+    if report.sampling is ANSWER_SAMPLING:
         return "Greedy answers to held-out questions."
     return (
         f"What the checkpoint writes after a piece of held-out text, at temperature "
@@ -210,7 +223,12 @@ def _sampling_note(report: RunReport) -> str:
 
 
 def _quotes(report: RunReport) -> list[tuple[str, str]]:
-    return [(sample.prompt, sample.text.strip()) for sample in report.samples]
+    """An answer stands below its question; other text goes on where the prompt ends."""
+    continues = report.sampling is TEXT_SAMPLING
+    return [
+        (sample.prompt.lstrip(), sample.text.rstrip() if continues else f"\n{sample.text.strip()}")
+        for sample in report.samples
+    ]
 
 
 def _duration(seconds: float) -> str:

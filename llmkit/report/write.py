@@ -26,7 +26,6 @@ _TEMPLATE = """
   figure { display: inline-block; width: 28rem; max-width: 100%; margin: 0 0.5rem 0 0; }
   blockquote { margin: 1rem 0; padding-left: 1rem; border-left: 3px solid #ccc;
                white-space: pre-wrap; }
-  blockquote b { display: block; }
 </style>
 <p>{{ summary }}</p>
 {% for section in sections %}
@@ -40,7 +39,7 @@ _TEMPLATE = """
 {% endfor %}</table>
 {% elif section.rows %}{{ numbers_table(section.columns, section.rows) }}{% endif %}
 {% if section.files %}<p>{% for file in section.files %}<a href="{{ link(file) }}">
-{{ file }}</a>{{ ", " if not loop.last }}{% endfor %}</p>{% endif %}
+{{ link(file) }}</a>{{ ", " if not loop.last }}{% endfor %}</p>{% endif %}
 {% for name, figure in section.figures.items() %}
 <figure><img alt="{{ name }}" src="{{ png_data(figure) }}"></figure>{% endfor %}
 {% for prompt, text in section.quotes %}
@@ -111,19 +110,17 @@ def _html(collected: RunReport, parts: Sequence[Section], link: Callable[[str], 
 
 
 def _markdown(collected: RunReport, parts: Sequence[Section], link: Callable[[str], str]) -> str:
-    """With Hugging Face's front matter; without pictures, which would be files of their own."""
+    """With Hugging Face's front matter; without pictures and what is missing."""
     lines = [f"---\n{_front_matter(collected)}\n---", MARK, f"# {collected.name}"]
     lines.append(summary(collected))
     for section in parts:
+        if section.commands:
+            continue
         lines += [f"## {section.heading}", *([section.note] if section.note else [])]
         if section.rows:
             lines.append(markdown_table(section.columns, section.rows))
-        lines += [f"[{Path(file).name}]({link(file)})" for file in section.files]
-        lines += [code_block("text", f"> {prompt}\n\n{text}") for prompt, text in section.quotes]
-        lines += [
-            f"- {what}" + (f"\n\n{code_block('console', f'$ {command}')}" if command else "")
-            for what, command in section.commands
-        ]
+        lines += [f"[{link(file)}]({link(file)})" for file in section.files]
+        lines += [code_block("text", f"{prompt} ▸{text}") for prompt, text in section.quotes]
     return "\n\n".join(lines) + "\n"
 
 
