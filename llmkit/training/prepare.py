@@ -31,6 +31,7 @@ def refuse_foreign(out: Path) -> None:
     folder = RunFolder(out)
     prepared = {folder.training, *(out / name for name in CHECKPOINT_FILES)}
     prepared |= {*map(folder.token_file, PARTS), folder.trained_file, folder.held_out_file}
+    prepared.add(folder.lock_file)
     there = {*out.glob("*"), *folder.training.glob("*")}
     foreign = [file for file in there - prepared if not file.match(".*.tmp")]
     if there and (folder.training not in there or foreign):
