@@ -20,5 +20,5 @@ STYLE = """<style>
 .top .row.chosen code { font-weight: bold; text-decoration: underline; }
 .top .bar { flex: 1; } .top .bar i { display: block; height: 0.6rem; border-radius: 2px;
   background: #ffa94d; }
-.top .note { margin: 0 0 0.4rem; }
+.top .note { display: block; margin-bottom: 0.4rem; }
 </style>"""
