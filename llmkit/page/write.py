@@ -204,8 +204,7 @@ def _panel(token: Token, difference: Candidate | None) -> str:
     rows = "".join(
         f'<span class="row{" chosen" * (candidate.id == token.id)}">'
         f"<code>{_visible(candidate.token)}</code>"
-        f'<span class="bar"><i style="width:{candidate.probability:.1%}"></i></span>'
-        f"<span>{candidate.probability:.1%}</span></span>"
+        f'<i style="--w:{candidate.probability:.3f}"></i>{candidate.probability:.1%}</span>'
         for candidate in token.candidates
     )
     note = ""
