@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,8 @@ def served(folder: Path, *arguments: str) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("llmkit")), "page", str(folder), "--no-browser"]
     server = subprocess.Popen([*command, "--port", str(port), *arguments])
     try:
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
@@ -126,7 +129,7 @@ def settled(page: Page) -> None:
 
 def take(page: Page, address: str, module: str, path: Path) -> None:
     """Open a tab, prepare it, and keep a picture of the whole of it."""
-    page.goto(f"{address}/{module}")
+    page.goto(f"{address}/{'' if module == TABS[0].module else module}")
     page.locator("h2").first.wait_for()
     settled(page)
     if prepare := PREPARED.get(module):
@@ -157,12 +160,6 @@ def main(chosen: list[str]) -> None:
                         viewport={"width": width, "height": 900}, color_scheme=scheme
                     )
                     page.set_default_timeout(60_000)
-                    for _ in range(100):
-                        try:
-                            page.goto(address)
-                            break
-                        except Exception:
-                            time.sleep(0.2)
                     take(page, address, module, SCREENSHOTS / f"{module}-{scheme}-{width}.png")
                     page.close()
         browser.close()

@@ -23,8 +23,13 @@ from llmkit.export.convert import export
 from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.inspection import inspect
-from llmkit.export.llamacpp.runners import generate, generate_texts, open_runner, stream_tokens
-from llmkit.export.llamacpp.trace import differences, trace
+from llmkit.export.llamacpp.differences import differences
+from llmkit.export.llamacpp.runners import (
+    generate,
+    generate_texts,
+    open_runner,
+    stream_tokens,
+)
 from llmkit.export.quantization.budget import Budget
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import make_imatrix
@@ -93,7 +98,6 @@ __all__ = [
     "requantize",
     "size_quality_figure",
     "stream_tokens",
-    "trace",
     "train",
     "verify",
     "write_report",

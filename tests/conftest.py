@@ -31,6 +31,7 @@ SLOW_MODULES = frozenset(
         *("test_training", "test_presets", "test_evaluation_scores", "test_convert", "test_doctor"),
         *("test_parity_layers", "test_gptq", "test_generation", "test_evaluation_harness"),
         *("test_report",),
+        *("test_page_tabs", "test_page_browser"),
     )
 )
 

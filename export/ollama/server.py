@@ -174,6 +174,7 @@ class OllamaServer:
             "truncate": False,  # else the oldest messages are left out without a word
             "options": _options(sampling),
         }
+
         # Not Ollama's option `stop`, which would replace the stop strings of the model's Modelfile.
         pieces = ((None, text) for text in self._chat(model, content))
         for _, text in before_stop(pieces, sampling.stop):

@@ -21,14 +21,14 @@ def sampling_controls(key: str) -> Sampling:
     temperature = slider[0]("Temperature", 0.0, 2.0, 0.8, 0.05, key=f"{key}_temperature")
     top_k = number[1]("Top-k (0: all)", 0, None, 0, key=f"{key}_top_k")
     top_p = slider[2]("Top-p", 0.05, 1.0, 1.0, 0.05, key=f"{key}_top_p")
-    min_p = slider[3]("Min-p", 0.0, 1.0, 0.0, 0.05, key=f"{key}_min_p")
+    min_p = slider[3]("Min-p", 0.0, 1.0, 0.0, 0.01, key=f"{key}_min_p")
     length = number[4]("Length in tokens", 1, 4096, 120, key=f"{key}_length")
     seed = number[5]("Seed", 0, None, 0, key=f"{key}_seed")
     return Sampling(
         temperature,
-        top_k=top_k or None,
-        top_p=top_p if top_p < 1 else None,
-        min_p=min_p or None,
+        top_k or None,
+        top_p if top_p < 1 else None,
+        min_p or None,
         seed=int(seed),
         max_tokens=int(length),
     )
