@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llmkit.checkpoint.checkpoint import load_checkpoint
-from llmkit.data.sources import source_files
+from llmkit.data.folders import source_files
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.device import choose_device
 from llmkit.files import StrPath, optional_path

@@ -11,8 +11,9 @@ from llmkit.architectures.base import ModelConfig
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import CHECKPOINT_FILES, TOKENIZER_FILE
 from llmkit.console import progress, say
+from llmkit.data.folders import note_left_out, source_files
 from llmkit.data.prepared import Prepared, make_tokenizer, watched
-from llmkit.data.sources import Piece, note_left_out, read_pieces, source_files
+from llmkit.data.sources import Piece, read_pieces
 from llmkit.data.tokens import PARTS, split_pieces, token_dtype, write_tokens
 from llmkit.errors import CheckpointError, DataError
 from llmkit.files import written_beside

@@ -14,13 +14,13 @@ from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
+from llmkit.data.folders import source_files
 from llmkit.data.prepared import (
     DEFAULT_VOCAB_SIZE,
     is_prepared,
     open_prepared,
     refuse_vocab_size,
 )
-from llmkit.data.sources import source_files
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath, all_or_nothing, sha256_of
