@@ -23,6 +23,7 @@ from llmkit.evaluation.items import (
     Way,
 )
 from llmkit.evaluation.models import (
+    Continuation,
     Model,
     OllamaModel,
     with_log_probabilities,
@@ -47,18 +48,18 @@ class Task:
     score: Score
     built_in: Callable[[], Sequence[Item]] | None = None
     lower_is_better: bool = False
+    read_with_examples: Callable[[Path, int], Sequence[Item]] | None = None
 
 
 def score_choice(model: AnyModel, item: Choice) -> list[Outcome] | None:
     """The option with the largest log-probability, by itself and per character."""
     values: dict[str, float] = {}
-    is_tie = False
+    is_tie = is_cut = False
     for way in item.ways:
-        found = with_log_probabilities(model).continuations(
-            way.context, way.options, is_question=way.is_question
-        )
+        found, n_examples = _after_examples(with_log_probabilities(model), way)
         if found is None:
             return None
+        is_cut |= n_examples < len(way.examples)
         scores = [option.log_probability for option in found]
         values[way.measure] = float(_largest(scores) == item.answer)
         is_tie |= _is_tie(scores)
@@ -67,7 +68,17 @@ def score_choice(model: AnyModel, item: Choice) -> list[Outcome] | None:
             scores = [score / n for score, n in zip(scores, lengths, strict=True)]
             values[way.normalised] = float(_largest(scores) == item.answer)
     chance = 1 / len(item.ways[0].options)
-    return [Outcome(values, chance=chance, is_tie=is_tie, groups=item.groups)]
+    return [Outcome(values, chance=chance, is_cut=is_cut, is_tie=is_tie, groups=item.groups)]
+
+
+def _after_examples(model: Model, way: Way) -> tuple[list[Continuation] | None, int]:
+    """The options after as many examples as fit the context, and how many these are."""
+    for n in range(len(way.examples), -1, -1):
+        context = way.after_examples(n)
+        found = model.continuations(context, way.options, is_question=way.is_question)
+        if found is not None:
+            return found, n
+    return None, 0
 
 
 def score_last_word(model: AnyModel, item: LastWord) -> list[Outcome] | None:
@@ -149,7 +160,13 @@ TASKS = {
     for task in (
         Task("perplexity", "text", formats.documents, score_document, lower_is_better=True),
         Task("pairs", "minimal pairs (BLiMP's JSONL)", formats.pairs, score_choice),
-        Task("mmlu", "a folder with MMLU's CSV files", formats.mmlu, score_choice),
+        Task(
+            "mmlu",
+            "a folder with MMLU's CSV files",
+            formats.mmlu,
+            score_choice,
+            read_with_examples=formats.mmlu,
+        ),
         Task("hellaswag", "HellaSwag's JSONL", formats.hellaswag, score_choice),
         Task("arc", "ARC's JSONL", formats.arc, score_choice),
         Task("piqa", "PIQA's JSONL", formats.piqa, score_choice),
@@ -162,10 +179,11 @@ TASKS = {
 }
 
 
-def task_of(name: str, data: Path | None) -> tuple[Task, Sequence[Item], str]:
+def task_of(name: str, data: Path | None, shots: int = 0) -> tuple[Task, Sequence[Item], str]:
     """A task by its name and data, or by a file from which it is told; its items and source.
 
-    Raises ConfigError for an unknown name or missing data.
+    `shots`: examples before each question. Raises ConfigError for an unknown name, missing data, or
+    examples where the task has none.
     """
     if name not in TASKS:
         path = Path(name)
@@ -174,10 +192,17 @@ def task_of(name: str, data: Path | None) -> tuple[Task, Sequence[Item], str]:
             raise ConfigError(f"{unknown_name('task', name, known)}; or give a file or folder")
         name, data = formats.kind_of(path), path
     task = TASKS[name]
+    if shots < 0:
+        raise ConfigError(f"--shots {shots}: expected 0 or more")
+    if shots and task.read_with_examples is None:
+        others = ", ".join(one.name for one in TASKS.values() if one.read_with_examples)
+        raise ConfigError(f"--shots: the task {name} has no examples; tasks that have: {others}")
     if task.built_in is not None:
         if data is not None:
             raise ConfigError(f"the task {name} is built in; omit --data")
         return task, task.built_in(), name
     if data is None or task.read is None:
         raise ConfigError(f"the task {name} needs --data: {task.reads}")
+    if shots and task.read_with_examples is not None:
+        return task, task.read_with_examples(data, shots), str(data)
     return task, task.read(data), str(data)
