@@ -158,9 +158,9 @@ def _outcomes(
 ) -> list[list[Outcome] | None]:
     found: list[list[Outcome] | None] = []
     with open_model(name, backend) as model, progress(name, len(items), "items") as bar:
-        for number, item in enumerate(items, start=1):
-            found.append(task.score(model, item))
-            bar.update(number)
+        for start in range(0, len(items), task.at_once):
+            found += task.score(model, items[start : start + task.at_once])
+            bar.update(len(found))
     n_cut = sum(outcome.is_cut for outcomes in found for outcome in outcomes or [])
     if n_cut:
         say(f"{name}: in {n_cut} of {len(items)} items not all examples fit the model's context")

@@ -96,6 +96,30 @@ def test_mmlu_has_subjects_groups_letters_and_texts(tmp_path: Path) -> None:
     assert counts == [18, 13, 12, 14]
 
 
+def test_mmlus_examples_are_those_of_the_original(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "us_law_dev.csv").write_text("Who?,I,You,She,We,B\nOne?,1,2,3,4,A\n")
+    (tmp_path / "us_law_test.csv").write_text("Where?,Here,There,Up,Down,C\n")
+    (item,) = formats.mmlu(tmp_path, 2)
+    by_letter, by_text = item.ways
+    # gen_prompt and format_example of Hendrycks et al.'s evaluate.py, with one space before the
+    # subject, as in lm-evaluation-harness.
+    heading = "The following are multiple choice questions (with answers) about us law.\n\n"
+    first = "Who?\nA. I\nB. You\nC. She\nD. We\nAnswer: B\n\n"
+    second = "One?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: A\n\n"
+    question = "Where?\nA. Here\nB. There\nC. Up\nD. Down\nAnswer:"
+    assert by_letter.after_examples(2) == heading + first + second + question
+    assert by_letter.after_examples(1) == heading + first + question
+    assert by_text.examples[0] == "Question: Who?\nAnswer: You\n\n"
+    (bare,) = formats.mmlu(tmp_path)
+    assert bare.ways[0].after_examples(0) == question
+    with pytest.raises(DataError, match=r"us_law_dev.csv.* 2 .* 3"):
+        formats.mmlu(tmp_path, 3)
+    (tmp_path / "tax_test.csv").write_text("Where?,Here,There,Up,Down,C\n")
+    with pytest.raises(DataError, match=r"tax_dev.csv"):
+        formats.mmlu(tmp_path, 1)
+
+
 @pytest.mark.parametrize(
     ("record", "kind"),
     [

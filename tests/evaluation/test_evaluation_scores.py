@@ -244,6 +244,32 @@ def test_too_long_items_are_left_out_and_named(
         evaluate("x", "lambada", data=jsonl(path, records[:1]))
 
 
+def test_examples_are_cut_where_the_context_is_short(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x_dev.csv").write_text("1?,a,b,c,d,A\n2?,e,f,g,h,B\n")
+    (tmp_path / "x_test.csv").write_text(f"3?,i,j,k,l,C\n{'4 ' * 40}?,m,n,o,p,D\n")
+    evaluate(tiny_checkpoint, "mmlu", data=tmp_path)
+    # The second question does not even fit without examples.
+    assert capsys.readouterr().err.count("1 of 2") == 1
+    assert evaluate(tiny_checkpoint, "mmlu", data=tmp_path, shots=2).items == 1
+    said = capsys.readouterr().err
+    assert said.count("1 of 2") == 2
+    assert "x_test.csv, line 2" in said
+    with pytest.raises(ConfigError, match=r"--shots.*pairs.*mmlu"):
+        evaluate(tiny_checkpoint, "village-pairs", shots=2)
+
+
+def test_a_prefix_that_is_shared_changes_no_score(models: list[Model], hf: Transformers) -> None:
+    asked = [("Once there was a cat", ["who", "in"]), ("Once there was a dog", ["who sat"])]
+    asked += [("Once there", ["was"]), ("Once there was a dog", ["who sat", "in"]), ("Who", ["a"])]
+    for model in models:
+        for context, options in asked:
+            wanted = [hf.continuation(context, option) for option in options]
+            found = model.continuations(context, options) or []
+            assert [one.log_probability for one in found] == pytest.approx(wanted, abs=1e-3)
+
+
 @pytest.mark.usefixtures("scripted")
 def test_classification_counts_what_was_taken_for_what(tmp_path: Path) -> None:
     path = tmp_path / "spam.tsv"
