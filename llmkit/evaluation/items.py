@@ -18,12 +18,12 @@ class Way:
     measure: str = "accuracy"
     normalised: str | None = None
     is_question: bool = False  # asked in the model's own prompt format
-    heading: str = ""  # before the context
+    heading: str = ""  # before the examples
     examples: tuple[str, ...] = ()  # questions with answers, between the heading and the context
 
     def after_examples(self, n: int) -> str:
-        """The context after the heading and the first `n` examples."""
-        return "".join((self.heading, *self.examples[:n], self.context))
+        """The context after the heading and the first `n` examples; without both for 0."""
+        return "".join((self.heading, *self.examples[:n], self.context)) if n else self.context
 
 
 @dataclass(frozen=True)

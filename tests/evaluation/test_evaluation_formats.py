@@ -110,6 +110,7 @@ def test_mmlus_examples_are_those_of_the_original(tmp_path: Path) -> None:
     question = "Where?\nA. Here\nB. There\nC. Up\nD. Down\nAnswer:"
     assert by_letter.after_examples(2) == heading + first + second + question
     assert by_letter.after_examples(1) == heading + first + question
+    assert by_letter.after_examples(0) == question
     assert by_text.examples[0] == "Question: Who?\nAnswer: You\n\n"
     (bare,) = formats.mmlu(tmp_path)
     assert bare.ways[0].after_examples(0) == question
