@@ -142,13 +142,25 @@ def test_a_file_tells_its_task(record: dict[str, Any], kind: str, tmp_path: Path
     ("kind", "good", "change", "named"),
     [
         ("pairs", PAIR, {"sentence_bad": None}, "sentence_bad"),
+        ("pairs", PAIR, {"sentence_good": ...}, "sentence_good"),
         ("pairs", PAIR, {"sentence_bad": "He eats."}, "sentence_bad"),
         ("hellaswag", HELLASWAG, {"label": "4"}, "4"),
+        ("hellaswag", HELLASWAG, {"label": ...}, "label"),
         ("hellaswag", HELLASWAG, {"endings": ["one"]}, "endings"),
+        ("hellaswag", HELLASWAG, {"endings": ...}, "endings"),
+        ("hellaswag", HELLASWAG, {"ctx": ..., "ctx_a": ..., "ctx_b": ...}, "ctx"),
         ("arc", ARC, {"answerKey": "D"}, "'D'"),
+        ("arc", ARC, {"answerKey": ...}, "answerKey"),
+        ("arc", ARC, {"question": ...}, "question"),
+        ("arc", ARC, {"choices": ...}, "choices"),
+        ("arc", AI2, {"question": {"stem": "Which?"}}, "choices"),
         ("piqa", PIQA, {"label": -1}, "-1"),
+        ("piqa", PIQA, {"sol2": ...}, "sol2"),
         ("piqa", PIQA, {"label": ...}, "label"),
         ("lambada", {"text": "a b"}, {"text": "word"}, "text"),
+        ("lambada", {"text": "a b"}, {"text": ...}, "text"),
+        ("answers", {"instruction": "a", "output": "b"}, {"output": ...}, "output"),
+        ("labelled", {"text": "a", "label": "b"}, {"label": ...}, "label"),
     ],
 )
 def test_a_fault_is_named_with_its_line(
@@ -168,11 +180,27 @@ def test_mmlu_faults_are_named_with_file_and_line(tmp_path: Path) -> None:
         formats.mmlu(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "record", "change"),
+    [
+        ("pairs", PAIR, {"UID": "other"}),
+        ("hellaswag", HELLASWAG, {"label": "1"}),
+        ("arc", ARC, {"answerKey": "1"}),
+        ("piqa", PIQA, {"goal": "Drink"}),
+        ("lambada", {"text": "a b"}, {"text": "a c"}),
+        ("answers", {"instruction": "a", "output": "b"}, {"output": "c"}),
+        ("labelled", {"text": "a", "label": "b"}, {"label": "c"}),
+    ],
+)
 def test_duplicates_are_left_out_and_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    record: dict[str, Any],
+    change: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = jsonl(tmp_path / "pairs.jsonl", PAIR, {**PAIR, "UID": "other"}, PAIR)
-    assert len(formats.pairs(path)) == 2
+    path = jsonl(tmp_path / "items.jsonl", record, {**record, **change}, record)
+    assert len(getattr(formats, kind)(path)) == 2
     said = capsys.readouterr().err
     assert "line 3" in said
     assert "line 1" in said

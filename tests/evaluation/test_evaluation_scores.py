@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.cli.main import main
 from llmkit.data.tales_items import village_choices, village_pairs
 from llmkit.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from llmkit.evaluation.items import Document
 from llmkit.evaluation.models import Continuation, Model, open_model
 from llmkit.evaluation.tasks import BLOCK, f1, score_document, words
 from llmkit.export.convert import Export
+from llmkit.export.llamacpp.runners import CheckpointRunner
 from llmkit.export.to_hf import export_to_hf
 from llmkit.training import train
 
@@ -330,6 +332,23 @@ def test_planted_knowledge_is_found_and_the_rest_is_at_chance(tmp_path: Path) ->
     assert scores[0].value >= 0.9
     assert scores[1].interval is not None
     assert scores[1].interval[0] < 0.5 < scores[1].interval[1]
+
+
+def test_random_weights_are_at_chance(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    weights = checkpoint.load_model()
+    torch.manual_seed(0)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model = Model("random", CheckpointRunner(checkpoint, weights))
+    monkeypatch.setattr(evaluate_module, "open_model", lambda *_: nullcontext(model))
+    found = evaluate("random", "village-choices")
+    interval = found.models[0].scores["accuracy"].interval
+    assert found.chance is not None
+    assert interval is not None
+    assert interval[0] < found.chance < interval[1]
 
 
 def test_ollama_is_refused_where_log_probabilities_are_needed(
