@@ -80,6 +80,7 @@ def evaluate(
     *,
     data: StrPath | None = None,
     limit: int | None = None,
+    shots: int = 0,
     backend: Backend = "cpu",
 ) -> Evaluation:
     """Score models on one task.
@@ -87,13 +88,14 @@ def evaluate(
     `models`: checkpoint folders, GGUF files or ollama:NAME; the first is what the others are
     compared with. `task`: the name of a task, whose items are in `data`, or a file whose content
     tells its task. `limit`: so many items, drawn at random, the same ones for all models.
+    `shots`: so many examples before each question (mmlu), fewer where they do not fit the context.
     `backend`: where llama.cpp runs a file, "cpu", "gpu" or "auto".
 
     Raises LlmkitError: data that cannot be read, named by line; a model that gives no
     log-probabilities where the task needs them; items that all are too long.
     """
     names = model_names(models)
-    kind, items, source = task_of(str(task), optional_path(data))
+    kind, items, source = task_of(str(task), optional_path(data), shots)
     items = limited(items, limit)
     found = [_outcomes(name, kind, items, backend) for name in names]
     evaluation = summed_up(kind.name, source, names, items, found, lower=kind.lower_is_better)
@@ -166,11 +168,14 @@ def summed_up(
 def _outcomes(
     name: str, task: Task, items: Sequence[Item], backend: Backend
 ) -> list[list[Outcome] | None]:
-    found = []
+    found: list[list[Outcome] | None] = []
     with open_model(name, backend) as model, progress(name, len(items), "items") as bar:
-        for number, item in enumerate(items, start=1):
-            found.append(task.score(model, item))
-            bar.update(number)
+        for start in range(0, len(items), task.at_once):
+            found += task.score(model, items[start : start + task.at_once])
+            bar.update(len(found))
+    n_cut = sum(outcome.is_cut for outcomes in found for outcome in outcomes or [])
+    if n_cut:
+        say(f"{name}: in {n_cut} of {len(items)} items not all examples fit the model's context")
     return found
 
 
