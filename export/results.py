@@ -33,7 +33,7 @@ def keep_result(
 ) -> None:
     """Keep a result beside its first model; it replaces one `about` the same.
 
-    `models`: checkpoint folders and GGUF files. A folder that cannot be written is a note.
+    `models`: checkpoint folders and GGUF files. If it cannot be written, that is a note.
     """
     first = Path(models[0])
     path = (first.parent if is_gguf(first) else first) / RESULTS_FILE
@@ -41,13 +41,10 @@ def keep_result(
         kept = _read(path)
     except DataError:
         kept = {}  # damaged: the new result is what counts
-    entry = {
-        "about": about,
-        "sha256": {model: sha256_of_model(Path(model)) for model in models},
-        "result": result,
-    }
     others = [old for old in kept.get(kind, []) if old.get("about") != about]
     try:
+        hashes = {model: sha256_of_model(Path(model)) for model in models}
+        entry = {"about": about, "sha256": hashes, "result": result}
         write_text(path, json.dumps(kept | {kind: [*others, entry]}, indent=1) + "\n")
     except LlmkitError as error:
         say(f"the result is not kept for llmkit report: {error}")
@@ -70,16 +67,13 @@ def sha256_of_model(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[str, list[dict[str, Any]]]).validate_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise DataError(cannot_read(path, error)) from error
     except ValueError as error:
         raise _damaged(path) from error
-    if not isinstance(content, dict):
-        raise _damaged(path)
-    return content
 
 
 def _damaged(path: Path) -> DataError:

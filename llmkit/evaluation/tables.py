@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -121,9 +121,12 @@ def _confusion_figure(evaluation: Evaluation) -> Figure:
 
 
 def _names(evaluation: Evaluation) -> dict[str, str]:
+    return short_names(model.model for model in evaluation.models)
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
     """For each model the end of its path, as much of it as tells it from the others."""
-    models = dict.fromkeys(model.model for model in evaluation.models)
-    found = {}
+    models, found = list(dict.fromkeys(models)), {}
     for model in models:
         parts = model.split("/")
         for n in range(1, len(parts) + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +18,7 @@ from llmkit.console import progress
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, LlmkitError
 from llmkit.evaluation.evaluate import Evaluation, Score
+from llmkit.evaluation.tables import short_names
 from llmkit.evaluation.tasks import TASKS
 from llmkit.export.compare import Comparison, ComparisonRow
 from llmkit.export.evaluation.eval_data import proof_prompts
@@ -57,15 +58,13 @@ class FileFacts:
     name: str
     path: str
     sha256: str
-    quant: str
-    method: str
     bytes: int  # with its adapter
     bits_per_weight: float
     speed: Speed
     comparison: ComparisonRow | None  # kept by `compare`
     mean_kl: float | None  # of `compare`, or else of the proof
     top1: float | None
-    checks: dict[str, bool] | None  # of `verify`: whether each passed; None: not verified
+    checks: dict[str, bool]  # of `verify`: whether each passed; empty: not verified
     proof: str | None  # path of the file with the checks
     model_name: str | None  # as the file states it
 
@@ -106,7 +105,6 @@ class RunReport:
     """Everything about a run that a report shows."""
 
     name: str
-    folder: str
     model: dict[str, str]
     is_classifier: bool
     stages: list[Stage]  # in the order of training
@@ -115,7 +113,7 @@ class RunReport:
     comparison: Comparison | None  # of the files that `compare` measured
     samples: list[Sample]
     sampling: Sampling
-    missing: list[Missing] = field(default_factory=list)
+    missing: list[Missing]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -189,7 +187,6 @@ class _Collector:
         names = {file.model_name for file in files}
         return RunReport(
             (names.pop() if len(names) == 1 else None) or self.folder.resolve().name,
-            str(self.folder),
             model_facts(self.checkpoint),
             bool(self.checkpoint.labels),
             stages,
@@ -251,46 +248,39 @@ class _Collector:
     def _files(
         self, files: Sequence[GGUFFile], rows: dict[str, ComparisonRow]
     ) -> Iterator[FileFacts]:
-        """The largest first; without adapters, which belong to another file."""
-        models = [file for file in files if not is_adapter(file)]
-        models.sort(key=lambda file: -file.path.stat().st_size)
+        """The largest first, copies once; without adapters, which belong to another file."""
+        own = {file.sha256(): file for file in reversed(files) if not is_adapter(file)}
+        models = sorted(own.values(), key=lambda file: -file.path.stat().st_size)
+        names = short_names(str(file.path) for file in models)
         with progress("measure speed", len(models), "files") as bar:
             for number, file in enumerate(models, start=1):
-                facts = self._try(self._facts, file, rows)
+                facts = self._try(self._facts, file, names[str(file.path)], rows)
                 bar.update(number)
                 if facts is not None:
                     yield facts
 
-    def _facts(self, file: GGUFFile, rows: dict[str, ComparisonRow]) -> FileFacts:
+    def _facts(self, file: GGUFFile, name: str, rows: dict[str, ComparisonRow]) -> FileFacts:
         sha256, path = file.sha256(), file.path
-        proof = kept_proof(path)
-        if proof is not None and (proof.get("sha256"), proof.get("checkpoint_sha256")) != (
+        proof = kept_proof(path) or {}
+        if (proof.get("sha256"), proof.get("checkpoint_sha256")) != (
             sha256,
             self.checkpoint.sha256,
         ):
-            self.missing.append(
-                Missing(
-                    f"{path.name}: its proof is of another file or checkpoint",
-                    command("verify", self.folder, path),
-                )
-            )
-            proof = None
+            proof = {}  # of an earlier file or checkpoint
         adapter, row = adapter_of(file), rows.get(sha256)
         n_tokens = min(SPEED_TOKENS, self.checkpoint.config.context_length // 2)
-        cost = (proof or {}).get("distances", {}).get("quantization", {})
+        cost = proof.get("distances", {}).get("quantization", {})
         return FileFacts(
-            path.name,
+            name,
             str(path),
             sha256,
-            file.quant,
-            file.method,
             path.stat().st_size + (adapter.path.stat().st_size if adapter else 0),
             file.bits_per_weight,
             measure_speed(path, n_tokens, n_tokens),
             row,
             row.mean_kl if row else cost.get("mean_kl"),
             row.top1 if row else cost.get("top1"),
-            proof and {check["name"]: check["passed"] for check in proof["checks"]},
+            {check["name"]: check["passed"] for check in proof.get("checks", [])},
             str(path.parent / PROOF_FILE) if proof else None,
             file.metadata.get(gguf.Keys.General.NAME),
         )
@@ -342,7 +332,7 @@ class _Collector:
             words = command("export", run, "--out", f"{run}-export", "--quant", "f16,q8_0,q4_0")
             self.missing.append(Missing("no GGUF files", words))
         for file in files:
-            if file.checks is None:
+            if not file.checks:
                 words = command("verify", run, file.path)
                 self.missing.append(Missing(f"{file.name} is not verified", words))
         if any(file.comparison is None for file in files):
@@ -366,11 +356,14 @@ class _Collector:
 
 def _base_of(folder: Path, state: RunState) -> Checkpoint | None:
     """The checkpoint that a run started from, if it is still there and has the same weights."""
-    base = Path(state.sources.get("base", ""))
+    if "base" not in state.sources:
+        return None
+    base = Path(state.sources["base"])
     for path in (base, folder.resolve().parent / base.name):
         with suppress(LlmkitError):
             checkpoint = load_folder(path)
-            if checkpoint.sha256 == state.settings["base"]:
+            is_same = checkpoint.sha256 == state.settings["base"]
+            if is_same and path.resolve() != folder.resolve():
                 return checkpoint
     return None
 

@@ -17,6 +17,7 @@ from llmkit.report.collect import (
     CHECKPOINT,
     TEXT_SAMPLING,
     FileFacts,
+    Missing,
     RunReport,
     Stage,
     TaskScores,
@@ -34,7 +35,7 @@ class Section:
     files: Sequence[str] = ()  # links below the table
     figures: Mapping[str, Figure] = field(default_factory=dict)  # by what they show
     quotes: Sequence[tuple[str, str]] = ()  # a prompt, and what follows
-    commands: Sequence[tuple[str, str | None]] = ()  # what is missing, and what to run
+    missing: Sequence[Missing] = ()
 
 
 def sections(report: RunReport) -> list[Section]:
@@ -45,9 +46,9 @@ def sections(report: RunReport) -> list[Section]:
         _scores(report),
         _quantization(report),
         Section("Samples", _sampling_note(report), quotes=_quotes(report)),
-        Section("Not in this report", commands=[(m.what, m.command) for m in report.missing]),
+        Section("Not in this report", missing=report.missing),
     ]
-    return [one for one in found if one.rows or one.quotes or one.commands]
+    return [one for one in found if one.rows or one.quotes or one.missing]
 
 
 def summary(report: RunReport) -> str:
@@ -182,7 +183,7 @@ def _perplexity(file: FileFacts) -> str:
 
 
 def _proof(file: FileFacts) -> str:
-    if file.checks is None:
+    if not file.checks:
         return "no"
     failed = [name for name, passed in file.checks.items() if not passed]
     return f"✘ failed: {', '.join(failed)}" if failed else f"✔ {len(file.checks)} checks passed"

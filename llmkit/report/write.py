@@ -44,8 +44,8 @@ _TEMPLATE = """
 <figure><img alt="{{ name }}" src="{{ png_data(figure) }}"></figure>{% endfor %}
 {% for prompt, text in section.quotes %}
 <blockquote><b>{{ prompt }}</b>{{ text }}</blockquote>{% endfor %}
-{% if section.commands %}<ul>{% for what, command in section.commands %}
-<li>{{ what }}{% if command %}: <code>{{ command }}</code>{% endif %}</li>
+{% if section.missing %}<ul>{% for one in section.missing %}
+<li>{{ one.what }}{% if one.command %}: <code>{{ one.command }}</code>{% endif %}</li>
 {% endfor %}</ul>{% endif %}
 {% endfor %}
 """
@@ -113,9 +113,7 @@ def _markdown(collected: RunReport, parts: Sequence[Section], link: Callable[[st
     """With Hugging Face's front matter; without pictures and what is missing."""
     lines = [f"---\n{_front_matter(collected)}\n---", MARK, f"# {collected.name}"]
     lines.append(summary(collected))
-    for section in parts:
-        if section.commands:
-            continue
+    for section in (part for part in parts if not part.missing):
         lines += [f"## {section.heading}", *([section.note] if section.note else [])]
         if section.rows:
             lines.append(markdown_table(section.columns, section.rows))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
 from llmkit.evaluation.evaluate import Evaluation, evaluate
@@ -26,6 +27,7 @@ from llmkit.export.report.markdown import code_block, markdown_table
 from llmkit.export.results import RESULTS_FILE, kept_results
 from llmkit.export.verify.proof_store import keep
 from llmkit.report import collect as collecting
+from llmkit.report.collect import RunReport
 from llmkit.report.write import MARK, report
 
 SPEED = Speed(1234.5, 67.8, 9_000_000)
@@ -94,7 +96,7 @@ def test_the_report_has_what_the_commands_found(made: Made) -> None:
     assert [file.bytes for file in found.files] == [path.stat().st_size for path in files]
     assert [file.comparison for file in found.files] == comparison.rows
     assert found.comparison == comparison
-    assert [file.checks for file in found.files] == [{"metadata": True, "logits": False}, None]
+    assert [file.checks for file in found.files] == [{"metadata": True, "logits": False}, {}]
     checkpoint, q4_0 = (model.scores["accuracy"] for model in evaluation.models)
     (scores,) = found.scores
     assert scores.scores == {"checkpoint": checkpoint, files[1].name: q4_0}
@@ -124,13 +126,17 @@ def test_the_page_is_whole_and_the_card_is_one_for_hugging_face(made: Made) -> N
     assert result.metric_value == evaluation.models[0].scores["accuracy"].value
 
 
+def collected(run: Path, files: Sequence[Path] = ()) -> RunReport:
+    return collecting.collect(load_checkpoint(run), files)
+
+
 def test_results_and_proofs_of_other_weights_are_left_out(made: Made) -> None:
     run, files = made.run, made.files
     weights = bytearray((run / "model.safetensors").read_bytes())
     weights[-4] ^= 1
     (run / "model.safetensors").write_bytes(weights)
-    found, _ = report(run)
-    assert all(file.comparison is None and file.checks is None for file in found.files)
+    found = collected(run)
+    assert all(file.comparison is None and not file.checks for file in found.files)
     (scores,) = found.scores  # the file is the same, but not what it was compared with
     assert set(scores.scores) == {files[1].name}
     assert scores.scores[files[1].name].difference is None
@@ -158,13 +164,27 @@ def test_a_fine_tuned_run_shows_its_base(made: Made, tmp_path: Path) -> None:
     (tuned / "training" / "state.json").write_text(json.dumps(changed), encoding="utf-8")
     record = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant"}]}
     (tuned / "training" / "held_out.jsonl").write_text(json.dumps(record), encoding="utf-8")
-    found, _ = report(tuned)
+    found = collected(tuned)
     assert [stage.name for stage in found.stages] == ["tiny", "tuned"]
     assert [sample.prompt for sample in found.samples] == ["Who?"]
     shutil.rmtree(run)
-    found, _ = report(tuned)
+    found = collected(tuned)
     assert [stage.name for stage in found.stages] == ["tuned"]
     assert "moved/tiny" in " ".join(one.what for one in found.missing)
+
+
+def test_files_of_the_same_name_are_told_apart_and_copies_shown_once(made: Made) -> None:
+    other = made.run / "other"
+    other.mkdir()
+    shutil.copy(made.files[1], other / "copy.gguf")
+    shutil.copy(made.files[0], other / made.files[1].name)
+    given = [*made.files, *other.iterdir(), made.files[0]]
+    found = collected(made.run, given)
+    assert [file.name for file in found.files] == [path.name for path in made.files]
+    found = collected(made.run, [other / made.files[1].name, made.files[1]])
+    assert {file.name for file in found.files} == {
+        f"{path.parent.name}/{path.name}" for path in (other / made.files[1].name, made.files[1])
+    }
 
 
 def test_damaged_and_missing_parts_are_named(
