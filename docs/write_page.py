@@ -110,7 +110,8 @@ def label(page: Page) -> None:
 
 def find(page: Page) -> None:
     """Open a proof."""
-    page.get_by_text("Show the proof").first.click()
+    page.get_by_role("button", name="Show the proof").nth(1).click()
+    page.get_by_role("dialog").get_by_text("tokenizer").wait_for()
 
 
 PREPARED: dict[str, Callable[[Page], None]] = {
@@ -136,7 +137,9 @@ def take(page: Page, address: str, module: str, path: Path) -> None:
         prepare(page)
         settled(page)
     # Streamlit scrolls inside the page: the window is made as high as what it holds.
-    height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+    height = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))"
+    )
     page.set_viewport_size({"width": page.viewport_size["width"], "height": min(height, 2400)})
     page.wait_for_timeout(500)
     page.screenshot(path=path)
