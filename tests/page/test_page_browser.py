@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,49 +12,31 @@ import pytest
 pytest.importorskip("streamlit", reason="the extra page is not installed")
 pytest.importorskip("playwright", reason="playwright is not installed")
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-from llmkit.export.doctor.port import free_port
+from playwright.sync_api import Browser, Page, expect
+from served_page import browser_path, open_browser, served
 
 SECONDS = 30
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUESTION, ANSWER = "When does the bakery open?", "At nine."
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
+    if browser_path() is None:
         pytest.skip("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with open_browser() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
 def address(
     browser: Browser, page_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The page over the test models, served by the command in a process of its own."""
+    """The page over the test models."""
     faq = tmp_path_factory.mktemp("faq") / "faq.csv"
     faq.write_text(f"question,answer\n{QUESTION},{ANSWER}\nWhere is the mill?,Over there.\n")
-    port = free_port(8800)
-    command = Path(sys.executable).with_name("llmkit")
-    arguments = ["page", page_folder, "--port", str(port), "--no-browser", "--faq", faq]
-    with subprocess.Popen([command, *arguments]) as server:
-        try:
-            end = time.monotonic() + SECONDS
-            while True:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert time.monotonic() < end
-                time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-    assert server.returncode == 130
+    with served(page_folder, "--faq", faq) as page:
+        yield page.address
+    assert page.process.returncode == 130
 
 
 @pytest.fixture
