@@ -29,6 +29,7 @@ def test_models_are_found_with_their_kind_quantization_and_proof(page_folder: Pa
         "labels-1": ("checkpoint", "labels", "f32"),
         "labels-2": ("checkpoint", "labels", "f32"),
         "labels-export/labels-1-f32.gguf": ("GGUF", "labels", "f32"),
+        "long": ("checkpoint", "base", "f32"),
     }
     models = {model.name: model for model in found.models}
     small = models["export/answers-q4_0.gguf"]
