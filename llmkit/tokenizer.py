@@ -199,6 +199,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises bare Exception for every kind of bad file
         raise CheckpointError(f"{file} is not a tokenizer: {error}") from error
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a tokenizer.json or its folder")
     raise CheckpointError(
         f"{path} has no tokenizer; it needs tokenizer.json, or encoder.json and vocab.bpe"
     )

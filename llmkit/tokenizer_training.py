@@ -36,7 +36,7 @@ _LONG_WORD = re.compile(
 KINDS = ("bpe", "word", "char")
 
 
-def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_kind(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A tokenizer of one of the KINDS; the vocabulary of `char` has the size of its text."""
     if kind == "char":
         return train_characters(texts)

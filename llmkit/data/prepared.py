@@ -36,7 +36,7 @@ from llmkit.errors import ConfigError, DataError
 from llmkit.files import StrPath, cannot_read, sha256_of, write_text, written_beside
 from llmkit.records.text_files import Reading
 from llmkit.tokenizer import Tokenizer, download_gpt2, load_tokenizer
-from llmkit.tokenizer_training import KINDS, train_tokenizer
+from llmkit.tokenizer_training import KINDS, train_kind
 
 SHARD_BYTES = 1 << 26  # of text, about 16 million tokens: less than a minute of two cores
 DEFAULT_VOCAB_SIZE = 2048
@@ -117,7 +117,7 @@ def prepare_data(
         "data": sha256_of(files),
         "reading": asdict(reading),
         "tokenizer": tokenizer,
-        "vocab_size": _checked_vocab_size(tokenizer, vocab_size),
+        "vocab_size": checked_vocab_size(tokenizer, vocab_size),
         "shard_bytes": SHARD_BYTES,
     }
     index = _begun(folder, settings)
@@ -225,7 +225,8 @@ def _begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _checked_vocab_size(tokenizer: str, vocab_size: int | None) -> int:
+def checked_vocab_size(tokenizer: str, vocab_size: int | None) -> int:
+    """The size, or the default's. Raises ConfigError where the tokenizer has a fixed one."""
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
     return vocab_size or DEFAULT_VOCAB_SIZE
@@ -243,7 +244,7 @@ def make_tokenizer(name: str, pieces: Iterable[tuple[str, Piece]], vocab_size: i
     """The tokenizer of that name, file or folder; KINDS are trained on the training part."""
     if name in KINDS:
         texts = (piece.text for part, piece in pieces if part == "train")
-        return train_tokenizer(name, texts, vocab_size)
+        return train_kind(name, texts, vocab_size)
     if name == "gpt2":
         return download_gpt2()
     if not Path(name).exists():
