@@ -12,6 +12,7 @@ from llmkit.threads import wait_without_spinning
 wait_without_spinning()  # counts only before torch is imported
 
 from llmkit.data.prepared import prepare_data
+from llmkit.data.tokenizers import tokenizer_statistics, train_tokenizer
 from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
 from llmkit.evaluation.human import rate
@@ -98,7 +99,9 @@ __all__ = [
     "requantize",
     "size_quality_figure",
     "stream_tokens",
+    "tokenizer_statistics",
     "train",
+    "train_tokenizer",
     "verify",
     "write_report",
 ]

@@ -49,12 +49,15 @@ EncodingOption = Annotated[
 NewTokenizerOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="bpe or char (trained on the text), gpt2, or a tokenizer folder."
+        metavar="NAME",
+        help="bpe, word or char (trained on the text), gpt2, or a tokenizer file or its folder.",
     ),
 ]
 VocabSizeOption = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Vocabulary size of a bpe tokenizer.", show_default="2048"),
+    typer.Option(
+        metavar="N", help="Vocabulary size of a bpe or word tokenizer.", show_default="2048"
+    ),
 ]
 HeldOutOption = Annotated[
     Path | None,

@@ -71,7 +71,7 @@ def train(
     `data`: a text file, JSON, JSONL or Parquet with a `text` field, a table, a folder of text,
     JSONL and Parquet files, or a folder that `prepare_data` wrote. `text_column` names another
     field, or the column of a table, which `delimiter` divides; `encoding` is that of text and
-    tables. `tokenizer`: `bpe` or `char` (trained on the data), `gpt2`, or a folder that holds one.
+    tables. `tokenizer`: `bpe`, `word` or `char` (trained on the data), `gpt2`, or a file.
     `batch_tokens` sets the batch size in tokens. `model` and `training` change single fields of
     the preset (GPTConfig, TrainingConfig). With `resume` an unfinished run goes on where it
     stopped; a finished one is reported and left alone.
