@@ -43,7 +43,7 @@ from llmkit.importing.importer import import_checkpoint
 from llmkit.importing.verify_source import verify_source as verify
 from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
-from llmkit.training import train
+from llmkit.training import dry_run, train
 
 __all__ = [
     "Budget",
@@ -58,6 +58,7 @@ __all__ = [
     "deploy",
     "deploy_source",
     "doctor",
+    "dry_run",
     "evaluate",
     "evaluation_figure",
     "evaluation_tables",
