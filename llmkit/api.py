@@ -54,7 +54,7 @@ from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.report.write import report
 from llmkit.sampling import Sampling
-from llmkit.training import train
+from llmkit.training import dry_run, train
 
 __all__ = [
     "Budget",
@@ -73,6 +73,7 @@ __all__ = [
     "deploy_source",
     "differences",
     "doctor",
+    "dry_run",
     "evaluate",
     "evaluation_figure",
     "evaluation_tables",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.console import progress
+from llmkit.data.folders import note_left_out, source_files
 from llmkit.data.prepared import checked_vocab_size, make_tokenizer, watched
-from llmkit.data.sources import note_left_out, read_pieces, source_files
+from llmkit.data.sources import read_pieces
 from llmkit.data.tokens import split_pieces
 from llmkit.errors import ConfigError, unknown_name
 from llmkit.files import StrPath

@@ -34,6 +34,7 @@ READ_EVERY = 10  # steps
 SPIKE_STEPS = 10
 SPIKE_NATS = 1.0  # by which the mean loss of SPIKE_STEPS exceeds the mean before: no noise
 RATE_AFTER_DIVERGENCE = 0.5
+PLANNED_AFTER = 10  # steps, where a run has minutes instead of a number of steps
 
 
 class DivergedError(Exception):
@@ -56,8 +57,11 @@ class TrainingLoop:
         device: torch.device,
         grid: Roundings | None = None,  # what the weights are trained to be rounded to
     ) -> None:
+        if state.settings.get("minutes"):  # the plan that was made
+            config = replace(config, steps=state.settings["training"]["steps"])
         self.folder, self.state, self.config, self.task = folder, state, config, task
         self.device = device
+        self.minutes: float | None = state.settings.get("minutes")
         self.tokens_per_step = task.tokens_per_step
         self.grid = grid or {}
         self.bfloat16 = has_fast_bfloat16(device)
@@ -78,14 +82,21 @@ class TrainingLoop:
         started = time.monotonic() - self.state.elapsed_s
         losses = self._new_losses()
         interval = _Interval(self.state.step)
-        last = self.config.steps
-        with interrupts_deferred() as interrupted, progress("train", last, "steps") as bar:
-            for step in range(self.state.step, last):
-                losses.add(self._step(step))
-                done = step + 1
+        steady = interval  # without the first step, which is slow
+        done = self.state.step
+        with interrupts_deferred() as interrupted, progress("train", 0, "steps") as bar:
+            while done < self.config.steps:
+                losses.add(self.step(done))
+                done += 1
+                if done == PLANNED_AFTER == self.config.steps and self.minutes is not None:
+                    losses.all()  # waits for a GPU
+                    self._plan(steady.rate(done) or interval.rate(done), started)
+                if steady is interval:
+                    steady = _Interval(done)
                 rate = interval.rate(done) * self.tokens_per_step
+                bar.total = self.config.steps
                 bar.update(done, f"loss {losses.shown:.3f}, {rate:,.0f} tokens/s")
-                if done % self.config.eval_interval == 0 or done == last:
+                if done % self.config.eval_interval == 0 or done == self.config.steps:
                     elapsed = time.monotonic() - started
                     self._evaluate_and_save(done, float(np.mean(losses.all())), rate, elapsed)
                     losses = self._new_losses()
@@ -96,7 +107,24 @@ class TrainingLoop:
                     say(f"stopped at step {done} and saved; continue with --resume")
                     raise KeyboardInterrupt
 
-    def _step(self, step: int) -> Tensor:
+    def _plan(self, steps_per_s: float, started: float) -> None:
+        """Choose the number of steps so that the run ends with its minutes, and commit it.
+
+        Until here the learning rate was in its warm-up, which no number of steps changes: the run
+        is the same as one with that number from the start.
+        """
+        left = 60 * (self.minutes or 0) - (time.monotonic() - started)
+        more = planned_steps(self.config, 1 / steps_per_s, left, self.tokens_per_step)
+        self.config = replace(self.config, steps=PLANNED_AFTER + more)
+        training = {**self.state.settings["training"], "steps": self.config.steps}
+        self.state = replace(self.state, settings={**self.state.settings, "training": training})
+        self.folder.write_state(self.state)
+        say(
+            f"{1 / steps_per_s:.3g} s per step: {self.config.steps} steps in {self.minutes:g} "
+            "minutes"
+        )
+
+    def step(self, step: int) -> Tensor:
         """One update; returns the loss of its batch, which may still be computed on the device."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -171,6 +199,14 @@ class TrainingLoop:
 
     def _precision(self) -> str:
         return "bfloat16" if self.bfloat16 else "float32"
+
+
+def planned_steps(
+    config: TrainingConfig, step_s: float, seconds: float, tokens_per_step: float
+) -> int:
+    """How many steps and their evaluations fit into so many seconds."""
+    evaluation_s = step_s * config.eval_tokens / tokens_per_step / 2  # half of it is backward
+    return max(0, int((seconds - evaluation_s) / (step_s + evaluation_s / config.eval_interval)))
 
 
 class _Losses:
