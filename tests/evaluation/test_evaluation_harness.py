@@ -51,10 +51,11 @@ TEXTS = {
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
     """Three of the harness's kinds of tasks, with data on disk."""
     folder = tmp_path_factory.mktemp("tasks")
-    choices = village_choices()[:20]
+    choices = [dict(vars(item)) for item in village_choices()[:20]]
+    for number, choice in enumerate(choices[:5]):  # some lose their beginning
+        choice["question"] = "the cat " * (6 + 4 * number) + choice["question"]
     records: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
-        "choices": (CHOICES, [vars(item) for item in choices]),
-        # Some fill the context of 64 tokens, and lose their beginning.
+        "choices": (CHOICES, choices),
         "answers": (
             ANSWERS,
             [
