@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # before datasets is imported
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -45,6 +43,12 @@ TEXTS = {
     "doc_to_target": "{{text}}",
     "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
 }
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{name}.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
