@@ -67,6 +67,7 @@ class Evaluation:
     chance: float | None  # accuracy of a random choice
     lower_is_better: bool
     models: list[ModelScores]
+    shots: int = 0  # examples before each question, where they fit
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -97,7 +98,8 @@ def evaluate(
     kind, items, source = task_of(str(task), optional_path(data), shots)
     items = limited(items, limit)
     found = [_outcomes(name, kind, items, backend) for name in names]
-    return summed_up(kind.name, source, names, items, found, lower=kind.lower_is_better)
+    lower = kind.lower_is_better
+    return summed_up(kind.name, source, names, items, found, lower=lower, shots=shots)
 
 
 def model_names(models: StrPath | Sequence[StrPath]) -> list[str]:
@@ -123,6 +125,7 @@ def summed_up(
     found: Sequence[Sequence[list[Outcome] | None]],
     *,
     lower: bool = False,
+    shots: int = 0,
     left_out: str = "longer than a model's context",
 ) -> Evaluation:
     """Scores of each model's outcomes, over the items that all models have some of.
@@ -150,6 +153,7 @@ def summed_up(
             _model_scores(name, own, None if own is outcomes[0] else outcomes[0])
             for name, own in zip(names, outcomes, strict=True)
         ],
+        shots,
     )
 
 
