@@ -35,7 +35,9 @@ WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
 COLOURS = 64
 TALLEST = 2400  # pixels
-HEIGHT = "Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))"
+# Of the page itself, not of a table in it that scrolls.
+HEIGHT = """Math.max(...[...document.querySelectorAll("*")]
+    .filter(e => !e.closest("[data-testid=stDataFrame]")).map(e => e.scrollHeight))"""
 SERVED = runpy.run_path(str(ROOT / "tests/page/served_page.py"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import OllamaError, PromptTooLongError
 from llmkit.export.ollama.address import full_name
@@ -15,9 +15,10 @@ from llmkit.export.ollama.transport import (
     RefusedError,
     Transport,
 )
-from llmkit.generation import before_stop
 from llmkit.modelfiles.prompt_format import Message
-from llmkit.sampling import Sampling
+
+if TYPE_CHECKING:
+    from llmkit.sampling import Sampling
 
 _TOO_LONG = "exceed_context_size_error"  # in the server's own words
 
@@ -174,6 +175,8 @@ class OllamaServer:
             "truncate": False,  # else the oldest messages are left out without a word
             "options": _options(sampling),
         }
+
+        from llmkit.generation import before_stop  # loads torch, which only this needs
 
         # Not Ollama's option `stop`, which would replace the stop strings of the model's Modelfile.
         pieces = ((None, text) for text in self._chat(model, content))

@@ -15,7 +15,7 @@ from llmkit.cli.main import main
 DOCS = Path(__file__).parents[2] / "docs"
 HEAVY = {
     "asyncio", "gguf", "httpx", "importlib.metadata", "jinja2", "llama_cpp", "matplotlib", "numpy",
-    "psutil", "pydantic", "rich.console", "safetensors", "tokenizers", "torch",
+    "psutil", "pydantic", "rich.console", "safetensors", "streamlit", "tokenizers", "torch",
 }  # fmt: skip
 
 
