@@ -13,7 +13,7 @@ from llmkit.errors import CheckpointError, ConfigError, GGUFError
 from llmkit.export.compare import compare
 from llmkit.export.convert import Export, export
 from llmkit.export.gguf.reader import is_gguf
-from llmkit.export.llamacpp.runners import generate
+from llmkit.export.llamacpp.runners import generate, generate_texts, stream_tokens
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.requantize import requantize
 from llmkit.sampling import Sampling
@@ -47,6 +47,45 @@ def test_the_same_seed_gives_the_same_text(
     first = text_of(files["f32"], "The fox", sampling)
     assert first == text_of(files["f32"], "The fox", sampling)
     assert first == text_of(tiny_checkpoint, "The fox", sampling)
+
+
+def test_a_context_slides_the_same_way_in_both(
+    files: dict[str, Path], tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = Sampling(temperature=0, context_shift=True, max_tokens=80)
+    texts = []
+    for model in (tiny_checkpoint, files["f32"]):
+        texts.append(text_of(model, "The fox", sampling))
+        assert capsys.readouterr().err.count("dropped tokens 5 to 33") == 1
+    assert texts[0] == texts[1]
+    first = text_of(tiny_checkpoint, "The fox", GREEDY)
+    assert texts[0].startswith(first[:-10])
+    assert len(texts[0]) > len(first)
+
+
+def test_several_prompts_are_answered_as_each_alone(
+    files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    prompts = ["The fox", "", "Once there was a hungry cook"]
+    stopping = Sampling(temperature=0, max_tokens=25, stop=(" the",))
+    wanted = [text_of(tiny_checkpoint, prompt, stopping) for prompt in prompts]
+    assert not any(" the" in text for text in wanted)
+    for model in (tiny_checkpoint, files["f32"]):
+        assert generate_texts(model, prompts, stopping) == wanted
+
+
+def test_tokens_say_the_text_and_how_probable_it_is(
+    files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    some = Sampling(seed=3, max_tokens=12)
+    ours, theirs = (
+        list(stream_tokens(m, "The fox", some)) for m in (tiny_checkpoint, files["f32"])
+    )
+    assert "".join(token.text for token in ours) == text_of(tiny_checkpoint, "The fox", some)
+    for token, other in zip(ours, theirs, strict=True):
+        assert (token.id, token.text, token.token) == (other.id, other.text, other.token)
+        assert token.probability == pytest.approx(other.probability, abs=1e-4)
+        assert len(token.candidates) == 10
 
 
 def test_another_seed_gives_another_text(files: dict[str, Path]) -> None:
