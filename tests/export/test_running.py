@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from gguf_surgery import make_checkpoint, with_tensors
 
 from llmkit.checkpoint.checkpoint import load_checkpoint
+from llmkit.cli.main import main
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
 from llmkit.export.compare import compare
 from llmkit.export.convert import Export, export
@@ -72,6 +74,23 @@ def test_several_prompts_are_answered_as_each_alone(
     assert not any(" the" in text for text in wanted)
     for model in (tiny_checkpoint, files["f32"]):
         assert generate_texts(model, prompts, stopping) == wanted
+
+
+def test_a_file_of_prompts_is_answered_line_by_line(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("The fox\n\nOnce\n", encoding="utf-8")
+    words = ["generate", str(tiny_checkpoint), "--prompts", str(file), "--temperature", "0"]
+    assert main([*words, "--max-tokens", "9", "--stop", "q"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    settings = Sampling(temperature=0, max_tokens=9, stop=("q",))
+    assert found == [
+        {"prompt": prompt, "text": text_of(tiny_checkpoint, prompt, settings)}
+        for prompt in ("The fox", "Once")
+    ]
+    assert main([*words, "--prompt", "Hi"]) == 2
+    assert "--prompts" in capsys.readouterr().err
 
 
 def test_tokens_say_the_text_and_how_probable_it_is(
