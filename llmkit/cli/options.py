@@ -81,6 +81,15 @@ HostOption = Annotated[
 ]
 
 
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Ollama PARAMETER of the Modelfile, for example temperature=0.8. May be repeated.",
+    ),
+]
+
+
 def print_json(content: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
     json.dump(content, sys.stdout, default=str)

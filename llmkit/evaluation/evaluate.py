@@ -109,7 +109,12 @@ def keep_evaluation(evaluation: Evaluation) -> None:
     """Write the result to `results.json` beside the first model on disk, for `llmkit report`."""
     names = [model.model for model in evaluation.models]
     on_disk = [name for name in dict.fromkeys(names) if not name.startswith(OLLAMA)]
-    about = {"task": evaluation.task, "source": evaluation.source, "shots": shots, "models": names}
+    about = {
+        "task": evaluation.task,
+        "source": evaluation.source,
+        "shots": evaluation.shots,
+        "models": names,
+    }
     if on_disk:
         keep_result("evaluations", about, on_disk, evaluation.to_dict())
 

@@ -12,6 +12,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.to_hf import export_to_hf
 from llmkit.export.verify import tokenizer_check as module
 from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tokenizer_check import tokenizer_check
@@ -21,6 +22,7 @@ from llmkit.export.verify.tokenizer_stress_texts import (
     fuzzed_texts,
     long_runs,
 )
+from llmkit.importing.importer import import_checkpoint
 from llmkit.modelfiles.prompt_format import PromptFormat, Turn
 from llmkit.tokenizer import load_tokenizer
 from llmkit.tokenizer_training import train_bpe, train_characters, train_words
@@ -97,6 +99,21 @@ def test_a_word_tokenizer_passes(tmp_path: Path) -> None:
     # The key makes llama.cpp look words up; with GPT-2's split it would not.
     other = with_key(path, tmp_path / "n.gguf", PRE, "gpt-2", Kind.STRING)
     assert f"{PRE} is 'gpt-2'" in check(checkpoint, other, TEXT).detail
+
+
+def test_a_word_tokenizer_is_imported_again(tmp_path: Path) -> None:
+    tokenizer = train_words([TEXT], 280)
+    checkpoint = make_checkpoint(tmp_path / "c", tokenizer=tokenizer, n_layer=1, n_embd=32)
+    sources = (
+        write(checkpoint, tmp_path / "m.gguf"),
+        export_to_hf(checkpoint.folder, tmp_path / "hf").folder,
+    )
+    for number, source in enumerate(sources):
+        import_checkpoint(str(source), tmp_path / f"again-{number}")
+        again = load_checkpoint(tmp_path / f"again-{number}").tokenizer
+        assert again.looks_up_words
+        assert again.tokens == tokenizer.tokens
+        assert again.encode(TEXT) == tokenizer.encode(TEXT)
 
 
 def test_a_chat_with_special_tokens_of_its_own_passes(tmp_path: Path) -> None:
