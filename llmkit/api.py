@@ -29,6 +29,7 @@ from llmkit.export.quantization.imatrix import make_imatrix
 from llmkit.export.quantization.requantize import requantize
 from llmkit.export.report.page import write_report
 from llmkit.export.report.plots import size_quality_figure
+from llmkit.export.report.runs import loss_figure, runs_table
 from llmkit.export.report.tables import comparison_table, export_table, proof_table
 from llmkit.export.to_hf import export_to_hf
 from llmkit.finetuning.classify import finetune_classify
@@ -44,6 +45,7 @@ from llmkit.importing.verify_source import verify_source as verify
 from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.training import dry_run, train
+from llmkit.training.runs import find_runs
 
 __all__ = [
     "Budget",
@@ -65,6 +67,7 @@ __all__ = [
     "export",
     "export_table",
     "export_to_hf",
+    "find_runs",
     "finetune_classify",
     "finetune_distill",
     "finetune_instruct",
@@ -73,12 +76,14 @@ __all__ = [
     "import_checkpoint",
     "inspect",
     "judge",
+    "loss_figure",
     "make_imatrix",
     "prepare_data",
     "prompt_format",
     "proof_table",
     "rate",
     "requantize",
+    "runs_table",
     "size_quality_figure",
     "train",
     "verify",

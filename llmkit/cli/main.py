@@ -31,6 +31,7 @@ from llmkit.cli import (
     inspect,
     modelfile,
     quantize,
+    runs,
     train,
     verify,
 )
@@ -51,7 +52,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help; drawing it with rich doubles the time it takes
 )
 for _module in (
-    demo, data, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize,
+    demo, data, train, runs, import_checkpoint, finetune, generate, chat, export, imatrix, quantize,
     verify, compare, evaluate, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)

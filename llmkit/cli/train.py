@@ -18,6 +18,7 @@ from llmkit.cli.options import (
     TextColumnOption,
     VocabSizeOption,
     print_json,
+    save_loss_curve,
 )
 
 PRESETS = "the preset's"
@@ -187,6 +188,7 @@ def _train(
         delimiter=delimiter,
         encoding=encoding,
     )
+    save_loss_curve(result.checkpoint, result.metrics)
     if json_output:
         print_json(asdict(result))
         return

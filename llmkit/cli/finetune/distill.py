@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.finetune import options
-from llmkit.cli.options import CheckpointArgument, JsonOption, ResumeOption, print_json
+from llmkit.cli.options import (
+    CheckpointArgument,
+    JsonOption,
+    ResumeOption,
+    print_json,
+    save_loss_curve,
+)
 
 if TYPE_CHECKING:
     from llmkit.finetuning.distill import DistillResult
@@ -70,6 +76,7 @@ def _distill(
         resume=resume,
         device=device,
     )
+    save_loss_curve(result.checkpoint, result.metrics)
     if json_output:
         print_json(asdict(result))
     else:

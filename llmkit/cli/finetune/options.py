@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli.options import print_json
+from llmkit.cli.options import print_json, save_loss_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,6 +145,7 @@ def run_or_sweep(
         _sweep(function, out, sweep_options, json_output, plot, arguments)
         return
     result = function(out=out, **arguments)
+    save_loss_curve(result.checkpoint, result.metrics)
     if plot is not None and figure is not None:
         from llmkit.export.report.plots import save_figure
 
