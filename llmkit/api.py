@@ -11,6 +11,7 @@ from llmkit.threads import wait_without_spinning
 
 wait_without_spinning()  # counts only before torch is imported
 
+from llmkit.data.known_sets import get_data
 from llmkit.data.prepared import prepare_data
 from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
@@ -73,6 +74,7 @@ __all__ = [
     "finetune_instruct",
     "finetune_prefer",
     "generate",
+    "get_data",
     "import_checkpoint",
     "inspect",
     "judge",
