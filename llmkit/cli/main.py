@@ -33,6 +33,7 @@ from llmkit.cli import (
     page,
     quantize,
     report,
+    runs,
     tokenizer,
     train,
     verify,
@@ -54,8 +55,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help; drawing it with rich doubles the time it takes
 )
 for _module in (
-    demo, data, tokenizer, train, import_checkpoint, finetune, generate, chat, export, imatrix,
-    quantize, verify, compare, evaluate, report, page, inspect, modelfile, deploy, doctor,
+    demo, data, tokenizer, train, runs, import_checkpoint, finetune, generate, chat, export,
+    imatrix, quantize, verify, compare, evaluate, report, page, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

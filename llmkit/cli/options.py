@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from llmkit.export.check import Check
+    from llmkit.training.state import Metrics
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder.", show_default=False)
@@ -88,6 +89,15 @@ ParameterOption = Annotated[
         help="Ollama PARAMETER of the Modelfile, for example temperature=0.8. May be repeated.",
     ),
 ]
+
+
+def save_loss_curve(checkpoint: Path, metrics: Sequence[Metrics]) -> None:
+    """Draw the losses of a run into its folder."""
+    from llmkit.checkpoint.layout import TRAINING_FOLDER
+    from llmkit.export.report.plots import save_figure
+    from llmkit.export.report.runs import loss_figure
+
+    save_figure(loss_figure({"": metrics}), checkpoint / TRAINING_FOLDER / "loss.png")
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from llmkit.cli.options import (
     TextColumnOption,
     VocabSizeOption,
     print_json,
+    save_loss_curve,
 )
 
 PRESETS = "the preset's"
@@ -183,6 +184,7 @@ def _train(
         delimiter=delimiter,
         encoding=encoding,
     )
+    save_loss_curve(result.checkpoint, result.metrics)
     if json_output:
         print_json(asdict(result))
         return

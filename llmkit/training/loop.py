@@ -10,9 +10,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import pairwise
 from types import FrameType
 
 import numpy as np
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 
 from llmkit.checkpoint.layout import BLOCKS_FILE, MODEL_FILE
-from llmkit.console import progress, say
+from llmkit.console import say
 from llmkit.device import has_fast_bfloat16
 from llmkit.lora import n_trainable
 from llmkit.quantization.packed import n_weights
 from llmkit.quantization.qat import Roundings, on_grid, packed
 from llmkit.training.config import TrainingConfig
+from llmkit.training.display import training_display
+from llmkit.training.flops import flops_per_token
 from llmkit.training.optimizer import make_optimizers
 from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.training.task import Task, TensorFiles
@@ -83,8 +86,12 @@ class TrainingLoop:
         losses = self._new_losses()
         interval = _Interval(self.state.step)
         steady = interval  # without the first step, which is slow
+        norm = math.nan
         done = self.state.step
-        with interrupts_deferred() as interrupted, progress("train", 0, "steps") as bar:
+        flops = flops_per_token(n_weights(self.model), self.model.config)
+        all_trained = n_trainable(self.model) == n_weights(self.model)
+        display = training_display(self.config.steps, self.device, flops if all_trained else None)
+        with interrupts_deferred() as interrupted, display as shown:
             while done < self.config.steps:
                 losses.add(self.step(done))
                 done += 1
@@ -94,11 +101,14 @@ class TrainingLoop:
                 if steady is interval:
                     steady = _Interval(done)
                 rate = interval.rate(done) * self.tokens_per_step
-                bar.total = self.config.steps
-                bar.update(done, f"loss {losses.shown:.3f}, {rate:,.0f} tokens/s")
+                shown.total = self.config.steps
+                if done % READ_EVERY == 0 or self.device.type == "cpu":
+                    norm = float(self.grad_norm)
+                shown.update(done, losses.last, rate, self._learning_rate_at(done - 1), norm)
                 if done % self.config.eval_interval == 0 or done == self.config.steps:
                     elapsed = time.monotonic() - started
-                    self._evaluate_and_save(done, float(np.mean(losses.all())), rate, elapsed)
+                    mean = float(np.mean(losses.all()))
+                    shown.evaluated(*self._evaluate_and_save(done, mean, rate, elapsed))
                     losses = self._new_losses()
                     interval = _Interval(done)
                 if interrupted.is_set():
@@ -144,7 +154,9 @@ class TrainingLoop:
             optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _evaluate_and_save(self, step: int, train_loss: float, rate: float, elapsed: float) -> None:
+    def _evaluate_and_save(
+        self, step: int, train_loss: float, rate: float, elapsed: float
+    ) -> tuple[Metrics, list[str]]:
         self.model.eval()
         with on_grid(self.model, self.grid):
             evaluation = self.task.evaluate(self.model)
@@ -171,6 +183,12 @@ class TrainingLoop:
         )
         for sample in samples:
             say(f"  {sample}")
+        if overfits(self.metrics):
+            say(
+                f"note: the validation loss has risen since step {self.metrics[-3].step} while the "
+                "training loss falls: the model overfits; training/best has the best checkpoint"
+            )
+        return metrics, samples
 
     def _save(self, step: int, elapsed: float, losses: list[float]) -> None:
         state = replace(self.state, step=step, elapsed_s=elapsed, losses=losses)
@@ -201,6 +219,16 @@ class TrainingLoop:
         return "bfloat16" if self.bfloat16 else "float32"
 
 
+def overfits(metrics: Sequence[Metrics]) -> bool:
+    """Whether the last two evaluations are the first two in a row of this kind.
+
+    The validation loss rises while the training loss falls.
+    """
+    pairs = list(pairwise(metrics))
+    apart = [b.val_loss > a.val_loss and b.train_loss < a.train_loss for a, b in pairs]
+    return apart[-2:] == [True, True] and apart[-3:-2] != [True]
+
+
 def planned_steps(
     config: TrainingConfig, step_s: float, seconds: float, tokens_per_step: float
 ) -> int:
@@ -228,7 +256,7 @@ class _Losses:
             self.all()
 
     @property
-    def shown(self) -> float:
+    def last(self) -> float:
         """The last one that was read."""
         return self._read[-1] if self._read else math.nan
 

@@ -41,6 +41,7 @@ def test_no_help_shows_a_python_type() -> None:
     page = runpy.run_path(str(DOCS / "write_commands.py"))["page"]()
     assert page.count("Usage: ") > 25
     assert page.count("Usage: ") > 25
+    assert page.count("Usage: ") > 25
     found = set(re.findall(r"<[^>\n]*>", page))
     assert all(re.fullmatch(r"<[a-z_.]+(\|[a-z_.]+)*>", choices) for choices in found)
     assert {"<gguf|hf>", "<rtn|gptq|llama.cpp>", "<llama.cpp>", "<pre|post>"} <= found
