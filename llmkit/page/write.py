@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -27,21 +28,11 @@ _PAUSE = 0.05  # seconds between two pictures of a growing text
 _EXAMPLE = "Tell a story about Anton."
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token as it is shown: without the logits, which take memory in every session."""
-
-    id: int
-    text: str
-    probability: float
-    candidates: tuple[Candidate, ...]  # the most probable first
-
-
 @dataclass
 class Text:
     """What a model has written so far."""
 
-    tokens: list[Token] = field(default_factory=list)
+    tokens: list[GeneratedToken] = field(default_factory=list)
     # What the original prefers where it prefers another token: one for each token, or none yet.
     differences: list[Candidate | None] = field(default_factory=list)
     original: str = ""  # name of the model that was compared with
@@ -106,11 +97,12 @@ def _write(
     with context.models.use(paths, lambda: say_waiting(wait)) as runners:
         wait.empty()
         prompts: dict[str, list[int]] = {}
-        streams = {}
+        streams: dict[str, Iterator[GeneratedToken]] = {}
         for name, runner in zip(texts, runners, strict=True):
             try:
                 prompts[name] = runner.prompt([Message("user", prompt)])
-                streams[name] = runner.tokens(prompts[name], sampling)
+                tokens = runner.tokens(prompts[name], sampling)
+                streams[name] = map(methodcaller("described", runner.token_bytes), tokens)
             except LlmkitError as error:
                 texts[name].fault = str(error)
         for _ in _in_turn(streams, texts):
@@ -131,7 +123,7 @@ def _in_turn(
     while open_ones:
         for name, stream in list(open_ones.items()):
             try:
-                texts[name].tokens.append(_shown(next(stream)))
+                texts[name].tokens.append(next(stream))
             except StopIteration:
                 del open_ones[name]
             except LlmkitError as error:
@@ -140,10 +132,6 @@ def _in_turn(
         if time.monotonic() - shown > _PAUSE:
             yield
             shown = time.monotonic()
-
-
-def _shown(token: GeneratedToken) -> Token:
-    return Token(token.id, token.text, token.probability, tuple(token.candidates))
 
 
 def _original(model: Found, texts: dict[str, Text], context: Context) -> Found | None:
@@ -191,7 +179,7 @@ def tokens_html(text: Text, *, with_candidates: bool) -> str:
     return f'<div class="tokens">{"".join(spans)}</div>'
 
 
-def _span(token: Token, difference: Candidate | None, with_candidates: bool) -> str:
+def _span(token: GeneratedToken, difference: Candidate | None, with_candidates: bool) -> str:
     kind = "token differs" if difference else "token"
     style = f'style="--p:{token.probability:.3f}"'
     if not with_candidates:
@@ -200,7 +188,7 @@ def _span(token: Token, difference: Candidate | None, with_candidates: bool) -> 
     return f'<span class="{kind}" {style} tabindex="0">{escape(token.text)}{panel}</span>'
 
 
-def _panel(token: Token, difference: Candidate | None) -> str:
+def _panel(token: GeneratedToken, difference: Candidate | None) -> str:
     rows = "".join(
         f'<span class="row{" chosen" * (candidate.id == token.id)}">'
         f"<code>{_visible(candidate.token)}</code>"
