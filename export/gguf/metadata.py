@@ -12,13 +12,17 @@ import numpy as np
 
 from llmkit.architectures.registry import family_of
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
+from llmkit.export.gguf.keys import (
+    ADAPTER_KEY,
+    CHAT_TEMPLATE_KEY,
+    LABELS_KEY,
+    QUANTIZATION_KEY,
+)
 from llmkit.quant.types import FloatRows, PackedRows
 from llmkit.quantization.tensor_types import Quantization, quantization_of
 from llmkit.tokenizer import Tokenizer
 
 # Keys of llmkit's own, which llama.cpp and Ollama pass over; more of them in keys.py.
-QUANTIZATION_KEY = "llmkit.quantization"  # its name, where `general.file_type` means another
 # Of blocks that no rounding of the weights gives: how they were chosen, the hash of the text they
 # were chosen with, and for each tensor the hash of its weights and blocks, as JSON.
 METHOD_KEY = "llmkit.quantization.method"
@@ -97,9 +101,9 @@ def metadata_of(
             MetadataEntry(size.key.format(arch=known.name), getattr(config, size.size), size.kind)
             for size in known.sizes
         ),
-        # llama.cpp's tokenizer model `gpt2` is byte-level BPE, its pre `gpt-2` is GPT-2's split.
+        # llama.cpp's tokenizer model `gpt2` is byte-level BPE, its pre the split into words.
         MetadataEntry(keys.Tokenizer.MODEL, "gpt2", kind.STRING),
-        MetadataEntry(keys.Tokenizer.PRE, "gpt-2", kind.STRING),
+        MetadataEntry(keys.Tokenizer.PRE, tokenizer.pre, kind.STRING),
         MetadataEntry(keys.Tokenizer.LIST, tokenizer.tokens, kind.ARRAY),
         MetadataEntry(keys.Tokenizer.TOKEN_TYPE, _token_types(tokenizer), kind.ARRAY),
         MetadataEntry(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llmkit.architectures.base import KVCache, LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.console import say
 from llmkit.device import choose_device
 from llmkit.errors import ConfigError, QuantizationError
 from llmkit.export.gguf.adapter import adapter_of
@@ -26,11 +27,20 @@ from llmkit.export.gguf.reader import (
 )
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.llamacpp.devices import Backend, uses_gpu
-from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.llamacpp.runtime import LlamaCpp, shared_length
 from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
-from llmkit.generation import Sampling, generate_ids, prompt_ids, refuse_nan, stream_text
+from llmkit.generation import (
+    GeneratedToken,
+    ModelReader,
+    SampledToken,
+    before_stop,
+    generate_batch,
+    generate_tokens,
+    prompt_ids,
+)
 from llmkit.modelfiles.prompt_format import Message
+from llmkit.sampling import FOR_LABEL, Sampling, refuse_nan
 
 
 class Runner(Protocol):
@@ -50,13 +60,22 @@ class Runner(Protocol):
         """Ids up to where the answer to the last message begins."""
         ...
 
-    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-        """Yield the text that follows, piece by piece."""
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[SampledToken]:
+        """Yield the tokens that follow."""
+        ...
+
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
+        """The text that follows each prompt."""
         ...
 
     @property
     def is_classifier(self) -> bool:
         """Whether the answer is a label."""
+        ...
+
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """A classifier's labels, and the ids of the tokens that they are."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -74,17 +93,33 @@ class Runner(Protocol):
     def branches(
         self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
-        """For each branch after `prefix` the logits (len(branch), V) that foretell its tokens."""
+        """For each branch after `prefix` the logits (len(branch), V) that foretell its tokens.
+
+        What `prefix` shares with that of the last call is not computed again.
+        """
+        ...
+
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        is_complete: Callable[[Sequence[int]], bool],
+    ) -> list[list[int]]:
+        """The most probable ids after each prompt, at most `max_tokens`, in batches.
+
+        An answer ends where the model ends it, or where `is_complete`.
+        """
         ...
 
 
 @contextmanager
-def open_runner(model: Path, backend: Backend = "cpu", *, branches: int = 1) -> Iterator[Runner]:
+def open_runner(model: StrPath, backend: Backend = "cpu", *, branches: int = 1) -> Iterator[Runner]:
     """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError.
 
     `backend`: where llama.cpp runs a GGUF file. With `branches` it computes exactly, and up to so
     many at once.
     """
+    model = Path(model)
     if is_gguf(model):
         file = read_gguf(model)  # llama.cpp does not say what to do with a damaged file
         adapter_of(file)
@@ -97,6 +132,19 @@ def open_runner(model: Path, backend: Backend = "cpu", *, branches: int = 1) -> 
         yield CheckpointRunner(checkpoint, checkpoint.load_model(choose_device()))
 
 
+def answer_text(runner: Runner, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    """Yield the text that follows, piece by piece. Says what a context that slides has dropped."""
+    for token in runner.tokens(prompt, sampling):
+        if token.dropped is not None:
+            first, last = token.dropped.start + 1, token.dropped.stop
+            say(
+                f"the context of {runner.context_length} tokens is full: dropped tokens {first} to "
+                f"{last}, kept the first {first - 1} and the newest"
+            )
+        if token.text:
+            yield token.text
+
+
 def generate(
     model: StrPath, prompt: str, sampling: Sampling | None = None, *, backend: Backend = "cpu"
 ) -> Iterator[str]:
@@ -106,9 +154,32 @@ def generate(
     both. `backend`: where llama.cpp runs a file, "cpu", "gpu" or "auto", which is a GPU if there is
     one. Raises LlmkitError: a file that cannot be read, a prompt that fills the context.
     """
+    with open_runner(model, backend) as runner:
+        ids = runner.prompt([Message("user", prompt)])
+        yield from answer_text(runner, ids, sampling or Sampling())
+
+
+def stream_tokens(
+    model: StrPath, prompt: str, sampling: Sampling | None = None, *, backend: Backend = "cpu"
+) -> Iterator[GeneratedToken]:
+    """Yield the tokens of what `generate` yields, with their probabilities and candidates."""
     with open_runner(Path(model), backend) as runner:
         ids = runner.prompt([Message("user", prompt)])
-        yield from runner.answer(ids, sampling or Sampling())
+        for token in runner.tokens(ids, sampling or Sampling()):
+            yield token.described(runner.token_bytes)
+
+
+def generate_texts(
+    model: StrPath,
+    prompts: Sequence[str],
+    sampling: Sampling | None = None,
+    *,
+    backend: Backend = "cpu",
+) -> list[str]:
+    """What `generate` says to each prompt. A checkpoint computes several at once."""
+    with open_runner(Path(model), backend) as runner:
+        ids = [runner.prompt([Message("user", prompt)]) for prompt in prompts]
+        return runner.answers(ids, sampling or Sampling())
 
 
 @dataclass
@@ -117,6 +188,10 @@ class CheckpointRunner:
 
     checkpoint: Checkpoint
     model: LanguageModel
+    _past: tuple[list[int], KVCache] = field(init=False)  # of the last prefix
+
+    def __post_init__(self) -> None:
+        self._past = ([], KVCache(self.context_length))
 
     @property
     def context_length(self) -> int:  # noqa: D102
@@ -132,15 +207,39 @@ class CheckpointRunner:
         form, tokenizer = self.checkpoint.prompt_format, self.checkpoint.tokenizer
         return self.begun(encode_prompt(messages, form, tokenizer))
 
-    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
+    def tokens(  # noqa: D102
+        self, prompt: Sequence[int], sampling: Sampling
+    ) -> Iterator[SampledToken]:
         if self.is_classifier:
-            sampling = sampling.for_label()
-        new_ids = generate_ids(self.model, prompt, sampling, self.checkpoint.stop_ids)
-        yield from stream_text(map(self.token_bytes, new_ids))
+            sampling = FOR_LABEL
+        is_end = self.checkpoint.stop_ids.__contains__
+        reader = ModelReader(self.model)
+        return generate_tokens(reader, prompt, sampling, is_end, self.token_bytes)
+
+    def answers(  # noqa: D102
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[str]:
+        if self.is_classifier:
+            sampling = FOR_LABEL
+        decode = self.checkpoint.tokenizer.decode
+
+        def has_stopped(ids: list[int]) -> bool:
+            return bool(sampling.stop) and any(stop in decode(ids) for stop in sampling.stop)
+
+        stop_ids = self.checkpoint.stop_ids
+        found = generate_batch(self.model, prompts, sampling, stop_ids, is_done=has_stopped)
+        return [
+            "".join(text for _, text in before_stop([(0, decode(ids))], sampling.stop))
+            for ids in found
+        ]
 
     @property
     def is_classifier(self) -> bool:  # noqa: D102
         return bool(self.checkpoint.labels)
+
+    @property
+    def label_ids(self) -> dict[str, int]:  # noqa: D102
+        return dict(zip(self.checkpoint.labels, self.checkpoint.label_ids, strict=True))
 
     def encode(self, text: str) -> list[int]:  # noqa: D102
         return self.checkpoint.tokenizer.encode(text)
@@ -155,15 +254,16 @@ class CheckpointRunner:
     def branches(  # noqa: D102
         self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
-        cache = KVCache()
+        past, cache = self._past
+        cache.length = n = shared_length(past, prefix[:-1])
         device = self.model.device
-        before = self.model.hidden_states(torch.tensor([prefix], device=device), cache)[:, -1:]
+        before = self.model.hidden_states(torch.tensor([prefix[n:]], device=device), cache)[:, -1:]
+        self._past = (list(prefix), cache)
         hidden = before.expand(len(branches), -1, -1)  # (B, 1, C)
         inputs = [torch.tensor(branch[:-1], dtype=torch.int64) for branch in branches]
         rows = pad_sequence(inputs, batch_first=True).to(device)  # (B, T)
         if rows.shape[1]:
-            shape = (len(branches), -1, -1, -1)
-            wide = KVCache([(k.expand(shape), v.expand(shape)) for k, v in cache.layers])
+            wide = cache.repeated(len(branches), rows.shape[1])
             hidden = torch.cat((hidden, self.model.hidden_states(rows, wide)), dim=1)
         found = [
             self.model.logits(states[: len(branch)]).cpu()
@@ -173,10 +273,20 @@ class CheckpointRunner:
             refuse_nan(logits)
         return found
 
+    def greedy(  # noqa: D102
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        is_complete: Callable[[Sequence[int]], bool],
+    ) -> list[list[int]]:
+        stops = self.checkpoint.stop_ids
+        sampling = Sampling(temperature=0, max_tokens=max_tokens)
+        return generate_batch(self.model, prompts, sampling, stops, is_done=is_complete)
+
 
 @dataclass
 class GGUFRunner:
-    """A GGUF file in llama.cpp (a Runner)."""
+    """A GGUF file in llama.cpp (a Runner and a Reader)."""
 
     llama: LlamaCpp
 
@@ -201,15 +311,47 @@ class GGUFRunner:
             ids = self._template.prompt_ids(messages, self.llama)
         return self.begun(ids)
 
-    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
+    def start(self, ids: Sequence[int]) -> torch.Tensor:  # noqa: D102  as a Reader
         self.llama.reset()
+        return self._logits(ids)
+
+    def read(self, token_id: int) -> torch.Tensor:  # noqa: D102
+        return self._logits([token_id])
+
+    def _logits(self, ids: Sequence[int]) -> torch.Tensor:
+        (logits,) = self.llama.evaluate(ids, all_positions=False)
+        refuse_not_finite(logits, self.llama.path)
+        return torch.from_numpy(logits)
+
+    def tokens(  # noqa: D102
+        self, prompt: Sequence[int], sampling: Sampling
+    ) -> Iterator[SampledToken]:
         if self.is_classifier:
-            sampling = sampling.for_label()
-        yield from stream_text(map(self.token_bytes, self._ids(prompt, sampling)))
+            sampling = FOR_LABEL
+        is_end = self.llama.is_end_of_generation
+        return generate_tokens(self, prompt, sampling, is_end, self.token_bytes)
+
+    def answers(  # noqa: D102
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[str]:
+        return ["".join(answer_text(self, prompt, sampling)) for prompt in prompts]
 
     @property
     def is_classifier(self) -> bool:  # noqa: D102
         return self.llama.is_classifier
+
+    @cached_property
+    def label_ids(self) -> dict[str, int]:  # noqa: D102
+        labels = self.llama.labels
+        wanted = {label.encode(): label for label in labels}
+        ids: dict[str, int] = {}
+        for token_id in reversed(range(self.llama.vocab_size)):  # labels are the last words
+            if len(ids) == len(wanted):
+                break
+            label = wanted.get(self.llama.token_bytes(token_id))
+            if label is not None:
+                ids.setdefault(label, token_id)
+        return {label: ids[label] for label in labels if label in ids}
 
     def encode(self, text: str) -> list[int]:  # noqa: D102
         return self.llama.tokenize(text)
@@ -228,20 +370,17 @@ class GGUFRunner:
             refuse_not_finite(logits, self.llama.path)
         return [torch.from_numpy(logits) for logits in found]
 
+    def greedy(  # noqa: D102
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        is_complete: Callable[[Sequence[int]], bool],
+    ) -> list[list[int]]:
+        return list(self.llama.greedy(prompts, max_tokens, is_complete))
+
     @cached_property
     def _template(self) -> ChatTemplate | None:
         """Compiled once: that takes longer than a small model takes for a prompt."""
         source = self.llama.chat_template
         bos, eos = map(self.llama.token_text, (self.llama.bos_id, self.llama.eos_id))
         return None if source is None else ChatTemplate(source, bos, eos)
-
-    def _ids(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        generator = sampling.generator()
-        new = list(prompt)
-        for _ in range(sampling.limit(len(prompt), self.llama.n_ctx)):
-            (logits,) = self.llama.evaluate(new, all_positions=False)
-            refuse_not_finite(logits, self.llama.path)
-            new = [sampling.choose(torch.from_numpy(logits), generator)]
-            if self.llama.is_end_of_generation(new[0]):
-                return
-            yield new[0]

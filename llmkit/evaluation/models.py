@@ -14,10 +14,10 @@ import torch
 from llmkit.errors import ConfigError, PromptTooLongError
 from llmkit.export.evaluation.divergence import ROWS_AT_ONCE
 from llmkit.export.llamacpp.devices import Backend
-from llmkit.export.llamacpp.runners import Runner, open_runner
+from llmkit.export.llamacpp.runners import Runner, answer_text, open_runner
 from llmkit.export.ollama.server import OllamaServer
-from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import Message
+from llmkit.sampling import Sampling
 
 OLLAMA = "ollama:"
 BRANCHES = 32  # options that llama.cpp computes at once
@@ -63,6 +63,12 @@ class Model:
             branches = [self.runner.encode(text)[len(ids) :] for text in texts]
         if len(prefix) + max(map(len, branches)) - 1 > self.runner.context_length:
             return None
+        return self.scored(prefix, branches)
+
+    def scored(
+        self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
+    ) -> list[Continuation]:
+        """How probable each of some ids is after others, which must fit the context."""
         logits = self.runner.branches(prefix, branches)
         return [_continuation(rows, ids) for rows, ids in zip(logits, branches, strict=True)]
 
@@ -85,7 +91,7 @@ class Model:
     def answer(self, question: str, max_tokens: int = MAX_ANSWER) -> str | None:
         """The greedy answer; None where the question fills the context."""
         prompt = self.runner.prompt([Message("user", question)])
-        return _whole(lambda sampling: self.runner.answer(prompt, sampling), max_tokens)
+        return _whole(lambda sampling: answer_text(self.runner, prompt, sampling), max_tokens)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,15 +58,21 @@ def read_conversations(path: Path, form: PromptFormat) -> list[Conversation]:
 
     Answers lose the white space around them. Raises DataError naming the record's line.
     """
-    records = read_records(path, FORMATS)
-    shape = _shape_of(records[0])
+    return conversations_of(read_records(path, FORMATS), form, FORMATS)
+
+
+def conversations_of(
+    records: Sequence[Record], form: PromptFormat, formats: str
+) -> list[Conversation]:
+    """The same for records that are read; an error says which `formats` would do."""
+    shape = _shape_of(records[0], formats)
     return [
         Conversation(with_system(record, shape.read(record, form)), record.where)
         for record in records
     ]
 
 
-def _shape_of(first: Record) -> Shape:
+def _shape_of(first: Record, formats: str) -> Shape:
     for shape in SHAPES:
         if all(name in first.fields for name in shape.fields):
             return shape
@@ -74,7 +80,7 @@ def _shape_of(first: Record) -> Shape:
     for shape in SHAPES:
         if shape.fields[0] in first.fields:
             raise first.lacks(f'field "{shape.fields[1]}"')
-    raise first.lacks(f"field of a known format; expected {FORMATS}")
+    raise first.lacks(f"field of a known format; expected {formats}")
 
 
 def with_system(record: Record, messages: tuple[Message, ...]) -> tuple[Message, ...]:

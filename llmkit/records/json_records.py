@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from llmkit.errors import DataError
 from llmkit.records.text_files import JSON_SUFFIXES, shown
@@ -138,7 +139,8 @@ def rows_of_columns(table: Mapping[str, object]) -> Sequence[object] | None:
 
     pandas' to_json writes {"text": {"0": ..., "1": ...}} (columns), {"0": {"text": ...}} (index),
     {"columns": [...], "data": [[...]]} (split) or {"schema": ..., "data": [...]} (table);
-    Hugging Face's to_dict gives {"text": [...]}.
+    Hugging Face's to_dict gives {"text": [...]}. Others put a list under a name of its own, such as
+    {"questions": [{"question": ...}]}.
     """
     data, columns = table.get("data"), table.get("columns")
     if isinstance(data, list):
@@ -147,6 +149,8 @@ def rows_of_columns(table: Mapping[str, object]) -> Sequence[object] | None:
         if all(isinstance(row, dict) for row in data):
             return data
     parts = list(table.values())
+    if len(parts) == 1 and _are_records(parts[0]):
+        return parts[0]
     if parts and all(isinstance(part, dict) for part in parts):
         if all(name.isdecimal() for name in table):
             return parts
@@ -159,6 +163,15 @@ def rows_of_columns(table: Mapping[str, object]) -> Sequence[object] | None:
         if len(n_rows) == 1 and n_rows != {0} and not is_chat:
             return [dict(zip(table, row, strict=True)) for row in zip(*lists, strict=True)]
     return None
+
+
+def _are_records(value: object) -> TypeGuard[list[object]]:
+    """Whether a value is a list of objects that are no messages of a chat."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and not {"role", "from"} & item.keys() for item in value)
+    )
 
 
 def _line_values(text: str, path: Path) -> Iterator[tuple[object, str]]:

@@ -23,7 +23,7 @@ from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import refuse_other_run
 from llmkit.training.pretraining import Pretraining
-from llmkit.training.run import _quantization_note
+from llmkit.training.run import quantization_note
 from llmkit.training.state import RunFolder, RunState
 
 
@@ -82,7 +82,7 @@ def test_train_loss_is_the_mean_since_the_last_evaluation(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, rates = [], []
-    original = TrainingLoop._step
+    original = TrainingLoop.step
 
     def noted(self: TrainingLoop, step: int) -> torch.Tensor:
         loss = original(self, step)
@@ -90,7 +90,7 @@ def test_train_loss_is_the_mean_since_the_last_evaluation(
         rates.append({group["lr"] for o in self.optimizers for group in o.param_groups})
         return loss
 
-    monkeypatch.setattr(TrainingLoop, "_step", noted)
+    monkeypatch.setattr(TrainingLoop, "step", noted)
     run(short_text, tmp_path / "out")
     found = [line["train_loss"] for line in metrics(tmp_path / "out")]
     means = [sum(losses[start : start + 4]) / 4 for start in (0, 4, 8)]
@@ -123,16 +123,18 @@ def test_bits_per_byte_are_those_of_the_held_out_text(short_text: Path, tmp_path
 
 def test_checkpoint_holds_what_it_promises(finished: Path) -> None:
     names = {path.relative_to(finished).as_posix() for path in finished.rglob("*.*")}
-    assert names == {
+    checkpoint = {
         "config.json",
         "model.safetensors",
         "tokenizer.json",
-        "training/metrics.jsonl",
         "training/optimizer.safetensors",
         "training/state.json",
         "training/train.tokens",
         "training/validation.tokens",
     }
+    kept = ("training/saves/8", "training/saves/12", "training/best")
+    links = {f"{place}/{name}" for place in kept for name in checkpoint}
+    assert names == {*checkpoint, "training/metrics.jsonl", *links}
 
 
 def test_notes_go_to_stderr(
@@ -154,7 +156,7 @@ def test_notes_go_to_stderr(
     ],
 )
 def test_note_says_what_types_that_do_not_fit_are_stored_as(n_embd: int, words: list[str]) -> None:
-    note = _quantization_note(model_config("nano", vocab_size=300, n_embd=n_embd))
+    note = quantization_note(model_config("nano", vocab_size=300, n_embd=n_embd))
     assert all(word in note for word in words), note
     assert ("instead of" in note) == (n_embd != 256)
 
@@ -345,7 +347,7 @@ def test_refused_text_does_not_spoil_the_folder(short_text: Path, tmp_path: Path
     ("changes", "words"),
     [
         ({"preset": "nanno"}, "preset 'nanno'.*'nano'"),
-        ({"tokenizer": "bep"}, "tokenizer 'bep'.*bpe, char, gpt2"),
+        ({"tokenizer": "bep"}, "tokenizer 'bep'.*bpe, word, char, gpt2"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"vocab_size": 0}, "model: vocab_size"),
         ({"vocab_size": 100}, "vocab_size 100 is too small"),
@@ -518,9 +520,12 @@ def test_missing_run_config_is_refused(tmp_path: Path) -> None:
         load_run_config(tmp_path, "nano")
 
 
-def test_diverged_run_stops_and_says_at_which_step(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\b(nan|inf) at step \d+\b.*learning_rate"):
+def test_run_that_diverges_twice_stops_and_says_at_which_steps(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"(nan|inf) at step \d+;.*(nan|inf) at step \d+\b"):
         run(corpus, tmp_path / "out", training={"learning_rate": 1e30, "warmup_steps": 0})
+    assert "step 0, with 0.5" in capsys.readouterr().err
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
