@@ -345,7 +345,7 @@ def test_refused_text_does_not_spoil_the_folder(short_text: Path, tmp_path: Path
     ("changes", "words"),
     [
         ({"preset": "nanno"}, "preset 'nanno'.*'nano'"),
-        ({"tokenizer": "bep"}, "tokenizer 'bep'.*bpe, char, gpt2"),
+        ({"tokenizer": "bep"}, "tokenizer 'bep'.*bpe, word, char, gpt2"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"vocab_size": 0}, "model: vocab_size"),
         ({"vocab_size": 100}, "vocab_size 100 is too small"),
