@@ -146,6 +146,8 @@ class RunFolder:
                     pass
         except Timeout:
             return True
+        except OSError:  # such as a folder that cannot be written
+            return False
         return False
 
     @property
@@ -218,7 +220,8 @@ class RunFolder:
                 shutil.rmtree(self._next, ignore_errors=True)
             cause = cannot_write(self.training, error) if isinstance(error, OSError) else error
             raise type(cause)(
-                f"{cause}. The checkpoint of step {step} is intact: continue it with --resume"
+                f"{cause}. The checkpoint of step {step} is intact; free space if the disk is "
+                "full, then continue with --resume"
             ) from error
         return state
 
@@ -243,10 +246,7 @@ class RunFolder:
                 link_or_copy(file, self._next / name)
         self.write_state(state)
         self._move_next()
-        for later in self._kept():
-            if int(later.folder.name) > state.step:
-                shutil.rmtree(later.folder)
-        self._drop_metrics_after(state.step)
+        self._drop_after(state.step)
 
     def kept_before(self, step: int) -> FoundState:
         """The newest undamaged kept checkpoint of a step up to `step`, or else the oldest."""
@@ -262,7 +262,7 @@ class RunFolder:
     def recover(self, found: FoundState) -> None:
         """Finish or undo a save that was killed, go back if the newest checkpoint is damaged.
 
-        Drops metrics past the step. Changes no file where there is nothing to do.
+        Drops metrics and kept checkpoints past the step. Changes no file if nothing is to be done.
         """
         state = found.state
         if found.damaged is not None:
@@ -276,7 +276,7 @@ class RunFolder:
                 self._move_next()
             shutil.rmtree(self._next, ignore_errors=True)
         self.remove_half_written()
-        self._drop_metrics_after(state.step)
+        self._drop_after(state.step)
         self.keep(state)
 
     def remove_half_written(self) -> None:
@@ -346,7 +346,11 @@ class RunFolder:
         there = self._written_metrics() if self.metrics_file.exists() else []
         return [metrics for metrics in there if metrics.step <= step]
 
-    def _drop_metrics_after(self, step: int) -> None:
+    def _drop_after(self, step: int) -> None:
+        """Drop the metrics and kept checkpoints past a step."""
+        for later in self._kept():
+            if int(later.folder.name) > step:
+                shutil.rmtree(later.folder)
         if self.metrics_file.exists():
             text = "".join(metrics.to_json() + "\n" for metrics in self.metrics_up_to(step))
             if text != self.metrics_file.read_text(encoding="utf-8"):
@@ -378,7 +382,8 @@ class RunFolder:
         if beside.folder.exists():
             shutil.rmtree(beside.folder)
         beside.training.mkdir(parents=True)
-        for name in (*CHECKPOINT_FILES, OPTIMIZER_FILE, STATE_FILE):
+        optimizer = () if kept.folder == self.best else (OPTIMIZER_FILE,)  # nothing resumes it
+        for name in (*CHECKPOINT_FILES, STATE_FILE, *optimizer):
             if (file := self._place_of(name)).exists():
                 link_or_copy(file, beside._place_of(name))
         for name in _DATA_FILES:
