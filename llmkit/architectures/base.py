@@ -192,12 +192,16 @@ class LanguageModel(nn.Module, ABC):
         where the tokens reach past context_length.
         """
         start = cache.length if cache is not None else 0
-        end = start + tokens.shape[1]
-        if end > self.config.context_length:
-            raise ConfigError(
-                f"{end} tokens exceed the model's context length of {self.config.context_length}"
-            )
+        self.refuse_too_long(start + tokens.shape[1])
         return self.transform(self.embed(tokens, start), cache)
+
+    def refuse_too_long(self, n_tokens: int) -> None:
+        """Raise ConfigError for more tokens than context_length."""
+        if n_tokens > self.config.context_length:
+            raise ConfigError(
+                f"{n_tokens} tokens exceed the model's context length of "
+                f"{self.config.context_length}"
+            )
 
     def run_block(self, block: nn.Module, x: Tensor, cache: KVCache | None) -> Tensor:
         """What a block makes of (B, T, C)."""
