@@ -12,13 +12,17 @@ import numpy as np
 
 from llmkit.architectures.registry import family_of
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
+from llmkit.export.gguf.keys import (
+    ADAPTER_KEY,
+    CHAT_TEMPLATE_KEY,
+    LABELS_KEY,
+    QUANTIZATION_KEY,
+)
 from llmkit.quant.types import FloatRows, PackedRows
 from llmkit.quantization.tensor_types import Quantization, quantization_of
 from llmkit.tokenizer import Tokenizer
 
 # Keys of llmkit's own, which llama.cpp and Ollama pass over; more of them in keys.py.
-QUANTIZATION_KEY = "llmkit.quantization"  # its name, where `general.file_type` means another
 # Of blocks that no rounding of the weights gives: how they were chosen, the hash of the text they
 # were chosen with, and for each tensor the hash of its weights and blocks, as JSON.
 METHOD_KEY = "llmkit.quantization.method"

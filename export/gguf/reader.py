@@ -19,8 +19,8 @@ from llmkit.architectures.registry import FAMILIES, tensor_specs
 from llmkit.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint, load_checkpoint
 from llmkit.checkpoint.tensors import fault_of
 from llmkit.errors import CheckpointError, GGUFError, QuantizationError
-from llmkit.export.gguf.keys import ADAPTER_KEY
-from llmkit.export.gguf.metadata import METHOD_KEY, QUANTIZATION_KEY
+from llmkit.export.gguf.keys import ADAPTER_KEY, QUANTIZATION_KEY
+from llmkit.export.gguf.metadata import METHOD_KEY
 from llmkit.files import cannot_read
 from llmkit.quant import QuantType, dequantize, quant_type_of
 from llmkit.quantization.tensor_types import CUSTOM, Quantization, quantization, quantization_of

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmkit.errors import GGUFError
-from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.modelfiles.prompt_format import Message
+
+if TYPE_CHECKING:
+    from llmkit.export.llamacpp.runtime import LlamaCpp
 
 # Stands for a message while the template runs; private-use characters, one pair per message.
 _PLACE = "\ue000{}\ue001"

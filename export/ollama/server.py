@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import OllamaError, PromptTooLongError
 from llmkit.export.ollama.address import full_name
@@ -15,8 +15,10 @@ from llmkit.export.ollama.transport import (
     RefusedError,
     Transport,
 )
-from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import Message
+
+if TYPE_CHECKING:
+    from llmkit.generation import Sampling
 
 _TOO_LONG = "exceed_context_size_error"  # in the server's own words
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.console import say
-from llmkit.export.check import Proof
 from llmkit.files import write_text
+
+if TYPE_CHECKING:
+    from llmkit.export.check import Proof
 
 PROOF_FILE = "parity.json"
 

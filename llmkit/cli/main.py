@@ -30,6 +30,7 @@ from llmkit.cli import (
     import_checkpoint,
     inspect,
     modelfile,
+    page,
     quantize,
     train,
     verify,
@@ -52,7 +53,7 @@ app = typer.Typer(
 )
 for _module in (
     demo, data, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize,
-    verify, compare, evaluate, inspect, modelfile, deploy, doctor,
+    verify, compare, evaluate, page, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

@@ -1,0 +1,71 @@
+"""What every tab is given, and what tabs have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from llmkit.page.finding import Finding, Found, Kind, find_models, ollama_models
+from llmkit.page.models import ModelCache
+
+_SECONDS_OF_A_LIST = 10  # a new file shows after that at the latest
+
+
+@dataclass(frozen=True)
+class Context:
+    """The folder of the page, the models below it, and the models in memory."""
+
+    folder: Path
+    finding: Finding
+    models: ModelCache
+    faq: Path | None = None  # a file of questions and answers
+
+    def of_kind(self, *kinds: Kind, with_ollama: bool = False) -> list[Found]:
+        """The models of some kinds; those of Ollama may be of any."""
+        return [
+            model
+            for model in self.finding.models
+            if model.kind in kinds and (with_ollama or model.path is not None)
+        ]
+
+    def named(self, name: str) -> Found:
+        """The model of a name."""
+        return next(model for model in self.finding.models if model.name == name)
+
+
+def open_context(folder: Path, faq: Path | None = None) -> Context:
+    """What this session is given. Raises ConfigError where there is no such folder."""
+    files = _files(folder)
+    finding = Finding((*files.models, *_ollama()), files.refused)
+    return Context(folder, finding, _models(folder), faq)
+
+
+def choose(
+    label: str, models: Collection[Found], default: Collection[str], key: str, most: int
+) -> list[str]:
+    """A choice of models that is kept while other tabs are shown."""
+    names = [model.name for model in models]
+    kept = [name for name in st.session_state.get(f"kept_{key}", default) if name in names]
+    chosen = st.multiselect(
+        label, names, kept, key=key, max_selections=most, placeholder="Choose models"
+    )
+    st.session_state[f"kept_{key}"] = chosen
+    return list(chosen)
+
+
+@st.cache_data(ttl=_SECONDS_OF_A_LIST, show_spinner=False)
+def _files(folder: Path) -> Finding:
+    return find_models(folder)
+
+
+@st.cache_data(ttl=_SECONDS_OF_A_LIST, show_spinner=False)
+def _ollama() -> list[Found]:
+    return ollama_models()
+
+
+@st.cache_resource(show_spinner=False)
+def _models(folder: Path) -> ModelCache:
+    return ModelCache(folder)

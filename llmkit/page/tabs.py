@@ -1,0 +1,75 @@
+"""The tabs, and what happens around each: navigation, style, errors as sentences."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import streamlit as st
+
+from llmkit.errors import LlmkitError
+from llmkit.page.context import Context, open_context
+from llmkit.page.style import STYLE
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A tab: `llmkit.page.MODULE`, imported when it is first shown, has `show(context)`."""
+
+    module: str
+    title: str
+    icon: str
+
+
+TABS = (
+    Tab("find", "Find", ":material/search:"),
+    Tab("write", "Write", ":material/edit:"),
+)
+
+
+def show_page(folder: Path, faq: Path | None = None) -> None:
+    """Show the tab that the address names."""
+    st.set_page_config(page_title="llmkit", page_icon=":material/network_node:", layout="wide")
+    st.html(STYLE)
+    pages = [
+        st.Page(
+            partial(_show, tab.module, folder, faq),
+            title=tab.title,
+            icon=tab.icon,
+            url_path=tab.module,
+            default=tab is TABS[0],
+        )
+        for tab in TABS
+    ]
+    st.navigation(pages, position="top").run()
+    _warm_up()
+
+
+def show_tab(module: str, context: Context) -> None:
+    """Show one tab; an error becomes a sentence."""
+    try:
+        import_module(f"llmkit.page.{module}").show(context)
+    except LlmkitError as error:
+        st.error(str(error))
+    except Exception as error:
+        traceback.print_exc()
+        st.error(f"Unexpected {type(error).__name__}: {error}. The terminal shows where.")
+
+
+def _show(module: str, folder: Path, faq: Path | None) -> None:
+    try:
+        context = open_context(folder, faq)
+    except LlmkitError as error:
+        st.error(str(error))
+        return
+    show_tab(module, context)
+
+
+@st.cache_resource(show_spinner=False)
+def _warm_up() -> None:
+    """Load what models need while the user reads the first page."""
+    threading.Thread(target=lambda: import_module("llmkit.api"), daemon=True).start()
