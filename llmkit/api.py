@@ -22,6 +22,7 @@ from llmkit.export.convert import export
 from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.inspection import inspect
+from llmkit.export.llamacpp.inside import look_inside, nearest_tokens
 from llmkit.export.llamacpp.runners import generate
 from llmkit.export.quantization.budget import Budget
 from llmkit.export.quantization.config import QuantConfig
@@ -74,7 +75,9 @@ __all__ = [
     "import_checkpoint",
     "inspect",
     "judge",
+    "look_inside",
     "make_imatrix",
+    "nearest_tokens",
     "prepare_data",
     "prompt_format",
     "proof_table",

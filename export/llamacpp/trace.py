@@ -74,7 +74,7 @@ def differences(
     if not tokens:
         return []
     for token in tokens[:N_CANDIDATES]:
-        text = _text(original, token.greedy.id)
+        text = token_text(original, token.greedy.id)
         if text != token.greedy.text:
             raise ConfigError("the models have different vocabularies")
     ids = [token.id for token in tokens]
@@ -106,8 +106,9 @@ class _Watched(Sampling):
 
 
 def _candidate(runner: Runner, token_id: int, probability: float) -> Candidate:
-    return Candidate(token_id, _text(runner, token_id), probability)
+    return Candidate(token_id, token_text(runner, token_id), probability)
 
 
-def _text(runner: Runner, token_id: int) -> str:
+def token_text(runner: Runner, token_id: int) -> str:
+    """The text of a token; of one that is part of a character, U+FFFD."""
     return runner.token_bytes(token_id).decode(errors="replace")
