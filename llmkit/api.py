@@ -16,6 +16,7 @@ from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
 from llmkit.evaluation.human import rate
 from llmkit.evaluation.judge import judge
+from llmkit.evaluation.labelling import label_probabilities
 from llmkit.evaluation.tables import evaluation_figure, evaluation_tables
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
@@ -23,7 +24,8 @@ from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.inspection import inspect
 from llmkit.export.llamacpp.inside import look_inside, nearest_tokens
-from llmkit.export.llamacpp.runners import generate
+from llmkit.export.llamacpp.runners import generate, open_runner
+from llmkit.export.llamacpp.trace import differences, trace
 from llmkit.export.quantization.budget import Budget
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import make_imatrix
@@ -60,6 +62,7 @@ __all__ = [
     "demo",
     "deploy",
     "deploy_source",
+    "differences",
     "doctor",
     "evaluate",
     "evaluation_figure",
@@ -75,15 +78,18 @@ __all__ = [
     "import_checkpoint",
     "inspect",
     "judge",
+    "label_probabilities",
     "look_inside",
     "make_imatrix",
     "nearest_tokens",
+    "open_runner",
     "prepare_data",
     "prompt_format",
     "proof_table",
     "rate",
     "requantize",
     "size_quality_figure",
+    "trace",
     "train",
     "verify",
     "write_report",

@@ -58,7 +58,6 @@ def chat(
     The model is given all that was said. What no longer fits its context is forgotten, the oldest
     first, and `note` is told so. Raises PromptTooLongError where a single question does not fit.
     """
-    first = [Message("system", system)] if system else []
     turns: list[Message] = []
     for question in questions:
         turns.append(Message("user", question))
@@ -67,22 +66,35 @@ def chat(
             yield f"[FAQ: {known.question}] {known.answer}\n"
             turns.append(Message("assistant", known.answer))
             continue
-        while True:
-            try:
-                pieces = reply([*first, *turns])
-                answer = next(pieces, "")  # a prompt that does not fit shows here
-                break
-            except PromptTooLongError:
-                if len(turns) == 1:
-                    raise
-                turns = turns[2:]
-                note(FORGOTTEN)
-        yield answer
-        for piece in pieces:
-            answer += piece
+        said = ""
+        for piece in answer(reply, turns, system, note):
+            said += piece
             yield piece
         yield "\n"
-        if answer.strip():
-            turns.append(Message("assistant", answer.strip()))
+        if said.strip():
+            turns.append(Message("assistant", said.strip()))
         else:
             turns.pop()  # an empty answer cannot be part of what follows
+
+
+def answer(
+    reply: Reply, turns: list[Message], system: str, note: Callable[[str], None]
+) -> Iterator[str]:
+    """Yield the answer to the last of `turns`, a question, in pieces.
+
+    The oldest question and answer are removed from `turns` as long as the prompt does not fit the
+    context, and `note` is told. Raises PromptTooLongError where the question alone does not fit.
+    """
+    first = [Message("system", system)] if system else []
+    while True:
+        try:
+            pieces = reply([*first, *turns])
+            piece = next(pieces, "")  # a prompt that does not fit shows here
+            break
+        except PromptTooLongError:
+            if len(turns) == 1:
+                raise
+            del turns[:2]
+            note(FORGOTTEN)
+    yield piece
+    yield from pieces

@@ -59,6 +59,11 @@ class Runner(Protocol):
         """Whether the answer is a label."""
         ...
 
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """A classifier's labels, and the ids of the tokens that they are."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of a piece of text."""
         ...
@@ -79,12 +84,15 @@ class Runner(Protocol):
 
 
 @contextmanager
-def open_runner(model: Path, backend: Backend = "cpu", *, branches: int = 1) -> Iterator[Runner]:
+def open_runner(
+    model: StrPath, backend: Backend = "cpu", *, branches: int = 1
+) -> Iterator[Runner]:
     """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError.
 
     `backend`: where llama.cpp runs a GGUF file. With `branches` it computes exactly, and up to so
     many at once.
     """
+    model = Path(model)
     if is_gguf(model):
         file = read_gguf(model)  # llama.cpp does not say what to do with a damaged file
         adapter_of(file)
@@ -106,7 +114,7 @@ def generate(
     both. `backend`: where llama.cpp runs a file, "cpu", "gpu" or "auto", which is a GPU if there is
     one. Raises LlmkitError: a file that cannot be read, a prompt that fills the context.
     """
-    with open_runner(Path(model), backend) as runner:
+    with open_runner(model, backend) as runner:
         ids = runner.prompt([Message("user", prompt)])
         yield from runner.answer(ids, sampling or Sampling())
 
@@ -141,6 +149,10 @@ class CheckpointRunner:
     @property
     def is_classifier(self) -> bool:  # noqa: D102
         return bool(self.checkpoint.labels)
+
+    @property
+    def label_ids(self) -> dict[str, int]:  # noqa: D102
+        return dict(zip(self.checkpoint.labels, self.checkpoint.label_ids, strict=True))
 
     def encode(self, text: str) -> list[int]:  # noqa: D102
         return self.checkpoint.tokenizer.encode(text)
@@ -210,6 +222,19 @@ class GGUFRunner:
     @property
     def is_classifier(self) -> bool:  # noqa: D102
         return self.llama.is_classifier
+
+    @cached_property
+    def label_ids(self) -> dict[str, int]:  # noqa: D102
+        labels = self.llama.labels
+        wanted = {label.encode(): label for label in labels}
+        ids: dict[str, int] = {}
+        for token_id in reversed(range(self.llama.vocab_size)):  # labels are the last words
+            if len(ids) == len(wanted):
+                break
+            label = wanted.get(self.llama.token_bytes(token_id))
+            if label is not None:
+                ids.setdefault(label, token_id)
+        return {label: ids[label] for label in labels if label in ids}
 
     def encode(self, text: str) -> list[int]:  # noqa: D102
         return self.llama.tokenize(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,14 @@ class LlamaCpp:
     def is_classifier(self) -> bool:
         """Whether the first token is the whole answer."""
         return self._metadata(LABELS_KEY) is not None
+
+    @property
+    def labels(self) -> list[str]:
+        """A classifier's labels; of other models none. Raises GGUFError where they are damaged."""
+        try:
+            return [str(label) for label in json.loads(self._metadata(LABELS_KEY) or "[]")]
+        except (ValueError, TypeError) as error:
+            raise GGUFError(f"{self.path}: {LABELS_KEY} is not a list in JSON") from error
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:

@@ -21,6 +21,14 @@ def _page(
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is all.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="Port to listen on.")] = 8501,
+    faq: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of questions and answers, as for `llmkit chat --faq`.",
+            show_default=False,
+        ),
+    ] = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = True,
@@ -28,5 +36,5 @@ def _page(
     """Open a page to try, compare and understand your models."""
     from llmkit.page.serve import serve
 
-    serve(folder, None, host, port, opens_browser=browser)
+    serve(folder, faq, host, port, opens_browser=browser)
     raise KeyboardInterrupt  # only a signal ends the server

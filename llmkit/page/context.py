@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from llmkit.page.finding import Finding, Found, Kind, find_models, ollama_models
 from llmkit.page.models import ModelCache
@@ -44,16 +45,30 @@ def open_context(folder: Path, faq: Path | None = None) -> Context:
 
 
 def choose(
-    label: str, models: Collection[Found], default: Collection[str], key: str, most: int
+    label: str, models: Sequence[Found], default: Sequence[str], key: str, most: int
 ) -> list[str]:
-    """A choice of models that is kept while other tabs are shown."""
-    names = [model.name for model in models]
-    kept = [name for name in st.session_state.get(f"kept_{key}", default) if name in names]
-    chosen = st.multiselect(
-        label, names, kept, key=key, max_selections=most, placeholder="Choose models"
+    """Names of one model or more."""
+    return st.multiselect(
+        label,
+        [model.name for model in models],
+        default,
+        key=key,
+        max_selections=most,
+        placeholder="Choose models",
+        persist_state="session",
     )
-    st.session_state[f"kept_{key}"] = chosen
-    return list(chosen)
+
+
+def choose_one(label: str, models: Sequence[Found], key: str) -> Found:
+    """One model; the first unless another is chosen."""
+    names = [model.name for model in models]
+    name = st.selectbox(label, names, key=key, persist_state="session")
+    return models[names.index(name) if name in names else 0]
+
+
+def say_waiting(place: DeltaGenerator) -> None:
+    """Tell that another session runs the model. A click of the user ends the wait here."""
+    place.caption("Waiting for another session to finish with the model")
 
 
 @st.cache_data(ttl=_SECONDS_OF_A_LIST, show_spinner=False)

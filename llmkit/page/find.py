@@ -16,7 +16,7 @@ _COLUMNS = 3
 def show(context: Context) -> None:
     """A card for each model."""
     models = context.finding.models
-    st.title("Find")
+    st.header("Find")
     if not models:
         st.info(
             f"No models in {context.folder}. Train one with `llmkit train`, or run `llmkit demo`."

@@ -28,6 +28,8 @@ class Tab:
 TABS = (
     Tab("find", "Find", ":material/search:"),
     Tab("write", "Write", ":material/edit:"),
+    Tab("ask", "Ask", ":material/chat:"),
+    Tab("label", "Label", ":material/label:"),
 )
 
 

@@ -9,10 +9,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from llmkit.errors import LlmkitError
-from llmkit.page.context import Context, choose
+from llmkit.page.context import Context, choose, say_waiting
 from llmkit.page.finding import Found
+from llmkit.page.sampling import sampling_controls
 
 if TYPE_CHECKING:
     from llmkit.export.llamacpp.runners import Runner
@@ -37,17 +39,17 @@ class Text:
 
 def show(context: Context) -> None:
     """Prompt and settings above, a column of text for each model below."""
-    st.title("Write")
+    st.header("Write")
     models = context.of_kind("base", "answers")
     if not models:
         st.info(f"No model in {context.folder} writes text.")
         return
     chosen = choose("Models, side by side", models, _default(models), "write_models", MOST)
-    prompt = st.text_area("Prompt", _EXAMPLE, key="write_prompt", height="content")
-    sampling = _sampling()
-    start, stop, _ = st.columns([1, 1, 6], width="stretch")
-    starts = start.button("Write", type="primary", key="write_start", disabled=not chosen)
-    stop.button("Stop", key="write_stop")  # any click ends the run that writes
+    prompt = st.text_area("Prompt", _EXAMPLE, key="write_prompt", persist_state="session")
+    sampling = sampling_controls("write")
+    buttons = st.container(horizontal=True)
+    starts = buttons.button("Write", type="primary", key="write_start", disabled=not chosen)
+    buttons.button("Stop", key="write_stop")  # any click ends the run that writes
     if starts:
         st.session_state[_TEXTS] = {name: Text() for name in chosen}
     texts: dict[str, Text] = st.session_state.get(_TEXTS, {})
@@ -78,31 +80,12 @@ def _default(models: Sequence[Found]) -> list[str]:
     return [str(smallest.original), smallest.name]
 
 
-def _sampling() -> Sampling:
-    """The settings. Raises ConfigError for ones that exclude each other."""
-    from llmkit.generation import Sampling
-
-    columns = st.columns(5)
-    temperature = columns[0].slider("Temperature", 0.0, 2.0, 0.8, 0.05, key="write_temperature")
-    top_k = columns[1].number_input("Top-k (0: all)", 0, None, 0, key="write_top_k")
-    top_p = columns[2].slider("Top-p", 0.05, 1.0, 1.0, 0.05, key="write_top_p")
-    length = columns[3].number_input("Length in tokens", 1, 4096, 120, key="write_length")
-    seed = columns[4].number_input("Seed", 0, None, 0, key="write_seed")
-    return Sampling(
-        temperature,
-        int(top_k) or None,
-        top_p if top_p < 1 else None,
-        int(seed),
-        int(length),
-    )
-
-
 def _write(
     context: Context,
     prompt: str,
     sampling: Sampling,
     texts: dict[str, Text],
-    places: dict[str, st.delta_generator.DeltaGenerator],
+    places: dict[str, DeltaGenerator],
 ) -> None:
     """Let all models write, a token each in turn; then compare with the originals."""
     from llmkit.export.llamacpp.trace import trace
@@ -110,7 +93,7 @@ def _write(
 
     paths = [path for name in texts if (path := context.named(name).path) is not None]
     wait = st.empty()
-    with context.models.use(paths, lambda: _say_waiting(wait)) as runners:
+    with context.models.use(paths, lambda: say_waiting(wait)) as runners:
         wait.empty()
         prompts: dict[str, list[int]] = {}
         streams = {}
@@ -126,7 +109,7 @@ def _write(
     for name, ids in prompts.items():
         original = _original(context.named(name), texts, context)
         if original is not None and original.path is not None:
-            with context.models.use([original.path], lambda: _say_waiting(wait)) as (runner,):
+            with context.models.use([original.path], lambda: say_waiting(wait)) as (runner,):
                 _compare(texts[name], ids, runner, original.name)
 
 
@@ -165,10 +148,6 @@ def _compare(text: Text, prompt: Sequence[int], original: Runner, name: str) -> 
         text.original = name
     except LlmkitError as error:
         text.fault = f"not compared with {name}: {error}"
-
-
-def _say_waiting(place: st.delta_generator.DeltaGenerator) -> None:
-    place.caption("Waiting for another session to finish with the model")
 
 
 def _show_text(text: Text) -> None:
