@@ -14,14 +14,16 @@ wait_without_spinning()  # counts only before torch is imported
 from llmkit.data.prepared import prepare_data
 from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
-from llmkit.evaluation.human import rate
+from llmkit.evaluation.human import BlindTest, rate
 from llmkit.evaluation.judge import judge
 from llmkit.evaluation.labelling import label_probabilities
+from llmkit.evaluation.results import find_results
 from llmkit.evaluation.tables import evaluation_figure, evaluation_tables
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
 from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
+from llmkit.export.evaluation.along import divergence_along
 from llmkit.export.inspection import inspect
 from llmkit.export.llamacpp.inside import look_inside, nearest_tokens
 from llmkit.export.llamacpp.runners import generate, open_runner
@@ -48,8 +50,10 @@ from llmkit.importing.verify_source import verify_source as verify
 from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.training import train
+from llmkit.training.state import training_metrics
 
 __all__ = [
+    "BlindTest",
     "Budget",
     "Faq",
     "FinetuneConfig",
@@ -63,6 +67,7 @@ __all__ = [
     "deploy",
     "deploy_source",
     "differences",
+    "divergence_along",
     "doctor",
     "evaluate",
     "evaluation_figure",
@@ -70,6 +75,7 @@ __all__ = [
     "export",
     "export_table",
     "export_to_hf",
+    "find_results",
     "finetune_classify",
     "finetune_distill",
     "finetune_instruct",
@@ -91,6 +97,7 @@ __all__ = [
     "size_quality_figure",
     "trace",
     "train",
+    "training_metrics",
     "verify",
     "write_report",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 from llmkit.console import say
 from llmkit.data.tales import questions, tales
 from llmkit.evaluation.evaluate import Evaluation, evaluate
+from llmkit.evaluation.results import save_result
 from llmkit.export.compare import Comparison, compare
 from llmkit.export.convert import Export, export
 from llmkit.export.llamacpp.runners import generate
@@ -71,10 +72,12 @@ def demo(out: StrPath) -> Demo:
     comparison = compare(answering, files)
     save_table_picture(proof_table(exported.proofs), folder / "parity.svg")
     save_figure(size_quality_figure(comparison), folder / "size-quality.png")
+    save_result(folder / "comparison.json", comparison)
     write_report(
         folder / "report.html", comparison, exported.proofs, title=f"{NAME}: from text to Ollama"
     )
     evaluation = evaluate(files[-1], EVALUATED)
+    save_result(folder / "evaluation.json", evaluation)
     say(f"{files[-1].name} answers in llama.cpp:")
     sampling = Sampling(temperature=0)
     answers = [(text, "".join(generate(files[-1], text, sampling))) for text in (QUESTION, REQUEST)]

@@ -17,7 +17,7 @@ from llmkit.errors import ConfigError
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.reader import config_of, dequantized_weights, read_gguf
 from llmkit.export.llamacpp.runners import CheckpointRunner, GGUFRunner, Runner, open_runner
-from llmkit.export.llamacpp.trace import Candidate, token_text
+from llmkit.export.llamacpp.trace import Candidate, candidate, token_text
 from llmkit.files import StrPath
 from llmkit.interpret import attention_weights, layer_logits, nearest_embeddings
 
@@ -108,7 +108,7 @@ def _likeliest(runner: Runner, logits: Tensor, count: int) -> tuple[tuple[Candid
     top = torch.topk(logits.softmax(-1), min(count, logits.shape[-1]))
     return tuple(
         tuple(
-            Candidate(token_id, token_text(runner, token_id), probability)
+            candidate(runner, token_id, probability)
             for token_id, probability in zip(ids, probabilities, strict=True)
         )
         for ids, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)

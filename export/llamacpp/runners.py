@@ -84,9 +84,7 @@ class Runner(Protocol):
 
 
 @contextmanager
-def open_runner(
-    model: StrPath, backend: Backend = "cpu", *, branches: int = 1
-) -> Iterator[Runner]:
+def open_runner(model: StrPath, backend: Backend = "cpu", *, branches: int = 1) -> Iterator[Runner]:
     """A checkpoint folder or a GGUF file, ready to answer. Raises LlmkitError.
 
     `backend`: where llama.cpp runs a GGUF file. With `branches` it computes exactly, and up to so
@@ -117,6 +115,19 @@ def generate(
     with open_runner(model, backend) as runner:
         ids = runner.prompt([Message("user", prompt)])
         yield from runner.answer(ids, sampling or Sampling())
+
+
+def windows(runner: Runner, ids: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """A text in parts that fit the context, each with what the model reads before it.
+
+    That is the last token of the part before, or the start of a document.
+    """
+    start = 0
+    while start < len(ids):
+        prefix = runner.begun(list(ids[max(0, start - 1) : start]))
+        window = list(ids[start : start + runner.context_length - len(prefix) + 1])
+        yield prefix, window
+        start += len(window)
 
 
 @dataclass

@@ -59,7 +59,7 @@ def trace(runner: Runner, prompt: Sequence[int], sampling: Sampling) -> Iterator
         new = watched.chosen[n_told:]
         n_told += len(new)
         for number, (token_id, probability, top) in enumerate(new, start=1):
-            candidates = tuple(_candidate(runner, *entry) for entry in top)
+            candidates = tuple(candidate(runner, *entry) for entry in top)
             yield TracedToken(token_id, text if number == len(new) else "", probability, candidates)
 
 
@@ -76,7 +76,7 @@ def differences(
     for token in tokens[:N_CANDIDATES]:
         text = token_text(original, token.greedy.id)
         if text != token.greedy.text:
-            raise ConfigError("the models have different vocabularies")
+            raise different_vocabularies()
     ids = [token.id for token in tokens]
     (logits,) = original.branches(prompt, [ids])  # (n, V)
     best = logits.double().softmax(-1).max(-1)
@@ -85,9 +85,14 @@ def differences(
         tokens, best.indices.tolist(), best.values.tolist(), strict=True
     ):
         same = place == token.greedy.id
-        other = _candidate(original, place, probability)
+        other = candidate(original, place, probability)
         found.append(None if same else Difference(other, token.greedy))
     return found
+
+
+def different_vocabularies() -> ConfigError:
+    """The error for models whose predictions cannot be compared."""
+    return ConfigError("the models have different vocabularies; choose files of one model")
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ class _Watched(Sampling):
         return token_id
 
 
-def _candidate(runner: Runner, token_id: int, probability: float) -> Candidate:
+def candidate(runner: Runner, token_id: int, probability: float) -> Candidate:
+    """A token of a model's vocabulary with its probability."""
     return Candidate(token_id, token_text(runner, token_id), probability)
 
 

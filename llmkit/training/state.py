@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.layout import HELD_OUT_FILE, TRAINED_FILE, TRAINING_FOLDER
 from llmkit.checkpoint.tensors import open_tensors, save_tensors
 from llmkit.errors import CheckpointError
-from llmkit.files import cannot_write, write_text
+from llmkit.files import StrPath, cannot_write, write_text
 from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,20 @@ class Metrics:
         return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
 
 
+def training_metrics(folder: StrPath) -> dict[str, list[Metrics]]:
+    """Metrics so far of every run below `folder`, by its path there.
+
+    Runs without a whole line in metrics.jsonl are left out.
+    """
+    folder = Path(folder)
+    found = {}
+    for file in sorted(folder.glob(f"**/{TRAINING_FOLDER}/{METRICS_FILE}")):
+        run = file.parent.parent
+        with suppress(CheckpointError):
+            found[run.relative_to(folder).as_posix()] = RunFolder(run).read_metrics()
+    return found
+
+
 def unusable(path: Path, fault: str) -> CheckpointError:
     """The error for a file without which a run cannot continue."""
     return CheckpointError(f"{path} {fault}; train into another folder")
@@ -76,7 +92,7 @@ class RunFolder:
         self.folder = folder
         self.training = folder / TRAINING_FOLDER
         self.state_file = self.training / "state.json"
-        self.metrics_file = self.training / "metrics.jsonl"
+        self.metrics_file = self.training / METRICS_FILE
         self._next = self.training / "next"
 
     @property

@@ -95,6 +95,8 @@ def test_the_folder_holds_all_it_should(report: object, demo_folder: Path) -> No
         "parity.json",
         "parity.svg",
         "size-quality.png",
+        "comparison.json",
+        "evaluation.json",
         "report.html",
     }
 
