@@ -20,5 +20,9 @@ STYLE = """<style>
 .top .row.chosen code { font-weight: bold; text-decoration: underline; }
 .top .bar { flex: 1; } .top .bar i { display: block; height: 0.6rem; border-radius: 2px;
   background: #ffa94d; }
+.lens { overflow-x: auto; } .lens table { border-collapse: collapse; font-size: 0.85rem; }
+.lens th, .lens td { padding: 0.25rem 0.5rem; white-space: pre; text-align: center; }
+.lens th { font-weight: 600; } .lens tr > :first-child { text-align: right; }
+.lens td { background: rgb(255 140 0 / calc(var(--p) * 0.5)); }
 .top .note { margin: 0 0 0.4rem; }
 </style>"""
