@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import streamlit as st
 
 from llmkit.errors import LlmkitError
 from llmkit.page.context import Context, choose
-from llmkit.page.finding import refuse_outside
+from llmkit.page.finding import Found, refuse_outside
 
 if TYPE_CHECKING:
     from llmkit.evaluation.human import BlindTest, Pair
@@ -31,8 +32,7 @@ def show_blind_test(context: Context) -> None:
             f"CSV) in {context.folder}."
         )
         return
-    first = [model.name for model in models if model.kind == "answers"][:2]
-    chosen = choose("Two models", models, first if len(first) == 2 else [], "blind_models", 2)
+    chosen = choose("Two models", models, _default(models), "blind_models", 2)
     file = st.selectbox("Questions", questions, key="blind_file", persist_state="session")
     count = st.number_input("Number of questions", 1, 1000, 10, key="blind_count")
     st.caption(f"Your choices are kept in `{RATINGS}`; a later test goes on behind them.")
@@ -49,9 +49,18 @@ def show_blind_test(context: Context) -> None:
     if pair is not None:
         _ask(test, pair)
     else:
-        st.success("All pairs are rated.")
+        st.success("All pairs are rated; equal answers need no rating.")
     if pair is None or st.toggle("Show the result so far", key="blind_result"):
         _show_ratings(test)
+
+
+def _default(models: Sequence[Found]) -> list[str]:
+    """The first model that answers and the smallest file made from it, if there are both."""
+    for model in models:
+        made = [one for one in models if one.original == model.name]
+        if model.kind == "answers" and made:
+            return [model.name, min(made, key=lambda one: one.n_bytes).name]
+    return []
 
 
 def _ask(test: BlindTest, pair: Pair) -> None:

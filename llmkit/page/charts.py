@@ -21,6 +21,7 @@ CURVES = {  # what of Metrics is drawn, by its title
     "Gradient norm": ("grad_norm",),
     "Tokens per second": ("tokens_per_s",),
 }
+_ALL_LABELS = 24  # tokens whose labels all fit beside a heat map
 
 
 def size_quality_chart(comparison: Comparison) -> Chart:
@@ -38,11 +39,14 @@ def size_quality_chart(comparison: Comparison) -> Chart:
         for row in comparison.rows
         if row.mean_kl > 0  # 0 has no place on a log axis
     ]
+    largest = max((point["MB"] for point in points), default=1)
+    sizes = alt.Scale(domain=[0, 1.2 * largest], nice=False)  # with room for the last name
     base = alt.Chart(_data(points)).encode(
-        x=alt.X("MB:Q", title="file size (MB)", scale=alt.Scale(zero=True)),
-        color=alt.Color("method:N", title="method", legend=alt.Legend(orient="top")),
+        x=alt.X("MB:Q", title="file size (MB)", scale=sizes, axis=alt.Axis(tickCount=8)),
+        color=alt.Color("method:N", title=None, legend=alt.Legend(orient="top")),
     )
-    kl = alt.Y("KL:Q", title="mean KL (nats per token)", scale=alt.Scale(type="log"))
+    powers = alt.Axis(values=[10.0**power for power in range(-12, 3)], format=".0e")
+    kl = alt.Y("KL:Q", title="mean KL (nats per token)", scale=alt.Scale(type="log"), axis=powers)
     marks = base.mark_point(filled=True, size=90).encode(
         y=kl, tooltip=["type:N", "method:N", "MB:Q", "KL:Q", "top-1:Q"]
     )
@@ -81,7 +85,7 @@ def divergence_chart(found: Mapping[str, Sequence[TokenDivergence]]) -> Chart:
             color=alt.Color("model:N", title=None, legend=alt.Legend(orient="top", columns=1)),
             tooltip=["token:N", "KL:Q", "most likely:N", "model:N"],
         )
-        .properties(height=300)
+        .properties(height=380)
     )
     return drawn
 
@@ -103,7 +107,8 @@ def curve_chart(runs: Mapping[str, Sequence[Metrics]], title: str) -> Chart:
         "tooltip": ["run:N", "of:N", "step:Q", "value:Q"],
     }
     if len(CURVES[title]) > 1:
-        encoding["strokeDash"] = alt.StrokeDash("of:N", title=None, legend=alt.Legend(orient="top"))
+        legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeColor="gray")
+        encoding["strokeDash"] = alt.StrokeDash("of:N", title=None, legend=legend)
     drawn: Chart = chart.encode(**encoding).properties(height=340)
     return drawn
 
@@ -118,7 +123,11 @@ def attention_chart(found: Inside, layer: int, head: int) -> Chart:
         for s in range(t + 1)
     ]
     # "12 ␣cook" is a place and a token: without the place, equal tokens would be one row.
-    axis = alt.Axis(labelExpr="slice(datum.label, indexof(datum.label, ' ') + 1)", title=None)
+    axis = alt.Axis(
+        labelExpr="slice(datum.label, indexof(datum.label, ' ') + 1)",
+        labelOverlap=len(labels) > _ALL_LABELS,
+        title=None,
+    )
     drawn: Chart = (
         alt.Chart(_data(values))
         .mark_rect()
@@ -130,7 +139,7 @@ def attention_chart(found: Inside, layer: int, head: int) -> Chart:
             ),
             tooltip=["from:N", "to:N", "weight:Q"],
         )
-        .properties(title=f"Head {head + 1}", height=320)
+        .properties(title=f"Head {head + 1}", height=420)
     )
     return drawn
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EXAMPLE = "Anton the cook lives at the inn by the market."
 _MOST_TOKENS = 48  # a heat map of more has cells that nobody can tell apart
 _N_LIKELIEST, _N_NEIGHBOURS = 5, 12
-_HEADS_IN_A_ROW = 4
+_HEADS_IN_A_ROW = 2
 _LAST = "inside_last"  # what was computed last, in the session, with what it was computed from
 
 
@@ -103,7 +103,7 @@ def _show_layers(found: Inside, _: object) -> None:
     st.caption(
         "The top row is the text, the one below it what the model predicts as the next token; "
         "further down, what it would predict if it ended after that layer (logit lens). The "
-        "darker, the more probable. Point at a cell for the next likely ones."
+        "stronger the tint, the more probable. Point at a cell for the next likely ones."
     )
 
 
@@ -118,8 +118,10 @@ def _cell(likeliest: Sequence[Candidate]) -> str:
 
 def _show_neighbours(_: object, neighbours: dict[str, list[Neighbour]]) -> None:
     """Tokens whose embeddings point the same way as one of the text."""
+    tokens = list(neighbours)
+    longest = tokens.index(max(tokens, key=len))  # most likely a whole word
     token = st.selectbox(
-        "Token of the text", list(neighbours), format_func=visible, key="inside_token"
+        "Token of the text", tokens, longest, format_func=visible, key="inside_token"
     )
     st.dataframe(
         [{"token": visible(near.text), "cosine": near.cosine} for near in neighbours[token]],

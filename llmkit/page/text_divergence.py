@@ -58,8 +58,8 @@ def show_text(context: Context) -> None:
         st.markdown(f"`{name}`: mean KL {mean:.2e}; it prefers another token at {n_other} places")
         st.html(f'<div class="tokens">{"".join(_tinted(token, most) for token in tokens)}</div>')
     st.caption(
-        "The darker a token, the further apart are the predictions of it. Underlined in red: the "
-        "two models prefer different tokens there."
+        "The stronger the tint of a token, the further apart are the predictions of it. Underlined "
+        "in red: the two models prefer different tokens there."
     )
 
 
