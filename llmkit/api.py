@@ -25,9 +25,14 @@ from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
 from llmkit.export.evaluation.along import divergence_along
 from llmkit.export.inspection import inspect
+from llmkit.export.llamacpp.differences import differences
 from llmkit.export.llamacpp.inside import look_inside, nearest_tokens
-from llmkit.export.llamacpp.runners import generate, open_runner
-from llmkit.export.llamacpp.trace import differences, trace
+from llmkit.export.llamacpp.runners import (
+    generate,
+    generate_texts,
+    open_runner,
+    stream_tokens,
+)
 from llmkit.export.quantization.budget import Budget
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.imatrix import make_imatrix
@@ -42,21 +47,24 @@ from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.distill import finetune_distill
 from llmkit.finetuning.instruct import finetune_instruct
 from llmkit.finetuning.prefer import finetune_prefer
-from llmkit.generation import Sampling
+from llmkit.generation import Candidate, GeneratedToken
 from llmkit.importing.deploy_source import deploy_source
 from llmkit.importing.facts import ImportOptions
 from llmkit.importing.importer import import_checkpoint
 from llmkit.importing.verify_source import verify_source as verify
 from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
+from llmkit.sampling import Sampling
 from llmkit.training import train
 from llmkit.training.state import training_metrics
 
 __all__ = [
     "BlindTest",
     "Budget",
+    "Candidate",
     "Faq",
     "FinetuneConfig",
+    "GeneratedToken",
     "ImportOptions",
     "LoRAConfig",
     "QuantConfig",
@@ -81,6 +89,7 @@ __all__ = [
     "finetune_instruct",
     "finetune_prefer",
     "generate",
+    "generate_texts",
     "import_checkpoint",
     "inspect",
     "judge",
@@ -95,7 +104,7 @@ __all__ = [
     "rate",
     "requantize",
     "size_quality_figure",
-    "trace",
+    "stream_tokens",
     "train",
     "training_metrics",
     "verify",

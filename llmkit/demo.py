@@ -21,8 +21,8 @@ from llmkit.export.report.tables import proof_table, save_table_picture
 from llmkit.files import StrPath, write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.instruct import InstructResult, finetune_instruct
-from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import USER_ASSISTANT
+from llmkit.sampling import Sampling
 from llmkit.tokenizer import END_OF_TEXT
 from llmkit.training import TrainingResult, train
 

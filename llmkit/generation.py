@@ -1,145 +1,239 @@
-"""Sampling text from a GPT, token by token."""
+"""Generating text from a model, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from llmkit.architectures.base import KVCache, LanguageModel
-from llmkit.errors import CheckpointError, ConfigError, PromptTooLongError
+from llmkit.errors import ConfigError
+from llmkit.sampling import Distribution, Sampling
 
 PROMPTS_AT_ONCE = 16
+TOP_CANDIDATES = 10
+T = TypeVar("T")
+
+
+class Candidate(NamedTuple):
+    """A token that could be next."""
+
+    id: int
+    token: str
+    probability: float  # by the model alone
+    sampled: float  # after the sampling settings: 0 if they leave it out
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. Temperature 0 takes the most probable one."""
+class GeneratedToken:
+    """A token of an answer.
 
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-    max_tokens: int | None = None
+    `text` is what can be shown with it: nothing while a character is not complete, or while what is
+    there may become a stop string. `dropped` are the tokens of the context that were dropped before
+    it, where the context slides.
+    """
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(
-                f"temperature must be 0 (greedy) or a positive number, not {self.temperature}"
+    id: int
+    text: str
+    dropped: range | None
+    _logits: Tensor = field(repr=False)
+    _drawn_from: Distribution = field(repr=False)
+    _decode: Callable[[int], bytes] = field(repr=False)
+
+    @property
+    def token(self) -> str:
+        """The token by itself; bytes that are no whole character become U+FFFD."""
+        return self._decode(self.id).decode("utf-8", errors="replace")
+
+    @property
+    def probability(self) -> float:
+        """By the model alone, as log-probabilities in Ollama are; 0 to 1."""
+        return float(self._logits.double().softmax(-1)[self.id])
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The ten most probable tokens at this place."""
+        found = self._logits.double().softmax(-1).topk(min(TOP_CANDIDATES, len(self._logits)))
+        sampled = dict(zip(*(part.tolist() for part in self._drawn_from), strict=True))
+        return [
+            Candidate(
+                id_, self._decode(id_).decode("utf-8", errors="replace"), p, sampled.get(id_, 0.0)
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top-k must be 1 or more, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top-p must be above 0 and at most 1, not {self.top_p}")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ConfigError(f"max-tokens must be 1 or more, not {self.max_tokens}")
-        if not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed must be between 0 and 2^64 - 1, not {self.seed}")
-
-    def for_label(self) -> Sampling:
-        """What a classifier is asked with: its one token, the most probable.
-
-        All tokens that are no labels are as probable as each other; drawn from, they drown the
-        labels.
-        """
-        return replace(self, temperature=0, max_tokens=1)
-
-    def generator(self) -> torch.Generator:
-        """A source of random numbers that gives the same ones for the same seed."""
-        return torch.Generator().manual_seed(self.seed)
-
-    def choose(self, logits: Tensor, generator: torch.Generator) -> int:
-        """Choose a token id by its logits (V,)."""
-        refuse_nan(logits)
-        if self.temperature == 0:
-            return int(logits.argmax())
-        ordered, ids = logits.cpu().double().sort(descending=True, stable=True)
-        # Below the largest one, so that no temperature makes them infinite.
-        ordered = (ordered - ordered[0]) / self.temperature
-        probabilities = ordered[: self.top_k].softmax(dim=0)
-        if self.top_p is not None:
-            # Keep tokens until their sum reaches top_p: those whose predecessors stay below it.
-            before = probabilities.cumsum(0) - probabilities
-            probabilities = probabilities * (before < self.top_p)
-        return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
-
-    def limit(self, n_prompt: int, context_length: int) -> int:
-        """How many tokens may follow a prompt. Raises PromptTooLongError where none may."""
-        room = context_length - n_prompt
-        if room < 1:
-            raise PromptTooLongError(
-                f"the prompt has {n_prompt} tokens, but the model's context length is "
-                f"{context_length}; shorten the prompt"
-            )
-        return min(room, self.max_tokens or room)
+            for id_, p in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        ]
 
 
-@torch.inference_mode()
+class Reader(Protocol):
+    """A model that reads tokens, wherever it runs."""
+
+    @property
+    def context_length(self) -> int: ...  # noqa: D102
+
+    def start(self, ids: Sequence[int]) -> Tensor:
+        """Forget everything and read ids. Logits (V,) of the token behind them."""
+        ...
+
+    def read(self, token_id: int) -> Tensor:
+        """Read one more token. Logits (V,) of the token behind it."""
+        ...
+
+
+@dataclass
+class ModelReader:
+    """A model in PyTorch (a Reader)."""
+
+    model: LanguageModel
+    _cache: KVCache = field(default_factory=lambda: KVCache(0))
+
+    @property
+    def context_length(self) -> int:  # noqa: D102
+        return self.model.config.context_length
+
+    def start(self, ids: Sequence[int]) -> Tensor:  # noqa: D102
+        self._cache = KVCache(self.context_length)
+        return self._logits(ids)
+
+    def read(self, token_id: int) -> Tensor:  # noqa: D102
+        return self._logits([token_id])
+
+    @torch.inference_mode()
+    def _logits(self, ids: Sequence[int]) -> Tensor:
+        tokens = torch.tensor([ids], device=self.model.device)
+        return self.model.logits(self.model.hidden_states(tokens, self._cache)[0, -1]).cpu()
+
+
+def generate_tokens(
+    reader: Reader,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    is_end: Callable[[int], bool],
+    decode: Callable[[int], bytes],
+) -> Iterator[GeneratedToken]:
+    """Yield the tokens that follow `prompt`, until one that ends the text, or a stop string.
+
+    Without `context_shift` the text also ends with the context. With it, the tokens that
+    llama-server drops are dropped, and the model reads the others again at their new places.
+    """
+    tokens = _tokens(reader, prompt, sampling, is_end, decode)
+    characters = Characters()
+    pieces = ((token, characters.add(decode(token.id))) for token in tokens)
+    for token, text in before_stop(pieces, sampling.stop):
+        yield replace(token, text=text)
+
+
+def _tokens(
+    reader: Reader,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    is_end: Callable[[int], bool],
+    decode: Callable[[int], bytes],
+) -> Iterator[GeneratedToken]:
+    generator = sampling.generator()
+    past, context = list(prompt), list(prompt)  # all tokens; those that the model sees
+    dropped = None
+    n_left = sampling.limit(len(prompt), reader.context_length)
+    logits = reader.start(prompt)
+    while True:
+        drawn_from = sampling.distribution(logits, past)
+        token_id = drawn_from.draw(generator)
+        if is_end(token_id):
+            return
+        yield GeneratedToken(token_id, "", dropped, logits, drawn_from, decode)
+        n_left -= 1
+        if not n_left:
+            return
+        dropped = sampling.dropped(len(context), reader.context_length)
+        past.append(token_id)
+        context.append(token_id)
+        if dropped is None:
+            logits = reader.read(token_id)
+        else:
+            del context[dropped.start : dropped.stop]
+            logits = reader.start(context)
+
+
 def generate_ids(
     model: LanguageModel, prompt: Sequence[int], sampling: Sampling, stops: Container[int]
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt` until one of `stops` or the end of the context."""
-    generator = sampling.generator()
-    cache = KVCache()
-    new = list(prompt)
-    for _ in range(sampling.limit(len(prompt), model.config.context_length)):
-        logits = model(torch.tensor([new], device=model.device), cache)[0, -1]
-        new = [sampling.choose(logits, generator)]
-        if new[0] in stops:
-            return
-        yield new[0]
+    tokens = _tokens(ModelReader(model), prompt, sampling, stops.__contains__, lambda _: b"")
+    return (token.id for token in tokens)
 
 
 @torch.inference_mode()
-def greedy_ids(
+def generate_batch(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    stops: Collection[int],
+    sampling: Sampling,
+    stops: Container[int],
+    *,
+    is_done: Callable[[list[int]], bool] = lambda ids: False,
     done: Callable[[int], None] = lambda n_prompts: None,
 ) -> list[list[int]]:
-    """The most probable ids after each prompt until one of `stops`, at most `max_tokens`.
+    """The ids after each prompt until one of `stops`: what each prompt alone would give.
 
-    Prompts of the same length go through the model together. `done` hears how many are finished.
+    Prompts of similar length go through the model together. `is_done` ends an answer by the ids so
+    far; `done` hears how many answers are finished. Raises ConfigError for a context that slides.
     """
+    if sampling.context_shift:
+        raise ConfigError("context_shift needs one prompt at a time")
     answers: list[list[int]] = [[] for _ in prompts]
-    numbers = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    n_done = 0
-    for group in _of_one_length(numbers, prompts):
-        length, cache, open_ones = len(prompts[group[0]]), KVCache(), set(group)
-        new = torch.tensor([prompts[number] for number in group], device=model.device)  # (B, T)
-        for _ in range(Sampling(max_tokens=max_tokens).limit(length, model.config.context_length)):
-            logits = model.logits(model.hidden_states(new, cache)[:, -1])  # (B, V)
-            refuse_nan(logits)
-            new = logits.argmax(-1, keepdim=True)  # (B, 1)
-            for number, chosen in zip(group, new[:, 0].tolist(), strict=True):
-                if number in open_ones and chosen in stops:
-                    open_ones.remove(number)
-                elif number in open_ones:
-                    answers[number].append(chosen)
-            if not open_ones:
-                break
-        n_done += len(group)
-        done(n_done)
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    for begin in range(0, len(order), PROMPTS_AT_ONCE):
+        group = order[begin : begin + PROMPTS_AT_ONCE]
+        together = _Together(model, [prompts[number] for number in group], sampling)
+        for number, answer in zip(group, together.answers(stops, is_done), strict=True):
+            answers[number] = answer
+        done(begin + len(group))
     return answers
 
 
-def _of_one_length(
-    numbers: Iterable[int], prompts: Sequence[Sequence[int]]
-) -> Iterator[tuple[int, ...]]:
-    """Prompts of one length, no more than fit the memory with their keys and values."""
-    for _, group in groupby(numbers, key=lambda number: len(prompts[number])):
-        while some := tuple(islice(group, PROMPTS_AT_ONCE)):
-            yield some
+class _Together:
+    """Prompts of any length in one batch, padded at their start."""
 
+    def __init__(
+        self, model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> None:
+        self.model, self.prompts, self.sampling = model, prompts, sampling
+        context = model.config.context_length
+        self.limits = [sampling.limit(len(prompt), context) for prompt in prompts]
 
-def refuse_nan(logits: Tensor) -> None:
-    """Raise CheckpointError where the model computes no numbers."""
-    if logits.isnan().any():
-        raise CheckpointError("the model computes NaN: its weights are too large or damaged")
+    def answers(
+        self, stops: Container[int], is_done: Callable[[list[int]], bool]
+    ) -> list[list[int]]:
+        prompts, sampling, device = self.prompts, self.sampling, self.model.device
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        rows = [[0] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)]
+        new = torch.tensor(rows, device=device)  # (B, T)
+        cache = KVCache(
+            longest + max(self.limits),
+            torch.tensor(padding, device=device) if any(padding) else None,
+        )
+        generators = [sampling.generator() for _ in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
+        open_rows = list(range(len(prompts)))
+        while open_rows:
+            hidden = self.model.hidden_states(new, cache)[:, -1]
+            logits = self.model.logits(hidden).cpu()  # (B, V)
+            kept, chosen = [], []
+            for place, row in enumerate(open_rows):
+                past = [*prompts[row], *answers[row]]
+                token_id = sampling.distribution(logits[place], past).draw(generators[row])
+                if token_id in stops:
+                    continue
+                answers[row].append(token_id)
+                if len(answers[row]) < self.limits[row] and not is_done(answers[row]):
+                    kept.append(place)
+                    chosen.append([token_id])
+            if len(kept) < len(open_rows):
+                cache.keep(kept)
+            open_rows = [open_rows[place] for place in kept]
+            new = torch.tensor(chosen, device=device)  # (B, 1)
+        return answers
 
 
 def prompt_ids(ids: list[int], start_of_document: int) -> list[int]:
@@ -147,18 +241,52 @@ def prompt_ids(ids: list[int], start_of_document: int) -> list[int]:
     return ids or [start_of_document]
 
 
-def stream_text(pieces: Iterable[bytes]) -> Iterator[str]:
-    """The text of a stream of tokens' bytes, in whole characters, as llama.cpp's server streams it.
+class Characters:
+    """Bytes of tokens into text, in whole characters, as llama.cpp's server streams it.
 
-    A character that is cut off by the end is left out; other bytes that are not UTF-8 become
-    U+FFFD.
+    Bytes that are not UTF-8 become U+FFFD. A character that is cut off by the end is left out.
     """
-    held = b""
-    for piece in pieces:
-        held += piece
-        if held and not ends_inside_character(held):
-            yield held.decode("utf-8", errors="replace")
-            held = b""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def add(self, piece: bytes) -> str:
+        """The text that is complete now."""
+        self._held += piece
+        if ends_inside_character(self._held):
+            return ""
+        text, self._held = self._held.decode("utf-8", errors="replace"), b""
+        return text
+
+
+def before_stop(pieces: Iterable[tuple[T, str]], stops: Sequence[str]) -> Iterator[tuple[T, str]]:
+    """The pieces up to the first stop string, which may begin in one piece and end in another.
+
+    Pieces that may be part of one are held back until it is clear.
+    """
+    held: list[tuple[T, int]] = []  # each with where it begins in the text
+    text = ""
+    for piece, more in pieces:
+        held.append((piece, len(text)))
+        text += more
+        found = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+        if found is not None:
+            yield from _cut([(each, at) for each, at in held if at < found], text[:found])
+            return
+        if not any(_begins_at_end(stop, text) for stop in stops):
+            yield from _cut(held, text)
+            held, text = [], ""
+    yield from _cut(held, text)
+
+
+def _begins_at_end(stop: str, text: str) -> bool:
+    return any(text.endswith(stop[:n]) for n in range(1, min(len(stop), len(text) + 1)))
+
+
+def _cut(held: Sequence[tuple[T, int]], text: str) -> Iterator[tuple[T, str]]:
+    for number, (piece, begin) in enumerate(held, start=1):
+        end = held[number][1] if number < len(held) else len(text)
+        yield piece, text[begin:end]
 
 
 def ends_inside_character(text: bytes) -> bool:

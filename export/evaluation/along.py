@@ -8,15 +8,13 @@ from pathlib import Path
 
 import torch
 
+from llmkit.errors import ConfigError
 from llmkit.export.evaluation.divergence import divergence
-from llmkit.export.llamacpp.runners import Runner, open_runner, windows
-from llmkit.export.llamacpp.trace import (
-    Candidate,
-    candidate,
-    different_vocabularies,
-    token_text,
-)
+from llmkit.export.llamacpp.runners import Runner, candidate, open_runner, token_text, windows
 from llmkit.files import StrPath
+from llmkit.generation import Candidate
+
+_DIFFERENT = "the models have different vocabularies; choose files of one model"
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,14 @@ def along(original: Runner, other: Runner, text: str) -> list[TokenDivergence]:
     """The KL of one model from another at each token of a text; see `divergence_along`."""
     ids = original.encode(text)
     if other.encode(text) != ids:
-        raise different_vocabularies()
+        raise ConfigError(_DIFFERENT)
     found = []
     for prefix, window in windows(original, ids):
         (wanted,), (logits,) = (
             runner.branches(prefix, [window]) for runner in (original, other)
         )  # (n, V)
         if wanted.shape != logits.shape:
-            raise different_vocabularies()
+            raise ConfigError(_DIFFERENT)
         kl = divergence(wanted, logits, torch.tensor(window)).kl.tolist()
         best, own = (_best(runner, rows) for runner, rows in ((original, wanted), (other, logits)))
         found += [

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from llmkit.errors import ConfigError, PromptTooLongError
 from llmkit.export.gguf.keys import LABELS_KEY
-from llmkit.export.llamacpp.runners import open_runner
+from llmkit.export.llamacpp.runners import answer_text, open_runner
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.faq import Faq
-from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import Message
+from llmkit.sampling import FOR_LABEL, Sampling
 
 Reply = Callable[[Sequence[Message]], Iterator[str]]
 
@@ -36,13 +36,12 @@ def open_reply(
         with OllamaServer(host) as server:
             shown = server.show(ollama)  # a name that is not there is told before any question
             if LABELS_KEY in shown.metadata:
-                label = sampling.for_label()
-                yield lambda messages: server.chat(ollama, messages[-1:], label)
+                yield lambda messages: server.chat(ollama, messages[-1:], FOR_LABEL)
             else:
                 yield lambda messages: server.chat(ollama, messages, sampling)
     elif model is not None:
         with open_runner(model) as runner:
-            yield lambda messages: runner.answer(runner.prompt(messages), sampling)
+            yield lambda messages: answer_text(runner, runner.prompt(messages), sampling)
 
 
 def chat(

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llmkit.architectures.base import KVCache, LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.console import say
 from llmkit.device import choose_device
 from llmkit.errors import ConfigError, QuantizationError
 from llmkit.export.gguf.adapter import adapter_of
@@ -29,8 +30,17 @@ from llmkit.export.llamacpp.devices import Backend, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
-from llmkit.generation import Sampling, generate_ids, prompt_ids, refuse_nan, stream_text
+from llmkit.generation import (
+    Candidate,
+    GeneratedToken,
+    ModelReader,
+    before_stop,
+    generate_batch,
+    generate_tokens,
+    prompt_ids,
+)
 from llmkit.modelfiles.prompt_format import Message
+from llmkit.sampling import FOR_LABEL, Sampling, refuse_nan
 
 
 class Runner(Protocol):
@@ -50,8 +60,12 @@ class Runner(Protocol):
         """Ids up to where the answer to the last message begins."""
         ...
 
-    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-        """Yield the text that follows, piece by piece."""
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[GeneratedToken]:
+        """Yield the tokens that follow."""
+        ...
+
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
+        """The text that follows each prompt."""
         ...
 
     @property
@@ -103,6 +117,19 @@ def open_runner(model: StrPath, backend: Backend = "cpu", *, branches: int = 1) 
         yield CheckpointRunner(checkpoint, checkpoint.load_model(choose_device()))
 
 
+def answer_text(runner: Runner, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    """Yield the text that follows, piece by piece. Says what a context that slides has dropped."""
+    for token in runner.tokens(prompt, sampling):
+        if token.dropped is not None:
+            first, last = token.dropped.start + 1, token.dropped.stop
+            say(
+                f"the context of {runner.context_length} tokens is full: dropped tokens {first} to "
+                f"{last}, kept the first {first - 1} and the newest"
+            )
+        if token.text:
+            yield token.text
+
+
 def generate(
     model: StrPath, prompt: str, sampling: Sampling | None = None, *, backend: Backend = "cpu"
 ) -> Iterator[str]:
@@ -114,7 +141,39 @@ def generate(
     """
     with open_runner(model, backend) as runner:
         ids = runner.prompt([Message("user", prompt)])
-        yield from runner.answer(ids, sampling or Sampling())
+        yield from answer_text(runner, ids, sampling or Sampling())
+
+
+def stream_tokens(
+    model: StrPath, prompt: str, sampling: Sampling | None = None, *, backend: Backend = "cpu"
+) -> Iterator[GeneratedToken]:
+    """Yield the tokens of what `generate` yields, with their probabilities and candidates."""
+    with open_runner(Path(model), backend) as runner:
+        ids = runner.prompt([Message("user", prompt)])
+        yield from runner.tokens(ids, sampling or Sampling())
+
+
+def generate_texts(
+    model: StrPath,
+    prompts: Sequence[str],
+    sampling: Sampling | None = None,
+    *,
+    backend: Backend = "cpu",
+) -> list[str]:
+    """What `generate` says to each prompt. A checkpoint computes several at once."""
+    with open_runner(Path(model), backend) as runner:
+        ids = [runner.prompt([Message("user", prompt)]) for prompt in prompts]
+        return runner.answers(ids, sampling or Sampling())
+
+
+def token_text(runner: Runner, token_id: int) -> str:
+    """The text of a token; U+FFFD for bytes that are only part of a character."""
+    return runner.token_bytes(token_id).decode(errors="replace")
+
+
+def candidate(runner: Runner, token_id: int, probability: float) -> Candidate:
+    """A token as a model without sampling settings finds it."""
+    return Candidate(token_id, token_text(runner, token_id), probability, probability)
 
 
 def windows(runner: Runner, ids: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
@@ -151,11 +210,31 @@ class CheckpointRunner:
         form, tokenizer = self.checkpoint.prompt_format, self.checkpoint.tokenizer
         return self.begun(encode_prompt(messages, form, tokenizer))
 
-    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
+    def tokens(  # noqa: D102
+        self, prompt: Sequence[int], sampling: Sampling
+    ) -> Iterator[GeneratedToken]:
         if self.is_classifier:
-            sampling = sampling.for_label()
-        new_ids = generate_ids(self.model, prompt, sampling, self.checkpoint.stop_ids)
-        yield from stream_text(map(self.token_bytes, new_ids))
+            sampling = FOR_LABEL
+        is_end = self.checkpoint.stop_ids.__contains__
+        reader = ModelReader(self.model)
+        return generate_tokens(reader, prompt, sampling, is_end, self.token_bytes)
+
+    def answers(  # noqa: D102
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[str]:
+        if self.is_classifier:
+            sampling = FOR_LABEL
+        decode = self.checkpoint.tokenizer.decode
+
+        def has_stopped(ids: list[int]) -> bool:
+            return bool(sampling.stop) and any(stop in decode(ids) for stop in sampling.stop)
+
+        stop_ids = self.checkpoint.stop_ids
+        found = generate_batch(self.model, prompts, sampling, stop_ids, is_done=has_stopped)
+        return [
+            "".join(text for _, text in before_stop([(0, decode(ids))], sampling.stop))
+            for ids in found
+        ]
 
     @property
     def is_classifier(self) -> bool:  # noqa: D102
@@ -178,15 +257,14 @@ class CheckpointRunner:
     def branches(  # noqa: D102
         self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
-        cache = KVCache()
+        cache = KVCache(len(prefix))
         device = self.model.device
         before = self.model.hidden_states(torch.tensor([prefix], device=device), cache)[:, -1:]
         hidden = before.expand(len(branches), -1, -1)  # (B, 1, C)
         inputs = [torch.tensor(branch[:-1], dtype=torch.int64) for branch in branches]
         rows = pad_sequence(inputs, batch_first=True).to(device)  # (B, T)
         if rows.shape[1]:
-            shape = (len(branches), -1, -1, -1)
-            wide = KVCache([(k.expand(shape), v.expand(shape)) for k, v in cache.layers])
+            wide = cache.repeated(len(branches), rows.shape[1])
             hidden = torch.cat((hidden, self.model.hidden_states(rows, wide)), dim=1)
         found = [
             self.model.logits(states[: len(branch)]).cpu()
@@ -199,7 +277,7 @@ class CheckpointRunner:
 
 @dataclass
 class GGUFRunner:
-    """A GGUF file in llama.cpp (a Runner)."""
+    """A GGUF file in llama.cpp (a Runner and a Reader)."""
 
     llama: LlamaCpp
 
@@ -224,11 +302,30 @@ class GGUFRunner:
             ids = self._template.prompt_ids(messages, self.llama)
         return self.begun(ids)
 
-    def answer(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:  # noqa: D102
+    def start(self, ids: Sequence[int]) -> torch.Tensor:  # noqa: D102  as a Reader
         self.llama.reset()
+        return self._logits(ids)
+
+    def read(self, token_id: int) -> torch.Tensor:  # noqa: D102
+        return self._logits([token_id])
+
+    def _logits(self, ids: Sequence[int]) -> torch.Tensor:
+        (logits,) = self.llama.evaluate(ids, all_positions=False)
+        refuse_not_finite(logits, self.llama.path)
+        return torch.from_numpy(logits)
+
+    def tokens(  # noqa: D102
+        self, prompt: Sequence[int], sampling: Sampling
+    ) -> Iterator[GeneratedToken]:
         if self.is_classifier:
-            sampling = sampling.for_label()
-        yield from stream_text(map(self.token_bytes, self._ids(prompt, sampling)))
+            sampling = FOR_LABEL
+        is_end = self.llama.is_end_of_generation
+        return generate_tokens(self, prompt, sampling, is_end, self.token_bytes)
+
+    def answers(  # noqa: D102
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[str]:
+        return ["".join(answer_text(self, prompt, sampling)) for prompt in prompts]
 
     @property
     def is_classifier(self) -> bool:  # noqa: D102
@@ -270,14 +367,3 @@ class GGUFRunner:
         source = self.llama.chat_template
         bos, eos = map(self.llama.token_text, (self.llama.bos_id, self.llama.eos_id))
         return None if source is None else ChatTemplate(source, bos, eos)
-
-    def _ids(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        generator = sampling.generator()
-        new = list(prompt)
-        for _ in range(sampling.limit(len(prompt), self.llama.n_ctx)):
-            (logits,) = self.llama.evaluate(new, all_positions=False)
-            refuse_not_finite(logits, self.llama.path)
-            new = [sampling.choose(torch.from_numpy(logits), generator)]
-            if self.llama.is_end_of_generation(new[0]):
-                return
-            yield new[0]

@@ -18,7 +18,7 @@ from llmkit.export.ollama.transport import (
 from llmkit.modelfiles.prompt_format import Message
 
 if TYPE_CHECKING:
-    from llmkit.generation import Sampling
+    from llmkit.sampling import Sampling
 
 _TOO_LONG = "exceed_context_size_error"  # in the server's own words
 
@@ -171,10 +171,19 @@ class OllamaServer:
         content = {
             "model": model,
             "messages": [asdict(message) for message in messages],
-            "shift": False,
+            "shift": sampling.context_shift,
             "truncate": False,  # else the oldest messages are left out without a word
             "options": _options(sampling),
         }
+        from llmkit.generation import before_stop  # loads torch, which only this needs
+
+        # Not Ollama's option `stop`, which would replace the stop strings of the model's Modelfile.
+        pieces = ((None, text) for text in self._chat(model, content))
+        for _, text in before_stop(pieces, sampling.stop):
+            if text:
+                yield text
+
+    def _chat(self, model: str, content: dict[str, Any]) -> Iterator[str]:
         ended = False
         try:
             for part in self.http.lines("/api/chat", content, wait=self._compute):
@@ -200,13 +209,15 @@ def _content(answer: dict[str, Any]) -> str:
 
 
 def _options(sampling: Sampling) -> dict[str, Any]:
-    """The same sampling in Ollama's words: all tokens unless told, no penalties."""
+    """The same sampling in Ollama's words: all tokens unless told."""
     return {
         "temperature": sampling.temperature,
         "top_k": sampling.top_k or 0,
         "top_p": sampling.top_p or 1.0,
-        "min_p": 0.0,
-        "repeat_penalty": 1.0,
+        "min_p": sampling.min_p or 0.0,
+        "repeat_penalty": sampling.repeat_penalty,
+        "repeat_last_n": sampling.repeat_last_n,
+        "num_keep": sampling.num_keep,
         "seed": sampling.seed,
         **({"num_predict": sampling.max_tokens} if sampling.max_tokens else {}),
     }

@@ -19,8 +19,9 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.generation_check import greedy_ids
 from llmkit.export.verify.target import VerifyTarget
 from llmkit.finetuning.held_out import held_out_examples
-from llmkit.generation import Sampling, generate_ids
+from llmkit.generation import generate_ids
 from llmkit.modelfiles.modelfile import Modelfile
+from llmkit.sampling import Sampling
 
 N_ANSWERS = 100
 MAX_ANSWER = 256  # tokens

@@ -120,15 +120,14 @@ class CausalSelfAttention(nn.Module):
         )
         mask = None
         if cache is not None:
+            mask = cache.mask(T, qkv.device)
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D), S = tokens seen + T
-            S = k.shape[2]
-            mask = torch.ones(T, S, dtype=torch.bool, device=qkv.device).tril(S - T)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            is_causal=mask is None,
+            is_causal=mask is None and T > 1,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return y.transpose(1, 2).reshape(B, T, C)
@@ -193,9 +192,10 @@ class GPT(LanguageModel):
         if isinstance(module, CausalSelfAttention | FeedForward):
             nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Token and position rows added, for token ids (B, T): (B, T, C)."""
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)  # (T,)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         return self.wte(tokens) + self.wpe(positions)  # type: ignore[no-any-return]
 
     def transform(self, x: Tensor, cache: KVCache | None = None) -> Tensor:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmkit.cli.options import HostOption
+from llmkit.cli.sampling_options import with_sampling_options
+
+if TYPE_CHECKING:
+    from llmkit.sampling import Sampling
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +21,9 @@ def register(app: typer.Typer) -> None:
     app.command("chat")(_chat)
 
 
+@with_sampling_options
 def _chat(
+    *,
     model: Annotated[
         Path | None,
         typer.Argument(metavar="MODEL", help="Checkpoint folder or GGUF file.", show_default=False),
@@ -43,44 +49,13 @@ def _chat(
             show_default=False,
         ),
     ] = None,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            metavar="X", help="Sampling temperature; 0 always picks the most probable token."
-        ),
-    ] = 0.8,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Sample from the N most probable tokens.", show_default="all"
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            help="Sample from the most probable tokens whose probabilities add up to P (0 to 1).",
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same answers.")
-    ] = 0,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Stop each answer after N tokens.",
-            show_default="until the context is full",
-        ),
-    ] = None,
+    sampling: Sampling,
 ) -> None:
     """Chat with a model. Type /bye or Ctrl-D to quit."""
     from llmkit.console import say
     from llmkit.export.llamacpp.chat import chat, open_reply
     from llmkit.faq import Faq
-    from llmkit.generation import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, seed, max_tokens)
     known = Faq.load(faq) if faq else None
     with open_reply(model, ollama, host, sampling) as reply:
         for piece in chat(reply, _lines(), system, say, known):

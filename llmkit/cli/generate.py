@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmkit.cli.options import BackendOption
+from llmkit.cli.sampling_options import with_sampling_options
+
+if TYPE_CHECKING:
+    from llmkit.sampling import Sampling
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +21,9 @@ def register(app: typer.Typer) -> None:
     app.command("generate")(_generate)
 
 
+@with_sampling_options
 def _generate(
+    *,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint folder or GGUF file.")],
     prompt: Annotated[
         str,
@@ -24,44 +31,37 @@ def _generate(
             metavar="TEXT", help="Text to continue, or a question for a fine-tuned model."
         ),
     ] = "",
-    temperature: Annotated[
-        float,
+    prompts: Annotated[
+        Path | None,
         typer.Option(
-            metavar="X", help="Sampling temperature; 0 always picks the most probable token."
-        ),
-    ] = 0.8,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Sample from the N most probable tokens.", show_default="all"
+            metavar="FILE",
+            help="Text file with a prompt per line, instead of --prompt. Prints a JSON object per "
+            "line. A checkpoint computes several at once.",
         ),
     ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            help="Sample from the most probable tokens whose probabilities add up to P (0 to 1).",
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same text.")
-    ] = 0,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Stop after N tokens.", show_default="until the context is full"
-        ),
-    ] = None,
+    sampling: Sampling,
     backend: BackendOption = "cpu",
 ) -> None:
-    """Continue a text, or answer a question."""
-    from llmkit.export.llamacpp.runners import open_runner
-    from llmkit.generation import Sampling
-    from llmkit.modelfiles.prompt_format import Message
+    """Continue a text, or answer a question.
 
-    sampling = Sampling(temperature, top_k, top_p, seed, max_tokens)
+    Sampling works as in llama.cpp and Ollama: penalty, top-k, top-p, min-p, temperature.
+    """
+    from llmkit.errors import ConfigError
+    from llmkit.export.llamacpp.runners import answer_text, generate_texts, open_runner
+    from llmkit.modelfiles.prompt_format import Message
+    from llmkit.records.text_files import read_text
+
+    if prompts is not None:
+        if prompt:
+            raise ConfigError("give --prompt or --prompts, not both")
+        text = read_text(prompts, "a text file with a prompt per line")
+        lines = [line for line in text.splitlines() if line.strip()]
+        texts = generate_texts(model, lines, sampling, backend=backend)
+        for line, answer in zip(lines, texts, strict=True):
+            print(json.dumps({"prompt": line, "text": answer}, ensure_ascii=False))
+        return
     with open_runner(model, backend) as runner:
-        pieces = runner.answer(runner.prompt([Message("user", prompt)]), sampling)
+        pieces = answer_text(runner, runner.prompt([Message("user", prompt)]), sampling)
         first = next(pieces, "")  # an error in the prompt comes before any output
         sys.stdout.write(prompt + first if runner.continues else first)
         for piece in pieces:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
+
+from llmkit.cli.option_groups import Option, with_options
 
 HeadOption = Annotated[
     int | None,
@@ -97,47 +96,30 @@ ReferenceOption = Annotated[
 ]
 
 
+def _import_options(labels: str | None, **given: Any) -> Any:
+    from llmkit.importing.facts import ImportOptions
+
+    names = tuple(part.strip() for part in labels.split(",")) if labels else ()
+    return ImportOptions(labels=names, **given)
+
+
 # By the fields of ImportOptions, in the order of the help.
-_OPTIONS: dict[str, Any] = {
-    "n_head": HeadOption,
-    "activation": ActivationOption,
-    "norm": NormOption,
-    "norm_type": NormTypeOption,
-    "mask": MaskOption,
-    "attention_scale": ScaleOption,
-    "embedding_scale": EmbeddingScaleOption,
-    "qkv_order": QkvOrderOption,
-    "layer_norm_epsilon": EpsilonOption,
-    "tokenizer": TokenizerOption,
-    "prompt_format": FormatOption,
-    "labels": LabelsOption,
-    "lora_alpha": LoraAlphaOption,
-}
-
-
-def with_import_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command these options; it gets them together as the argument `given`."""
-
-    @wraps(command)
-    def run(**arguments: Any) -> None:
-        from llmkit.importing.facts import ImportOptions
-
-        given = {name: arguments.pop(name) for name in _OPTIONS}
-        names = given.pop("labels")
-        labels = tuple(part.strip() for part in names.split(",")) if names else ()
-        command(given=ImportOptions(labels=labels, **given), **arguments)
-
-    hints = get_type_hints(command, localns={"ImportOptions": Any}, include_extras=True)
-    parameters: list[Parameter] = []
-    for parameter in signature(command).parameters.values():
-        if parameter.name == "given":  # the options stand in its place
-            parameters += [
-                Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-                for name, kind in _OPTIONS.items()
-            ]
-        else:
-            kind = hints[parameter.name]
-            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind))
-    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run
+with_import_options = with_options(
+    "given",
+    {
+        "n_head": Option(HeadOption),
+        "activation": Option(ActivationOption),
+        "norm": Option(NormOption),
+        "norm_type": Option(NormTypeOption),
+        "mask": Option(MaskOption),
+        "attention_scale": Option(ScaleOption),
+        "embedding_scale": Option(EmbeddingScaleOption),
+        "qkv_order": Option(QkvOrderOption),
+        "layer_norm_epsilon": Option(EpsilonOption),
+        "tokenizer": Option(TokenizerOption),
+        "prompt_format": Option(FormatOption),
+        "labels": Option(LabelsOption),
+        "lora_alpha": Option(LoraAlphaOption),
+    },
+    _import_options,
+)

@@ -14,10 +14,10 @@ import torch
 from llmkit.errors import ConfigError, PromptTooLongError
 from llmkit.export.evaluation.divergence import ROWS_AT_ONCE
 from llmkit.export.llamacpp.devices import Backend
-from llmkit.export.llamacpp.runners import Runner, open_runner, windows
+from llmkit.export.llamacpp.runners import Runner, answer_text, open_runner, windows
 from llmkit.export.ollama.server import OllamaServer
-from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import Message
+from llmkit.sampling import Sampling
 
 OLLAMA = "ollama:"
 BRANCHES = 32  # options that llama.cpp computes at once
@@ -82,7 +82,7 @@ class Model:
     def answer(self, question: str, max_tokens: int = MAX_ANSWER) -> str | None:
         """The greedy answer; None where the question fills the context."""
         prompt = self.runner.prompt([Message("user", question)])
-        return _whole(lambda sampling: self.runner.answer(prompt, sampling), max_tokens)
+        return _whole(lambda sampling: answer_text(self.runner, prompt, sampling), max_tokens)
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,12 @@ from llmkit.finetuning.run import (
 )
 from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
-from llmkit.generation import greedy_ids
+from llmkit.generation import generate_batch
 from llmkit.modelfiles.prompt_format import ALPACA, PromptFormat
 from llmkit.modelfiles.prompt_format import prompt_format as named_format
 from llmkit.records.conversations import Conversation, read_conversations
 from llmkit.records.splits import split
+from llmkit.sampling import Sampling
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.config import TrainingConfig
 from llmkit.training.state import RunFolder
@@ -122,10 +123,10 @@ def answers(
     messages = [conversation.messages for conversation in conversations]
     prompts = [encode_prompt(question, form, tokenizer) for *question, _ in messages]
     stops = stop_ids(form, tokenizer)
+    greedy = Sampling(temperature=0, max_tokens=max_tokens)
+    generated = generate_batch(model, prompts, greedy, stops, done=done)
     found = []
-    for (*question, wanted), prompt, ids in zip(
-        messages, prompts, greedy_ids(model, prompts, max_tokens, stops, done), strict=True
-    ):
+    for (*question, wanted), prompt, ids in zip(messages, prompts, generated, strict=True):
         limit = min(max_tokens, model.config.context_length - len(prompt))
         ended = len(ids) < limit
         found.append(Answer(question[-1].content, tokenizer.decode(ids), wanted.content, ended))

@@ -16,8 +16,8 @@ from llmkit.page.sampling import sampling_controls
 
 if TYPE_CHECKING:
     from llmkit.faq import Faq, FaqAnswer
-    from llmkit.generation import Sampling
     from llmkit.modelfiles.prompt_format import Message
+    from llmkit.sampling import Sampling
 
 _CONVERSATION = "ask_conversation"
 
@@ -138,6 +138,7 @@ def _pieces(
     context: Context, model: Found, conversation: Conversation, system: str, sampling: Sampling
 ) -> Iterator[str]:
     from llmkit.export.llamacpp.chat import answer, open_reply
+    from llmkit.export.llamacpp.runners import answer_text
 
     turn, messages = conversation.turns[-1], conversation.messages
 
@@ -151,7 +152,10 @@ def _pieces(
     place = st.empty()
     with context.models.use([model.path], lambda: say_waiting(place)) as (runner,):
         yield from answer(
-            lambda turns: runner.answer(runner.prompt(turns), sampling), messages, system, note
+            lambda turns: answer_text(runner, runner.prompt(turns), sampling),
+            messages,
+            system,
+            note,
         )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
+from llmkit.page.style import visible
+
 if TYPE_CHECKING:
     from llmkit.export.compare import Comparison
     from llmkit.export.evaluation.along import TokenDivergence
@@ -58,8 +60,8 @@ def size_quality_chart(comparison: Comparison) -> Chart:
 def preferred(token: TokenDivergence) -> str:
     """What both models find most probable at a place."""
     return (
-        f"original: {token.original.text!r} {token.original.probability:.1%}, "
-        f"here: {token.other.text!r} {token.other.probability:.1%}"
+        f"original: {token.original.token!r} {token.original.probability:.1%}, "
+        f"here: {token.other.token!r} {token.other.probability:.1%}"
     )
 
 
@@ -142,11 +144,6 @@ def attention_chart(found: Inside, layer: int, head: int) -> Chart:
         .properties(title=f"Head {head + 1}", height=420)
     )
     return drawn
-
-
-def visible(text: str) -> str:
-    """A token's text, in which white space and nothing can be seen."""
-    return text.replace("\n", "⏎").replace(" ", "␣") or "∅"
 
 
 def _data(values: list[dict[str, Any]]) -> alt.Data:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from llmkit.page.charts import attention_chart, visible
+from llmkit.page.charts import attention_chart
 from llmkit.page.context import Context, choose_one, say_waiting
 from llmkit.page.finding import Found
+from llmkit.page.style import visible
 
 if TYPE_CHECKING:
     from llmkit.export.llamacpp.inside import Inside, Neighbour
-    from llmkit.export.llamacpp.trace import Candidate
+    from llmkit.generation import Candidate
 
 _EXAMPLE = "Anton the cook lives at the inn by the market."
 _MOST_TOKENS = 48  # a heat map of more has cells that nobody can tell apart
@@ -109,10 +110,10 @@ def _show_layers(found: Inside, _: object) -> None:
 
 def _cell(likeliest: Sequence[Candidate]) -> str:
     best = likeliest[0]
-    tip = ", ".join(f"{visible(c.text)} {c.probability:.1%}" for c in likeliest)
+    tip = ", ".join(f"{visible(c.token)} {c.probability:.1%}" for c in likeliest)
     return (
         f'<td style="--p:{best.probability:.3f}" title="{escape(tip, quote=True)}">'
-        f"{escape(visible(best.text))}</td>"
+        f"{escape(visible(best.token))}</td>"
     )
 
 

@@ -93,8 +93,8 @@ class ModelCache:
                 model = None
             if model is None:
                 model = self._loaded[path] = self._load(path, version)
-                self._make_room(path)
             self._loaded.move_to_end(path)
+            self._make_room(path)
             return model
 
     def _load(self, path: Path, version: Version) -> _Loaded:

@@ -1,4 +1,4 @@
-"""The page's own CSS: text tinted by probability, and the panel of a token."""
+"""How tokens look: the page's own CSS, and white space that can be seen."""
 
 STYLE = """<style>
 .stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 3rem; }
@@ -14,15 +14,20 @@ STYLE = """<style>
   border-radius: 8px; font-size: 0.9rem; line-height: 1.4; color: #f5f5f5; background: #1f2430;
   box-shadow: 0 4px 24px rgb(0 0 0 / 0.4); white-space: normal; cursor: default;
 }
-.top .row { display: flex; gap: 0.5rem; align-items: center; }
-.top .row code { flex: 0 0 9rem; overflow: hidden; text-overflow: ellipsis; white-space: pre;
+.row { display: flex; gap: 0.5rem; align-items: center; justify-content: flex-end; }
+.row code { flex: 0 0 9rem; overflow: hidden; text-overflow: ellipsis; white-space: pre;
   color: #f5f5f5; background: none; }
-.top .row.chosen code { font-weight: bold; text-decoration: underline; }
-.top .bar { flex: 1; } .top .bar i { display: block; height: 0.6rem; border-radius: 2px;
-  background: #ffa94d; }
 .lens { overflow-x: auto; } .lens table { border-collapse: collapse; font-size: 0.85rem; }
 .lens th, .lens td { padding: 0.25rem 0.5rem; white-space: pre; text-align: center; }
 .lens th { font-weight: 600; } .lens tr > :first-child { text-align: right; }
 .lens td { background: rgb(255 140 0 / calc(var(--p) * 0.5)); }
-.top .note { margin: 0 0 0.4rem; }
+.row.chosen code { font-weight: bold; text-decoration: underline; }
+.row i { flex: 1; height: 0.6rem; border-radius: 2px;
+  background: linear-gradient(#ffa94d, #ffa94d) no-repeat 0 / calc(var(--w) * 100%) 100%; }
+.top .note { display: block; margin-bottom: 0.4rem; }
 </style>"""
+
+
+def visible(text: str) -> str:
+    """A token's text, in which white space and nothing can be seen."""
+    return text.replace("\n", "⏎").replace(" ", "␣") or "∅"

@@ -12,7 +12,7 @@ from pathlib import Path
 import streamlit as st
 
 from llmkit.errors import LlmkitError
-from llmkit.page.context import Context, open_context
+from llmkit.page.context import open_context
 from llmkit.page.style import STYLE
 
 
@@ -41,7 +41,7 @@ def show_page(folder: Path, faq: Path | None = None) -> None:
     st.html(STYLE)
     pages = [
         st.Page(
-            partial(_show, tab.module, folder, faq),
+            partial(open_tab, tab.module, folder, faq),
             title=tab.title,
             icon=tab.icon,
             url_path=tab.module,
@@ -53,24 +53,15 @@ def show_page(folder: Path, faq: Path | None = None) -> None:
     _warm_up()
 
 
-def show_tab(module: str, context: Context) -> None:
+def open_tab(module: str, folder: Path, faq: Path | None = None) -> None:
     """Show one tab; an error becomes a sentence."""
     try:
-        import_module(f"llmkit.page.{module}").show(context)
+        import_module(f"llmkit.page.{module}").show(open_context(folder, faq))
     except LlmkitError as error:
         st.error(str(error))
     except Exception as error:
         traceback.print_exc()
         st.error(f"Unexpected {type(error).__name__}: {error}. The terminal shows where.")
-
-
-def _show(module: str, folder: Path, faq: Path | None) -> None:
-    try:
-        context = open_context(folder, faq)
-    except LlmkitError as error:
-        st.error(str(error))
-        return
-    show_tab(module, context)
 
 
 @st.cache_resource(show_spinner=False)

@@ -15,11 +15,12 @@ from llmkit.errors import LlmkitError
 from llmkit.page.context import Context, choose, say_waiting
 from llmkit.page.finding import Found
 from llmkit.page.sampling import sampling_controls
+from llmkit.page.style import visible
 
 if TYPE_CHECKING:
     from llmkit.export.llamacpp.runners import Runner
-    from llmkit.export.llamacpp.trace import Difference, TracedToken
-    from llmkit.generation import Sampling
+    from llmkit.generation import Candidate, GeneratedToken
+    from llmkit.sampling import Sampling
 
 MOST = 4
 _TEXTS = "write_texts"  # what was written last, in the session
@@ -27,12 +28,23 @@ _PAUSE = 0.05  # seconds between two pictures of a growing text
 _EXAMPLE = "Tell a story about Anton."
 
 
+@dataclass(frozen=True)
+class Token:
+    """A token as it is shown: without the logits, which take memory in every session."""
+
+    id: int
+    text: str
+    probability: float
+    candidates: tuple[Candidate, ...]  # the most probable first
+
+
 @dataclass
 class Text:
     """What a model has written so far."""
 
-    tokens: list[TracedToken] = field(default_factory=list)
-    differences: list[Difference | None] = field(default_factory=list)  # as many, or none yet
+    tokens: list[Token] = field(default_factory=list)
+    # What the original prefers where it prefers another token: one for each token, or none yet.
+    differences: list[Candidate | None] = field(default_factory=list)
     original: str = ""  # name of the model that was compared with
     fault: str = ""
 
@@ -88,7 +100,6 @@ def _write(
     places: dict[str, DeltaGenerator],
 ) -> None:
     """Let all models write, a token each in turn; then compare with the originals."""
-    from llmkit.export.llamacpp.trace import trace
     from llmkit.modelfiles.prompt_format import Message
 
     paths = [path for name in texts if (path := context.named(name).path) is not None]
@@ -100,7 +111,7 @@ def _write(
         for name, runner in zip(texts, runners, strict=True):
             try:
                 prompts[name] = runner.prompt([Message("user", prompt)])
-                streams[name] = trace(runner, prompts[name], sampling)
+                streams[name] = runner.tokens(prompts[name], sampling)
             except LlmkitError as error:
                 texts[name].fault = str(error)
         for _ in _in_turn(streams, texts):
@@ -113,13 +124,15 @@ def _write(
                 _compare(texts[name], ids, runner, original.name)
 
 
-def _in_turn(streams: dict[str, Iterator[TracedToken]], texts: dict[str, Text]) -> Iterator[None]:
+def _in_turn(
+    streams: dict[str, Iterator[GeneratedToken]], texts: dict[str, Text]
+) -> Iterator[None]:
     """Take a token of each stream in turn; pause now and then for the texts to be shown."""
     open_ones, shown = dict(streams), 0.0
     while open_ones:
         for name, stream in list(open_ones.items()):
             try:
-                texts[name].tokens.append(next(stream))
+                texts[name].tokens.append(_shown(next(stream)))
             except StopIteration:
                 del open_ones[name]
             except LlmkitError as error:
@@ -128,6 +141,10 @@ def _in_turn(streams: dict[str, Iterator[TracedToken]], texts: dict[str, Text]) 
         if time.monotonic() - shown > _PAUSE:
             yield
             shown = time.monotonic()
+
+
+def _shown(token: GeneratedToken) -> Token:
+    return Token(token.id, token.text, token.probability, tuple(token.candidates))
 
 
 def _original(model: Found, texts: dict[str, Text], context: Context) -> Found | None:
@@ -141,10 +158,12 @@ def _original(model: Found, texts: dict[str, Text], context: Context) -> Found |
 
 
 def _compare(text: Text, prompt: Sequence[int], original: Runner, name: str) -> None:
-    from llmkit.export.llamacpp.trace import differences
+    from llmkit.export.llamacpp.differences import differences
 
     try:
-        text.differences = differences(text.tokens, prompt, original)
+        ids = [token.id for token in text.tokens]
+        greedy = [token.candidates[0] for token in text.tokens]
+        text.differences = differences(prompt, ids, greedy, original)
         text.original = name
     except LlmkitError as error:
         text.fault = f"not compared with {name}: {error}"
@@ -173,7 +192,7 @@ def tokens_html(text: Text, *, with_candidates: bool) -> str:
     return f'<div class="tokens">{"".join(spans)}</div>'
 
 
-def _span(token: TracedToken, difference: Difference | None, with_candidates: bool) -> str:
+def _span(token: Token, difference: Candidate | None, with_candidates: bool) -> str:
     kind = "token differs" if difference else "token"
     style = f'style="--p:{token.probability:.3f}"'
     if not with_candidates:
@@ -182,25 +201,18 @@ def _span(token: TracedToken, difference: Difference | None, with_candidates: bo
     return f'<span class="{kind}" {style} tabindex="0">{escape(token.text)}{panel}</span>'
 
 
-def _panel(token: TracedToken, difference: Difference | None) -> str:
+def _panel(token: Token, difference: Candidate | None) -> str:
     rows = "".join(
         f'<span class="row{" chosen" * (candidate.id == token.id)}">'
-        f"<code>{_visible(candidate.text)}</code>"
-        f'<span class="bar"><i style="width:{candidate.probability:.1%}"></i></span>'
-        f"<span>{candidate.probability:.1%}</span></span>"
+        f"<code>{escape(visible(candidate.token))}</code>"
+        f'<i style="--w:{candidate.probability:.3f}"></i>{candidate.probability:.1%}</span>'
         for candidate in token.candidates
     )
     note = ""
     if difference is not None:
+        preferred = escape(visible(difference.token))
         note = (
-            f'<p class="note">Most likely here: <code>{_visible(difference.own.text)}</code> '
-            f"{difference.own.probability:.1%}; in the original model "
-            f"<code>{_visible(difference.original.text)}</code> "
-            f"{difference.original.probability:.1%}</p>"
+            f'<span class="note">The original model prefers <code>{preferred}</code> '
+            f"{difference.probability:.1%}</span>"
         )
     return f'<span class="top">{note}{rows}</span>'
-
-
-def _visible(text: str) -> str:
-    """A token's text, in which white space and nothing can be seen."""
-    return escape(text.replace("\n", "⏎").replace(" ", "␣")) or "∅"

@@ -15,7 +15,8 @@ from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import MODEL_FILE
 from llmkit.data.sampler import window_starts
 from llmkit.data.tokens import TokenShards, open_token_file, windows
-from llmkit.generation import Sampling, generate_ids
+from llmkit.generation import generate_ids
+from llmkit.sampling import Sampling
 from llmkit.tokenizer import load_tokenizer
 from llmkit.training.config import TrainingConfig
 from llmkit.training.cross_entropy import head_cross_entropy

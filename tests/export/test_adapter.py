@@ -23,8 +23,8 @@ from llmkit.export.llamacpp.runners import generate
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.verify import verify
-from llmkit.generation import Sampling
 from llmkit.modelfiles.reading import read_modelfile
+from llmkit.sampling import Sampling
 from llmkit.tokenizer_training import train_bpe
 
 IDS = list(range(40, 60))

@@ -22,8 +22,8 @@ from llmkit.export.deploy.deploy import deploy
 from llmkit.export.llamacpp.chat import FORGOTTEN, chat, open_reply
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.export.ollama.store import delete
-from llmkit.generation import Sampling
 from llmkit.modelfiles.reading import read_modelfile
+from llmkit.sampling import Sampling
 from llmkit.tokenizer_training import train_bpe
 
 NAME = "llmkit-test-chat"

@@ -30,7 +30,7 @@ from llmkit.export.gguf.reader import config_of, read_gguf
 from llmkit.export.gguf.sizes import ModelSizes, named_spec, sizes_of, sizes_of_config, specs_of
 from llmkit.export.llamacpp.benchmark import Speed
 from llmkit.export.llamacpp.chat_template import ChatTemplate
-from llmkit.export.llamacpp.runners import open_runner
+from llmkit.export.llamacpp.runners import answer_text, open_runner
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.modelfile.write import write_modelfile
 from llmkit.export.ollama.server import OllamaServer
@@ -42,9 +42,9 @@ from llmkit.export.quantization.imatrix import (
 from llmkit.export.quantization.requantize import requantize
 from llmkit.export.verify.ollama_file_check import compared_with_llama_cpp
 from llmkit.export.verify.verify import verify
-from llmkit.generation import Sampling
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.quantization.tensor_types import quantization
+from llmkit.sampling import Sampling
 
 
 def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -315,7 +315,7 @@ def test_a_file_answers_in_its_own_format(tmp_path: Path) -> None:
     with open_runner(path) as runner, LlamaCpp(path) as llama:
         prompt = runner.prompt([Message("user", "some words")])
         assert prompt == [llama.bos_id, *llama.tokenize("[user] some words\n[assistant] ")]
-        assert "".join(runner.answer(prompt, Sampling(max_tokens=4)))
+        assert "".join(answer_text(runner, prompt, Sampling(max_tokens=4)))
         assert not runner.continues
     base = write_model(tmp_path / "base.gguf", "llama", more=add_bos)
     with open_runner(base) as runner:

@@ -14,7 +14,8 @@ from llmkit.export.verify import stop_check as stop_module
 from llmkit.export.verify.generation_check import greedy_ids
 from llmkit.export.verify.stop_check import stop_check
 from llmkit.export.verify.target import VerifyTarget
-from llmkit.generation import Sampling, generate_ids
+from llmkit.generation import generate_ids
+from llmkit.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from llmkit.export.gguf.reader import is_gguf
 from llmkit.export.llamacpp.runners import generate
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.requantize import requantize
-from llmkit.generation import Sampling
+from llmkit.sampling import Sampling
 from llmkit.tokenizer_training import train_characters
 
 GREEDY = Sampling(temperature=0)

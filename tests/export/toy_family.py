@@ -50,10 +50,12 @@ class ToyBlock(nn.Module):
         B, T, C = x.shape
         parts = self.qkv(self.norm_1(x)).split(C, dim=2)
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in parts)
-        is_first = cache is None or len(cache.layers) <= self.layer
+        mask = None
         if cache is not None:
+            mask = cache.mask(T, x.device)
             k, v = cache.extend(self.layer, k, v)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=is_first)  # then one token at once
+        is_causal = mask is None and T > 1
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         x = x + self.out(seen.transpose(1, 2).reshape(B, T, C))
         y: Tensor = x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
         return y
@@ -75,7 +77,7 @@ class Toy(LanguageModel):
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.05)
 
-    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         embedded: Tensor = self.tokens(tokens)
         return embedded
 

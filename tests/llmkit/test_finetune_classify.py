@@ -22,7 +22,8 @@ from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.held_out import held_out_examples
 from llmkit.finetuning.label_head import expanded_head, label_head, label_logits, last_states
 from llmkit.finetuning.scores import accuracy, confusion_matrix, label_scores
-from llmkit.generation import Sampling, generate_ids
+from llmkit.generation import generate_ids
+from llmkit.sampling import Sampling
 
 LEARNT: dict[str, Any] = {
     "steps": 60,

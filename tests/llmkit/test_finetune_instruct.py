@@ -339,7 +339,7 @@ def test_format_of_a_base_without_one_is_alpaca(
 
 def test_stored_format_is_the_one_that_is_asked_in(learnt: InstructResult) -> None:
     from llmkit.export.llamacpp.runners import generate
-    from llmkit.generation import Sampling
+    from llmkit.sampling import Sampling
 
     opened = load_checkpoint(learnt.checkpoint)
     assert opened.prompt_format == USER_ASSISTANT

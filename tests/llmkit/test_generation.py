@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError
-from llmkit.generation import Sampling, generate_ids, greedy_ids, prompt_ids, stream_text
+from llmkit.generation import (
+    Characters,
+    GeneratedToken,
+    ModelReader,
+    before_stop,
+    generate_batch,
+    generate_ids,
+    generate_tokens,
+    prompt_ids,
+)
+from llmkit.sampling import Sampling
 from llmkit.tokenizer import Tokenizer
 
 
@@ -57,22 +68,41 @@ def test_greedy_takes_the_most_probable_token_each_time(model: GPT, random_model
         assert generated(each, prompt, temperature=1.5, top_p=1e-9, seed=9) == expected
 
 
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7], [8, 9, 1, 2, 3] * 7, [3, 2, 1], [7]]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
 def test_prompts_together_are_answered_as_each_alone(
-    random_model: GPT, monkeypatch: pytest.MonkeyPatch
+    temperature: float, random_model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = [[1, 2, 3], [4], [5, 6, 7], [8, 9, 1, 2, 3], [3, 2, 1], [7]]
-    free = [generated(random_model, prompt, temperature=0, max_tokens=8) for prompt in prompts]
+    settings: dict[str, Any] = {"max_tokens": 8, "temperature": temperature, "repeat_penalty": 1.3}
+    free = [generated(random_model, prompt, **settings) for prompt in PROMPTS]
     stops = {free[0][3], free[5][2]}
-    wanted = [
-        generated(random_model, prompt, *stops, temperature=0, max_tokens=8) for prompt in prompts
-    ]
+    wanted = [generated(random_model, prompt, *stops, **settings) for prompt in PROMPTS]
     assert len({len(ids) for ids in wanted}) > 1
     heard: list[int] = []
-    assert greedy_ids(random_model, prompts, 8, stops, heard.append) == wanted
-    assert heard == [2, 5, 6]
-    monkeypatch.setattr("llmkit.generation.PROMPTS_AT_ONCE", 2)
-    assert greedy_ids(random_model, prompts, 8, stops, heard.append) == wanted
-    assert heard[3:] == [2, 4, 5, 6]
+
+    def found() -> list[list[int]]:
+        return generate_batch(random_model, PROMPTS, Sampling(**settings), stops, done=heard.append)
+
+    assert found() == wanted
+    monkeypatch.setattr("llmkit.generation.PROMPTS_AT_ONCE", 4)
+    assert found() == wanted
+    assert heard == [6, 4, 6]
+
+
+def test_prompts_together_go_on_to_the_end_of_the_context(random_model: GPT) -> None:
+    wanted = [generated(random_model, prompt, temperature=0) for prompt in PROMPTS]
+    assert {len(ids) for ids in wanted} == {5, 37, 39}
+    greedy = Sampling(temperature=0)
+    assert generate_batch(random_model, PROMPTS, greedy, ()) == wanted
+    done = generate_batch(random_model, PROMPTS, greedy, (), is_done=lambda ids: len(ids) == 3)
+    assert done == [ids[:3] for ids in wanted]
+
+
+def test_a_context_slides_for_one_prompt_only(random_model: GPT) -> None:
+    with pytest.raises(ConfigError, match="context_shift"):
+        generate_batch(random_model, PROMPTS, Sampling(context_shift=True), ())
 
 
 def test_same_seed_gives_the_same_text(random_model: GPT) -> None:
@@ -89,82 +119,6 @@ def test_sampling_leaves_the_global_random_numbers_alone(random_model: GPT) -> N
     assert torch.equal(torch.rand(3), expected)
 
 
-def frequencies(logits: torch.Tensor, n: int = 4000, **sampling: Any) -> torch.Tensor:
-    sampler = Sampling(**sampling)
-    generator = sampler.generator()
-    ids = torch.tensor([sampler.choose(logits, generator) for _ in range(n)])
-    return ids.bincount(minlength=len(logits)) / n
-
-
-LOGITS = torch.tensor([0.5, 0.15, 0.05, 0.3]).log()
-
-
-@pytest.mark.parametrize(
-    ("sampling", "expected"),
-    [
-        ({"temperature": 1.0}, [0.5, 0.15, 0.05, 0.3]),
-        ({"temperature": 1.0, "top_k": 9, "top_p": 1.0}, [0.5, 0.15, 0.05, 0.3]),
-        ({"temperature": 1.0, "top_k": 2}, [0.625, 0, 0, 0.375]),
-        ({"temperature": 1.0, "top_p": 0.49}, [1, 0, 0, 0]),
-        ({"temperature": 1.0, "top_p": 0.51}, [0.625, 0, 0, 0.375]),
-        ({"temperature": 1.0, "top_p": 0.81}, [0.5 / 0.95, 0.15 / 0.95, 0, 0.3 / 0.95]),
-        # top-p counts what top-k has left: 0.625 of two tokens
-        ({"temperature": 1.0, "top_k": 2, "top_p": 0.6}, [1, 0, 0, 0]),
-        ({"temperature": 0.5}, [0.25 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365, 0.09 / 0.365]),
-        ({"temperature": 1e9}, [0.25, 0.25, 0.25, 0.25]),
-        ({"temperature": 1e-300}, [1, 0, 0, 0]),
-        ({"temperature": 0}, [1, 0, 0, 0]),
-    ],
-)
-def test_tokens_come_as_often_as_their_probabilities_say(
-    sampling: dict[str, Any], expected: list[float]
-) -> None:
-    found = frequencies(LOGITS, **sampling)
-    # Five standard deviations of 4,000 draws.
-    torch.testing.assert_close(
-        found, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=0.04
-    )
-    assert all(found[i] == 0 for i, probability in enumerate(expected) if probability == 0)
-
-
-class OnMPS(torch.Tensor):
-    """A tensor of a device that has no float64."""
-
-    def double(self) -> torch.Tensor:
-        raise TypeError("the MPS framework doesn't support float64")
-
-    def cpu(self) -> torch.Tensor:
-        return self.as_subclass(torch.Tensor)
-
-
-def test_a_device_without_float64_is_sampled_from() -> None:
-    logits = torch.randn(20, generator=torch.Generator().manual_seed(0))
-    for sampling in (Sampling(seed=1), Sampling(temperature=0)):
-        wanted = sampling.choose(logits, sampling.generator())
-        assert sampling.choose(logits.as_subclass(OnMPS), sampling.generator()) == wanted
-
-
-@pytest.mark.parametrize(
-    ("sampling", "words"),
-    [
-        ({"temperature": -0.1}, "temperature .*not -0.1$"),
-        ({"temperature": float("nan")}, "temperature .*not nan$"),
-        ({"temperature": float("inf")}, "temperature .*not inf$"),
-        ({"top_k": 0}, "top-k .*not 0$"),
-        ({"top_k": -1}, "top-k .*not -1$"),
-        ({"top_p": 0.0}, "top-p .*not 0.0$"),
-        ({"top_p": 1.01}, "top-p .*not 1.01$"),
-        ({"top_p": float("nan")}, "top-p .*not nan$"),
-        ({"max_tokens": 0}, "max-tokens .*not 0$"),
-        ({"seed": -1}, "seed .*not -1$"),
-        ({"seed": 1 << 64}, "seed .*not 18446744073709551616$"),
-    ],
-)
-def test_settings_without_a_meaning_are_refused(sampling: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        Sampling(**sampling)
-
-
 def test_generation_stops_at_any_stop_id_and_does_not_yield_it(random_model: GPT) -> None:
     whole = generated(random_model, [1, 2], temperature=1.0)
     early, late = whole[10], next(token_id for token_id in whole[11:] if token_id != whole[10])
@@ -173,16 +127,87 @@ def test_generation_stops_at_any_stop_id_and_does_not_yield_it(random_model: GPT
         assert generated(random_model, [1, 2], *stops, temperature=1.0) == whole[:first]
 
 
-def test_a_label_is_one_token_and_the_most_probable() -> None:
-    sampling = Sampling(temperature=0.5, top_k=3, max_tokens=50)
-    assert sampling.for_label() == Sampling(temperature=0, top_k=3, max_tokens=1)
-
-
 @pytest.mark.parametrize(("n_prompt", "max_tokens", "n"), [(1, None, 39), (30, 5, 5), (30, 50, 10)])
 def test_generation_ends_with_the_context_or_after_max_tokens(
     random_model: GPT, n_prompt: int, max_tokens: int | None, n: int
 ) -> None:
     assert len(generated(random_model, [1] * n_prompt, max_tokens=max_tokens)) == n
+
+
+def tokens(model: GPT, prompt: list[int], **sampling: Any) -> list[GeneratedToken]:
+    """Each token stands for one letter."""
+    reader, settings = ModelReader(model), Sampling(**sampling)
+    return list(
+        generate_tokens(reader, prompt, settings, lambda _: False, lambda i: b"%c" % (i + 65))
+    )
+
+
+def test_a_full_context_slides_as_in_llama_server(random_model: GPT) -> None:
+    """The rule of server-context.cpp by hand: n_left / 2 tokens behind n_keep are dropped."""
+    n, n_keep, prompt = 120, 3, [1, 2, 3, 4, 5]
+    greedy: dict[str, Any] = {"temperature": 0, "context_shift": True, "num_keep": n_keep}
+    found = tokens(random_model, prompt, max_tokens=n, **greedy)
+    context, n_shifts = list(prompt), 0
+    for token in found:
+        if token.dropped is not None:
+            n_discard = (len(context) - 1 - n_keep) // 2
+            assert len(context) - 1 == 39  # the newest is not read yet
+            assert (token.dropped.start, token.dropped.stop) == (n_keep, n_keep + n_discard)
+            context = context[:n_keep] + context[n_keep + n_discard :]
+            n_shifts += 1
+        # What remains is read at its new places, not as it was before.
+        assert token.id == int(random_model(torch.tensor([context]))[0, -1].argmax())
+        context.append(token.id)
+    assert n_shifts == 5
+    assert len(found) == n
+    assert len(tokens(random_model, prompt, **greedy)) == 400  # ten contexts, as in Ollama
+
+
+def test_a_token_tells_how_probable_it_and_the_others_are(random_model: GPT) -> None:
+    (token,) = tokens(random_model, [1, 2], max_tokens=1, temperature=0.5, top_k=3, seed=3)
+    wanted = random_model(torch.tensor([[1, 2]]))[0, -1].softmax(-1).detach()
+    assert token.probability == pytest.approx(float(wanted[token.id]), rel=1e-5)
+    assert [candidate.id for candidate in token.candidates] == wanted.topk(10).indices.tolist()
+    probabilities = [candidate.probability for candidate in token.candidates]
+    assert probabilities == pytest.approx(wanted.topk(10).values.tolist(), rel=1e-5)
+    sampled = torch.tensor([candidate.sampled for candidate in token.candidates])
+    squares = wanted.topk(3).values ** 2  # the temperature is one half
+    torch.testing.assert_close(sampled[:3], squares / squares.sum(), rtol=1e-5, atol=0)
+    assert sampled[3:].tolist() == [0] * 7
+    assert token.candidates[0].token == chr(token.candidates[0].id + 65)
+
+
+def stopped(pieces: list[str], *stops: str) -> list[str]:
+    return [text for _, text in before_stop(((None, piece) for piece in pieces), stops)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stops", "shown"),
+    [
+        (["ab", "cd"], (), ["ab", "cd"]),
+        (["ab", "c#", "##", "d"], ("###",), ["ab", "c"]),
+        (["ab###cd", "e"], ("###",), ["ab"]),
+        (["ab", "#", "#", "c"], ("###",), ["ab", "#", "#", "c"]),  # it was none
+        (["ab", "#", "#"], ("###",), ["ab", "#", "#"]),  # nor at the end
+        (["a", "###"], ("###",), ["a"]),
+        (["a", "xy", "z"], ("yz", "xyz"), ["a"]),  # the one that begins first
+        (["a#", "", "b"], ("#c",), ["a#", "", "b"]),
+    ],
+)
+def test_no_part_of_a_stop_string_is_shown(
+    pieces: list[str], stops: tuple[str, ...], shown: list[str]
+) -> None:
+    assert stopped(pieces, *stops) == shown
+
+
+@given(
+    pieces=st.lists(st.text(alphabet="abc", max_size=3), max_size=12),
+    stops=st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3),
+)
+def test_text_ends_before_the_first_stop_string(pieces: list[str], stops: list[str]) -> None:
+    text = "".join(pieces)
+    places = [text.index(stop) for stop in stops if stop in text]
+    assert "".join(stopped(pieces, *stops)) == text[: min(places, default=None)]
 
 
 @pytest.mark.parametrize("n_prompt", [40, 41, 500])
@@ -196,23 +221,24 @@ def test_empty_prompt_begins_a_document() -> None:
     assert prompt_ids([5, 6], 3) == [5, 6]
 
 
+def streamed(pieces: Iterable[bytes]) -> list[str]:
+    characters = Characters()
+    return [text for piece in pieces if (text := characters.add(piece))]
+
+
 def test_generated_ids_stream_as_text(model: GPT, tokenizer: Tokenizer) -> None:
     ids = generated(model, [tokenizer.end_of_text_id], tokenizer.end_of_text_id, seed=7)
-    streamed = "".join(stream_text(tokenizer.decode_bytes([token_id]) for token_id in ids))
-    assert streamed.rstrip("\ufffd") == tokenizer.decode(ids).rstrip("\ufffd") != ""
+    text = "".join(streamed(tokenizer.decode_bytes([token_id]) for token_id in ids))
+    assert text.rstrip("\ufffd") == tokenizer.decode(ids).rstrip("\ufffd") != ""
 
 
 @given(text=st.text(), cuts=st.lists(st.integers(0, 60)))
 def test_stream_never_splits_a_character(text: str, cuts: list[int]) -> None:
     content = text.encode()
     places = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
-    pieces = [content[start:end] for start, end in pairwise(places)]
-    streamed = list(stream_text(pieces))
-    assert "".join(streamed) == text
-    assert all(streamed)
+    assert "".join(streamed(content[start:end] for start, end in pairwise(places))) == text
     # A character comes as soon as its last byte is there.
-    iterator = stream_text(content[i : i + 1] for i in range(len(content)))
-    assert list(iterator) == list(text)
+    assert streamed(content[i : i + 1] for i in range(len(content))) == list(text)
 
 
 def validate_utf8(text: bytes) -> int:
@@ -232,6 +258,6 @@ def validate_utf8(text: bytes) -> int:
 @example(content=b"a\xe9")
 @example(content=b"\xe9\xe9")
 def test_broken_bytes_stream_as_from_llama_cpps_server(content: bytes) -> None:
-    streamed = "".join(stream_text(content[i : i + 1] for i in range(len(content))))
+    text = "".join(streamed(content[i : i + 1] for i in range(len(content))))
     whole = [n for n in range(len(content) + 1) if validate_utf8(content[:n]) == n]
-    assert streamed == content[: whole[-1]].decode("utf-8", errors="replace")
+    assert text == content[: whole[-1]].decode("utf-8", errors="replace")

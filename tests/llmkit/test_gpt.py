@@ -26,7 +26,7 @@ def test_model_with_attention_by_hand_gives_the_same_logits(
     monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
     model, tokens = random_model(), random_tokens(2, 20)
-    fused = model(tokens, KVCache() if cached else None)
+    fused = model(tokens, KVCache(20) if cached else None)
     monkeypatch.setattr(
         F, "scaled_dot_product_attention", lambda q, k, v, **_: attention_by_hand(q, k, v)
     )
@@ -61,7 +61,7 @@ def test_switches_decide_about_parameters(qkv_bias: bool, tie_embeddings: bool) 
 @pytest.mark.parametrize("cuts", [[1] * 24, [24], [5, 1, 1, 10, 7], [23, 1]])
 def test_key_value_cache_goes_on_where_the_full_pass_would(cuts: list[int]) -> None:
     model, tokens = random_model().double(), random_tokens(2, 24)
-    cache = KVCache()
+    cache = KVCache(24)
     parts = []
     for part in tokens.split(cuts, dim=1):
         parts.append(model(part, cache))
@@ -81,7 +81,7 @@ def test_tokens_past_the_context_are_refused() -> None:
     model = random_model()
     with pytest.raises(ConfigError, match=r"25 tokens .*\b24$"):
         model(random_tokens(1, 25))
-    cache = KVCache()
+    cache = KVCache(24)
     model(random_tokens(1, 24), cache)
     with pytest.raises(ConfigError, match="25 tokens"):
         model(random_tokens(1, 1), cache)

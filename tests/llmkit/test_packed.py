@@ -145,7 +145,7 @@ def test_gradient_through_a_packed_layer_is_that_of_a_linear_layer_at_any_shape(
 
 def test_cached_generation_steps_work_on_blocks() -> None:
     packed, plain = packed_and_plain("q4_0")
-    ours, theirs = KVCache(), KVCache()
+    ours, theirs = KVCache(12), KVCache(12)
     for part in random_tokens(1, 12).split([10, 1, 1], dim=1):
         with torch.no_grad():
             assert torch.equal(packed(part, ours), plain(part, theirs))
