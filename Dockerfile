@@ -29,9 +29,10 @@ RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 \
     && useradd --create-home --uid 1000 llmkit
 COPY --from=build /opt/llmkit /opt/llmkit
 ENV PATH=/opt/llmkit/bin:$PATH PYTHONUNBUFFERED=1
+# Models in runs/, as in a checkout: proofs name their checkpoints by paths such as runs/demo.
+WORKDIR /llmkit
 USER 1000
-WORKDIR /models
 EXPOSE 8501
 HEALTHCHECK --interval=10s --start-period=30s CMD ["python3", "-c", \
     "from urllib.request import urlopen; urlopen('http://127.0.0.1:8501/_stcore/health')"]
-CMD ["llmkit", "page", "/models", "--host", "0.0.0.0", "--no-browser"]
+CMD ["llmkit", "page", "runs", "--host", "0.0.0.0", "--no-browser"]

@@ -150,7 +150,8 @@ def main() -> None:
     assert stage is not None
     stage.env = {name: value for name, value in stage.env.items() if name not in lent}
     stage.env["HOME"] = "/home/llmkit"
-    models = stage.root / "models"
+    models = stage.root / "llmkit" / "runs"
+    models.mkdir(parents=True, exist_ok=True)
     run(["mount", "--bind", str(given.models.absolute()), str(models)])
     run(["du", "-sh", str(given.work / "final" / "upper")])
     server = subprocess.Popen(stage.chroot(stage.command))
