@@ -14,6 +14,7 @@ from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.evaluation.results import save_result
 from llmkit.export.convert import Export
+from llmkit.export.llamacpp.runners import open_runner
 from llmkit.export.verify.page import kept_proof_page
 
 TEXT = "Once there was a cook named Anton who lived at the inn by the market. " * 5
@@ -60,12 +61,12 @@ def test_kl_along_a_text_is_that_of_both_models_logits(
     best = logits.softmax(-1).max(-1)
     assert [token.original.id for token in q4_0[:n_context]] == best.indices.tolist()
     assert q4_0[3].original.probability == pytest.approx(float(best.values[3]), rel=1e-4)
-    # Gibbs: the KL is at least that of the two-way choice "this token or another".
-    for token in q4_0:
-        p, q = token.other.probability, token.original.probability
-        if token.original.id == token.other.id:
-            two_way = q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
-            assert token.kl >= two_way - 1e-6
+    with open_runner(files["q4_0"]) as runner:
+        (others,) = runner.branches(start, [ids[:n_context]])
+    p, q = logits.double().log_softmax(-1), others.double().log_softmax(-1)
+    wanted = (p.exp() * (p - q)).sum(-1)
+    found = [token.kl for token in q4_0[:n_context]]
+    assert found == pytest.approx(wanted.tolist(), rel=1e-3, abs=1e-6)
 
 
 def test_models_of_other_words_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

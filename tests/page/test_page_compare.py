@@ -11,13 +11,14 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the extra page is not installed")
 
+import pyarrow.ipc
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 from test_page_tabs import bodies, no_ollama, tab, texts  # noqa: F401  (no_ollama is a fixture)
 
 from llmkit.api import compare, divergence_along, look_inside, nearest_tokens
 from llmkit.evaluation.results import save_result
-from llmkit.page.charts import attention_chart, size_quality_chart
+from llmkit.page.charts import size_quality_chart
 from llmkit.page.style import visible
 
 SMALL = "export/answers-q4_0.gguf"
@@ -58,8 +59,7 @@ def test_the_chart_names_each_file_and_the_scores_are_tables(folder: Path) -> No
     compared = compare(
         folder / "answers", [folder / SMALL, folder / "export/answers-f32.gguf"], max_tokens=64
     )
-    points = size_quality_chart(compared).to_dict()
-    (values,) = points["datasets"].values() if "datasets" in points else [points["data"]["values"]]
+    values = size_quality_chart(compared).to_dict()["data"]["values"]
     assert {point["type"]: point["KL"] for point in values} == {
         row.quant: row.mean_kl for row in compared.rows if row.mean_kl > 0
     }
@@ -81,15 +81,17 @@ def test_the_chart_names_each_file_and_the_scores_are_tables(folder: Path) -> No
 def test_the_kl_along_a_text_is_that_of_the_api(folder: Path) -> None:
     shown = section("compare", folder, "Along a text")
     assert shown.selectbox(key="along_original").value == "answers"
-    shown.multiselect(key="along_others").set_value([SMALL]).run()
+    others = [SMALL, "base"]
+    shown.multiselect(key="along_others").set_value(others).run()
     shown.text_area(key="along_text").set_value("Once there was a <b>cook").run()
     shown.button(key="along_start").click().run()
     assert not shown.error
     text = shown.text_area(key="along_text").value
-    (wanted,) = divergence_along(folder / "answers", folder / SMALL, text)
-    mean = sum(token.kl for token in wanted) / len(wanted)
-    assert any(f"{mean:.2e}" in one for one in texts(shown))
-    tinted = bodies(shown)[-1]
+    wanted, same = divergence_along(folder / "answers", [folder / name for name in others], text)
+    for name, tokens in zip(others, (wanted, same), strict=True):
+        mean = sum(token.kl for token in tokens) / len(tokens)
+        assert any(name in one and f"{mean:.2e}" in one for one in texts(shown))
+    tinted = bodies(shown)[-2]
     assert tinted.count("<span") == len(wanted)
     assert "<b>" not in tinted
     n_other = sum(token.original.id != token.other.id for token in wanted)
@@ -153,13 +155,15 @@ def test_look_inside_shows_what_the_api_computes(folder: Path) -> None:
     shown.text_area(key="inside_text").set_value("The <b>cook").run()
     assert not shown.error
     found = look_inside(folder / SMALL, "The <b>cook")
-    assert len(shown.get("vega_lite_chart")) == found.attention.shape[1]
-    values = attention_chart(found, 1, 0).to_dict()
-    (cells,) = values["datasets"].values() if "datasets" in values else [values["data"]["values"]]
+    shown.slider(key="inside_layer").set_value(2).run()
+    maps = shown.get("vega_lite_chart")
     n = len(found.tokens)
-    assert len(cells) == n * (n + 1) // 2
-    by_place = {(cell["from"].split()[0], cell["to"].split()[0]): cell["weight"] for cell in cells}
-    assert by_place["3", "2"] == pytest.approx(float(found.attention[1, 0, 2, 1]), abs=1e-4)
+    for head, weights in enumerate(found.attention[1]):
+        cells = pyarrow.ipc.open_stream(maps[head].proto.data.data).read_all().to_pylist()
+        assert len(cells) == n * (n + 1) // 2
+        for cell in cells:
+            row, column = (int(cell[name].split()[0]) - 1 for name in ("from", "to"))
+            assert cell["weight"] == pytest.approx(float(weights[row, column]), abs=1e-4)
 
     shown.segmented_control(key="inside_section").set_value("After each layer").run()
     lens = bodies(shown)[-1]
