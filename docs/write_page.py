@@ -7,18 +7,16 @@ of them in runs/page: they tell which part of a tale a sentence is from.
 from __future__ import annotations
 
 import csv
+import runpy
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from llmkit.api import (
     FinetuneConfig,
@@ -27,7 +25,6 @@ from llmkit.api import (
     export,
     finetune_classify,
 )
-from llmkit.export.doctor.port import free_port
 from llmkit.page.tabs import TABS
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +34,11 @@ PARTS = ("beginning", "middle", "end")
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
 COLOURS = 64
+TALLEST = 2400  # pixels
+# Of the page itself, not of a table in it that scrolls.
+HEIGHT = """Math.max(...[...document.querySelectorAll("*")]
+    .filter(e => e.clientWidth > 0.95 * innerWidth).map(e => e.scrollHeight))"""
+SERVED = runpy.run_path(str(ROOT / "tests/page/served_page.py"))
 
 
 def make_models() -> None:
@@ -62,21 +64,6 @@ def make_models() -> None:
             )
     if not (FOLDER / "labels-export").exists():
         export(FOLDER / "labels-full", FOLDER / "labels-export", QuantConfig("q4_0"))
-
-
-@contextmanager
-def served(folder: Path, *arguments: str) -> Iterator[str]:
-    """The address of a page over a folder."""
-    port = free_port(8600)
-    command = [str(Path(sys.executable).with_name("llmkit")), "page", str(folder), "--no-browser"]
-    server = subprocess.Popen([*command, "--port", str(port), *arguments])
-    try:
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def write(page: Page) -> None:
@@ -108,61 +95,58 @@ def label(page: Page) -> None:
     page.get_by_text("Against the file's labels").wait_for()
 
 
-def find(page: Page) -> None:
+def proof(page: Page) -> None:
     """Open a proof."""
-    page.get_by_text("Show the proof").first.click()
+    page.get_by_role("button", name="Show the proof").nth(1).click()
+    page.get_by_role("dialog").get_by_text("tokenizer").wait_for()
 
 
-PREPARED: dict[str, Callable[[Page], None]] = {
-    "find": find,
-    "write": write,
-    "ask": ask,
-    "label": label,
+# By the name of the picture: the tab, and what is done before it is taken.
+PREPARED: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "proof": ("find", proof),
+    "write": ("write", write),
+    "ask": ("ask", ask),
+    "label": ("label", label),
 }
 
 
-def settled(page: Page) -> None:
+def settle(page: Page) -> None:
     """Wait until the script has run and the page has stopped moving."""
     page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for()
-    page.wait_for_timeout(700)
+    page.wait_for_timeout(1000)
 
 
-def take(page: Page, address: str, module: str, path: Path) -> None:
-    """Open a tab, prepare it, and keep a picture of the whole of it."""
-    page.goto(f"{address}/{'' if module == TABS[0].module else module}")
-    page.locator("h2").first.wait_for()
-    settled(page)
-    if prepare := PREPARED.get(module):
-        prepare(page)
-        settled(page)
-    # Streamlit scrolls inside the page: the window is made as high as what it holds.
-    height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-    page.set_viewport_size({"width": page.viewport_size["width"], "height": min(height, 2400)})
-    page.wait_for_timeout(500)
+def take(page: Page, width: int, path: Path) -> None:
+    """Keep a picture of the whole tab, in few colours."""
+    height = 0
+    while (found := min(page.evaluate(HEIGHT), TALLEST)) != height:
+        height = found  # Streamlit scrolls inside the page: the window becomes as high as that
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(1000)
     page.screenshot(path=path)
-    picture = Image.open(path).convert("RGB")
-    picture.quantize(COLOURS).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
 
 
 def main(chosen: list[str]) -> None:
-    """Take the pictures of some tabs, or of all."""
+    """Take the pictures of some names, or of all."""
     make_models()
     SCREENSHOTS.mkdir(exist_ok=True)
-    with served(FOLDER) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
-            args=["--no-sandbox"],
-        )
-        for scheme in SCHEMES:
-            for width in WIDTHS:
-                for module in chosen or [tab.module for tab in TABS]:
-                    page = browser.new_page(
-                        viewport={"width": width, "height": 900}, color_scheme=scheme
-                    )
-                    page.set_default_timeout(60_000)
-                    take(page, address, module, SCREENSHOTS / f"{module}-{scheme}-{width}.png")
-                    page.close()
-        browser.close()
+    pictures = {tab.module: (tab.module, lambda page: None) for tab in TABS} | PREPARED
+    pictures = {name: how for name, how in pictures.items() if not chosen or name in chosen}
+    with SERVED["served"](FOLDER) as server, SERVED["open_browser"]() as browser:
+        for scheme, width in product(SCHEMES, WIDTHS):
+            for name, (module, prepare) in pictures.items():
+                page = browser.new_page(
+                    viewport={"width": width, "height": 900}, color_scheme=scheme
+                )
+                page.set_default_timeout(60_000)
+                page.goto(f"{server.address}/{'' if module == TABS[0].module else module}")
+                page.locator("h2").first.wait_for()
+                settle(page)
+                prepare(page)
+                settle(page)
+                take(page, width, SCREENSHOTS / f"{name}-{scheme}-{width}.png")
+                page.close()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from llmkit.export.llamacpp.devices import Backend, uses_gpu
 from llmkit.export.quantization.calibration import calibration_of
 from llmkit.export.quantization.imatrix import collect_importance
 from llmkit.export.quantization.llama_quantize import PeerFile, write_peers
+from llmkit.export.results import keep_result
 from llmkit.files import StrPath, optional_path
 
 Against = Literal["llama.cpp"]
@@ -111,6 +112,8 @@ def compare(
     the text `calibration`, or of the text that the model was trained on. It needs a checkpoint.
     `backend`: where llama.cpp runs, "cpu", "gpu" or "auto", which is a GPU if there is one.
 
+    The result is also kept in `results.json` beside the reference, for `llmkit report`.
+
     Raises LlmkitError for files of another vocabulary than the reference's, and for text in which
     nothing is to be compared.
     """
@@ -118,8 +121,24 @@ def compare(
     data, calibration = optional_path(data), optional_path(calibration)
     if calibration is not None and against is None:
         raise ConfigError("--calibration needs --against; give both")
+    found = _compare(Path(reference), paths, data, max_tokens, against, calibration, backend)
+    names = [str(path) for path in paths]
+    about = {"files": names, "data": None if data is None else str(data)}
+    keep_result("comparisons", about, [str(reference), *names], found.to_dict())
+    return found
+
+
+def _compare(
+    reference: Path,
+    paths: Sequence[StrPath],
+    data: Path | None,
+    max_tokens: int,
+    against: Against | None,
+    calibration: Path | None,
+    backend: Backend,
+) -> Comparison:
     gpu = uses_gpu(backend)
-    reference, files = Path(reference), [read_gguf(Path(path)) for path in paths]
+    files = [read_gguf(Path(path)) for path in paths]
     if is_gguf(reference):
         if against is not None:
             raise ConfigError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.checkpoint import Checkpoint
+from llmkit.export.report.markdown import code_block, markdown_table
 from llmkit.export.verify.proof_store import kept_proof
 from llmkit.modelfiles.prompt_format import Message
 
@@ -16,30 +17,18 @@ _PROOF_HEADINGS = ("file", "MB", "checks passed", "mean KL", "same top token")
 
 def model_card(checkpoint: Checkpoint, name: str, folder: Path, *, is_merged: bool) -> str:
     """The card in Markdown, with the proofs of this checkpoint's GGUF files in `folder`."""
-    config, labels = checkpoint.config, checkpoint.labels
-    task = "text-classification" if labels else "text-generation"
+    task = "text-classification" if checkpoint.labels else "text-generation"
     front = ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", "- llmkit"]
-    sizes = {
-        "parameters": f"{model_without_weights(config).n_parameters():,}",
-        "layers": f"{config.n_layer}",
-        "width": f"{config.n_embd}",
-        "heads": f"{config.n_head}",
-        "context": f"{config.context_length:,} tokens",
-        "vocabulary": f"{config.vocab_size:,} tokens",
-        "prompt format": checkpoint.prompt_format.name,
-        "end of an answer": f"`{checkpoint.prompt_format.end}`",
-        **({"labels": ", ".join(labels)} if labels else {}),
-        "weights": f"sha256 `{checkpoint.sha256}`",
-    }
+    hello = [Message("user", "Hello")]
     parts = [
         "\n".join([*front, "---"]),
         f"# {name}",
-        f"A {config.architecture} model, exported by llmkit.",
-        _table(("", ""), sizes.items()),
+        f"A {checkpoint.config.architecture} model, exported by llmkit.",
+        markdown_table(("", ""), model_facts(checkpoint).items()),
         "## Use",
-        _block("python", _usage(checkpoint, name, is_merged)),
+        code_block("python", _usage(checkpoint, name, is_merged)),
         "A prompt, up to where the answer begins:",
-        _block("text", checkpoint.prompt_format.text([Message("user", "Hello")], for_answer=True)),
+        code_block("text", checkpoint.prompt_format.text(hello, for_answer=True)),
     ]
     if proofs := list(_proofs(checkpoint, folder)):
         parts += [
@@ -47,9 +36,26 @@ def model_card(checkpoint: Checkpoint, name: str, folder: Path, *, is_merged: bo
             "llmkit compared llama.cpp's computation of each file with PyTorch's "
             "(parity.json). KL divergence and top token are against the weights before "
             "quantization.",
-            _table(_PROOF_HEADINGS, proofs),
+            markdown_table(_PROOF_HEADINGS, proofs),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def model_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """Sizes, prompt format and weights of a model, as a card lists them."""
+    config, labels = checkpoint.config, checkpoint.labels
+    return {
+        "parameters": f"{model_without_weights(config).n_parameters():,}",
+        "layers": f"{config.n_layer}",
+        "width": f"{config.n_embd}",
+        "heads": f"{config.n_head}",
+        "context": f"{config.context_length:,} tokens",
+        "vocabulary": f"{config.vocab_size:,} tokens",
+        "prompt format": checkpoint.prompt_format.name,
+        "end of an answer": checkpoint.prompt_format.end,
+        **({"labels": ", ".join(labels)} if labels else {}),
+        "weights": f"SHA-256 {checkpoint.sha256}",
+    }
 
 
 def _usage(checkpoint: Checkpoint, name: str, is_merged: bool) -> str:
@@ -74,13 +80,3 @@ def _proofs(checkpoint: Checkpoint, folder: Path) -> Iterable[Sequence[str]]:
             f"{cost['mean_kl']:.1e}" if cost else "-",
             f"{cost['top1']:.1%}" if cost else "-",
         )
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-
-
-def _block(language: str, text: str) -> str:
-    return f"~~~{language}\n{text}\n~~~"

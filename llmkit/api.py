@@ -54,6 +54,7 @@ from llmkit.importing.importer import import_checkpoint
 from llmkit.importing.verify_source import verify_source as verify
 from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
+from llmkit.report.write import report
 from llmkit.sampling import Sampling
 from llmkit.training import train
 from llmkit.training.state import training_metrics
@@ -102,6 +103,7 @@ __all__ = [
     "prompt_format",
     "proof_table",
     "rate",
+    "report",
     "requantize",
     "size_quality_figure",
     "stream_tokens",

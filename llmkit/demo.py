@@ -10,18 +10,17 @@ from typing import Any
 from llmkit.console import say
 from llmkit.data.tales import questions, tales
 from llmkit.evaluation.evaluate import Evaluation, evaluate
-from llmkit.evaluation.results import save_result
 from llmkit.export.compare import Comparison, compare
 from llmkit.export.convert import Export, export
 from llmkit.export.llamacpp.runners import generate
 from llmkit.export.quantization.config import QuantConfig
-from llmkit.export.report.page import write_report
 from llmkit.export.report.plots import save_figure, size_quality_figure
 from llmkit.export.report.tables import proof_table, save_table_picture
 from llmkit.files import StrPath, write_text
 from llmkit.finetuning.config import FinetuneConfig
 from llmkit.finetuning.instruct import InstructResult, finetune_instruct
 from llmkit.modelfiles.prompt_format import USER_ASSISTANT
+from llmkit.report.write import report
 from llmkit.sampling import Sampling
 from llmkit.tokenizer import END_OF_TEXT
 from llmkit.training import TrainingResult, train
@@ -53,8 +52,9 @@ class Demo:
     instruct: InstructResult
     export: Export
     comparison: Comparison
-    evaluation: Evaluation  # of the 4-bit file: what it knows of the village
+    evaluation: Evaluation  # what the checkpoint and the 4-bit file know of the village
     answers: list[tuple[str, str]]  # what the 4-bit file says in llama.cpp
+    report: Path
 
     @property
     def passed(self) -> bool:
@@ -72,16 +72,12 @@ def demo(out: StrPath) -> Demo:
     comparison = compare(answering, files)
     save_table_picture(proof_table(exported.proofs), folder / "parity.svg")
     save_figure(size_quality_figure(comparison), folder / "size-quality.png")
-    save_result(folder / "comparison.json", comparison)
-    write_report(
-        folder / "report.html", comparison, exported.proofs, title=f"{NAME}: from text to Ollama"
-    )
-    evaluation = evaluate(files[-1], EVALUATED)
-    save_result(folder / "evaluation.json", evaluation)
+    evaluation = evaluate([answering, files[-1]], EVALUATED)
+    _, (page, _) = report(answering, files)
     say(f"{files[-1].name} answers in llama.cpp:")
     sampling = Sampling(temperature=0)
     answers = [(text, "".join(generate(files[-1], text, sampling))) for text in (QUESTION, REQUEST)]
-    return Demo(out, training, instruct, exported, comparison, evaluation, answers)
+    return Demo(out, training, instruct, exported, comparison, evaluation, answers, page)
 
 
 def trained(out: Path) -> tuple[TrainingResult, InstructResult]:

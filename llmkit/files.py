@@ -28,7 +28,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with _no_empty_folders(path.parent):
+        with no_empty_folders(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             beside.touch()
             try:
@@ -49,7 +49,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 def all_or_nothing(folder: Path) -> Iterator[None]:
     """On any exception remove what the block put into `folder`; what was there before stays."""
     there = set(folder.glob("*"))
-    with _no_empty_folders(folder):
+    with no_empty_folders(folder):
         try:
             yield
         except BaseException:
@@ -62,7 +62,7 @@ def all_or_nothing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _no_empty_folders(folder: Path) -> Iterator[None]:
+def no_empty_folders(folder: Path) -> Iterator[None]:
     """Remove `folder` and those above it if the block made them and left them empty."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
@@ -77,6 +77,14 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8 with unchanged line ends, whole or not at all."""
     with written_beside(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`, or a copy where the file system has no links."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def cannot_write(path: Path, error: OSError) -> LlmkitError:

@@ -54,6 +54,11 @@ def adapter_arrays(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
         }
 
 
+def is_adapter(file: GGUFFile) -> bool:
+    """Whether a file has LoRA matrices instead of a model."""
+    return file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER
+
+
 def adapter_of(file: GGUFFile) -> GGUFFile | None:
     """The adapter that a base names, which lies beside it. Raises GGUFError where it does not."""
     if file.adapter_name is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +27,7 @@ from llmkit.export.gguf.reader import (
 )
 from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.llamacpp.devices import Backend, uses_gpu
-from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.llamacpp.runtime import LlamaCpp, shared_length
 from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.generation import (
@@ -93,7 +93,22 @@ class Runner(Protocol):
     def branches(
         self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
-        """For each branch after `prefix` the logits (len(branch), V) that foretell its tokens."""
+        """For each branch after `prefix` the logits (len(branch), V) that foretell its tokens.
+
+        What `prefix` shares with that of the last call is not computed again.
+        """
+        ...
+
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        is_complete: Callable[[Sequence[int]], bool],
+    ) -> list[list[int]]:
+        """The most probable ids after each prompt, at most `max_tokens`, in batches.
+
+        An answer ends where the model ends it, or where `is_complete`.
+        """
         ...
 
 
@@ -195,6 +210,10 @@ class CheckpointRunner:
 
     checkpoint: Checkpoint
     model: LanguageModel
+    _past: tuple[list[int], KVCache] = field(init=False)  # of the last prefix
+
+    def __post_init__(self) -> None:
+        self._past = ([], KVCache(self.context_length))
 
     @property
     def context_length(self) -> int:  # noqa: D102
@@ -257,9 +276,11 @@ class CheckpointRunner:
     def branches(  # noqa: D102
         self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
     ) -> list[torch.Tensor]:
-        cache = KVCache(len(prefix))
+        past, cache = self._past
+        cache.length = n = shared_length(past, prefix[:-1])
         device = self.model.device
-        before = self.model.hidden_states(torch.tensor([prefix], device=device), cache)[:, -1:]
+        before = self.model.hidden_states(torch.tensor([prefix[n:]], device=device), cache)[:, -1:]
+        self._past = (list(prefix), cache)
         hidden = before.expand(len(branches), -1, -1)  # (B, 1, C)
         inputs = [torch.tensor(branch[:-1], dtype=torch.int64) for branch in branches]
         rows = pad_sequence(inputs, batch_first=True).to(device)  # (B, T)
@@ -273,6 +294,16 @@ class CheckpointRunner:
         for logits in found:
             refuse_nan(logits)
         return found
+
+    def greedy(  # noqa: D102
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        is_complete: Callable[[Sequence[int]], bool],
+    ) -> list[list[int]]:
+        stops = self.checkpoint.stop_ids
+        sampling = Sampling(temperature=0, max_tokens=max_tokens)
+        return generate_batch(self.model, prompts, sampling, stops, is_done=is_complete)
 
 
 @dataclass
@@ -360,6 +391,14 @@ class GGUFRunner:
         for logits in found:
             refuse_not_finite(logits, self.llama.path)
         return [torch.from_numpy(logits) for logits in found]
+
+    def greedy(  # noqa: D102
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        is_complete: Callable[[Sequence[int]], bool],
+    ) -> list[list[int]]:
+        return list(self.llama.greedy(prompts, max_tokens, is_complete))
 
     @cached_property
     def _template(self) -> ChatTemplate | None:

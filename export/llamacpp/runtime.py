@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -19,7 +18,9 @@ from numpy.typing import NDArray
 
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
+from llmkit.export.gguf.reader import refuse_not_finite
 from llmkit.export.llamacpp.eval_callback import EvalCallback
+from llmkit.export.llamacpp.library import Token, batch_of, collect_errors, reason
 from llmkit.threads import n_cores
 from llmkit.tokenizer import utf8
 
@@ -30,29 +31,7 @@ _BATCH = 256  # tokens at once: llama.cpp keeps logits of all of them several ti
 # was built with it, on every Mac for example, and BLAS reads activations in float32.
 EXACT_BATCH = 31
 _GGML_TYPE_F32 = 0
-_GGML_LOG_LEVEL_ERROR = 4
 _NO_DEVICES = (ctypes.c_void_p * 1)()  # a list that ends where it begins
-_errors: list[str] = []
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _collect_errors(level: int, text: bytes, _user_data: Any) -> None:
-    if level == _GGML_LOG_LEVEL_ERROR:
-        _errors.append(text.decode("utf-8", errors="replace"))
-
-
-def quantize_file(source: Path, target: Path, file_type: int) -> None:
-    """What llama-quantize does, with its own choice of types, of a quantized file too.
-
-    Raises GGUFError with llama.cpp's own reason where it refuses.
-    """
-    _errors.clear()
-    llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize = file_type, True
-    paths = os.fsencode(source), os.fsencode(target)
-    if llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)) != 0:
-        raise GGUFError(f"llama.cpp cannot quantize {source}: {_reason()}")
 
 
 class LlamaCpp:
@@ -81,15 +60,14 @@ class LlamaCpp:
         with llama.cpp's own reason where it refuses.
         """
         self.path = path
-        _errors.clear()
-        llama_cpp.llama_log_set(_collect_errors, ctypes.c_void_p(0))
+        collect_errors()
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         if not gpu:
             model_params.devices = ctypes.addressof(_NO_DEVICES)
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self._model:
-            raise GGUFError(f"llama.cpp cannot load {path}: {_reason()}")
+            raise GGUFError(f"llama.cpp cannot load {path}: {reason()}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.bos_id = int(llama_cpp.llama_vocab_bos(self._vocab))
         self.eos_id = int(llama_cpp.llama_vocab_eos(self._vocab))
@@ -105,18 +83,18 @@ class LlamaCpp:
         self._context = self._new_context(exact)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
-            raise GGUFError(f"llama.cpp cannot run {path}: {_reason()}")
+            raise GGUFError(f"llama.cpp cannot run {path}: {reason()}")
         adapter = self._metadata(ADAPTER_KEY)
         if adapter is not None:
             self._add_adapter(path.parent / Path(adapter).name)
-        self._n_past = 0
+        self._past: list[int] = []  # ids of the first sequence whose keys and values are there
 
     def _add_adapter(self, path: Path) -> None:
-        _errors.clear()
+        collect_errors()
         adapter = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not adapter:
             self._free()
-            raise GGUFError(f"llama.cpp cannot load the adapter {path}: {_reason()}")
+            raise GGUFError(f"llama.cpp cannot load the adapter {path}: {reason()}")
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
         scales = (ctypes.c_float * 1)(1.0)
         llama_cpp.llama_set_adapters_lora(self._context, adapters, 1, scales)
@@ -228,7 +206,7 @@ class LlamaCpp:
     def reset(self) -> None:
         """Forget all tokens."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
-        self._n_past = 0
+        self._past = []
 
     def evaluate(self, ids: Sequence[int], *, all_positions: bool = True) -> NDArray[np.float32]:
         """Go on with `ids`; logits (len(ids), vocab_size), or (1, vocab_size) of the last.
@@ -236,8 +214,9 @@ class LlamaCpp:
         Raises GGUFError where llama.cpp fails or the context is full.
         """
         n = len(ids)
-        if self._n_past + n > self.n_ctx:
-            raise GGUFError(f"{self._n_past + n} tokens do not fit in a context of {self.n_ctx}")
+        if len(self._past) + n > self.n_ctx:
+            n_all = len(self._past) + n
+            raise GGUFError(f"{n_all} tokens do not fit in a context of {self.n_ctx}")
         n_parts = -(-n // self._batch)
         ends = [n * part // n_parts for part in range(n_parts + 1)]  # of equal parts: GPUs compute
         parts = (ids[start:end] for start, end in pairwise(ends))  # few tokens in another way
@@ -249,28 +228,86 @@ class LlamaCpp:
     ) -> list[NDArray[np.float32]]:
         """For each branch the logits (len(branch), vocab_size) that foretell its tokens.
 
-        Each goes on after `prefix`, which is computed once. Raises GGUFError where llama.cpp fails
-        or a branch does not fit the context.
+        Each goes on after `prefix`, which is computed once; what it shares with the prefix of the
+        last call is kept. Raises GGUFError where llama.cpp fails or a branch does not fit the
+        context.
         """
         if len(prefix) + max(map(len, branches)) - 1 > self.n_ctx:
             raise GGUFError(f"the prefix and its branches do not fit in a context of {self.n_ctx}")
-        self.reset()
-        first = self.evaluate(prefix, all_positions=False)  # (1, vocab_size)
+        self._keep(shared_length(self._past, prefix[:-1]))
+        first = self.evaluate(prefix[len(self._past) :], all_positions=False)  # (1, vocab_size)
         found: list[NDArray[np.float32]] = []
         while len(found) < len(branches):
-            some = self._fitting(branches[len(found) :], self._n_cells - len(prefix))
-            found += self._evaluate_some(len(prefix), some, first)
+            left = branches[len(found) :]
+            n = self._fitting([len(branch) - 1 for branch in left], self._n_cells - len(prefix))
+            found += self._evaluate_some(len(prefix), left[:n], first)
         return found
 
-    def _fitting(self, branches: Sequence[Sequence[int]], room: int) -> Sequence[Sequence[int]]:
-        """As many of the next branches as have a sequence and cells; one at least."""
-        n, n_cells = 0, 0
-        for branch in branches[: self._n_branches]:
-            n_cells += len(branch) - 1
-            if n and n_cells > room:
+    def greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        is_complete: Callable[[Sequence[int]], bool],
+    ) -> Iterator[list[int]]:
+        """The most probable ids after each prompt, at most `max_tokens`, several at once.
+
+        An answer ends where the file says, or where `is_complete`. Raises GGUFError where llama.cpp
+        fails or a prompt leaves no room.
+        """
+        lengths = [len(prompt) + max_tokens for prompt in prompts]
+        if max(lengths, default=0) > self.n_ctx:
+            raise GGUFError(
+                f"a prompt and {max_tokens} new tokens do not fit in a context of {self.n_ctx}"
+            )
+        start = 0
+        while start < len(prompts):
+            end = start + self._fitting(lengths[start:], self._n_cells)
+            yield from self._greedy_some(prompts[start:end], max_tokens, is_complete)
+            start = end
+
+    def _greedy_some(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        is_complete: Callable[[Sequence[int]], bool],
+    ) -> list[list[int]]:
+        self.reset()
+        answers: list[list[int]] = [[] for _ in prompts]
+        new = {
+            number: [
+                Token(token_id, place, number, place == len(prompt) - 1)
+                for place, token_id in enumerate(prompt)
+            ]
+            for number, prompt in enumerate(prompts)
+        }
+        for _ in range(max_tokens):
+            logits = self._decode_all([token for tokens in new.values() for token in tokens])
+            refuse_not_finite(logits, self.path)
+            chosen, new = dict(zip(new, logits.argmax(-1).tolist(), strict=True)), {}
+            for number, token_id in chosen.items():
+                place = len(prompts[number]) + len(answers[number])
+                if self.is_end_of_generation(token_id):
+                    continue
+                answers[number].append(token_id)
+                if not is_complete(answers[number]):
+                    new[number] = [Token(token_id, place, number)]
+            if not new:
                 break
-            n += 1
-        return branches[:n]
+        self.reset()
+        return answers
+
+    def _keep(self, n: int) -> None:
+        """Forget all tokens but the first `n`; all, where llama.cpp cannot forget some."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        if llama_cpp.llama_memory_seq_rm(memory, 0, n, -1):
+            self._past = self._past[:n]
+        else:
+            self.reset()
+
+    def _fitting(self, lengths: Sequence[int], room: int) -> int:
+        """How many of the next sequences llama.cpp has cells for at once; one at least."""
+        ends = np.cumsum(lengths[: self._n_branches])
+        return max(1, int((ends <= room).sum()))
 
     def _evaluate_some(
         self, n_past: int, branches: Sequence[Sequence[int]], first: NDArray[np.float32]
@@ -279,64 +316,44 @@ class LlamaCpp:
         for number in range(1, len(branches)):
             llama_cpp.llama_memory_seq_cp(memory, 0, number, -1, -1)
         tokens = [
-            _Token(token_id, n_past + place, number)
+            Token(token_id, n_past + place, number)
             for number, branch in enumerate(branches)
             for place, token_id in enumerate(branch[:-1])
         ]
-        starts = range(0, len(tokens), self._batch)
-        rows = [self._decode(tokens[start : start + self._batch]) for start in starts]
+        behind = self._decode_all(tokens) if tokens else first[:0]
         for number in range(1, len(branches)):
             llama_cpp.llama_memory_seq_rm(memory, number, -1, -1)
         llama_cpp.llama_memory_seq_rm(memory, 0, n_past, -1)
         ends = np.cumsum([len(branch) - 1 for branch in branches])[:-1]
-        behind = np.concatenate(rows or [first[:0]])
         return [np.concatenate((first, part)) for part in np.split(behind, ends)]
 
     def _evaluate(self, ids: Sequence[int], all_positions: bool) -> NDArray[np.float32]:
         tokens = [
-            _Token(token_id, self._n_past + i, 0, all_positions or i == len(ids) - 1)
+            Token(token_id, len(self._past) + i, 0, all_positions or i == len(ids) - 1)
             for i, token_id in enumerate(ids)
         ]
         logits = self._decode(tokens)
-        self._n_past += len(ids)
+        self._past += ids
         return logits
 
-    def _decode(self, tokens: Sequence[_Token]) -> NDArray[np.float32]:
-        _errors.clear()
-        with _batch(tokens) as batch:
+    def _decode_all(self, tokens: Sequence[Token]) -> NDArray[np.float32]:
+        starts = range(0, len(tokens), self._batch)
+        return np.concatenate(
+            [self._decode(tokens[start : start + self._batch]) for start in starts]
+        )
+
+    def _decode(self, tokens: Sequence[Token]) -> NDArray[np.float32]:
+        collect_errors()
+        with batch_of(tokens) as batch:
             status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
-            raise GGUFError(f"llama.cpp failed with status {status}: {_reason()}")
+            raise GGUFError(f"llama.cpp failed with status {status}: {reason()}")
         n_rows = sum(token.wants_logits for token in tokens)
         logits = llama_cpp.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, shape=(n_rows, self.vocab_size)).copy()
 
 
-class _Token(NamedTuple):
-    """A token of a batch, and the sequence that it is part of."""
-
-    id: int
-    position: int
-    sequence: int
-    wants_logits: bool = True
-
-
-@contextmanager
-def _batch(tokens: Sequence[_Token]) -> Iterator[Any]:
-    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
-    try:
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i] = token.id
-            batch.pos[i] = token.position
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = token.sequence
-            batch.logits[i] = token.wants_logits
-        yield batch
-    finally:
-        llama_cpp.llama_batch_free(batch)
-
-
-def _reason() -> str:
-    """The first error that llama.cpp logged: the cause, of which later ones are consequences."""
-    return " ".join(_errors[0].split()) if _errors else "no reason given"
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """With how many equal ids both begin."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))

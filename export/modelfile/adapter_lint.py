@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 
 from llmkit.errors import GGUFError
-from llmkit.export.gguf.adapter import HALVES
+from llmkit.export.gguf.adapter import HALVES, is_adapter
 from llmkit.export.gguf.reader import GGUFFile, read_gguf
 from llmkit.modelfiles.grammar import Finding, Place
 
@@ -42,7 +42,7 @@ def lint_adapter(value: str, path: Path, base: GGUFFile | None, place: Place) ->
         message = f"unknown type: cannot load the GGUF file in ADAPTER: {error}"
         yield Finding("error", place, message, _EXPORT)
         return
-    if adapter.metadata.get(gguf.Keys.General.TYPE) != gguf.GGUFType.ADAPTER:
+    if not is_adapter(adapter):
         message = f"{path.name} is a model, not an adapter: Ollama accepts it and ignores it"
         yield Finding("error", place, message, f"put it in FROM, or remove ADAPTER {path.name}")
         return

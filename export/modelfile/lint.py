@@ -8,9 +8,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
-
 from llmkit.errors import GGUFError, ModelfileError
+from llmkit.export.gguf.adapter import is_adapter
 from llmkit.export.gguf.keys import ADAPTER_KEY
 from llmkit.export.gguf.reader import GGUFFile, read_gguf
 from llmkit.export.modelfile.adapter_lint import (
@@ -135,7 +134,7 @@ class _Files:
             message = f"unknown type: cannot load the GGUF file in FROM: {error}"
             yield Finding("error", place, message, "use the GGUF file from llmkit export")
             return None
-        if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
+        if is_adapter(file):
             message = f"FROM names the adapter {path.name}"
             advice = f"put its base model in FROM, and add ADAPTER ./{path.name}"
             yield Finding("error", place, message, advice)

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 
 from llmkit.errors import ConfigError, GGUFError, ModelfileError, unknown_name
-from llmkit.export.gguf.adapter import adapter_of
+from llmkit.export.gguf.adapter import adapter_of, is_adapter
 from llmkit.export.gguf.keys import LABELS_KEY
 from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
 from llmkit.export.llamacpp.runtime import DEFAULT_CONTEXT
@@ -69,7 +69,7 @@ def write_modelfile(
             f"{model} is a checkpoint; pass the GGUF file exported from it with --gguf"
         )
     file = read_gguf(gguf_file or model)
-    if file.metadata.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
+    if is_adapter(file):
         raise GGUFError(f"{file.path} is an adapter; use its base model, and ADAPTER is added")
     if gguf.Keys.General.ARCHITECTURE not in file.metadata:
         raise GGUFError(

@@ -175,6 +175,7 @@ class OllamaServer:
             "truncate": False,  # else the oldest messages are left out without a word
             "options": _options(sampling),
         }
+
         from llmkit.generation import before_stop  # loads torch, which only this needs
 
         # Not Ollama's option `stop`, which would replace the stop strings of the model's Modelfile.

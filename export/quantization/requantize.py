@@ -34,7 +34,8 @@ from llmkit.export.gguf.reader import (
 )
 from llmkit.export.gguf.sizes import architecture_of, sizes_of, specs_of
 from llmkit.export.gguf.writer import add_metadata, write_header
-from llmkit.export.llamacpp.runtime import LlamaCpp, quantize_file
+from llmkit.export.llamacpp.library import quantize_file
+from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.calibration import DEFAULT_TOKENS, Calibration
 from llmkit.export.quantization.imatrix import read_importance_file
 from llmkit.export.quantization.prequantized import (

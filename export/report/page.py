@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 from llmkit.export.check import Proof
 from llmkit.export.compare import Comparison
@@ -68,7 +69,7 @@ _TEMPLATE = """
 {% if peers %}The files of llama-quantize have the same type for every tensor. The ratio is to the
 better of its files with and without an importance matrix; the interval of the ratio is from paired
 differences on each piece of text.{% endif %}</p>
-<img alt="Mean KL divergence by file size" src="data:image/png;base64,{{ plot }}">
+<img alt="Mean KL divergence by file size" src="{{ plot }}">
 {{ numbers_table(measures[0], measures[1:]) }}
 {% for proof in proofs %}
 <h2>{{ proof.quant }}: <span class="{{ 'passed' if proof.passed else 'failed' }}">
@@ -86,18 +87,23 @@ def write_report(
     title: str = "llmkit report",
 ) -> None:
     """Write the comparison, and proofs where there are some, as a self-contained page."""
-    plot = io.BytesIO()
-    size_quality_figure(comparison).savefig(plot, format="png", dpi=160)
     html = page(
         _TEMPLATE,
         title=title,
         comparison=comparison,
-        plot=base64.b64encode(plot.getvalue()).decode(),
+        plot=png_data(size_quality_figure(comparison)),
         peers=any(row.against for row in comparison.rows),
         measures=comparison_measures(comparison),
         proofs=(proofs,) if isinstance(proofs, Proof) else proofs,
     )
     write_text(Path(path), html)
+
+
+def png_data(figure: Figure) -> str:
+    """A figure as a data: URL."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=160)
+    return f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
 
 
 def page(template: str, **values: object) -> str:

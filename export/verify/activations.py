@@ -1,17 +1,15 @@
-"""What ggml rounds on the way: what a matrix reads, and what GELU is looked up for."""
+"""How ggml rounds what an operation reads, to the dot type of a matrix for example."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import gguf
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.export.verify.arithmetic import CPU, Arithmetic, Type
+from llmkit.export.verify.arithmetic import Type
 
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 _CODE_MAX = 127
@@ -92,20 +90,3 @@ def rounded_to(x: Tensor, kind: Type) -> Tensor:
     if kind == Type.F32:
         return x
     return rounded(x.flatten(0, -2), kind).values.reshape(x.shape).to(x.dtype)
-
-
-def gelu(x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
-    """The tanh form of (T, n), on the CPU through ggml's table, which ends at -10 and 10."""
-    if not arithmetic.gelu_table:
-        return F.gelu(x, approximate="tanh")
-    halves = ties(x.float(), lambda v: v.half().float(), x.float().abs().amax(-1, keepdim=True))
-    looked_up = _gelu_table(x.dtype)[halves.half().view(torch.int16).int() & 0xFFFF]
-    return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, looked_up))
-
-
-@cache
-def _gelu_table(dtype: torch.dtype) -> Tensor:
-    """GELU of every f16 by its bits, computed in float32 by the formula of ggml_gelu_f32."""
-    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
-    inner = 0.79788456080286535587989211986876 * x * (1 + 0.044715 * x * x)
-    return (0.5 * x * (1 + inner.tanh())).half().to(dtype)

@@ -98,10 +98,6 @@ class FileTensors:
     adapter: GGUFFile | None
     lora_alpha: float
 
-    def has(self, name: str) -> bool:
-        """Whether the file has a tensor of this name."""
-        return name in self.file.tensors
-
     def tensor(self, name: str) -> Tensor:
         """A tensor's weights. Raises GGUFError where it is missing."""
         return torch.from_numpy(self._stored(name).dequantized())
@@ -151,10 +147,11 @@ class UnpackedTensors:
     def __init__(self, tensors: FileTensors) -> None:
         self.tensor: Callable[[str], Tensor] = cache(tensors.tensor)
         self.matrix: Callable[[str], Matrix] = cache(tensors.matrix)
-        self.has = tensors.has
+        self._names = tensors.file.tensors.keys()
 
-
-Tensors = FileTensors | UnpackedTensors
+    def optional(self, name: str | None) -> Tensor | None:
+        """A tensor that the file may lack."""
+        return self.tensor(name) if name in self._names else None
 
 
 def lora_alpha(adapter: GGUFFile | None) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp
 from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic, Type
-from llmkit.export.verify.file_tensors import FileTensors
-from llmkit.export.verify.operations import bounded
+from llmkit.export.verify.file_tensors import FileTensors, UnpackedTensors
+from llmkit.export.verify.operations.kind import Computation
+from llmkit.export.verify.operations.table import bounded
 from llmkit.export.verify.target import VerifyTarget
 
 LIMIT = 1.0
@@ -163,9 +164,10 @@ class _Walk:
         found = torch.from_numpy(values)
         inputs = [self._held[name] for name in operation.inputs]
         self._outcomes.append([])
+        computation = Computation([self._ids], UnpackedTensors(self._tensors))
         for arithmetic in self._arithmetics:
-            bounds = bounded(operation, self._tensors, inputs, self._ids, arithmetic)
-            self._outcomes[-1].append(_outcome(operation, arithmetic, bounds.ratio(found)))
+            expected = bounded(operation, inputs, replace(computation, arithmetic=arithmetic))
+            self._outcomes[-1].append(_outcome(operation, arithmetic, expected.ratio(found)))
         self._held[name] = found
         still_read = {name for later in self._waiting.values() for name in later.inputs}
         self._held = {name: held for name, held in self._held.items() if name in still_read}

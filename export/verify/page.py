@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmkit.errors import GGUFError
 from llmkit.export.check import Proof
-from llmkit.export.report.page import page
+from llmkit.export.report.page import page, png_data
 from llmkit.export.verify.logits_check import LogitsComparison
 from llmkit.files import write_text
 
@@ -24,7 +22,7 @@ _TEMPLATE = """
 else 'The proof failed.' }}</span></p>
 {{ checks_table(proof) }}
 {% if distances %}{{ numbers_table(distance_columns, distances) }}{% endif %}
-{% if plot %}<img alt="KL per position and logits of both" src="data:image/png;base64,{{ plot }}">
+{% if plot %}<img alt="KL per position and logits of both" src="{{ plot }}">
 <p>Left: KL divergence of llama.cpp's predictions from PyTorch's at each position. Conversion
 compares with PyTorch on the file's weights; it should be about as small as rounding alone.
 Quantization compares with PyTorch on the original weights. Right: a random sample of logits; equal
@@ -78,7 +76,7 @@ def _html(proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[s
         proof=proof,
         distance_columns=_DISTANCE_COLUMNS,
         distances=[] if comparison is None else _distance_rows(comparison),
-        plot=None if comparison is None else _png(logits_figure(comparison)),
+        plot=None if comparison is None else png_data(logits_figure(comparison)),
         facts=facts,
         prompts=prompts[:N_SHOWN],
         n_prompts=len(prompts),
@@ -117,9 +115,3 @@ def logits_figure(comparison: LogitsComparison) -> Figure:
     for axes in (kl_axes, logit_axes):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _png(figure: Figure) -> str:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=130)
-    return base64.b64encode(drawn.getvalue()).decode()

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from llmkit.architectures.base import ModelConfig
-from llmkit.architectures.graph import Attention, Embed, Operation, Product
+from llmkit.architectures.graph import Operation, Product
 from llmkit.architectures.registry import family_of
 from llmkit.export.gguf.reader import config_of
 from llmkit.export.verify.activations import Ties, nearest
 from llmkit.export.verify.arithmetic import CPU, Arithmetic
-from llmkit.export.verify.attention import attention
 from llmkit.export.verify.file_tensors import FileTensors, Matrix, UnpackedTensors, lora_alpha
-from llmkit.export.verify.operations import embedded, exact
+from llmkit.export.verify.operations.kind import Computation
+from llmkit.export.verify.operations.table import kind_of
 from llmkit.export.verify.target import VerifyTarget
 
 _TOKENS_AT_ONCE = 512  # through operations on each token alone: roundings take several copies
@@ -73,35 +73,25 @@ class Reference:
         """What the head says of hidden states: (T, C) -> (T, V)."""
         return head.product(hidden, self._ties, self.arithmetic)
 
-    def embed(self, operation: Embed, weights: UnpackedTensors, texts: Sequence[Tensor]) -> Tensor:
-        """What the first layer reads: (T, C)."""
-        rows, positions = embedded(operation, weights, texts)
-        rows = rows.to(self._dtype)
-        return rows if positions is None else rows + positions.to(self._dtype)
-
-    def attend(self, operation: Attention, qkv: Tensor, lengths: list[int]) -> Tensor:
-        """Attention within sequences of these lengths, one after the other: (T, 3C) -> (T, C)."""
-        parts = torch.split(qkv, lengths)
-        return torch.cat([attention(part, operation.n_head, self.arithmetic) for part in parts])
-
     def run(
         self,
         operations: Sequence[Operation],
+        texts: Sequence[Tensor],
         weights: UnpackedTensors,
         held: dict[str, Tensor],
         wanted: set[str],
     ) -> None:
-        """Operations on each token by itself; those of their outputs that are wanted are held."""
+        """Run one part of the graph (`_parts`); hold those of its outputs that are wanted."""
+        computation = Computation(texts, weights, self._dtype, self.arithmetic, self._ties)
         read = {name for operation in operations for name in operation.inputs} & held.keys()
-        n_tokens = len(next(iter(held.values())))
+        n_tokens = sum(map(len, texts))
+        at_once = _TOKENS_AT_ONCE if kind_of(operations[0]).by_token else n_tokens
         made: dict[str, list[Tensor]] = {}
-        for start in range(0, n_tokens, _TOKENS_AT_ONCE):
-            some = {name: held[name][start : start + _TOKENS_AT_ONCE] for name in read}
+        for start in range(0, n_tokens, at_once):
+            some = {name: held[name][start : start + at_once] for name in read}
             for operation in operations:
                 inputs = [some[name] for name in operation.inputs]
-                some[operation.output] = exact(
-                    operation, weights, inputs, self._ties, self.arithmetic
-                )
+                some[operation.output] = kind_of(operation).exact(operation, inputs, computation)
             for operation in operations:
                 if operation.output in wanted:
                     made.setdefault(operation.output, []).append(some[operation.output])
@@ -116,20 +106,13 @@ def hidden_states(references: Sequence[Reference], texts: Sequence[Tensor]) -> l
     unpacked, so that memory holds the weights of one layer.
     """
     tensors, operations = references[0].tensors, references[0].operations
-    lengths = [len(text) for text in texts]
     streams: list[dict[str, Tensor]] = [{} for _ in references]
     for part, later in _parts(operations):
         weights = UnpackedTensors(tensors)
         wanted = {name for operation in later for name in operation.inputs}
         wanted.add(operations[-1].output)
         for reference, held in zip(references, streams, strict=True):
-            if isinstance(part[0], Embed):
-                held[part[0].output] = reference.embed(part[0], weights, texts)
-            elif isinstance(part[0], Attention):
-                qkv = held[part[0].inputs[0]]
-                held[part[0].output] = reference.attend(part[0], qkv, lengths)
-            else:
-                reference.run(part, weights, held, wanted)
+            reference.run(part, texts, weights, held, wanted)
             for name in held.keys() - wanted:
                 del held[name]
     return [held[operations[-1].output] for held in streams]
@@ -138,10 +121,10 @@ def hidden_states(references: Sequence[Reference], texts: Sequence[Tensor]) -> l
 def _parts(
     operations: Sequence[Operation],
 ) -> Iterator[tuple[Sequence[Operation], Sequence[Operation]]]:
-    """Operations that are run together, and all that follow: an embedding and attention alone."""
+    """Operations on each token by itself together, any other alone; and all that follow."""
     part: list[Operation] = []
     for number, operation in enumerate(operations):
-        if isinstance(operation, Embed | Attention):
+        if not kind_of(operation).by_token:
             if part:
                 yield part, operations[number:]
             yield [operation], operations[number + 1 :]

@@ -2,12 +2,15 @@
 
 Tensors between operations have llama.cpp's names, so that its own can be compared with them. Who
 computes an operation, and how, is not said here: error feedback does it in PyTorch's float32
-(quantization/walk.py), the proof in float64 with ggml's roundings (export/verify/operations.py).
+(quantization/walk.py), the proof in float64 with ggml's roundings (export/verify/operations/).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,12 @@ class Norm(Operation):
     bias: str | None
     epsilon: float
     subtracts_mean: bool = True
+
+    def normalize(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., C) -> (..., C), in the precision of x."""
+        if self.subtracts_mean:
+            return F.layer_norm(x, weight.shape, weight, bias, self.epsilon)
+        return F.rms_norm(x, weight.shape, weight, self.epsilon)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def _demo(
         for question, answer in made.answers:
             results.print(f"\n> {question}\n{answer}", markup=False)
         results.print(
-            f"\nReport: {made.export.folder / 'report.html'}\n"
+            f"\nReport: {made.report}\n"
             f"Run it in Ollama:\n"
             f"  ollama create {NAME} -f {made.export.modelfile}\n"
             f'  ollama run {NAME} "{QUESTION}"',

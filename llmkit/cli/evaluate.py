@@ -45,6 +45,14 @@ def _evaluate(
             show_default="all",
         ),
     ] = None,
+    shots: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Put N examples before each question (mmlu: of SUBJECT_dev.csv), fewer if they do "
+            "not fit the context.",
+        ),
+    ] = 0,
     judge: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Model that judges, of Ollama or --judge-url."),
@@ -105,7 +113,7 @@ def _evaluate(
         check_plot_path(plot)
     judged = None
     if task not in ("judge", "human"):
-        found = evaluate(models, task, data=data, limit=limit, backend=backend)
+        found = evaluate(models, task, data=data, limit=limit, shots=shots, backend=backend)
     elif data is None or out is None:
         raise ConfigError(f"the task {task} needs --data (questions with answers) and --out")
     elif task == "human":

@@ -32,6 +32,7 @@ from llmkit.cli import (
     modelfile,
     page,
     quantize,
+    report,
     train,
     verify,
 )
@@ -53,7 +54,7 @@ app = typer.Typer(
 )
 for _module in (
     demo, data, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize,
-    verify, compare, evaluate, page, inspect, modelfile, deploy, doctor,
+    verify, compare, evaluate, report, page, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

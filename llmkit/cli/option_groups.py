@@ -1,48 +1,44 @@
-"""Options that several commands take together, as one object."""
+"""Options that several commands have, read as one argument."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 Command = Callable[..., None]
 
 
-class Option(NamedTuple):
-    """What Typer is told of an option."""
+def with_options(argument: str, group: Callable[..., Any]) -> Callable[[Command], Command]:
+    """Give a command the options that are the parameters of `group`.
 
-    kind: Any  # Annotated[type, typer.Option(...)]
-    default: Any = None
-
-
-def with_options(
-    argument: str, options: Mapping[str, Option], make: Callable[..., Any]
-) -> Callable[[Command], Command]:
-    """Give a command these options; it gets `make(**options)` as `argument`."""
+    They stand where `argument` does, and the command gets as that what `group` returns.
+    """
+    options = _parameters(group, "return")
 
     def decorate(command: Command) -> Command:
         @wraps(command)
         def run(**arguments: Any) -> None:
-            given = {name: arguments.pop(name) for name in options}
-            command(**{argument: make(**given)}, **arguments)
+            given = {option.name: arguments.pop(option.name) for option in options}
+            command(**arguments, **{argument: group(**given)})
 
-        # Its own class may be imported for type checkers only.
-        unseen = {str(command.__annotations__[argument]): Any}
-        hints = get_type_hints(command, localns=unseen, include_extras=True)
         parameters: list[Parameter] = []
-        for parameter in signature(command).parameters.values():
-            if parameter.name == argument:  # the options stand in its place
-                parameters += [
-                    Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-                    for name, (kind, default) in options.items()
-                ]
-            else:
-                kind = hints[parameter.name]
-                parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kind))
+        for own in _parameters(command, argument):
+            parameters += options if own.name == argument else [own]
         run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
 
     return decorate
+
+
+def _parameters(function: Callable[..., Any], unread: str) -> list[Parameter]:
+    """With their types, but for that of `unread`, which may be imported for type checkers only."""
+    kinds = get_type_hints(
+        function, localns={function.__annotations__[unread]: Any}, include_extras=True
+    )
+    return [
+        parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=kinds[parameter.name])
+        for parameter in signature(function).parameters.values()
+    ]

@@ -28,6 +28,10 @@ TextColumnOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Resume an interrupted run, or start if there is none.")
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="cuda, mps or cpu.", show_default="the fastest available"),
+]
 DelimiterOption = Annotated[
     str | None,
     typer.Option(

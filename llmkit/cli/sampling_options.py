@@ -2,72 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.option_groups import Option, with_options
+from llmkit.cli.option_groups import with_options
 
-
-def _sampling(stop: list[str] | None, **given: Any) -> Any:
+if TYPE_CHECKING:
     from llmkit.sampling import Sampling
 
-    return Sampling(stop=tuple(stop or ()), **given)
+
+def sampling(  # in the order in which llama.cpp applies them
+    repeat_penalty: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Above 1: make tokens of the last --repeat-last-n less likely."
+        ),
+    ] = 1.0,
+    repeat_last_n: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Tokens of prompt and answer that --repeat-penalty looks at."
+        ),
+    ] = 64,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Sample from the N most probable tokens.", show_default="all"
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Sample from the most probable tokens whose probabilities add up to P (0 to 1).",
+        ),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Drop tokens below P (0 to 1) times the probability of the most probable one.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="X", help="Sampling temperature; 0 always picks the most probable token."
+        ),
+    ] = 0.8,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Random seed; the same seed gives the same text.")
+    ] = 0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Stop after N tokens.", show_default="until the context is full"
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Stop before this text. May be repeated."),
+    ] = None,
+    context_shift: Annotated[
+        bool,
+        typer.Option(
+            "--context-shift",
+            help="When the context is full, drop the older half of its tokens and go on, "
+            "for at most ten contexts.",
+        ),
+    ] = False,
+    num_keep: Annotated[
+        int, typer.Option(metavar="N", help="Tokens at the start that --context-shift keeps.")
+    ] = 4,
+) -> Sampling:
+    """How a text is sampled."""
+    given = dict(locals())
+    from llmkit.sampling import Sampling
+
+    return Sampling(**given | {"stop": tuple(stop or ())})
 
 
-def _option(kind: Any, metavar: str, text: str, show_default: str | bool = True) -> Any:
-    return Annotated[kind, typer.Option(metavar=metavar, help=text, show_default=show_default)]
-
-
-# By the fields of Sampling, in the order in which llama.cpp applies them.
-with_sampling_options = with_options(
-    "sampling",
-    {
-        "repeat_penalty": Option(
-            _option(float, "X", "Above 1: make tokens of the last --repeat-last-n less likely."),
-            1.0,
-        ),
-        "repeat_last_n": Option(
-            _option(int, "N", "Tokens of prompt and answer that --repeat-penalty looks at."), 64
-        ),
-        "top_k": Option(_option(int | None, "N", "Sample from the N most probable tokens.", "all")),
-        "top_p": Option(
-            _option(
-                float | None,
-                "P",
-                "Sample from the most probable tokens whose probabilities add up to P (0 to 1).",
-            )
-        ),
-        "min_p": Option(
-            _option(
-                float | None,
-                "P",
-                "Drop tokens below P (0 to 1) times the probability of the most probable one.",
-            )
-        ),
-        "temperature": Option(
-            _option(float, "X", "Sampling temperature; 0 always picks the most probable token."),
-            0.8,
-        ),
-        "seed": Option(_option(int, "N", "Random seed; the same seed gives the same text."), 0),
-        "max_tokens": Option(
-            _option(int | None, "N", "Stop after N tokens.", "until the context is full")
-        ),
-        "stop": Option(
-            _option(list[str] | None, "TEXT", "Stop before this text. May be repeated.")
-        ),
-        "context_shift": Option(
-            Annotated[
-                bool,
-                typer.Option(
-                    "--context-shift",
-                    help="When the context is full, drop the older half of its tokens and go on, "
-                    "for at most ten contexts.",
-                ),
-            ],
-            False,
-        ),
-        "num_keep": Option(_option(int, "N", "Tokens at the start that --context-shift keeps."), 4),
-    },
-    _sampling,
-)
+with_sampling_options = with_options("sampling", sampling)

@@ -11,6 +11,7 @@ import typer
 
 from llmkit.cli.options import (
     DelimiterOption,
+    DeviceOption,
     EncodingOption,
     JsonOption,
     NewTokenizerOption,
@@ -115,12 +116,7 @@ def _train(
         typer.Option(metavar="N", help="Context length in tokens.", show_default=PRESETS),
     ] = None,
     resume: ResumeOption = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="cuda, mps or cpu.", show_default="the fastest available"
-        ),
-    ] = None,
+    device: DeviceOption = None,
     text_column: TextColumnOption = None,
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = "utf-8",

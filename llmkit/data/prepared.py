@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmkit.console import Progress, progress, say
-from llmkit.data.sources import Piece, note_left_out, read_pieces, source_files
+from llmkit.data.folders import note_left_out, source_files
+from llmkit.data.sources import Piece, read_pieces
 from llmkit.data.tokens import (
     PARTS,
     Counts,

@@ -18,6 +18,12 @@ class Way:
     measure: str = "accuracy"
     normalised: str | None = None
     is_question: bool = False  # asked in the model's own prompt format
+    heading: str = ""  # before the examples
+    examples: tuple[str, ...] = ()  # questions with answers, between the heading and the context
+
+    def after_examples(self, n: int) -> str:
+        """The context after the heading and the first `n` examples; without both for 0."""
+        return "".join((self.heading, *self.examples[:n], self.context)) if n else self.context
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Outcome:
     values: dict[str, float]
     weight: float = 1.0
     chance: float | None = None  # accuracy of a random choice
+    is_cut: bool = False  # not all examples fit the context
     is_tie: bool = False  # two options are as probable within llama.cpp's accuracy
     groups: tuple[str, ...] = ()
     labels: tuple[str, str] | None = field(default=None)  # the true one, the predicted one

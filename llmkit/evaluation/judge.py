@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.console import progress
 from llmkit.errors import ConfigError, OllamaError
 from llmkit.evaluation.answers import answered
-from llmkit.evaluation.evaluate import Evaluation, model_names, summed_up
+from llmkit.evaluation.evaluate import Evaluation, keep_evaluation, model_names, summed_up
 from llmkit.evaluation.items import Outcome, Question
 from llmkit.evaluation.ledger import Ledger
 from llmkit.export.doctor.judge_memory import judge_check
@@ -102,6 +102,8 @@ def judge(
     evaluation = summed_up(
         "judge", str(data), shown, questions, found, left_out="without a valid reply"
     )
+    if not pairwise:
+        keep_evaluation(evaluation)
     agreement = sum(work.agreed) / len(work.agreed) if work.agreed else None
     return Judged(
         evaluation, judge, template, repeats, agreement, work.invalid, server.asked,

@@ -63,6 +63,12 @@ class Model:
             branches = [self.runner.encode(text)[len(ids) :] for text in texts]
         if len(prefix) + max(map(len, branches)) - 1 > self.runner.context_length:
             return None
+        return self.scored(prefix, branches)
+
+    def scored(
+        self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
+    ) -> list[Continuation]:
+        """How probable each of some ids is after others, which must fit the context."""
         logits = self.runner.branches(prefix, branches)
         return [_continuation(rows, ids) for rows, ids in zip(logits, branches, strict=True)]
 

@@ -1,60 +1,39 @@
-"""Results of `compare` and `evaluate` in files, as `--json` prints them."""
+"""What `compare` and `evaluate` have measured of all models below a folder."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from llmkit.checkpoint.layout import TRAINING_FOLDER
+from llmkit.errors import DataError
 from llmkit.evaluation.evaluate import Evaluation
 from llmkit.export.compare import Comparison
-from llmkit.files import StrPath, write_text
-
-_MOST_BYTES = 1 << 20  # of one result: a large JSON file is data
-
-_RESULTS: TypeAdapter[Comparison | Evaluation] = TypeAdapter(Comparison | Evaluation)
+from llmkit.export.results import RESULTS_FILE, kept_results
+from llmkit.files import StrPath
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured below a folder, by the path of the file there, the newest first."""
+    """By a title that tells them apart, the newest first."""
 
-    comparisons: dict[str, Comparison]
-    evaluations: dict[str, Evaluation]
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
 
 def find_results(folder: StrPath) -> Results:
-    """Results in the JSON files below `folder`; other files are passed over."""
-    folder = Path(folder)
-    found = Results({}, {})
-    for path in sorted(_json_files(folder), key=lambda path: -path.stat().st_mtime):
-        try:
-            result = _RESULTS.validate_json(path.read_bytes())
-        except (OSError, ValidationError):
-            continue
-        name = path.relative_to(folder).as_posix()
-        if isinstance(result, Comparison):
-            found.comparisons[name] = result
-        else:
-            found.evaluations[name] = result
+    """The results in every results.json below `folder`; damaged files are passed over."""
+    folder, found = Path(folder), Results()
+    files = [path for path in folder.glob(f"**/{RESULTS_FILE}") if not path.is_symlink()]
+    for path in sorted(files, key=lambda path: -path.stat().st_mtime):
+        name = path.parent.relative_to(folder).as_posix()
+        with suppress(DataError):
+            for one in reversed(kept_results(path.parent, "comparisons", Comparison)):
+                files_of_it = ", ".join(Path(row.file).name for row in one.result.rows)
+                title = f"{name}: {files_of_it} ({one.result.tokens:,} tokens)"
+                found.comparisons.setdefault(title, one.result)
+            for scored in reversed(kept_results(path.parent, "evaluations", Evaluation)):
+                models = ", ".join(Path(model.model).name for model in scored.result.models)
+                title = f"{scored.result.task}: {models} ({scored.result.source})"
+                found.evaluations.setdefault(title, scored.result)
     return found
-
-
-def save_result(path: StrPath, result: Comparison | Evaluation) -> None:
-    """Write a result as `--json` prints it. Raises LlmkitError where that fails."""
-    write_text(Path(path), json.dumps(result.to_dict(), indent=2) + "\n")
-
-
-def _json_files(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):  # follows no link to a folder
-        folders[:] = [n for n in folders if n != TRAINING_FOLDER and not n.startswith(".")]
-        for name in files:
-            path = Path(root) / name
-            is_own = name.endswith(".json") and not path.is_symlink()
-            if is_own and path.stat().st_size <= _MOST_BYTES:
-                yield path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -62,12 +62,9 @@ def _summary(evaluation: Evaluation) -> Table:
     for model in models:
         cells = [names[model.model]]
         for measure, score in model.scores.items():
-            cells.append(_shown(_value, measure, score.value, score.interval))
-            if score.difference is not None:
-                interval = score.difference_interval
-                cells.append(_shown(_signed, measure, score.difference, interval))
-            elif len(models) > 1:
-                cells.append(UNKNOWN)
+            cells.append(score_text(measure, score))
+            if len(models) > 1:
+                cells.append(difference_text(measure, score))
         rows.append(cells + [f"{model.ties}"] * has_ties)
     chance = "" if evaluation.chance is None else f", chance {evaluation.chance:.1%}"
     of = "" if evaluation.source == evaluation.task else f" of {evaluation.source}"
@@ -124,9 +121,12 @@ def _confusion_figure(evaluation: Evaluation) -> Figure:
 
 
 def _names(evaluation: Evaluation) -> dict[str, str]:
+    return short_names(model.model for model in evaluation.models)
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
     """For each model the end of its path, as much of it as tells it from the others."""
-    models = dict.fromkeys(model.model for model in evaluation.models)
-    found = {}
+    models, found = list(dict.fromkeys(models)), {}
     for model in models:
         parts = model.split("/")
         for n in range(1, len(parts) + 1):
@@ -146,10 +146,22 @@ def _signed(measure: str, value: float) -> str:
     return format(value, "+" + _FORMATS.get(measure, ".1%"))
 
 
+def score_text(measure: str, score: Score) -> str:
+    """A score with its interval."""
+    return _shown(_value, measure, score.value, score.interval)
+
+
+def difference_text(measure: str, score: Score) -> str:
+    """The difference to the first model with its interval; a dash for the first one itself."""
+    if score.difference is None:
+        return UNKNOWN
+    return _shown(_signed, measure, score.difference, score.difference_interval)
+
+
 def _cell(measure: str, score: Score) -> str:
     """For tables with a column for each model: shares of few items need no digits."""
     if measure in _FORMATS or score.interval is None:
-        return _shown(_value, measure, score.value, score.interval)
+        return score_text(measure, score)
     return f"{score.value:.1%} ({score.interval[0]:.0%} to {score.interval[1]:.0%})"
 
 

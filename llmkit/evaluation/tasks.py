@@ -23,42 +23,63 @@ from llmkit.evaluation.items import (
     Way,
 )
 from llmkit.evaluation.models import (
+    Continuation,
     Model,
     OllamaModel,
     with_log_probabilities,
 )
 
-# What PyTorch and llama.cpp say of the same option differs by up to 0.005 nats: llama.cpp has GELU
+# What PyTorch and llama.cpp say of the same option differs by up to 0.006 nats: llama.cpp has GELU
 # in a table of half precision. Options nearer to each other than this are a tie.
 TIE = 0.01
 BITS = "bits per byte"
 BLOCK = 1024  # bytes of text that count as one item
 AnyModel = Model | OllamaModel
-Score = Callable[[AnyModel, Any], list[Outcome] | None]
+Scores = Callable[[AnyModel, Sequence[Any]], list[list[Outcome] | None]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of items and their score; None of `score` means: too long for the model."""
+    """A kind of items and their scores; None for an item that is too long for the model."""
 
     name: str
     reads: str  # what --data is
     read: Callable[[Path], Sequence[Item]] | None
-    score: Score
+    score: Scores
     built_in: Callable[[], Sequence[Item]] | None = None
     lower_is_better: bool = False
+    read_with_examples: Callable[[Path, int], Sequence[Item]] | None = None
+    at_once: int = 1  # items that are scored together
 
 
-def score_choice(model: AnyModel, item: Choice) -> list[Outcome] | None:
-    """The option with the largest log-probability, by itself and per character."""
+def each(
+    score: Callable[[AnyModel, Any], list[Outcome] | None],
+) -> Scores:
+    """Scores of one item after the other."""
+    return lambda model, items: [score(model, item) for item in items]
+
+
+def score_choices(model: AnyModel, items: Sequence[Choice]) -> list[list[Outcome] | None]:
+    """The option with the largest log-probability, by itself and per character.
+
+    One way after the other, because items that are asked in the same way may share examples, whose
+    cache is kept.
+    """
+    able = with_log_probabilities(model)
+    by_way = [
+        [_after_examples(able, way) for way in ways]
+        for ways in zip(*(item.ways for item in items), strict=True)
+    ]
+    return [_choice(item, found) for item, *found in zip(items, *by_way, strict=True)]
+
+
+def _choice(item: Choice, by_way: Sequence[Found]) -> list[Outcome] | None:
     values: dict[str, float] = {}
-    is_tie = False
-    for way in item.ways:
-        found = with_log_probabilities(model).continuations(
-            way.context, way.options, is_question=way.is_question
-        )
+    is_tie = is_cut = False
+    for way, (found, n_examples) in zip(item.ways, by_way, strict=True):
         if found is None:
             return None
+        is_cut |= n_examples < len(way.examples)
         scores = [option.log_probability for option in found]
         values[way.measure] = float(_largest(scores) == item.answer)
         is_tie |= _is_tie(scores)
@@ -67,7 +88,20 @@ def score_choice(model: AnyModel, item: Choice) -> list[Outcome] | None:
             scores = [score / n for score, n in zip(scores, lengths, strict=True)]
             values[way.normalised] = float(_largest(scores) == item.answer)
     chance = 1 / len(item.ways[0].options)
-    return [Outcome(values, chance=chance, is_tie=is_tie, groups=item.groups)]
+    return [Outcome(values, chance=chance, is_cut=is_cut, is_tie=is_tie, groups=item.groups)]
+
+
+Found = tuple[list[Continuation] | None, int]  # of the options; how many examples fit
+
+
+def _after_examples(model: Model, way: Way) -> Found:
+    """The options after as many examples as fit the context."""
+    for n in range(len(way.examples), -1, -1):
+        context = way.after_examples(n)
+        found = model.continuations(context, way.options, is_question=way.is_question)
+        if found is not None:
+            return found, n
+    return None, 0
 
 
 def score_last_word(model: AnyModel, item: LastWord) -> list[Outcome] | None:
@@ -147,25 +181,33 @@ def _is_tie(scores: Sequence[float]) -> bool:
 TASKS = {
     task.name: task
     for task in (
-        Task("perplexity", "text", formats.documents, score_document, lower_is_better=True),
-        Task("pairs", "minimal pairs (BLiMP's JSONL)", formats.pairs, score_choice),
-        Task("mmlu", "a folder with MMLU's CSV files", formats.mmlu, score_choice),
-        Task("hellaswag", "HellaSwag's JSONL", formats.hellaswag, score_choice),
-        Task("arc", "ARC's JSONL", formats.arc, score_choice),
-        Task("piqa", "PIQA's JSONL", formats.piqa, score_choice),
-        Task("lambada", "LAMBADA's JSONL", formats.lambada, score_last_word),
-        Task("answers", "questions with answers", formats.answers, score_answer),
-        Task("classify", "texts with labels", formats.labelled, score_label),
-        Task("village-pairs", "", None, score_choice, village.pairs),
-        Task("village-choices", "", None, score_choice, village.choices),
+        Task("perplexity", "text", formats.documents, each(score_document), lower_is_better=True),
+        Task("pairs", "minimal pairs (BLiMP's JSONL)", formats.pairs, score_choices),
+        Task(
+            "mmlu",
+            "a folder with MMLU's CSV files",
+            formats.mmlu,
+            score_choices,
+            read_with_examples=formats.mmlu,
+            at_once=32,
+        ),
+        Task("hellaswag", "HellaSwag's JSONL", formats.hellaswag, score_choices),
+        Task("arc", "ARC's JSONL", formats.arc, score_choices),
+        Task("piqa", "PIQA's JSONL", formats.piqa, score_choices),
+        Task("lambada", "LAMBADA's JSONL", formats.lambada, each(score_last_word)),
+        Task("answers", "questions with answers", formats.answers, each(score_answer)),
+        Task("classify", "texts with labels", formats.labelled, each(score_label)),
+        Task("village-pairs", "", None, score_choices, village.pairs),
+        Task("village-choices", "", None, score_choices, village.choices),
     )
 }
 
 
-def task_of(name: str, data: Path | None) -> tuple[Task, Sequence[Item], str]:
+def task_of(name: str, data: Path | None, shots: int = 0) -> tuple[Task, Sequence[Item], str]:
     """A task by its name and data, or by a file from which it is told; its items and source.
 
-    Raises ConfigError for an unknown name or missing data.
+    `shots`: examples before each question. Raises ConfigError for an unknown name, missing data, or
+    examples where the task has none.
     """
     if name not in TASKS:
         path = Path(name)
@@ -174,10 +216,17 @@ def task_of(name: str, data: Path | None) -> tuple[Task, Sequence[Item], str]:
             raise ConfigError(f"{unknown_name('task', name, known)}; or give a file or folder")
         name, data = formats.kind_of(path), path
     task = TASKS[name]
+    if shots < 0:
+        raise ConfigError(f"--shots {shots}: expected 0 or more")
+    if shots and task.read_with_examples is None:
+        others = ", ".join(one.name for one in TASKS.values() if one.read_with_examples)
+        raise ConfigError(f"--shots: the task {name} has no examples; tasks that have: {others}")
     if task.built_in is not None:
         if data is not None:
             raise ConfigError(f"the task {name} is built in; omit --data")
         return task, task.built_in(), name
     if data is None or task.read is None:
         raise ConfigError(f"the task {name} needs --data: {task.reads}")
+    if shots and task.read_with_examples is not None:
+        return task, task.read_with_examples(data, shots), str(data)
     return task, task.read(data), str(data)

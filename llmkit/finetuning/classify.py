@@ -18,7 +18,7 @@ from llmkit.checkpoint.tensors import open_tensors
 from llmkit.errors import ConfigError
 from llmkit.files import StrPath, optional_path, sha256_of
 from llmkit.finetuning.config import FinetuneConfig, seed_of
-from llmkit.finetuning.examples import batch_indices
+from llmkit.finetuning.examples import Batches
 from llmkit.finetuning.label_head import (
     label_head,
     label_logits,
@@ -77,6 +77,7 @@ class Classify:
     ) -> None:
         self.folder, self.start, self.config = folder.folder, start, config
         self.train, self.validation, self.n_blocks = train, validation, n_blocks
+        self.batches = Batches([len(text.ids) for text in train], config.batch_size, config.seed)
 
     @property
     def tokens_per_step(self) -> float:
@@ -99,7 +100,7 @@ class Classify:
 
     def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
         """Cross-entropy of the labels, at each text's last token."""
-        indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
+        indices = self.batches.indices(step)
         batch = [self.train[index] for index in indices]
         logits = model.logits(last_states(model, [text.ids for text in batch]))  # (B, n_labels)
         truth = torch.tensor([text.label for text in batch], device=model.device)  # (B,)
@@ -211,6 +212,7 @@ def finetune_classify(
     steps = config.training_config(len(train), changes)
     kept = Records(
         (len(train), len(validation), len(test)),
+        data,
         *([{"text": r.text, "label": r.label} for r in part] for part in (parts[0], parts[2])),
     )
     more = {

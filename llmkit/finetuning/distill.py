@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llmkit.checkpoint.checkpoint import load_checkpoint
-from llmkit.data.sources import source_files
+from llmkit.data.folders import source_files
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.device import choose_device
 from llmkit.files import StrPath, optional_path
@@ -21,9 +21,8 @@ from llmkit.lora import merge_lora
 from llmkit.quantization.qat import rounded
 from llmkit.training.config import TrainingConfig
 from llmkit.training.distillation import Distillation, mean_kl
-from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import write_token_files
-from llmkit.training.run import open_run
+from llmkit.training.run import opened_run, train_to_the_end
 from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.validation import validated
 
@@ -89,14 +88,15 @@ def finetune_distill(
     files = source_files(data) if data else own_files(base)
     settings = run_settings("distill", base, files, config, steps)
     folder = RunFolder(out)
-    state = open_run(
+    with opened_run(
         folder, settings, resume, lambda: _prepare(folder, start, data, settings, where)
-    )
-    teacher = base.load_model(where)
-    task = Distillation(folder, state, steps, base.config, teacher)
-    if not state.finished:
-        grid = load_checkpoint(out).grid(where)
-        TrainingLoop(folder, state, steps, task, where, grid).train()
+    ) as state:
+        teacher = base.load_model(where)
+        task = Distillation(folder, state, steps, base.config, teacher)
+        if not state.finished:
+            train_to_the_end(
+                folder, state, steps, task, where, lambda: load_checkpoint(out).grid(where)
+            )
     metrics = folder.read_metrics()
     model = base.load_model(where)
     merge_lora(model)
@@ -125,6 +125,7 @@ def _prepare(
     tokens = open_token_file(folder.token_file("train"), start.sizes.vocab_size)
     some = windows(tokens, start.sizes.context_length, CALIBRATION_TOKENS)[:, :-1]
     start.write(folder, torch.from_numpy(some), device)
-    state = RunState(settings, n_bytes)
+    base = str(start.base.folder)
+    state = RunState(settings, n_bytes, sources={"data": str(data or base), "base": base})
     folder.write_state(state)
     return state

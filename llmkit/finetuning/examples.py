@@ -17,6 +17,7 @@ from llmkit.modelfiles.prompt_format import Message, PromptFormat
 from llmkit.tokenizer import Tokenizer
 
 IGNORED = -100  # a target that counts for nothing, as in torch's cross_entropy
+GROUPED = 32  # batches; 2 % (Alpaca) to 10 % (SMS) of 16 records is padding, else 28 % to 63 %
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,33 @@ def padded(
     return torch.from_numpy(ids[:, :-1]), torch.from_numpy(targets[:, 1:])
 
 
-def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Which of n records a step trains on: every pass over them in a new order of the seed's."""
-    places = range(step * batch_size, (step + 1) * batch_size)
-    return [int(_order(n, place // n, seed)[place % n]) for place in places]
+class Batches:
+    """Which records each step trains on: a function of the seed and the step.
 
+    An epoch takes every record once. It shuffles them, sorts GROUPED batches at a time by length
+    and shuffles the batches: records of about one length share a batch, which has little padding.
+    """
 
-@lru_cache(maxsize=1)  # one for all steps of an epoch
-def _order(n: int, epoch: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(n)
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = np.array(lengths)
+        self._batch_size, self._seed = batch_size, seed
+        self._order = lru_cache(maxsize=2)(self._order_of)  # a batch may span two epochs
+
+    def indices(self, step: int) -> list[int]:
+        """The records of a step's batch."""
+        n = len(self._lengths)
+        places = range(step * self._batch_size, (step + 1) * self._batch_size)
+        return [int(self._order(place // n)[place % n]) for place in places]
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        generator = np.random.default_rng((self._seed, epoch))
+        n, size = len(self._lengths), self._batch_size
+        shuffled = generator.permutation(n)
+        first = -epoch * n % size  # these end the batch that the epoch before began
+        rest = shuffled[first:]
+        groups = [rest[i : i + GROUPED * size] for i in range(0, len(rest), GROUPED * size)]
+        by_length = [group[np.argsort(self._lengths[group], kind="stable")] for group in groups]
+        batches = [group[i : i + size] for group in by_length for i in range(0, len(group), size)]
+        n_full = len(rest) // size  # what is left begins a batch of the next epoch
+        full = [batches[i] for i in generator.permutation(n_full)]
+        return np.concatenate([shuffled[:first], *full, *batches[n_full:]])

@@ -18,8 +18,8 @@ from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.examples import (
     IGNORED,
+    Batches,
     Example,
-    batch_indices,
     encode_conversation,
     encode_prompt,
     packed,
@@ -68,6 +68,8 @@ class Instruct:
         self.folder, self.start, self.config = folder.folder, start, config
         self.train, self.validation, self.asked = train, validation, asked
         self.mask_prompt = mask_prompt
+        lengths = [len(example.ids) for example in train]
+        self.batches = Batches(lengths, config.batch_size, config.seed)
 
     @property
     def tokens_per_step(self) -> float:
@@ -83,7 +85,7 @@ class Instruct:
 
     def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
         """Cross-entropy of the batch's tokens: of answers alone where the prompt is masked."""
-        indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
+        indices = self.batches.indices(step)
         batch = [self.train[index] for index in indices]
         total, n = summed_loss(model, batch, answers_only=self.mask_prompt)
         return total / n
@@ -156,8 +158,9 @@ def summed_loss(
 def answer_loss(model: LanguageModel, examples: Sequence[Example], batch_size: int) -> float:
     """Mean loss in nats per token of the examples' answers."""
     total, n_tokens = 0.0, 0
+    by_length = sorted(examples, key=lambda example: len(example.ids))  # little padding
     for begin in range(0, len(examples), batch_size):
-        loss, n = summed_loss(model, examples[begin : begin + batch_size], answers_only=True)
+        loss, n = summed_loss(model, by_length[begin : begin + batch_size], answers_only=True)
         total, n_tokens = total + float(loss), n_tokens + n
     return total / n_tokens
 
@@ -225,6 +228,7 @@ def finetune_instruct(
     read, shown, asked = parts
     records = Records(
         (len(train), len(validation), len(test)),
+        data,
         *([{"messages": [asdict(m) for m in c.messages]} for c in part] for part in (read, asked)),
     )
     more = {"mask_prompt": mask_prompt, "packing": packing, "prompt_format": form.to_dict()}

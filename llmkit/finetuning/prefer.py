@@ -24,8 +24,8 @@ from llmkit.errors import ConfigError
 from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.examples import (
+    Batches,
     Example,
-    batch_indices,
     encode_conversation,
     padded,
     without_too_long,
@@ -63,6 +63,11 @@ class Pair:
     chosen: Example
     rejected: Example
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longer one."""
+        return max(len(self.chosen.ids), len(self.rejected.ids))
+
 
 class Prefer:
     """Pairs to learn from, and what the reference makes of each (a Task)."""
@@ -80,6 +85,8 @@ class Prefer:
         self.folder, self.start, self.config, self.beta = folder.folder, start, config, beta
         self.train, self.validation, self.test = parts
         self.asked = asked
+        lengths = [pair.length for pair in self.train]
+        self.batches = Batches(lengths, config.batch_size, config.seed)
         reference = self._reference(folder, device)
         self.train_reference, self.validation_reference, self.test_reference = reference
 
@@ -97,7 +104,7 @@ class Prefer:
 
     def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
         """DPO's loss of the step's pairs."""
-        indices = batch_indices(len(self.train), self.config.batch_size, step, self.config.seed)
+        indices = self.batches.indices(step)
         log_probs = pair_log_probs(model, [self.train[index] for index in indices])  # (B, 2)
         reference = self.train_reference[indices].to(log_probs)
         return -F.logsigmoid(margins(log_probs, reference, self.beta)).mean()
@@ -161,8 +168,12 @@ def pair_log_probs(model: LanguageModel, pairs: Sequence[Pair]) -> Tensor:
 @torch.inference_mode()
 def all_log_probs(model: LanguageModel, pairs: Sequence[Pair], batch_size: int) -> Tensor:
     """The same of any number of pairs, (n, 2), on the CPU."""
-    batches = (pairs[begin : begin + batch_size] for begin in range(0, len(pairs), batch_size))
-    return torch.cat([pair_log_probs(model, batch).cpu() for batch in batches])
+    log_probs = torch.empty(len(pairs), 2)
+    by_length = sorted(range(len(pairs)), key=lambda place: pairs[place].length)  # little padding
+    for begin in range(0, len(pairs), batch_size):
+        places = by_length[begin : begin + batch_size]
+        log_probs[places] = pair_log_probs(model, [pairs[place] for place in places]).cpu()
+    return log_probs
 
 
 def margins(log_probs: Tensor, reference: Tensor, beta: float) -> Tensor:
@@ -241,6 +252,7 @@ def finetune_prefer(
     read, shown, asked = ([_conversation(p) for p in part] for part in parts)
     records = Records(
         (len(train), len(validation), len(test)),
+        data,
         *([{"messages": [asdict(m) for m in c.messages]} for c in part] for part in (read, asked)),
     )
     settings = run_settings("prefer", base, [data], config, steps, beta=beta)

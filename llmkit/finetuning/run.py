@@ -20,8 +20,7 @@ from llmkit.finetuning.start import Start
 from llmkit.lora import n_trainable
 from llmkit.quantization.packed import n_weights
 from llmkit.training.config import TrainingConfig
-from llmkit.training.loop import TrainingLoop
-from llmkit.training.run import open_run
+from llmkit.training.run import opened_run, train_to_the_end
 from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.training.task import Task
 
@@ -56,6 +55,7 @@ class Records:
     """How many records went into which part, and what of them stays in the checkpoint."""
 
     n: tuple[int, int, int]
+    source: Path
     trained: Sequence[dict[str, Any]]  # the training part, to calibrate quantization with
     held_out: Sequence[dict[str, Any]]  # the test part, for checks of exported files
 
@@ -96,11 +96,14 @@ def train_task(
     if out.resolve() == start.base.folder.resolve():
         raise CheckpointError(f"{out} is the base checkpoint; choose another --out")
     folder = RunFolder(out)
-    state = open_run(folder, settings, resume, lambda: _prepare(folder, start, records, settings))
-    task = make_task(folder)
-    if not state.finished:
-        grid = load_checkpoint(out).grid(where)
-        TrainingLoop(folder, state, training, task, where, grid).train()
+    with opened_run(
+        folder, settings, resume, lambda: _prepare(folder, start, records, settings)
+    ) as state:
+        task = make_task(folder)
+        if not state.finished:
+            train_to_the_end(
+                folder, state, training, task, where, lambda: load_checkpoint(out).grid(where)
+            )
     metrics = folder.read_metrics()
     model = task.load_model(metrics[-1].step, torch.device("cpu"))
     return FinetuneResult(
@@ -127,7 +130,8 @@ def _prepare(
     _write_records(folder.trained_file, records.trained)
     _write_records(folder.held_out_file, records.held_out)
     start.write(folder)
-    state = RunState(settings, {})
+    sources = {"data": str(records.source), "base": str(start.base.folder)}
+    state = RunState(settings, {}, sources=sources)
     folder.write_state(state)
     return state
 

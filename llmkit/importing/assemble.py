@@ -10,7 +10,6 @@ What llama.cpp's gpt2 graph lacks is put into weights where algebra allows it ex
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,20 +22,12 @@ from llmkit.architectures.registry import tensor_specs
 from llmkit.errors import CheckpointError
 from llmkit.finetuning.label_head import expanded_head
 from llmkit.importing.facts import Facts
-from llmkit.importing.naming import Layer, Linear, Parts
+from llmkit.importing.naming.parts import Layer, Linear, Parts
 from llmkit.validation import validated
 
 NEVER = -10_000.0  # the logit of a token that is never said
+_ROWS_AT_ONCE = 8192
 Produce = Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What became of tensors of the source, and why."""
-
-    source: str
-    target: str
-    done: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,6 @@ class Assembly:
     config: ModelConfig
     tensors: dict[str, Produce]
     shapes: dict[str, tuple[int, ...]]
-    steps: list[Step]
 
 
 @dataclass(frozen=True)
@@ -72,8 +62,8 @@ def assemble(
     """The tensors and sizes of a checkpoint. Raises CheckpointError for shapes that do not fit."""
     layers = parts.layers
     first = layers[0]
-    is_tied = _is_tied(parts) and not _is_folded(parts, vocabulary)
-    is_tied = is_tied and embedding_scale(facts, parts) == 1
+    is_scaled = facts.embedding_factor(parts.n_embd) != 1
+    is_tied = parts.is_tied and not is_scaled and not is_folded(parts, vocabulary)
     up = _oriented(first.up, parts)
     config: ModelConfig = validated(
         family,
@@ -83,7 +73,7 @@ def assemble(
             "n_layer": len(layers),
             "n_head": facts.n_head.value,
             "n_embd": parts.n_embd,
-            "qkv_bias": _has_qkv_bias(first),
+            "qkv_bias": first.has_qkv_bias,
             "tie_embeddings": is_tied,
             "layer_norm_epsilon": float(facts.layer_norm_epsilon.value),
             "n_ff": len(up),
@@ -92,13 +82,13 @@ def assemble(
         "the source",
     )
     specs = tensor_specs(config)
-    build = _Build(parts, facts, vocabulary, is_tied, _owners(specs))
+    build = _Build(parts, facts, vocabulary, _owners(specs))
     tensors: dict[str, Produce] = {}
     for spec in specs:
         if not spec.is_absent:
             tensors[spec.checkpoint_name] = build.tensor(spec)
     shapes = {spec.checkpoint_name: spec.shape for spec in specs if not spec.is_absent}
-    return Assembly(config, tensors, shapes, build.steps())
+    return Assembly(config, tensors, shapes)
 
 
 @dataclass
@@ -108,7 +98,6 @@ class _Build:
     parts: Parts
     facts: Facts
     vocabulary: Vocabulary
-    is_tied: bool
     owners: Mapping[str, Role | int]
 
     def tensor(self, spec: TensorSpec) -> Produce:
@@ -158,7 +147,7 @@ class _Build:
 
     def _token_rows(self) -> Tensor:
         rows = self.parts.tokens.weight[: self.vocabulary.n_kept]
-        if (scale := embedding_scale(self.facts, self.parts)) != 1:
+        if (scale := self.facts.embedding_factor(self.parts.n_embd)) != 1:
             rows = rows.float() * scale
         if not self.vocabulary.n_new:
             return rows
@@ -178,7 +167,7 @@ class _Build:
                 for heads in (layer.q, layer.k, layer.v)
             )
             rest = torch.cat((k, v))
-        scale = query_scale(self.facts, self.parts.n_embd, number)
+        scale = self.facts.query_factor(self.parts.n_embd, number)
         return torch.cat((q.float() * scale, rest.float())) if scale != 1 else torch.cat((q, rest))
 
     def _final_norm(self, is_bias: bool) -> Tensor:
@@ -190,11 +179,11 @@ class _Build:
     @property
     def is_folded(self) -> bool:
         """Whether the last norm's weights are in the head."""
-        return _is_folded(self.parts, self.vocabulary)
+        return is_folded(self.parts, self.vocabulary)
 
     def _head(self) -> Tensor:
         labels, size = self.vocabulary.labels, self.vocabulary.size
-        weight = head_weight(self.parts)
+        weight = self.parts.head_weight
         if labels:
             return expanded_head(self._head_rows(weight, len(weight)).float(), labels, size)
         return self._head_rows(weight[: self.vocabulary.n_kept], size)
@@ -206,7 +195,7 @@ class _Build:
         width = self.parts.n_embd
         gain = self.parts.final_norm.weight.double()
         shift = _bias(self.parts.final_norm).double()
-        bias = _head_bias(self.parts)
+        bias = self.parts.head_bias
         out = torch.full((n_rows, width), NEVER / width, dtype=torch.float32)
         for start in range(0, len(weight), _ROWS_AT_ONCE):
             rows = weight[start : start + _ROWS_AT_ONCE].double()
@@ -218,86 +207,6 @@ class _Build:
             out[start : start + len(rows)] = (scaled - mean[:, None]).float()
         return out
 
-    def steps(self) -> list[Step]:
-        """The table of what went where."""
-        parts, layer = self.parts, self.parts.layers[0]
-        name = _of_all_layers
-        found: list[Step] = []
-        kept, rows = self.vocabulary.n_kept, len(parts.tokens.weight)
-        done = (
-            "copied" if kept == rows else f"cropped from {rows:,} to {kept:,} rows: no such tokens"
-        )
-        if self.vocabulary.n_new:
-            done += f", {self.vocabulary.n_new:,} tokens added that are never said"
-        if (scale := embedding_scale(self.facts, parts)) != 1:
-            done += f", times {scale:.4g}"
-        found.append(Step(parts.tokens.name, "token embedding", done))
-        found.append(Step(parts.positions.name, "position embedding", "copied"))
-        turned = ", transposed" if parts.is_transposed else ""
-        if layer.qkv is not None:
-            order = self.facts.qkv_order.value
-            moved = "" if order == "qkv" else f", rows put in order (were {order})"
-            found.append(Step(name(layer.qkv), "queries, keys, values", f"copied{turned}{moved}"))
-        else:
-            which = "per head, " if len(layer.q) > 1 else ""
-            heads = f"{name(layer.q[0])}, {name(layer.k[0])}, {name(layer.v[0])}"
-            found.append(Step(heads, "queries, keys, values", f"{which}concatenated"))
-        scales = [query_scale(self.facts, parts.n_embd, i) for i in range(len(parts.layers))]
-        if any(scale != 1 for scale in scales):
-            shown = ", ".join(f"{scale:.4g}" for scale in dict.fromkeys(scales))
-            found.append(Step("attention scale", "query", f"folded: query times {shown}"))
-        for linear, target in (
-            (layer.attention_output, "attention output"),
-            (layer.up, "feed-forward up"),
-            (layer.down, "feed-forward down"),
-            (layer.norms[0], "norm before attention"),
-            (layer.norms[1], "norm before feed-forward"),
-        ):
-            if linear is None:
-                found.append(Step("none", target, "identity: the model has none"))
-                continue
-            done = "copied" + (turned if linear.weight.ndim == 2 else "")
-            if linear.bias is None:
-                done += ", zeros for its bias"
-            found.append(Step(name(linear), target, done))
-        if not _has_qkv_bias(layer):
-            found.append(Step("none", "bias of queries, keys, values", "zeros: the model has none"))
-        done = "folded into the head" if self.is_folded else "copied"
-        found.append(Step(parts.final_norm.name, "norm before the head", done))
-        found.append(self._head_step())
-        if parts.ignored:
-            more = f" and {len(parts.ignored) - 1} more" if len(parts.ignored) > 1 else ""
-            found.append(Step(parts.ignored[0] + more, "nothing", "ignored: masks and positions"))
-        return found
-
-    def _head_step(self) -> Step:
-        parts = self.parts
-        source = parts.head.name if parts.head else "none"
-        if self.is_tied:
-            return Step(source, "head", "tied to the token embedding")
-        labels = self.vocabulary.labels
-        means = ", their mean for all other tokens" if labels else ""
-        if not self.is_folded:
-            return Step(source, "head", f"copied{means}")
-        why = [
-            *(["its bias"] if _head_bias(parts) is not None else []),
-            *(["tokens that are never said"] if self.vocabulary.n_new and not labels else []),
-        ]
-        untied = ", untied" if _is_tied(parts) else ""
-        return Step(source, "head", f"folded with the norm, for {' and '.join(why)}{untied}{means}")
-
-
-_ROWS_AT_ONCE = 8192
-
-
-def query_scale(facts: Facts, n_embd: int, layer: int) -> float:
-    """What queries are multiplied by, so that dividing by sqrt(head width) gives the model's."""
-    head_width = n_embd // facts.n_head.value
-    wanted: dict[str, float] = {"head": head_width**-0.5, "embd": n_embd**-0.5, "none": 1.0}
-    kind = facts.attention_scale.value
-    scale = 1.0 if kind == "head" else float(wanted[kind]) * math.sqrt(head_width)
-    return scale / (layer + 1) if facts.is_scaled_by_layer.value else scale
-
 
 def in_order(fused: Tensor, order: str, n_head: int) -> list[Tensor]:
     """Queries, keys and values of a fused tensor (3C, ...), each (C, ...)."""
@@ -308,38 +217,10 @@ def in_order(fused: Tensor, order: str, n_head: int) -> list[Tensor]:
     return [found[kind] for kind in "qkv"]
 
 
-def embedding_scale(facts: Facts, parts: Parts) -> float:
-    """What the program multiplies token embeddings by."""
-    return math.sqrt(parts.n_embd) if facts.embedding_scale.value == "sqrt" else 1.0
-
-
-def head_weight(parts: Parts) -> Tensor:
-    """The matrix that makes the logits (V, C)."""
-    return (parts.head or parts.tokens).weight
-
-
-def _head_bias(parts: Parts) -> Tensor | None:
-    """The head's bias, if it has one that is not zero."""
-    bias = parts.head.bias if parts.head else None
-    return bias if bias is not None and bool(bias.any()) else None
-
-
-def _is_folded(parts: Parts, vocabulary: Vocabulary) -> bool:
+def is_folded(parts: Parts, vocabulary: Vocabulary) -> bool:
+    """Whether the head gets the weights of the norm before it."""
     is_longer = bool(vocabulary.n_new) and not vocabulary.labels
-    return is_longer or _head_bias(parts) is not None
-
-
-def _is_tied(parts: Parts) -> bool:
-    if parts.head is None:
-        return True
-    a, b = parts.head.weight, parts.tokens.weight
-    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b))
-
-
-def _has_qkv_bias(layer: Layer) -> bool:
-    if layer.qkv is not None:
-        return layer.qkv.bias is not None
-    return any(linear.bias is not None for linear in (*layer.q, *layer.k, *layer.v))
+    return is_longer or parts.head_bias is not None
 
 
 def _bias(linear: Linear, size: int | None = None) -> Tensor:
@@ -366,7 +247,3 @@ def _owners(specs: Sequence[TensorSpec]) -> dict[str, Role | int]:
         elif spec.role is not Role.BIAS:
             owners[spec.module] = spec.role
     return owners
-
-
-def _of_all_layers(linear: Linear) -> str:
-    return linear.name.replace(".0.", ".N.", 1)

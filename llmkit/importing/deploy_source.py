@@ -20,9 +20,10 @@ from llmkit.export.verify.verify import MODELFILE
 from llmkit.files import StrPath, all_or_nothing, optional_path
 from llmkit.importing.facts import ImportOptions
 from llmkit.importing.gguf_file import is_gguf
-from llmkit.importing.importer import import_checkpoint, is_llmkit_checkpoint, local
+from llmkit.importing.importer import import_checkpoint
+from llmkit.importing.locate import is_llmkit_checkpoint, local
 from llmkit.importing.made import Import
-from llmkit.importing.source import open_source
+from llmkit.importing.source.opening import open_source
 
 
 @dataclass(frozen=True)

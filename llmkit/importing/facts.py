@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from llmkit.errors import ConfigError
-from llmkit.importing.naming import Parts, named_order
+from llmkit.importing.naming.parts import Parts
+from llmkit.importing.naming.take_apart import named_order
 from llmkit.importing.projects import Project
-from llmkit.importing.source import Source
+from llmkit.importing.source.source import Source
 
 _TANH = "gelu_tanh gelu_new gelu_pytorch_tanh gelu_approx gelu_approximate new_gelu newgelu tanh"
 ACTIVATIONS = {
@@ -92,6 +94,22 @@ class Facts:
     def items(self) -> list[tuple[str, Fact]]:
         """Names and facts."""
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+    def embedding_factor(self, n_embd: int) -> float:
+        """What the program multiplies token embeddings by."""
+        return math.sqrt(n_embd) if self.embedding_scale.value == "sqrt" else 1.0
+
+    def score_factor(self, n_embd: int) -> float:
+        """What it multiplies products of queries and keys by, in the first layer."""
+        factors = {"head": (n_embd // self.n_head.value) ** -0.5, "embd": n_embd**-0.5, "none": 1.0}
+        return float(factors[self.attention_scale.value])
+
+    def query_factor(self, n_embd: int, layer: int) -> float:
+        """What to multiply queries by, so that dividing by sqrt(head width) gives its scores."""
+        is_usual = self.attention_scale.value == "head"
+        head_width = n_embd // self.n_head.value
+        factor = 1.0 if is_usual else self.score_factor(n_embd) * math.sqrt(head_width)
+        return factor / (layer + 1) if self.is_scaled_by_layer.value else factor
 
     def with_value(self, name: str, value: Any) -> Facts:
         """The facts with one of them tried otherwise."""

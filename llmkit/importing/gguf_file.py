@@ -20,12 +20,13 @@ from llmkit.checkpoint.tensors import write_tensors
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
 from llmkit.export.gguf.keys import CHAT_TEMPLATE_KEY, LABELS_KEY
 from llmkit.export.gguf.reader import GGUFFile, config_of, read_gguf
-from llmkit.importing.assemble import Step, Vocabulary
+from llmkit.importing.assemble import Vocabulary
 from llmkit.importing.facts import Fact, ImportOptions
 from llmkit.importing.made import Import, staged
 from llmkit.importing.prompt_formats import find_prompt_format
 from llmkit.importing.reference import ReferenceLogits, check_reference, prove
-from llmkit.importing.tokenizers import completed
+from llmkit.importing.steps import Step
+from llmkit.importing.tokenizers.imported import completed
 from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_level
 
 _KEYS = gguf.Keys.Tokenizer

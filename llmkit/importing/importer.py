@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -26,12 +25,14 @@ from llmkit.checkpoint.tensors import fault_of, write_tensors
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath, optional_path
 from llmkit.importing.assemble import Assembly, Vocabulary, assemble
-from llmkit.importing.facts import Facts, ImportOptions, gather, setting
+from llmkit.importing.facts import Facts, ImportOptions, gather
 from llmkit.importing.gguf_file import import_gguf, is_gguf
+from llmkit.importing.locate import is_llmkit_checkpoint, local
 from llmkit.importing.lora import merged
 from llmkit.importing.made import Import, check_out, staged
-from llmkit.importing.naming import Parts, take_apart
-from llmkit.importing.projects import PROJECTS, Project, recognised
+from llmkit.importing.naming.parts import Parts
+from llmkit.importing.naming.take_apart import take_apart
+from llmkit.importing.projects import PROJECTS, recognised
 from llmkit.importing.prompt_formats import chat_template_in, find_prompt_format
 from llmkit.importing.reference import (
     ImportProof,
@@ -42,12 +43,16 @@ from llmkit.importing.reference import (
     prove,
     read_reference,
 )
-from llmkit.importing.source import Source, inside, open_source, without_prefixes
-from llmkit.importing.tokenizers import ImportedTokenizer, find_tokenizer, without_false_ends
+from llmkit.importing.refusals import check_sizes, refuse_impossible, refuse_project
+from llmkit.importing.source.opening import open_source
+from llmkit.importing.source.source import Source, inside, without_prefixes
+from llmkit.importing.steps import steps_of
+from llmkit.importing.tokenizers.false_ends import without_false_ends
+from llmkit.importing.tokenizers.find import find_tokenizer
+from llmkit.importing.tokenizers.imported import ImportedTokenizer
 from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.tokenizer import Tokenizer
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MEASURED_TOKENS = 64
 UNKNOWN = "a scheme of names that is not known, read by general rules"
 
@@ -77,18 +82,14 @@ def import_checkpoint(
     opened = open_source(path)
     tensors, n_merged = merged(without_prefixes(opened.tensors), options.lora_alpha)
     project = recognised(PROJECTS, opened, tensors)
-    if project is not None and project.refused:
-        raise CheckpointError(
-            f"{source} is {project.name}: it has {project.refused}, which llama.cpp's gpt2 graph "
-            "cannot compute; llmkit imports models with learned positions and LayerNorm"
-        )
+    refuse_project(project, str(source))
     parts = take_apart(tensors)
-    _check_sizes(opened, project, parts)
+    check_sizes(opened, project, parts)
     _leave_out_zeros(opened, parts)
     options = _with_labels(opened, parts, options)
     known = read_reference(given) if given else None
     facts = gather(opened, project, parts, options)
-    _refuse(facts, project)
+    refuse_impossible(facts, project)
     implied = project.tokenizer if project else None
     found = find_tokenizer(opened, options.tokenizer, len(parts.tokens.weight), implied)
     tokenizer, vocabulary = _vocabulary(found, parts, options)
@@ -118,89 +119,13 @@ def import_checkpoint(
         project.name if project else UNKNOWN,
         opened.container,
         assembly.config,
-        assembly.steps,
+        steps_of(parts, facts, vocabulary, assembly.config.tie_embeddings),
         facts.items(),
         found.origin,
         notes,
         proof,
         _activation_cost(parts, facts, known),
     )
-
-
-def is_llmkit_checkpoint(folder: Path) -> bool:
-    """Whether a folder's config.json is one that llmkit writes."""
-    try:
-        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "prompt_format" in content
-
-
-def local(source: str) -> Path:
-    """A path as it is; a Hugging Face id downloaded."""
-    path = Path(source)
-    if path.exists() or not _HUB_ID.fullmatch(source) or source.startswith("."):
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
-    try:
-        return Path(
-            snapshot_download(
-                source,
-                allow_patterns=["*.json", "*.safetensors", "merges.txt", "*.model"],
-            )
-        )
-    except Exception as error:  # every failure of the network has its own type
-        raise ConfigError(
-            f"{source} is not a file or folder here, and could not be downloaded from Hugging Face "
-            f"({type(error).__name__}); check the name and the network"
-        ) from error
-
-
-def _check_sizes(source: Source, project: Project | None, parts: Parts) -> None:
-    """Raise CheckpointError where settings and tensors disagree, or tensors lack."""
-    for name, found in (
-        ("n_layer", len(parts.layers)),
-        ("context_length", len(parts.positions.weight)),
-        ("n_embd", parts.n_embd),
-        ("vocab_size", len(parts.tokens.weight)),
-    ):
-        stated = setting(source, name)
-        if stated is None or not isinstance(stated.value, int) or stated.value == found:
-            continue
-        if name == "n_layer" or (project is not None and project.is_transposed):
-            raise CheckpointError(
-                f"{source.path} says {name} {stated.value}, but its tensors have {found}; "
-                "copy the whole checkpoint again"
-            )
-    names = without_prefixes(source.tensors).keys()
-    for pattern in project.needs if project else ():
-        if not any(re.fullmatch(pattern, name) for name in names):
-            name = pattern.replace("\\", "").replace("(transformer.)?", "")
-            raise CheckpointError(f"{source.path}: tensor {name} is missing; copy it again")
-
-
-def _refuse(facts: Facts, project: Project | None) -> None:
-    """Raise CheckpointError for what llama.cpp's graph cannot compute."""
-    name = project.name if project else "the model"
-    if facts.norm.value == "post":
-        raise CheckpointError(
-            f"{name}: the norms come after attention and feed-forward (post-norm), which "
-            f"llama.cpp's gpt2 graph cannot compute ({facts.norm.origin}); where that is wrong, "
-            "give --norm pre"
-        )
-    if facts.norm_type.value == "rms":
-        raise CheckpointError(
-            f"{name}: its norms are RMSNorm, which llama.cpp's gpt2 graph cannot compute "
-            f"({facts.norm_type.origin}); where that is wrong, give --norm-type layer"
-        )
-    if facts.mask.value == "none":
-        raise CheckpointError(
-            f"{name}: attention has no causal mask, which llama.cpp's gpt2 graph cannot do without "
-            f"({facts.mask.origin}); where that is wrong, give --mask causal"
-        )
 
 
 def _leave_out_zeros(source: Source, parts: Parts) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from llmkit.architectures.base import ModelConfig
 from llmkit.errors import ConfigError
 from llmkit.files import cannot_write
-from llmkit.importing.assemble import Step
 from llmkit.importing.facts import Fact
 from llmkit.importing.reference import ImportProof
+from llmkit.importing.steps import Step
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from llmkit.export.llamacpp.chat_template import ChatTemplate
 from llmkit.export.modelfile.derived_format import format_of
 from llmkit.files import cannot_read
 from llmkit.importing.facts import ImportOptions
-from llmkit.importing.source import inside
+from llmkit.importing.source.source import inside
 from llmkit.modelfiles.prompt_format import (
     COMPLETION,
     END_OF_TEXT,

@@ -18,9 +18,9 @@ from llmkit.architectures.base import LanguageModel
 from llmkit.architectures.gpt2 import ACTIVATIONS
 from llmkit.console import progress
 from llmkit.errors import ConfigError
-from llmkit.importing.assemble import Vocabulary, embedding_scale, head_weight, in_order
+from llmkit.importing.assemble import Vocabulary, in_order
 from llmkit.importing.facts import QKV_ORDERS, Facts
-from llmkit.importing.naming import Layer, Linear, Parts
+from llmkit.importing.naming.parts import Layer, Linear, Parts
 
 LIMIT = 1e-4  # of logits in float32, where the largest is below 10
 _RELATIVE = 1e-5
@@ -228,10 +228,7 @@ def logits_of(parts: Parts, facts: Facts, tokens: Tensor) -> Tensor:
             )
         H = int(facts.n_head.value)
         q, k, v = (part.reshape(T, H, -1).transpose(0, 1) for part in (q, k, v))  # (H, T, D)
-        width = parts.n_embd // H
-        scale = {"head": width**-0.5, "embd": parts.n_embd**-0.5, "none": 1.0}[
-            facts.attention_scale.value
-        ]
+        scale = facts.score_factor(parts.n_embd)
         if facts.is_scaled_by_layer.value:
             scale /= number + 1
         causal = facts.mask.value == "causal"
@@ -244,7 +241,7 @@ def logits_of(parts: Parts, facts: Facts, tokens: Tensor) -> Tensor:
             return x
         return linear(activation(linear(x, layer.up)), layer.down)
 
-    x = parts.tokens.weight[tokens].float() * embedding_scale(facts, parts)
+    x = parts.tokens.weight[tokens].float() * facts.embedding_factor(parts.n_embd)
     x = x + parts.positions.weight[:T].float()
     for number, layer in enumerate(parts.layers):
         first, second = layer.norms
@@ -254,6 +251,6 @@ def logits_of(parts: Parts, facts: Facts, tokens: Tensor) -> Tensor:
         else:
             x = x + attend(norm(x, first), layer, number)
             x = x + feed_forward(norm(x, second), layer)
-    logits = F.linear(norm(x, parts.final_norm), head_weight(parts).float())
+    logits = F.linear(norm(x, parts.final_norm), parts.head_weight.float())
     bias = parts.head.bias if parts.head is not None else None
     return logits if bias is None else logits + bias.float()

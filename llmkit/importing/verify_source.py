@@ -9,7 +9,8 @@ from typing import Any
 from llmkit.export.check import Proof
 from llmkit.export.verify.verify import verify
 from llmkit.files import StrPath
-from llmkit.importing.importer import import_checkpoint, is_llmkit_checkpoint
+from llmkit.importing.importer import import_checkpoint
+from llmkit.importing.locate import is_llmkit_checkpoint
 
 
 def verify_source(source: StrPath, gguf: StrPath, **given: Any) -> Proof:

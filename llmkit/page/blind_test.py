@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmkit.evaluation.human import BlindTest, Pair
 
 RATINGS = "ratings.jsonl"
-_NOT_QUESTIONS = ("parity.json", "comparison.json", "evaluation.json", RATINGS)
+_NOT_QUESTIONS = ("parity.json", "results.json", RATINGS)
 _TEST = "blind_test"  # in the session
 
 

@@ -47,7 +47,7 @@ def _show_sizes(context: Context) -> None:
         if len(names) > 1:
             name = st.selectbox("Measured", names, key="compare_file", persist_state="session")
         _show_comparison(context, results.comparisons[name])
-        st.caption(f"From `{name}`")
+        st.caption(f"Measured in `{name}`")
     else:
         st.info("Nothing is measured yet.")
     _measure(context)
@@ -61,7 +61,7 @@ def _show_sizes(context: Context) -> None:
             ],
             hide_index=True,
         )
-        st.caption(f"{evaluation.items} items, from `{name}`")
+        st.caption(f"{evaluation.items} items of `{name}`")
 
 
 def _score_cells(scores: Mapping[str, Score]) -> dict[str, object]:
@@ -69,7 +69,9 @@ def _score_cells(scores: Mapping[str, Score]) -> dict[str, object]:
     for measure, score in scores.items():
         cells[measure] = round(score.value, 4)
         if score.interval is not None:
-            cells["95 % interval"] = f"{score.interval[0]:.3f} to {score.interval[1]:.3f}"
+            cells[f"{measure}: 95 % interval"] = (
+                f"{score.interval[0]:.3f} to {score.interval[1]:.3f}"
+            )
     return cells
 
 
@@ -114,8 +116,7 @@ def _unlike(name: str, names: Sequence[str], place: int) -> str:
 
 
 def _measure(context: Context) -> None:
-    """Run `compare`, and keep what it finds beside the files."""
-    from llmkit.evaluation.results import save_result
+    """Run `compare`, which keeps its result beside the reference."""
     from llmkit.export.compare import compare
 
     files = [model for model in context.finding.models if model.source == "GGUF"]
@@ -133,8 +134,7 @@ def _measure(context: Context) -> None:
             return
         paths = [path for name in chosen if (path := context.named(name).path) is not None]
         with st.spinner("Comparing each file with the reference"):
-            comparison = compare(str(reference.path), paths)
-        save_result(paths[0].parent / "comparison.json", comparison)
+            compare(str(reference.path), paths)
         _results.clear()
     st.rerun()
 

@@ -46,10 +46,11 @@ def _card(model: Found) -> None:
         return
     word, color = ("passed", "green") if model.passed else ("failed", "red")
     st.badge(f"proof {word}", color=color)  # type: ignore[arg-type]
-    if st.toggle("Show the proof", key=f"proof_{model.name}"):
+    if st.button("Show the proof", key=f"proof_{model.name}"):
         _proof(model, model.proof)
 
 
+@st.dialog("Proof", width="large")
 def _proof(model: Found, proof: Mapping[str, Any]) -> None:
     """The checks as parity.json has them, once the file is known to be the one they are of."""
     if model.path is not None and not model.proof_is_checked:
@@ -57,7 +58,7 @@ def _proof(model: Found, proof: Mapping[str, Any]) -> None:
             if file_hash(model.path) != proof.get("sha256"):
                 st.warning("The file has changed since; run `llmkit verify` again.")
                 return
-    st.caption(f"against {_plain(str(proof.get('checkpoint')))}")
+    st.markdown(f"`{model.name}` against `{proof.get('checkpoint')}`")
     checks = [
         {
             "": "✔" if check["passed"] else "✘",
@@ -68,7 +69,7 @@ def _proof(model: Found, proof: Mapping[str, Any]) -> None:
         }
         for check in proof.get("checks", [])
     ]
-    st.dataframe(checks, hide_index=True)
+    st.table(checks, hide_index=True)
 
 
 def _plain(text: str) -> str:

@@ -163,6 +163,7 @@ def _show_many(rows: Sequence[LabelledBy]) -> None:
     if not any(counts.values()):
         return
     st.subheader("Against the file's labels")
+    st.caption("Row: the true label; column: the predicted one")
     for column, (model, count) in zip(st.columns(len(models)), counts.items(), strict=True):
         if count is None:
             continue
@@ -174,7 +175,6 @@ def _show_many(rows: Sequence[LabelledBy]) -> None:
             ],
             hide_index=True,
         )
-        column.caption("Row: the true label; column: the predicted one")
 
 
 def _cells(row: LabelledBy, models: Sequence[str]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 STYLE = """<style>
 .stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 3rem; }
+[data-testid="stCaptionContainer"] { color: inherit; opacity: 0.8; }
 .tokens { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.8; }
 .token { background: rgb(255 140 0 / calc((1 - var(--p)) * 0.5)); border-radius: 3px; }
 .token[tabindex] { cursor: pointer; }

@@ -172,19 +172,12 @@ class _Walk:
         """An operation of one input that holds no matrix: (n, T, C) to the same or another C."""
         if isinstance(operation, Norm):
             weight, bias = self.parameter(operation.weight), self.bias(operation.bias)
-            normalize = F.layer_norm if operation.subtracts_mean else _rms_norm
-            return lambda x: normalize(x, weight.shape, weight, bias, operation.epsilon)
+            return lambda x: operation.normalize(x, weight, bias)
         if isinstance(operation, Attention):
             return lambda qkv: _causal_attention(qkv, operation.n_head)
         if isinstance(operation, Gelu):
             return lambda x: F.gelu(x, approximate="tanh")
         raise TypeError(operation)
-
-
-def _rms_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor, _bias: Tensor | None, epsilon: float
-) -> Tensor:
-    return F.rms_norm(x, list(shape), weight, epsilon)
 
 
 def _causal_attention(qkv: Tensor, n_head: int) -> Tensor:

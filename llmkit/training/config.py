@@ -41,6 +41,7 @@ class TrainingConfig:
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99  # below 0.999: short runs see few steps
     grad_clip: Positive = 1.0
     eval_interval: Count = 100  # also the interval of checkpoints
+    keep_checkpoints: Count = 2  # of evaluations, to go back to; the best is kept besides
     eval_tokens: Count = 32768  # validation tokens of an evaluation: a few seconds on a CPU
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1337
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from llmkit.checkpoint.layout import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import progress, say
 from llmkit.device import has_fast_bfloat16
-from llmkit.errors import ConfigError
 from llmkit.lora import n_trainable
 from llmkit.quantization.packed import n_weights
 from llmkit.quantization.qat import Roundings, on_grid, packed
@@ -32,6 +31,17 @@ from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.training.task import Task, TensorFiles
 
 READ_EVERY = 10  # steps
+SPIKE_STEPS = 10
+SPIKE_NATS = 1.0  # by which the mean loss of SPIKE_STEPS exceeds the mean before: no noise
+RATE_AFTER_DIVERGENCE = 0.5
+
+
+class DivergedError(Exception):
+    """The loss is not finite or has jumped: what happened, and at which step."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(f"{what} at step {step}")
+        self.step = step
 
 
 class TrainingLoop:
@@ -54,15 +64,19 @@ class TrainingLoop:
         self.model = task.load_model(state.step, device).train()
         self.model.recompute_blocks = config.activation_checkpointing
         self.optimizers = make_optimizers(self.model, config)
+        self.metrics = folder.metrics_up_to(state.step)
         if state.step:
             files = self._trained_tensors()
             folder.load_optimizers(self.model, self.optimizers, state.step, files)
 
     def train(self) -> None:
-        """Train to the last step; on Ctrl-C finish the step, save and raise KeyboardInterrupt."""
+        """Train to the last step; on Ctrl-C finish the step, save and raise KeyboardInterrupt.
+
+        Raises DivergedError.
+        """
         say(f"model: {self._parameters()}, {self.device.type}, {self._precision()}")
         started = time.monotonic() - self.state.elapsed_s
-        losses = _Losses(self.state)
+        losses = self._new_losses()
         interval = _Interval(self.state.step)
         last = self.config.steps
         with interrupts_deferred() as interrupted, progress("train", last, "steps") as bar:
@@ -74,7 +88,7 @@ class TrainingLoop:
                 if done % self.config.eval_interval == 0 or done == last:
                     elapsed = time.monotonic() - started
                     self._evaluate_and_save(done, float(np.mean(losses.all())), rate, elapsed)
-                    losses = _Losses(self.state)
+                    losses = self._new_losses()
                     interval = _Interval(done)
                 if interrupted.is_set():
                     if self.state.step != done:
@@ -86,7 +100,7 @@ class TrainingLoop:
         """One update; returns the loss of its batch, which may still be computed on the device."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate_at(step)
+                group["lr"] = self._learning_rate_at(step)
         torch.manual_seed(_mixed(self.config.seed, step))  # dropout
         total = torch.zeros((), device=self.device)
         with on_grid(self.model, self.grid):
@@ -108,17 +122,20 @@ class TrainingLoop:
             evaluation = self.task.evaluate(self.model)
             samples = self.task.samples(self.model)
         self.model.train()
+        if not math.isfinite(evaluation.val_loss):
+            raise DivergedError(f"the validation loss is {evaluation.val_loss}", step)
         metrics = Metrics(
             step=step,
             tokens=round(step * self.tokens_per_step),
             train_loss=train_loss,
             **asdict(evaluation),
-            lr=self.config.learning_rate_at(step - 1),
+            lr=self._learning_rate_at(step - 1),
             grad_norm=float(self.grad_norm),
             tokens_per_s=rate,
             elapsed_s=elapsed,
         )
         self.folder.append_metrics(metrics)
+        self.metrics.append(metrics)
         self._save(step, elapsed, [])
         say(
             f"step {step}: train loss {train_loss:.4f}, {evaluation}, learning rate "
@@ -128,8 +145,16 @@ class TrainingLoop:
             say(f"  {sample}")
 
     def _save(self, step: int, elapsed: float, losses: list[float]) -> None:
-        self.state = replace(self.state, step=step, elapsed_s=elapsed, losses=losses)
-        self.folder.save(self.state, self._trained_tensors(), self.model, self.optimizers)
+        state = replace(self.state, step=step, elapsed_s=elapsed, losses=losses)
+        trained = self._trained_tensors()
+        self.state = self.folder.save(state, trained, self.model, self.optimizers)
+
+    def _learning_rate_at(self, step: int) -> float:
+        rate = self.config.learning_rate_at(step)
+        return rate * RATE_AFTER_DIVERGENCE if self.state.diverged else rate
+
+    def _new_losses(self) -> _Losses:
+        return _Losses(self.state, self.metrics[-1].train_loss if self.metrics else None)
 
     def _trained_tensors(self) -> TensorFiles:
         """What the task saves, and the blocks of it where it is trained for blocks."""
@@ -155,9 +180,10 @@ class _Losses:
     done all that it was given.
     """
 
-    def __init__(self, state: RunState) -> None:
+    def __init__(self, state: RunState, mean_before: float | None) -> None:
         self._read, self._first = list(state.losses), state.step - len(state.losses)
         self._unread: list[Tensor] = []
+        self._mean_before = mean_before  # of the steps before the last evaluation
 
     def add(self, loss: Tensor) -> None:
         """Note the loss of the next step."""
@@ -171,16 +197,20 @@ class _Losses:
         return self._read[-1] if self._read else math.nan
 
     def all(self) -> list[float]:
-        """Every loss. Raises ConfigError where one is not finite."""
-        if self._unread:
-            self._read += torch.stack(self._unread).tolist()
-            self._unread = []
-        for step, loss in enumerate(self._read, start=self._first + 1):
+        """Every loss. Raises DivergedError where one is not finite or several have jumped."""
+        new = torch.stack(self._unread).tolist() if self._unread else []
+        self._unread = []
+        for loss in new:
+            self._read.append(loss)
+            step = self._first + len(self._read)
             if not math.isfinite(loss):
-                raise ConfigError(
-                    f"training diverged: the loss is {loss} at step {step}; use a smaller "
-                    "learning_rate and another --out (this folder keeps its last checkpoint)"
-                )
+                raise DivergedError(f"the loss is {loss}", step)
+            if len(self._read) < SPIKE_STEPS:
+                continue
+            before = self._mean_before or float(np.mean(self._read[:SPIKE_STEPS]))
+            now = float(np.mean(self._read[-SPIKE_STEPS:]))
+            if now > before + SPIKE_NATS:
+                raise DivergedError(f"the loss rose from {before:.2f} to {now:.2f}", step)
         return self._read
 
 
@@ -215,5 +245,9 @@ def interrupts_deferred() -> Iterator[threading.Event]:
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield event
+    except DivergedError:
+        if event.is_set():  # a run that is resumed diverges again
+            raise KeyboardInterrupt from None
+        raise
     finally:
         signal.signal(signal.SIGINT, before)

@@ -11,8 +11,9 @@ from llmkit.architectures.base import ModelConfig
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import CHECKPOINT_FILES, TOKENIZER_FILE
 from llmkit.console import progress, say
+from llmkit.data.folders import note_left_out, source_files
 from llmkit.data.prepared import Prepared, make_tokenizer, watched
-from llmkit.data.sources import Piece, note_left_out, read_pieces, source_files
+from llmkit.data.sources import Piece, read_pieces
 from llmkit.data.tokens import PARTS, split_pieces, token_dtype, write_tokens
 from llmkit.errors import CheckpointError, DataError
 from llmkit.files import written_beside
@@ -31,6 +32,7 @@ def refuse_foreign(out: Path) -> None:
     folder = RunFolder(out)
     prepared = {folder.training, *(out / name for name in CHECKPOINT_FILES)}
     prepared |= {*map(folder.token_file, PARTS), folder.trained_file, folder.held_out_file}
+    prepared.add(folder.lock_file)
     there = {*out.glob("*"), *folder.training.glob("*")}
     foreign = [file for file in there - prepared if not file.match(".*.tmp")]
     if there and (folder.training not in there or foreign):
@@ -79,7 +81,7 @@ def prepare(
     tokenizer = make_tokenizer(settings["tokenizer"], _split(data, reading), sizes.vocab_size)
     folder.remove_half_written()
     data_bytes = write_token_files(folder, data, tokenizer, sizes.context_length, reading)
-    return _committed(folder, settings, sizes, tokenizer, data_bytes)
+    return _committed(folder, settings, sizes, tokenizer, data_bytes, data)
 
 
 def prepare_from(
@@ -99,7 +101,8 @@ def prepare_from(
             kept.astype(token_dtype(prepared.vocab_size)).tofile(beside)
         data_bytes[part] = round(total.bytes * len(kept) / total.tokens)
         say(f"{part}: {total.tokens:,} tokens of {total.bytes:,} bytes")
-    return _committed(folder, settings, sizes, load_tokenizer(prepared.folder), data_bytes)
+    tokenizer = load_tokenizer(prepared.folder)
+    return _committed(folder, settings, sizes, tokenizer, data_bytes, prepared.folder)
 
 
 def _committed(
@@ -108,11 +111,12 @@ def _committed(
     sizes: ModelConfig,
     tokenizer: Tokenizer,
     data_bytes: dict[str, int],
+    data: Path,
 ) -> RunState:
     tokenizer.save(folder.folder / TOKENIZER_FILE)
     sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
     save_config(folder.folder, CheckpointConfig(sizes, COMPLETION))
-    state = RunState(settings, data_bytes)
+    state = RunState(settings, data_bytes, sources={"data": str(data)})
     folder.write_state(state)
     return state
 

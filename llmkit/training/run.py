@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
+from llmkit.data.folders import source_files
 from llmkit.data.prepared import (
     DEFAULT_VOCAB_SIZE,
     is_prepared,
     open_prepared,
     refuse_vocab_size,
 )
-from llmkit.data.sources import source_files
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath, all_or_nothing, sha256_of
 from llmkit.quant import quant_names, quant_type
+from llmkit.quantization.qat import Roundings
 from llmkit.records.text_files import Reading
-from llmkit.training.config import training_config
-from llmkit.training.loop import TrainingLoop
+from llmkit.training.config import TrainingConfig, training_config
+from llmkit.training.loop import (
+    RATE_AFTER_DIVERGENCE,
+    SPIKE_STEPS,
+    DivergedError,
+    TrainingLoop,
+)
 from llmkit.training.prepare import prepare, prepare_from, refuse_foreign, refuse_other_run
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.state import Metrics, RunFolder, RunState
+from llmkit.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -99,47 +109,95 @@ def train(
         "training": asdict(config),
     }
     folder = RunFolder(out)
-    state = open_run(
-        folder,
-        settings,
-        resume,
-        lambda: (
-            prepare_from(folder, prepared, settings, sizes)
-            if prepared
-            else prepare(folder, data, settings, sizes, reading)
-        ),
-    )
-    if state.finished:
-        return _result(folder)
-    say(_quantization_note(sizes))
-    tokens = prepared.tokens("train") if prepared else None
-    task = Pretraining(folder, state, config, sizes, tokens)
-    TrainingLoop(folder, state, config, task, where).train()
+
+    def prepared_run() -> RunState:
+        if prepared:
+            return prepare_from(folder, prepared, settings, sizes)
+        return prepare(folder, data, settings, sizes, reading)
+
+    with opened_run(folder, settings, resume, prepared_run) as state:
+        if not state.finished:
+            say(_quantization_note(sizes))
+            tokens = prepared.tokens("train") if prepared else None
+            task = Pretraining(folder, state, config, sizes, tokens)
+            train_to_the_end(folder, state, config, task, where)
     return _result(folder)
 
 
-def open_run(
+@contextmanager
+def opened_run(
+    folder: RunFolder, settings: dict[str, Any], resume: bool, prepare: Callable[[], RunState]
+) -> Iterator[RunState]:
+    """The state of the run in a folder: newly prepared, to be continued, or finished.
+
+    Other processes cannot open it meanwhile. Raises CheckpointError where one has, where the
+    folder holds something else, or an unfinished run without `resume`.
+    """
+    if not folder.state_file.exists():
+        refuse_foreign(folder.folder)
+    with folder.locked():
+        yield _opened(folder, settings, resume, prepare)
+
+
+def _opened(
     folder: RunFolder, settings: dict[str, Any], resume: bool, prepare: Callable[[], RunState]
 ) -> RunState:
-    """The state of the run in a folder: newly prepared, to be gone on with, or finished.
-
-    Raises CheckpointError where the folder holds something else, or an unfinished run that was
-    not asked to be resumed.
-    """
-    state = folder.read_state()
-    if state is None:
-        refuse_foreign(folder.folder)
-        with all_or_nothing(folder.folder):
-            return prepare()
+    found = folder.find()
+    if found is None:
+        with all_or_nothing(folder.folder), all_or_nothing(folder.training):
+            state = prepare()
+        folder.keep(state)
+        return state
+    state = found.state
     refuse_other_run(folder, state, settings)
-    if not state.finished and not resume:
+    if not resume and found.damaged is not None:
+        raise CheckpointError(
+            f"{found.damaged} is damaged; add --resume to go back to the checkpoint of step "
+            f"{state.step}"
+        )
+    if not resume and not state.finished:
         raise CheckpointError(
             f"{folder.folder} has this run, stopped at step {state.step}; add --resume to continue"
         )
-    folder.recover(state)
+    folder.recover(found)
     if state.finished:
         say(f"{folder.folder} is already finished ({state.step} steps)")
     return state
+
+
+def train_to_the_end(
+    folder: RunFolder,
+    state: RunState,
+    config: TrainingConfig,
+    task: Task,
+    device: torch.device,
+    make_grid: Callable[[], Roundings] = dict,
+) -> None:
+    """Train what is left of a run; if it diverges, go back once with a lower learning rate.
+
+    Raises ConfigError where it diverges again.
+    """
+    while True:
+        try:
+            TrainingLoop(folder, state, config, task, device, make_grid()).train()
+            return
+        except DivergedError as error:
+            diverged = error
+        committed = folder.read_state()
+        first = committed.diverged if committed else None
+        if first is not None:
+            raise ConfigError(
+                f"training diverged twice: {first}; with {RATE_AFTER_DIVERGENCE} times the "
+                f"learning rate {diverged}. Use a smaller learning_rate and another --out "
+                f"({folder.folder} keeps its checkpoints)"
+            )
+        found = folder.kept_before(diverged.step - SPIKE_STEPS)
+        state = replace(found.state, diverged=str(diverged))
+        folder.go_back(state, found.place)
+        say(
+            f"training diverged: {diverged}; back to the checkpoint of step {state.step}, with "
+            f"{RATE_AFTER_DIVERGENCE} times the learning rate"
+        )
 
 
 def _result(folder: RunFolder) -> TrainingResult:

@@ -3,29 +3,55 @@
 A checkpoint is the trained tensors, the optimizer's and state.json. Tensors are written to
 training/next/ first; renaming state.json into place commits them; then they are moved to their
 places. Whatever moment the process dies at, `recover` brings them all to one step.
+
+The last checkpoints are kept in training/saves/STEP/, the best one in training/best/: hard links,
+which take no space until the next checkpoint replaces the files. state.json has the SHA-256 of the
+tensor files, so that a damaged checkpoint is recognised and the one before is used.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from llmkit.architectures.base import LanguageModel
-from llmkit.checkpoint.layout import HELD_OUT_FILE, TRAINED_FILE, TRAINING_FOLDER
+from llmkit.checkpoint.layout import (
+    ADAPTER_FILE,
+    BLOCKS_FILE,
+    CHECKPOINT_FILES,
+    HELD_OUT_FILE,
+    MODEL_FILE,
+    TRAINED_FILE,
+    TRAINING_FOLDER,
+)
 from llmkit.checkpoint.tensors import open_tensors, save_tensors
-from llmkit.errors import CheckpointError
-from llmkit.files import StrPath, cannot_write, write_text
+from llmkit.console import say
+from llmkit.data.tokens import PARTS
+from llmkit.errors import CheckpointError, LlmkitError
+from llmkit.files import (
+    StrPath,
+    cannot_write,
+    link_or_copy,
+    no_empty_folders,
+    sha256_of,
+    write_text,
+)
 from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
+_TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
+_DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,9 @@ class RunState:
     step: int = 0
     elapsed_s: float = 0.0
     losses: list[float] = field(default_factory=list)  # of the steps since the last evaluation
+    sources: dict[str, str] = field(default_factory=dict)  # paths as given: `data`, and the `base`
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of this step's tensor files
+    diverged: str | None = None  # what made the run go back and lower its learning rate
 
     @property
     def finished(self) -> bool:
@@ -82,7 +111,16 @@ def training_metrics(folder: StrPath) -> dict[str, list[Metrics]]:
 
 def unusable(path: Path, fault: str) -> CheckpointError:
     """The error for a file without which a run cannot continue."""
-    return CheckpointError(f"{path} {fault}; train into another folder")
+    return CheckpointError(f"{path} {fault}; restore it, or train into another folder")
+
+
+@dataclass(frozen=True)
+class FoundState:
+    """The newest undamaged checkpoint of a run."""
+
+    state: RunState
+    place: RunFolder  # the run's own folder, or that of a kept checkpoint to go back to
+    damaged: Path | None  # what is damaged of the newest
 
 
 class RunFolder:
@@ -91,9 +129,46 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.training = folder / TRAINING_FOLDER
-        self.state_file = self.training / "state.json"
+        self.state_file = self.training / STATE_FILE
         self.metrics_file = self.training / METRICS_FILE
+        self.lock_file = self.training / "lock"
+        self.best = self.training / "best"
         self._next = self.training / "next"
+        self._saves = self.training / "saves"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the run. Raises CheckpointError where one is in it."""
+        lock = FileLock(self.lock_file)
+        with no_empty_folders(self.training):
+            try:
+                self.training.mkdir(parents=True, exist_ok=True)
+                lock.acquire(blocking=False)
+            except Timeout as error:
+                raise CheckpointError(
+                    f"another process trains in {self.folder}; wait for it or choose another --out"
+                ) from error
+            except OSError as error:
+                raise cannot_write(self.lock_file, error) from error
+            try:
+                yield
+            finally:
+                lock.release()
+                if not self.state_file.exists():  # nothing was begun
+                    with suppress(OSError):
+                        self.lock_file.unlink()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process trains in the folder."""
+        lock = FileLock(self.lock_file)
+        try:
+            if self.lock_file.exists():
+                with lock.acquire(blocking=False):
+                    pass
+        except Timeout:
+            return True
+        return False
 
     @property
     def held_out_file(self) -> Path:
@@ -111,12 +186,27 @@ class RunFolder:
 
     def read_state(self) -> RunState | None:
         """The committed state, or None where no run has begun. Raises CheckpointError."""
+        return self._state() if self.state_file.exists() else None
+
+    def find(self) -> FoundState | None:
+        """The newest undamaged checkpoint, or None where no run has begun; changes no file.
+
+        Raises CheckpointError where all are damaged.
+        """
         if not self.state_file.exists():
             return None
-        try:
-            return RunState(**json.loads(self.state_file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, OSError) as error:
-            raise unusable(self.state_file, f"is damaged ({error})") from error
+        damaged: list[Path] = []
+        for place in (self, *self._kept()):
+            try:
+                state = place._state()
+            except CheckpointError:
+                damaged.append(place.state_file)
+                continue
+            wrong = place._damaged_file(state)
+            if wrong is None:
+                return FoundState(state, place, damaged[0] if damaged else None)
+            damaged.append(wrong)
+        raise unusable(damaged[0], "is damaged, and no undamaged checkpoint is kept")
 
     def write_state(self, state: RunState) -> None:
         """Commit a state."""
@@ -128,37 +218,97 @@ class RunFolder:
         trained: TensorFiles,
         model: LanguageModel,
         optimizers: Sequence[torch.optim.Optimizer],
-    ) -> None:
-        """Write trained tensors and optimizers of `state.step` and commit them together."""
-        for name, tensors in trained.items():
-            save_tensors(self._next / name, tensors, state.step)
-        tensors = _optimizer_tensors(model, optimizers)
-        save_tensors(self._next / OPTIMIZER_FILE, tensors, state.step)
+    ) -> RunState:
+        """Write trained tensors and optimizers of `state.step` and commit them together.
+
+        Returns the state with the files' hashes. Where that fails, such as on a full disk, the
+        checkpoint before stays.
+        """
+        tensor_files = {**trained, OPTIMIZER_FILE: _optimizer_tensors(model, optimizers)}
+        try:
+            for name, tensors in tensor_files.items():
+                save_tensors(self._next / name, tensors, state.step)
+            hashes = {name: sha256_of([self._next / name]) for name in tensor_files}
+            state = replace(state, files=hashes)
+            self.write_state(state)
+            self._move_next()
+            self.keep(state)
+        except (LlmkitError, OSError) as error:
+            committed = self.read_state()
+            step = committed.step if committed else 0
+            if step != state.step:
+                shutil.rmtree(self._next, ignore_errors=True)
+            cause = cannot_write(self.training, error) if isinstance(error, OSError) else error
+            raise type(cause)(
+                f"{cause}. The checkpoint of step {step} is intact: continue it with --resume"
+            ) from error
+        return state
+
+    def keep(self, state: RunState) -> None:
+        """Keep the checkpoint of an evaluation: the last few, and the one with the lowest loss."""
+        if state.losses:  # saved on Ctrl-C: no run without Ctrl-C has it
+            return
+        if not (self._saves / str(state.step)).exists():
+            self._link_checkpoint(RunFolder(self._saves / str(state.step)))
+        evaluated = [m for m in self.metrics_up_to(state.step) if math.isfinite(m.val_loss)]
+        best = min(evaluated, key=lambda metrics: metrics.val_loss, default=None)
+        if best is not None and best.step == state.step != _step_kept_in(self.best):
+            self._link_checkpoint(RunFolder(self.best))
+        for old in self._kept()[state.settings["training"]["keep_checkpoints"] :]:
+            shutil.rmtree(old.folder)
+
+    def go_back(self, state: RunState, kept: RunFolder) -> None:
+        """Put a kept checkpoint back as the newest, and commit `state` with it."""
+        for name in _TENSOR_FILES:
+            if (file := kept._place_of(name)).exists():
+                self._next.mkdir(exist_ok=True)
+                link_or_copy(file, self._next / name)
         self.write_state(state)
         self._move_next()
+        for later in self._kept():
+            if int(later.folder.name) > state.step:
+                shutil.rmtree(later.folder)
+        self._drop_metrics_after(state.step)
 
-    def recover(self, state: RunState) -> None:
-        """Finish or undo a save that was killed, and drop metrics past the committed step.
+    def kept_before(self, step: int) -> FoundState:
+        """The newest undamaged kept checkpoint of a step up to `step`, or else the oldest."""
+        kept = [
+            FoundState(state, place, None)
+            for place in self._kept()
+            if place._damaged_file(state := place._state()) is None
+        ]
+        if not kept:
+            raise unusable(self._saves, "has no undamaged checkpoint")
+        return next((found for found in kept if found.state.step <= step), kept[-1])
 
-        Changes no file where there is nothing to do.
+    def recover(self, found: FoundState) -> None:
+        """Finish or undo a save that was killed, go back if the newest checkpoint is damaged.
+
+        Drops metrics past the step. Changes no file where there is nothing to do.
         """
-        if self._next.exists():
+        state = found.state
+        if found.damaged is not None:
+            shutil.rmtree(self._next, ignore_errors=True)
+            self.remove_half_written()
+            say(f"{found.damaged} is damaged; continuing from the checkpoint of step {state.step}")
+            self.go_back(state, found.place)
+        elif self._next.exists():
             # Committed files are moved one by one, so those still here may be all, some or none.
             if any(_step_of(file) == state.step for file in self._next.glob("*.safetensors")):
                 self._move_next()
             shutil.rmtree(self._next, ignore_errors=True)
         self.remove_half_written()
-        if self.metrics_file.exists():
-            lines = [m.to_json() for m in self._written_metrics() if m.step <= state.step]
-            text = "".join(line + "\n" for line in lines)
-            if text != self.metrics_file.read_text(encoding="utf-8"):
-                write_text(self.metrics_file, text)
+        self._drop_metrics_after(state.step)
+        self.keep(state)
 
     def remove_half_written(self) -> None:
         """Remove files that a kill left beside those they were to become."""
         for folder in (self.folder, self.training):
             for half_written in folder.glob(".*.tmp"):
-                half_written.unlink()
+                if half_written.is_dir():
+                    shutil.rmtree(half_written)
+                else:
+                    half_written.unlink()
 
     def load_optimizers(
         self,
@@ -213,11 +363,68 @@ class RunFolder:
         except (ValueError, TypeError, OSError) as error:
             raise unusable(self.metrics_file, f"is damaged ({error})") from error
 
+    def metrics_up_to(self, step: int) -> list[Metrics]:
+        """The evaluations up to a step; none where there was none."""
+        there = self._written_metrics() if self.metrics_file.exists() else []
+        return [metrics for metrics in there if metrics.step <= step]
+
+    def _drop_metrics_after(self, step: int) -> None:
+        if self.metrics_file.exists():
+            text = "".join(metrics.to_json() + "\n" for metrics in self.metrics_up_to(step))
+            if text != self.metrics_file.read_text(encoding="utf-8"):
+                write_text(self.metrics_file, text)
+
+    def _kept(self) -> list[RunFolder]:
+        """The kept checkpoints, the newest first."""
+        kept = (folder for folder in self._saves.glob("*") if folder.name.isdecimal())
+        newest_first = sorted(kept, key=lambda folder: int(folder.name), reverse=True)
+        return [RunFolder(folder) for folder in newest_first]
+
+    def _state(self) -> RunState:
+        try:
+            return RunState(**json.loads(self.state_file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, OSError) as error:
+            raise unusable(self.state_file, f"is damaged ({error})") from error
+
+    def _damaged_file(self, state: RunState) -> Path | None:
+        """A tensor file that is missing or not the one that was saved."""
+        for name, sha256 in state.files.items():
+            places = (self._place_of(name), self._next / name)  # a kill may leave it in either
+            if not any(path.exists() and sha256_of([path]) == sha256 for path in places):
+                return places[0]
+        return None
+
+    def _link_checkpoint(self, kept: RunFolder) -> None:
+        """Make `kept` a checkpoint folder with the files that the run has now."""
+        beside = RunFolder(self.training / f".{kept.folder.name}.tmp")
+        if beside.folder.exists():
+            shutil.rmtree(beside.folder)
+        beside.training.mkdir(parents=True)
+        for name in (*CHECKPOINT_FILES, OPTIMIZER_FILE, STATE_FILE):
+            if (file := self._place_of(name)).exists():
+                link_or_copy(file, beside._place_of(name))
+        for name in _DATA_FILES:
+            with suppress(OSError):  # not worth a copy
+                (beside.training / name).hardlink_to(self.training / name)
+        if kept.folder.exists():
+            shutil.rmtree(kept.folder)
+        kept.folder.parent.mkdir(exist_ok=True)
+        beside.folder.replace(kept.folder)
+
+    def _place_of(self, name: str) -> Path:
+        return (self.training if name in (OPTIMIZER_FILE, STATE_FILE) else self.folder) / name
+
     def _move_next(self) -> None:
-        for file in self._next.glob("[!.]*.safetensors"):
-            place = self.training if file.name == OPTIMIZER_FILE else self.folder
-            file.replace(place / file.name)
-        self._next.rmdir()
+        if self._next.exists():
+            for file in self._next.glob("[!.]*.safetensors"):
+                file.replace(self._place_of(file.name))
+            shutil.rmtree(self._next)  # a file and its link are left where they are
+
+
+def _step_kept_in(place: Path) -> int | None:
+    with suppress(CheckpointError):
+        return RunFolder(place)._state().step
+    return None
 
 
 def _optimizer_tensors(

@@ -1,22 +1,288 @@
-"""Milliseconds of a training step of the demo's model on the CPU, in pairs of settings.
+"""Training on the CPU, in pairs: against plain products, against a plain loop, by settings.
 
-    python tests/benchmarks/bench_training.py [ROUNDS]
+    python tests/benchmarks/bench_training.py step
+    python tests/benchmarks/bench_training.py quality TEXT [SECONDS...]
+    python tests/benchmarks/bench_training.py settings [ROUNDS]
 
-Each round runs AdamW and Muon, with float32 and bfloat16 products, and with OpenMP threads that
-sleep while they wait (llmkit's setting) or OpenMP's default, every combination in a process of
-its own.
+`step`: FLOPs per second of training steps, as a share of what matrix products of the same shapes
+reach in the same run. `quality`: held-out bits per byte after SECONDS of wall clock from raw text,
+tokenizer and start of the program included, of `llmkit train --minutes` and of a plain PyTorch
+loop with nanoGPT's settings for a CPU. `settings`: milliseconds of a step with AdamW and Muon,
+float32 and bfloat16 products, sleeping and spinning threads, each in a process of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
+import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LLMKIT = [sys.executable, "-P", "-c", "from llmkit.cli import run; run()"]
 STEPS = 6
+HELD_OUT = 0.1
+# nanoGPT's README, "I only have a macbook": character tokens, dropout 0.
+PLAIN = {"block_size": 64, "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128}
+
+
+def main() -> None:
+    """Parse the command line and run one of the three."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("step")
+    quality = commands.add_parser("quality")
+    quality.add_argument("text", type=Path)
+    quality.add_argument("seconds", type=int, nargs="*", default=[60, 300])
+    settings = commands.add_parser("settings")
+    settings.add_argument("rounds", type=int, nargs="?", default=3)
+    for inner in ("one-setting", "plain"):  # in a process of their own
+        commands.add_parser(inner).add_argument("values", nargs="+")
+    options = parser.parse_args()
+    if options.command == "step":
+        step_shares()
+    elif options.command == "quality":
+        for seconds in options.seconds:
+            print_quality(options.text, seconds)
+    elif options.command == "settings":
+        print_settings(options.rounds)
+    elif options.command == "one-setting":
+        print(step_milliseconds(*options.values))
+    else:
+        print(plain_loop(Path(options.values[0]), float(options.values[1])))
+
+
+# --- step ---------------------------------------------------------------------------------------
+
+
+def step_shares() -> None:
+    """A line for each kind of step."""
+    import torch
+
+    from llmkit.device import has_fast_bfloat16
+
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
+    print(f"{torch.get_num_threads()} threads, {dtype}")
+    print("step | GFLOP/s | plain products, GFLOP/s | share")
+    for name, step, n_rows, sizes in (_pretraining(), _records()):
+        n_flops = _n_flops(step)
+        pairs = [(_seconds(step), _product_rate(n_rows, *sizes, dtype)) for _ in range(STEPS)]
+        rate = n_flops / statistics.median(seconds for seconds, _ in pairs)
+        products = statistics.median(rate for _, rate in pairs)
+        print(f"{name} | {rate / 1e9:.0f} | {products / 1e9:.0f} | {rate / products:.0%}")
+
+
+Step = tuple[str, Callable[[], None], int, tuple[int, int]]
+
+
+def _pretraining() -> Step:
+    """`nano` on windows of its context."""
+    import torch
+
+    from llmkit.training.cross_entropy import head_cross_entropy
+
+    model, update = _model(256)
+    tokens = torch.randint(model.config.vocab_size, (16, 257))
+
+    def loss() -> Tensor:
+        hidden = model.hidden_states(tokens[:, :-1])
+        return head_cross_entropy(hidden, model.token_embedding.weight, tokens[:, 1:])
+
+    return "nano, pretraining", lambda: update(loss), 16 * 256, (256, 1024)
+
+
+def _records() -> Step:
+    """`nano` on records of 20 to 200 tokens, batches as `finetune instruct` draws them.
+
+    FLOPs are those of the records' own tokens, so padding counts as lost.
+    """
+    import numpy as np
+
+    from llmkit.finetuning.examples import Batches, Example
+    from llmkit.finetuning.instruct import summed_loss
+
+    lengths = np.random.default_rng(0).integers(20, 200, 520).tolist()
+    examples = [Example((1,) * n, (True,) * n, "") for n in lengths]
+    batches = Batches(lengths, 16, seed=1)
+    model, update = _model(256)
+    steps = itertools.count()
+
+    def loss() -> Tensor:
+        batch = [examples[index] for index in batches.indices(next(steps))]
+        total, n = summed_loss(model, batch, answers_only=True)
+        return total / n
+
+    def epoch() -> None:
+        for _ in range(len(lengths) // 16):
+            update(loss)
+
+    return "nano, records", epoch, 16 * 110, (256, 1024)
+
+
+def _model(context_length: int):  # type: ignore[no-untyped-def]
+    """`nano` and the update that the training loop makes."""
+    import torch
+
+    from llmkit.architectures.gpt2 import GPT
+    from llmkit.architectures.registry import model_config
+    from llmkit.device import has_fast_bfloat16
+    from llmkit.training.config import TrainingConfig
+    from llmkit.training.optimizer import make_optimizers
+
+    model = GPT(model_config("nano", 2048, context_length=context_length))
+    optimizers = make_optimizers(model, TrainingConfig())
+    bfloat16 = has_fast_bfloat16(torch.device("cpu"))
+
+    def update(loss: Callable[[], Tensor]) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return model, update
+
+
+def _n_flops(step: Callable[[], None]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _product_rate(n: int, n_in: int, n_out: int, dtype: object) -> float:
+    """FLOPs per second of the feed-forward product and its two products backward."""
+    import torch
+
+    x, w, dy = (torch.randn(*size).to(dtype) for size in ((n, n_in), (n_out, n_in), (n, n_out)))
+
+    def products() -> None:
+        for _ in range(10):
+            x @ w.T, dy @ w, dy.T @ x
+
+    products()
+    return 10 * 6 * n * n_in * n_out / _seconds(products)
+
+
+# --- quality ------------------------------------------------------------------------------------
+
+
+def print_quality(text: Path, seconds: int) -> None:
+    """Bits per byte of both after the same wall clock."""
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "run"
+        command = [*LLMKIT, "train", "--data", str(text), "--out", str(out)]
+        command += ["--minutes", str(seconds / 60)]
+        took = _seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+        metrics = (out / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ours = json.loads(metrics[-1])["bits_per_byte"]
+    command = [sys.executable, "-P", __file__, "plain", str(text), str(seconds)]
+    plain = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    print(
+        f"{seconds} s: llmkit {ours:.3f} bits per byte in {took:.0f} s, "
+        f"plain loop {plain:.3f}, difference {plain - ours:.3f}",
+        flush=True,
+    )
+
+
+def plain_loop(path: Path, seconds: float) -> float:
+    """Bits per byte on the last tenth, of a loop as nanoGPT's with its settings for a CPU."""
+    started = time.perf_counter()
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    text = path.read_text(encoding="utf-8")
+    ids = {character: place for place, character in enumerate(sorted(set(text)))}
+    tokens = torch.tensor([ids[character] for character in text])
+    split = int(len(tokens) * (1 - HELD_OUT))
+    length, width = PLAIN["block_size"], PLAIN["n_embd"]
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in range(2))
+            self.qkv, self.out = (nn.Linear(width, n * width, bias=False) for n in (3, 1))
+            self.up = nn.Linear(width, 4 * width, bias=False)
+            self.down = nn.Linear(4 * width, width, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            B, T, C = x.shape
+            heads = (B, T, PLAIN["n_head"], C // PLAIN["n_head"])
+            q, k, v = (
+                part.view(heads).transpose(1, 2) for part in self.qkv(self.norms[0](x)).split(C, 2)
+            )
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(seen.transpose(1, 2).reshape(B, T, C))
+            return x + self.down(F.gelu(self.up(self.norms[1](x))))  # type: ignore[no-any-return]
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.places = nn.Embedding(len(ids), width), nn.Embedding(length, width)
+            self.blocks = nn.Sequential(*(Block() for _ in range(PLAIN["n_layer"])))
+            self.norm = nn.LayerNorm(width, bias=False)
+            for parameter in self.parameters():
+                if parameter.dim() == 2:
+                    nn.init.normal_(parameter, std=0.02)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.tokens(x) + self.places.weight[: x.shape[1]]
+            return self.norm(self.blocks(hidden)) @ self.tokens.weight.T  # type: ignore[no-any-return]
+
+    torch.manual_seed(1337)
+    model = Plain()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+    step, training = 0, time.perf_counter()
+    while (used := time.perf_counter() - started) < seconds:
+        # Warm-up over 100 steps, then a cosine to a tenth, planned by the clock.
+        share = (time.perf_counter() - training) / (seconds - (training - started))
+        rate = 1e-3 * min((step + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * min(share, 1)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        starts = torch.randint(split - length - 1, (PLAIN["batch_size"], 1))
+        rows = tokens[starts + torch.arange(length + 1)]
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+    held_out = tokens[split:]
+    n_rows = (len(held_out) - 1) // length
+    inputs, targets = (held_out[i : i + n_rows * length].view(n_rows, length) for i in (0, 1))
+    with torch.no_grad():
+        nats = sum(
+            float(F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum"))
+            for x, y in zip(inputs.split(256), targets.split(256), strict=True)
+        )
+    n_bytes = len(text[split + 1 : split + 1 + n_rows * length].encode())
+    print(f"plain loop: {step} steps in {used:.0f} s", file=sys.stderr)
+    return nats / math.log(2) / n_bytes
+
+
+# --- settings -----------------------------------------------------------------------------------
 
 
 def step_milliseconds(products: str, optimizer: str) -> float:
@@ -46,7 +312,7 @@ def step_milliseconds(products: str, optimizer: str) -> float:
     return statistics.median(times[1:])
 
 
-def main(rounds: int) -> None:
+def print_settings(rounds: int) -> None:
     """Print the median of each combination."""
     choices = (("float32", "bfloat16"), ("adamw", "muon"), ("sleeping", "default"))
     found: dict[tuple[str, ...], list[float]] = {}
@@ -54,7 +320,7 @@ def main(rounds: int) -> None:
         for combination in itertools.product(*choices):
             products, optimizer, waiting = combination
             policy = {"OMP_WAIT_POLICY": "PASSIVE"} if waiting == "sleeping" else {}
-            command = [sys.executable, "-P", __file__, products, optimizer]
+            command = [sys.executable, "-P", __file__, "one-setting", products, optimizer]
             run = subprocess.run(
                 command, capture_output=True, text=True, check=True, env=os.environ | policy
             )
@@ -65,7 +331,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(step_milliseconds(*sys.argv[1:]))
-    else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    main()

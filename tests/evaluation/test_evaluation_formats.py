@@ -96,6 +96,31 @@ def test_mmlu_has_subjects_groups_letters_and_texts(tmp_path: Path) -> None:
     assert counts == [18, 13, 12, 14]
 
 
+def test_mmlus_examples_are_those_of_the_original(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "us_law_dev.csv").write_text("Who?,I,You,She,We,B\nOne?,1,2,3,4,A\n")
+    (tmp_path / "us_law_test.csv").write_text("Where?,Here,There,Up,Down,C\n")
+    (item,) = formats.mmlu(tmp_path, 2)
+    by_letter, by_text = item.ways
+    # gen_prompt and format_example of Hendrycks et al.'s evaluate.py, with one space before the
+    # subject, as in lm-evaluation-harness.
+    heading = "The following are multiple choice questions (with answers) about us law.\n\n"
+    first = "Who?\nA. I\nB. You\nC. She\nD. We\nAnswer: B\n\n"
+    second = "One?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: A\n\n"
+    question = "Where?\nA. Here\nB. There\nC. Up\nD. Down\nAnswer:"
+    assert by_letter.after_examples(2) == heading + first + second + question
+    assert by_letter.after_examples(1) == heading + first + question
+    assert by_letter.after_examples(0) == question
+    assert by_text.examples[0] == "Question: Who?\nAnswer: You\n\n"
+    (bare,) = formats.mmlu(tmp_path)
+    assert bare.ways[0].after_examples(0) == question
+    with pytest.raises(DataError, match=r"us_law_dev.csv.* 2 .* 3"):
+        formats.mmlu(tmp_path, 3)
+    (tmp_path / "tax_test.csv").write_text("Where?,Here,There,Up,Down,C\n")
+    with pytest.raises(DataError, match=r"tax_dev.csv"):
+        formats.mmlu(tmp_path, 1)
+
+
 @pytest.mark.parametrize(
     ("record", "kind"),
     [
@@ -117,13 +142,25 @@ def test_a_file_tells_its_task(record: dict[str, Any], kind: str, tmp_path: Path
     ("kind", "good", "change", "named"),
     [
         ("pairs", PAIR, {"sentence_bad": None}, "sentence_bad"),
+        ("pairs", PAIR, {"sentence_good": ...}, "sentence_good"),
         ("pairs", PAIR, {"sentence_bad": "He eats."}, "sentence_bad"),
         ("hellaswag", HELLASWAG, {"label": "4"}, "4"),
+        ("hellaswag", HELLASWAG, {"label": ...}, "label"),
         ("hellaswag", HELLASWAG, {"endings": ["one"]}, "endings"),
+        ("hellaswag", HELLASWAG, {"endings": ...}, "endings"),
+        ("hellaswag", HELLASWAG, {"ctx": ..., "ctx_a": ..., "ctx_b": ...}, "ctx"),
         ("arc", ARC, {"answerKey": "D"}, "'D'"),
+        ("arc", ARC, {"answerKey": ...}, "answerKey"),
+        ("arc", ARC, {"question": ...}, "question"),
+        ("arc", ARC, {"choices": ...}, "choices"),
+        ("arc", AI2, {"question": {"stem": "Which?"}}, "choices"),
         ("piqa", PIQA, {"label": -1}, "-1"),
+        ("piqa", PIQA, {"sol2": ...}, "sol2"),
         ("piqa", PIQA, {"label": ...}, "label"),
         ("lambada", {"text": "a b"}, {"text": "word"}, "text"),
+        ("lambada", {"text": "a b"}, {"text": ...}, "text"),
+        ("answers", {"instruction": "a", "output": "b"}, {"output": ...}, "output"),
+        ("labelled", {"text": "a", "label": "b"}, {"label": ...}, "label"),
     ],
 )
 def test_a_fault_is_named_with_its_line(
@@ -143,11 +180,27 @@ def test_mmlu_faults_are_named_with_file_and_line(tmp_path: Path) -> None:
         formats.mmlu(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "record", "change"),
+    [
+        ("pairs", PAIR, {"UID": "other"}),
+        ("hellaswag", HELLASWAG, {"label": "1"}),
+        ("arc", ARC, {"answerKey": "1"}),
+        ("piqa", PIQA, {"goal": "Drink"}),
+        ("lambada", {"text": "a b"}, {"text": "a c"}),
+        ("answers", {"instruction": "a", "output": "b"}, {"output": "c"}),
+        ("labelled", {"text": "a", "label": "b"}, {"label": "c"}),
+    ],
+)
 def test_duplicates_are_left_out_and_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    record: dict[str, Any],
+    change: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = jsonl(tmp_path / "pairs.jsonl", PAIR, {**PAIR, "UID": "other"}, PAIR)
-    assert len(formats.pairs(path)) == 2
+    path = jsonl(tmp_path / "items.jsonl", record, {**record, **change}, record)
+    assert len(getattr(formats, kind)(path)) == 2
     said = capsys.readouterr().err
     assert "line 3" in said
     assert "line 1" in said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 from llmkit.api import compare, divergence_along, evaluate, find_results, training_metrics
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError
-from llmkit.evaluation.results import save_result
 from llmkit.export.convert import Export
 from llmkit.export.llamacpp.runners import open_runner
 from llmkit.export.verify.page import kept_proof_page
@@ -25,24 +24,24 @@ def files(tiny_export: Export) -> dict[str, Path]:
     return {file.quant: file.path for file in tiny_export.files}
 
 
-def test_results_are_found_again_as_they_were(
-    tiny_checkpoint: Path, files: dict[str, Path], tmp_path: Path
-) -> None:
-    compared = compare(tiny_checkpoint, [files["q4_0"]], max_tokens=128)
-    scored = evaluate(files["q4_0"], "village-pairs", limit=5)
-    save_result(tmp_path / "a" / "comparison.json", compared)
-    (tmp_path / "scores.json").write_text(json.dumps(scored.to_dict(), default=str))
-    for name, content in {
-        "data.json": [{"question": "a", "answer": "b"}],
-        "config.json": {"task": "x"},
-        "training/c.json": compared.to_dict(),
-    }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(json.dumps(content))
-    (tmp_path / "broken.json").write_text("{")
+def test_results_are_found_again_as_they_were(tiny_export: Export, tmp_path: Path) -> None:
+    small = tmp_path / "a" / "small.gguf"
+    small.parent.mkdir()
+    q4_0, q8_0 = (
+        next(file.path for file in tiny_export.files if file.quant == quant)
+        for quant in ("q4_0", "q8_0")
+    )
+    shutil.copy(q4_0, small)
+    compared = [compare(small, files, max_tokens=64) for files in ([q8_0], [q8_0, q4_0])]
+    scored = evaluate(small, "village-pairs", limit=5)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.json").write_text("{")
     found = find_results(tmp_path)
-    assert found.comparisons == {"a/comparison.json": compared}
-    assert found.evaluations == {"scores.json": scored}
+    assert list(found.comparisons.values()) == compared[::-1]  # the newest first
+    assert list(found.evaluations.values()) == [scored]
+    (title, *_) = found.comparisons
+    for part in ("a:", q8_0.name, q4_0.name, str(compared[1].tokens)):
+        assert part in title
 
 
 def test_kl_along_a_text_is_that_of_both_models_logits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.cli.main import main
 from llmkit.data.tales_items import village_choices, village_pairs
 from llmkit.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from llmkit.evaluation.items import Document
 from llmkit.evaluation.models import Continuation, Model, open_model
 from llmkit.evaluation.tasks import BLOCK, f1, score_document, words
 from llmkit.export.convert import Export
+from llmkit.export.llamacpp.runners import CheckpointRunner
 from llmkit.export.to_hf import export_to_hf
 from llmkit.training import train
 
@@ -244,6 +246,32 @@ def test_too_long_items_are_left_out_and_named(
         evaluate("x", "lambada", data=jsonl(path, records[:1]))
 
 
+def test_examples_are_cut_where_the_context_is_short(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x_dev.csv").write_text("1?,a,b,c,d,A\n2?,e,f,g,h,B\n")
+    (tmp_path / "x_test.csv").write_text(f"3?,i,j,k,l,C\n{'4 ' * 40}?,m,n,o,p,D\n")
+    evaluate(tiny_checkpoint, "mmlu", data=tmp_path)
+    # The second question does not even fit without examples.
+    assert capsys.readouterr().err.count("1 of 2") == 1
+    assert evaluate(tiny_checkpoint, "mmlu", data=tmp_path, shots=2).items == 1
+    said = capsys.readouterr().err
+    assert said.count("1 of 2") == 2
+    assert "x_test.csv, line 2" in said
+    with pytest.raises(ConfigError, match=r"--shots.*pairs.*mmlu"):
+        evaluate(tiny_checkpoint, "village-pairs", shots=2)
+
+
+def test_a_prefix_that_is_shared_changes_no_score(models: list[Model], hf: Transformers) -> None:
+    asked = [("Once there was a cat", ["who", "in"]), ("Once there was a dog", ["who sat"])]
+    asked += [("Once there", ["was"]), ("Once there was a dog", ["who sat", "in"]), ("Who", ["a"])]
+    for model in models:
+        for context, options in asked:
+            wanted = [hf.continuation(context, option) for option in options]
+            found = model.continuations(context, options) or []
+            assert [one.log_probability for one in found] == pytest.approx(wanted, abs=1e-3)
+
+
 @pytest.mark.usefixtures("scripted")
 def test_classification_counts_what_was_taken_for_what(tmp_path: Path) -> None:
     path = tmp_path / "spam.tsv"
@@ -304,6 +332,23 @@ def test_planted_knowledge_is_found_and_the_rest_is_at_chance(tmp_path: Path) ->
     assert scores[0].value >= 0.9
     assert scores[1].interval is not None
     assert scores[1].interval[0] < 0.5 < scores[1].interval[1]
+
+
+def test_random_weights_are_at_chance(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    weights = checkpoint.load_model()
+    torch.manual_seed(0)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model = Model("random", CheckpointRunner(checkpoint, weights))
+    monkeypatch.setattr(evaluate_module, "open_model", lambda *_: nullcontext(model))
+    found = evaluate("random", "village-choices")
+    interval = found.models[0].scores["accuracy"].interval
+    assert found.chance is not None
+    assert interval is not None
+    assert interval[0] < found.chance < interval[1]
 
 
 def test_ollama_is_refused_where_log_probabilities_are_needed(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gguf_surgery import make_checkpoint
 from numpy.typing import NDArray
+from single_operations import GELU, NORM, PRODUCT, attention, bounded_alone
 from verify_targets import written
 
 from llmkit.errors import ConfigError
@@ -16,10 +17,8 @@ from llmkit.export.evaluation.eval_data import proof_sequences
 from llmkit.export.llamacpp import devices
 from llmkit.export.llamacpp.devices import Device, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.verify import bounds, layers_check, logits_check
-from llmkit.export.verify.activations import gelu
+from llmkit.export.verify import layers_check, logits_check
 from llmkit.export.verify.arithmetic import CPU, EVERY, GPU, Arithmetic, Type
-from llmkit.export.verify.attention import attention
 from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.target import VerifyTarget
 
@@ -107,14 +106,14 @@ def test_attention_reads_halves_and_keeps_keys_and_values_as_told() -> None:
         p = np.exp(scores - scores.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
         p = p.astype(half).astype(float) if reads_halves else p
-        found = attention(torch.from_numpy(qkv).double(), 1, arithmetic).numpy()
+        found = bounded_alone(attention(1), torch.from_numpy(qkv), arithmetic).exact.numpy()
         np.testing.assert_allclose(found, p @ v_, rtol=1e-9, atol=1e-12)
 
 
 def test_a_gpu_computes_gelu_by_its_formula() -> None:
     x = np.linspace(-12, 12, 101)
     wanted = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    found = gelu(torch.from_numpy(x)[None], arithmetic=F32)[0].numpy()
+    found = bounded_alone(GELU, torch.from_numpy(x)[None], F32).exact[0].numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
@@ -123,8 +122,11 @@ def test_the_bound_of_sums_in_f16_holds_and_that_of_f32_sums_does_not() -> None:
     x = torch.randn(31, 256, generator=generator)
     matrix = Matrix("m", torch.randn(64, 256, generator=generator), Type.F16)
     found = matrix.product(x, arithmetic=HALF_SUMS)
-    assert 0.05 < bounds.linear(x, matrix, None, None, HALF_SUMS).ratio(found).max() <= 1
-    assert bounds.linear(x, matrix, None, None, F16).ratio(found).max() > 10
+    in_halves, in_floats = (
+        bounded_alone(PRODUCT, x, arithmetic, weight=matrix) for arithmetic in (HALF_SUMS, F16)
+    )
+    assert 0.05 < in_halves.ratio(found).max() <= 1
+    assert in_floats.ratio(found).max() > 10
 
 
 def test_a_norm_in_one_pass_may_be_off_by_more() -> None:
@@ -132,8 +134,8 @@ def test_a_norm_in_one_pass_may_be_off_by_more() -> None:
     ones = torch.ones(256)
     variance = x.square().mean(-1, keepdim=True) - x.mean(-1, keepdim=True).square()
     found = (x - x.mean(-1, keepdim=True)) / (variance + 1e-5).sqrt()
-    assert bounds.layer_norm(x, ones, None, 1e-5, F32).ratio(found).max() <= 1
-    assert bounds.layer_norm(x, ones, None, 1e-5, CPU).ratio(found).max() > 1
+    assert bounded_alone(NORM, x, F32, weight=ones).ratio(found).max() <= 1
+    assert bounded_alone(NORM, x, CPU, weight=ones).ratio(found).max() > 1
 
 
 def test_numbers_of_another_arithmetic_are_explained_and_named(

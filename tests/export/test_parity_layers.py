@@ -14,16 +14,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gguf_surgery import make_checkpoint
+from single_operations import GELU, NORM, PRODUCT, attention, bounded_alone
 from torch import Tensor
 from verify_targets import EVERY_TYPE, VARIANTS, lora_checkpoint, write_apart, written
 
 from llmkit.architectures.gpt2 import attention_by_hand
+from llmkit.architectures.graph import Attention, Gelu, Operation
 from llmkit.export.llamacpp.eval_callback import EvalCallback
-from llmkit.export.verify import bounds
 from llmkit.export.verify import layers_check as layers
-from llmkit.export.verify.arithmetic import Arithmetic, Type
+from llmkit.export.verify.arithmetic import Type
 from llmkit.export.verify.file_tensors import FileTensors, Matrix
 from llmkit.export.verify.layers_check import layers_check
+from llmkit.export.verify.operations import table
 from llmkit.export.verify.target import VerifyTarget, open_target
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -220,19 +222,27 @@ def test_another_number_of_heads_is_named(n_head: int, target: VerifyTarget) -> 
     assert said.startswith("blk.0: qkv -> attention: ")
 
 
+def with_exact(
+    monkeypatch: pytest.MonkeyPatch, operation: type[Operation], exact: Callable[..., Tensor]
+) -> None:
+    kind = replace(table.KINDS[operation], exact=exact)
+    monkeypatch.setitem(table.KINDS, operation, kind)
+
+
 def test_attention_without_its_scale_is_named(
     target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unscaled(qkv: Tensor, n_head: int, _: Arithmetic) -> Tensor:
-        q, k, v = (p.reshape(len(qkv), n_head, -1).transpose(0, 1) for p in qkv.chunk(3, dim=-1))
+    def unscaled(operation: Attention, inputs: list[Tensor], _: Any) -> Tensor:
+        parts = inputs[0].chunk(3, dim=-1)
+        q, k, v = (p.unflatten(1, (operation.n_head, -1)).transpose(0, 1) for p in parts)
         return attention_by_hand(q * q.shape[-1] ** 0.5, k, v).transpose(0, 1).flatten(1)
 
-    monkeypatch.setattr(bounds, "attention", unscaled)
+    with_exact(monkeypatch, Attention, unscaled)
     assert failure(target).startswith("blk.0: qkv -> attention: ")
 
 
 def test_gelu_with_erf_is_named(target: VerifyTarget, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "gelu", lambda x, arithmetic: F.gelu(x))
+    with_exact(monkeypatch, Gelu, lambda _operation, inputs, _computation: F.gelu(inputs[0]))
     said = failure(target)
     assert said.startswith("blk.0: ffn_up -> gelu: ")
 
@@ -285,19 +295,19 @@ def test_bounds_hold_for_float32_in_any_order(n: int) -> None:
         order = torch.randperm(n, generator=generator)
         weight, bias = torch.randn(2, n, generator=generator)
         normed = F.layer_norm(x[:, order], (n,), weight[order], bias[order], 1e-5)
-        norm = bounds.layer_norm(x[:, order], weight[order], bias[order], 1e-5)
+        norm = bounded_alone(NORM, x[:, order], weight=weight[order], bias=bias[order])
         assert norm.ratio(normed).max() <= 1
 
         matrix = Matrix("m", torch.randn(128, n, generator=generator), Type.F32)
         product = x[:, order] @ matrix.weight[:, order].T
-        assert bounds.linear(x, matrix, None, None).ratio(product).max() <= 1
+        assert bounded_alone(PRODUCT, x, weight=matrix).ratio(product).max() <= 1
 
         qkv = torch.randn(64, 3 * n, generator=generator)
         qkv[:, : 2 * n] *= 3  # sharp and flat attention
         q, k, v = (part.reshape(64, 4, -1).transpose(0, 1) for part in qkv.chunk(3, dim=-1))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         attended = attended.transpose(0, 1).flatten(1)
-        assert bounds.causal_attention(qkv, 4).ratio(attended).max() <= 1
+        assert bounded_alone(attention(4), qkv).ratio(attended).max() <= 1
 
 
 def test_bounds_are_of_the_size_of_rounding() -> None:
@@ -306,9 +316,9 @@ def test_bounds_are_of_the_size_of_rounding() -> None:
     x = torch.randn(16, 768, generator=generator)
     matrix = Matrix("m", torch.randn(64, 768, generator=generator), Type.F32)
     for bounded in (
-        bounds.layer_norm(x, torch.ones(768), torch.zeros(768), 1e-5),
-        bounds.linear(x, matrix, None, None),
-        bounds.causal_attention(x, 4),
+        bounded_alone(NORM, x, weight=torch.ones(768), bias=torch.zeros(768)),
+        bounded_alone(PRODUCT, x, weight=matrix),
+        bounded_alone(attention(4), x),
     ):
         slightly_off = (1.01 * bounded.exact).float()
         assert bounded.ratio(slightly_off).median() > 1
@@ -322,11 +332,11 @@ def test_gelu_is_within_its_bound_at_every_entry_of_ggmls_table() -> None:
     found = torch.from_numpy(np.array(table, np.uint16).view(np.float16).astype(np.float32))
     x = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32))
     looked_up = x.abs() < 10
-    ratio = bounds.gelu_bound(x[looked_up][:, None]).ratio(found[looked_up][:, None])
+    ratio = bounded_alone(GELU, x[looked_up][:, None]).ratio(found[looked_up][:, None])
     assert len(ratio) > 30_000
     assert ratio.max() <= 1
 
 
 def test_what_is_no_number_is_over_every_bound() -> None:
-    bounded = bounds.gelu_bound(torch.ones(1, 1))
+    bounded = bounded_alone(GELU, torch.ones(1, 1))
     assert bounded.ratio(torch.full((1, 1), torch.nan)).item() == torch.inf

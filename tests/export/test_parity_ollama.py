@@ -26,8 +26,8 @@ from llmkit.export.ollama.server import OllamaServer, Said, SaidToken
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.arithmetic import Type
 from llmkit.export.verify.checks import CHECKS, CheckContext, Needs, RegisteredCheck
+from llmkit.export.verify.ollama_answers import as_ollama_reads, path_of
 from llmkit.export.verify.ollama_check import ollama_check
-from llmkit.export.verify.ollama_logprobs import as_ollama_reads, path_of
 from llmkit.export.verify.target import open_target
 from llmkit.export.verify.verify import verify
 from llmkit.modelfiles.go_engine import find_go, go_engine

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.sources import Piece, note_left_out, read_documents, read_pieces, source_files
+from llmkit.data.folders import note_left_out, source_files
+from llmkit.data.sources import Piece, read_documents, read_pieces
 from llmkit.data.tokens import (
     FEW_DOCUMENTS,
     Counts,

@@ -14,8 +14,8 @@ from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.errors import DataError
 from llmkit.finetuning.examples import (
     IGNORED,
+    Batches,
     Example,
-    batch_indices,
     encode_conversation,
     encode_prompt,
     packed,
@@ -237,40 +237,39 @@ def test_masked_prompt_tokens_are_read_and_never_learned() -> None:
 
 
 @given(
-    n=st.integers(1, 20),
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=150),
     batch_size=st.integers(1, 25),
     n_steps=st.integers(1, 12),
     seed=st.integers(0, 1 << 40),
 )
 def test_every_epoch_is_a_permutation_that_seed_and_step_determine(
-    n: int, batch_size: int, n_steps: int, seed: int
+    lengths: list[int], batch_size: int, n_steps: int, seed: int
 ) -> None:
-    steps = [batch_indices(n, batch_size, step, seed) for step in range(n_steps)]
+    batches = Batches(lengths, batch_size, seed)
+    steps = [batches.indices(step) for step in range(n_steps)]
     assert all(len(step) == batch_size for step in steps)
     order = [index for step in steps for index in step]
+    n = len(lengths)
     for begin in range(0, len(order) - n + 1, n):
         assert sorted(order[begin : begin + n]) == list(range(n))
     assert len(set(order[len(order) // n * n :])) == len(order) % n
-    backwards = [batch_indices(n, batch_size, step, seed) for step in reversed(range(n_steps))]
-    assert backwards[::-1] == steps
-
-
-def test_records_are_shuffled_once_in_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds = []
-
-    def counted(seed: tuple[int, int]) -> np.random.Generator:
-        seeds.append(seed)
-        return np.random.Generator(np.random.PCG64(seed))
-
-    monkeypatch.setattr(np.random, "default_rng", counted)
-    for step in range(12):
-        batch_indices(40, 10, step, seed=123)
-    assert seeds == [(123, 0), (123, 1), (123, 2)]
+    resumed = Batches(lengths, batch_size, seed)
+    assert [resumed.indices(step) for step in reversed(range(n_steps))] == steps[::-1]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = [batch_indices(50, 50, epoch, seed) for epoch in range(3) for seed in range(3)]
+    orders = [Batches([1] * 50, 50, seed).indices(step) for step in range(3) for seed in range(3)]
     assert len({tuple(order) for order in orders}) == 9
+
+
+def test_a_batch_has_records_of_about_one_length_and_comes_at_no_fixed_place() -> None:
+    lengths = np.random.default_rng(0).integers(10, 200, 333).tolist()
+    batches = Batches(lengths, 8, seed=1)
+    rows = [[lengths[i] for i in batches.indices(step)] for step in range(160)]  # four epochs
+    n_padded = sum(8 * max(row) for row in rows)
+    assert sum(map(sum, rows)) / n_padded > 0.9  # 0.61 in random batches
+    longest = [max(row) for row in rows[:40]]
+    assert abs(np.corrcoef(longest, range(40))[0, 1]) < 0.5
 
 
 def examples_of(*lengths: int) -> list[Example]:

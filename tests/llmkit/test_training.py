@@ -123,16 +123,18 @@ def test_bits_per_byte_are_those_of_the_held_out_text(short_text: Path, tmp_path
 
 def test_checkpoint_holds_what_it_promises(finished: Path) -> None:
     names = {path.relative_to(finished).as_posix() for path in finished.rglob("*.*")}
-    assert names == {
+    checkpoint = {
         "config.json",
         "model.safetensors",
         "tokenizer.json",
-        "training/metrics.jsonl",
         "training/optimizer.safetensors",
         "training/state.json",
         "training/train.tokens",
         "training/validation.tokens",
     }
+    kept = ("training/saves/8", "training/saves/12", "training/best")
+    links = {f"{place}/{name}" for place in kept for name in checkpoint}
+    assert names == {*checkpoint, "training/metrics.jsonl", *links}
 
 
 def test_notes_go_to_stderr(
@@ -518,9 +520,12 @@ def test_missing_run_config_is_refused(tmp_path: Path) -> None:
         load_run_config(tmp_path, "nano")
 
 
-def test_diverged_run_stops_and_says_at_which_step(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\b(nan|inf) at step \d+\b.*learning_rate"):
+def test_run_that_diverges_twice_stops_and_says_at_which_steps(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"(nan|inf) at step \d+;.*(nan|inf) at step \d+\b"):
         run(corpus, tmp_path / "out", training={"learning_rate": 1e30, "warmup_steps": 0})
+    assert "step 0, with 0.5" in capsys.readouterr().err
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

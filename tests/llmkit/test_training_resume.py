@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import random
 import re
@@ -9,9 +11,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_runs import (
@@ -24,8 +29,17 @@ from training_runs import (
     snapshot,
 )
 
-from llmkit.errors import CheckpointError
+from llmkit.architectures.base import LanguageModel
+from llmkit.checkpoint.checkpoint import load_checkpoint
+from llmkit.data.tokens import open_token_file, windows
+from llmkit.errors import CheckpointError, LlmkitError
+from llmkit.training import loop
+from llmkit.training.config import PRESET_TRAINING
+from llmkit.training.evaluate import validation_loss
 from llmkit.training.loop import TrainingLoop
+from llmkit.training.pretraining import Pretraining
+from llmkit.training.state import RunFolder, RunState
+from llmkit.training.task import Evaluation
 
 
 class StopError(Exception):
@@ -266,28 +280,182 @@ def test_unfinished_run_needs_resume(
     assert snapshot(out) == before
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "training/optimizer.safetensors"])
-def test_files_of_another_step_are_refused(
-    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+TENSOR_FILES = ("model.safetensors", "training/optimizer.safetensors")
+
+
+def damage(file: Path) -> None:
+    """Flip one bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("steps", [10, 12])
+@pytest.mark.parametrize("file", TENSOR_FILES)
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    uninterrupted: Callable[[float], dict[str, Any]],
+    file: str,
+    steps: int,
 ) -> None:
     out = tmp_path / "out"
-    run(short_text, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        before_step(patch, stop_at(5))
-        with pytest.raises(StopError):
+        before_step(patch, stop_at(steps))
+        with suppress(StopError):
             run(short_text, out)
-    shutil.copy(tmp_path / "whole" / file, out / file)
-    with pytest.raises(CheckpointError, match=rf"{re.escape(file)} .* step 4\b.*state\.json"):
+    damage(out / file)
+    before = 4 if steps == 10 else 8
+    with pytest.raises(CheckpointError, match=rf"{re.escape(file)} .*--resume.* step {before}$"):
+        run(short_text, out)
+    run(short_text, out, resume=True)
+    assert f"{file} is damaged" in capsys.readouterr().err
+    assert outcome(out) == uninterrupted(0.0)
+
+
+@pytest.mark.parametrize("file", TENSOR_FILES)
+def test_run_with_no_undamaged_checkpoint_is_refused(
+    short_text: Path, tmp_path: Path, file: str
+) -> None:
+    out = tmp_path / "out"
+    run(short_text, out)
+    for place in (out, *(out / "training" / "saves").iterdir()):
+        (place / file).unlink()
+    with pytest.raises(CheckpointError, match=rf"{re.escape(file)} is damaged"):
         run(short_text, out, resume=True)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 3}', '{"stop": 3}'])
-def test_damaged_state_is_refused(short_text: Path, tmp_path: Path, content: str) -> None:
+def test_damaged_state_falls_back(
+    short_text: Path,
+    tmp_path: Path,
+    content: str,
+    capsys: pytest.CaptureFixture[str],
+    uninterrupted: Callable[[float], dict[str, Any]],
+) -> None:
     out = tmp_path / "out"
     run(short_text, out)
     (out / "training" / "state.json").write_text(content, encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
-        run(short_text, out, resume=True)
+    run(short_text, out, resume=True)
+    assert "state.json is damaged" in capsys.readouterr().err
+    assert outcome(out) == uninterrupted(0.0)
+
+
+def jump(step: int) -> float:
+    """Added to the loss: a rise of two nats for good, at step 5 (counted from 1)."""
+    return 2.0 * (step >= 4)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])
+@pytest.mark.parametrize("rise", [lambda step: math.nan if step == 6 else 0.0, jump])
+def test_diverged_run_goes_back_once_with_a_lower_rate(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rise: Callable[[int], float],
+    stop: int,
+) -> None:
+    monkeypatch.setattr(loop, "SPIKE_STEPS", 2)
+    original = TrainingLoop._step
+
+    def step(self: TrainingLoop, number: int) -> torch.Tensor:
+        loss = original(self, number)
+        return loss if self.state.diverged else loss + rise(number)
+
+    monkeypatch.setattr(TrainingLoop, "_step", step)
+    training = {"eval_interval": 2}
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    run(short_text, whole, training=training)
+    assert capsys.readouterr().err.count("training diverged") == 1
+    assert json.loads((whole / "training" / "state.json").read_text())["diverged"]
+    assert [line["step"] for line in metrics(whole)] == [2, 4, 6, 8, 10, 12]
+    assert metrics(whole)[-1]["lr"] == PRESET_TRAINING["nano"]["min_learning_rate"] / 2
+    interrupted = iter([False] * stop + [True])
+
+    def interrupt(number: int) -> None:
+        if next(interrupted, False):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        before_step(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(short_text, out, training=training)
+    run(short_text, out, training=training, resume=True)
+    assert outcome(out) == outcome(whole)
+
+
+def test_noisy_losses_are_no_spike() -> None:
+    noise = np.random.default_rng(0).normal(0, 1, 500)
+    losses = loop._Losses(RunState({}, {}), None)
+    for value in noise:
+        losses.add(torch.tensor(3.0 + value))
+    assert len(losses.all()) == 500
+
+
+def test_best_checkpoint_is_kept(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    losses = iter([4.0, 2.0, 3.0, 3.5, 3.1, 3.2])
+    original = Pretraining.evaluate
+
+    def evaluate(self: Pretraining, model: LanguageModel) -> Evaluation:
+        found = original(self, model)
+        measured.append(found.val_loss)
+        return replace(found, val_loss=next(losses))
+
+    measured: list[float] = []
+    monkeypatch.setattr(Pretraining, "evaluate", evaluate)
+    run(short_text, out, training={"steps": 24})
+    state = out / "training" / "best" / "training" / "state.json"
+    assert json.loads(state.read_text())["step"] == 8
+    assert sorted(path.name for path in (out / "training" / "saves").iterdir()) == ["20", "24"]
+    task = load_checkpoint(out / "training" / "best")
+    held_out = windows(open_token_file(task.validation_tokens_file, 300), 16, 64)
+    assert validation_loss(task.load_model(), held_out, 4) == pytest.approx(measured[1])
+
+
+def test_two_processes_cannot_train_in_one_folder(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def start_another(number: int) -> None:
+        if number == 5:
+            with pytest.raises(CheckpointError, match="another process"):
+                run(short_text, out, resume=True)
+
+    before_step(monkeypatch, start_another)
+    run(short_text, out)
+    assert step_reached(out) == 12
+    assert not RunFolder(out).is_locked
+
+
+def test_full_disk_keeps_the_checkpoint_before(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[float], dict[str, Any]],
+) -> None:
+    out = tmp_path / "out"
+
+    original, half = os.fsync, out / "training" / "next" / "model.safetensors"
+
+    def full(descriptor: int) -> None:
+        if half.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        before_step(patch, lambda step: patch.setattr(os, "fsync", full) if step == 6 else None)
+        with pytest.raises(LlmkitError, match=r"cannot write .*space.* step 4\b.*--resume"):
+            run(short_text, out)
+    assert not (out / "training" / "next").exists()
+    run(short_text, out, resume=True)
+    assert outcome(out) == uninterrupted(0.0)
 
 
 def test_damaged_metrics_are_refused(short_text: Path, tmp_path: Path) -> None:

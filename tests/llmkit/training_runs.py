@@ -151,8 +151,8 @@ def outcome(out: Path) -> dict[str, Any]:
         for path in sorted(out.rglob("*"))
         if path.is_file()
     }
-    times = ("training/metrics.jsonl", "training/state.json")  # hold times, which differ
-    content = {name: b"" if name in times else data for name, data in files.items()}
+    times = ("metrics.jsonl", "state.json")  # hold times, which differ
+    content = {name: b"" if name.endswith(times) else data for name, data in files.items()}
     numbers = [{key: line.get(key) for key in SAME_EVERY_TIME} for line in metrics(out)]
     state = json.loads((out / "training" / "state.json").read_text(encoding="utf-8"))
     return {"files": content, "metrics": numbers, "state": {**state, "elapsed_s": None}}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmkit.architectures.registry import new_model
 from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.tensors import save_tensors
@@ -38,13 +39,23 @@ def _classifier(base: Checkpoint, folder: Path, seed: int) -> Checkpoint:
     return load_checkpoint(folder)
 
 
+def _long(base: Checkpoint, folder: Path) -> None:
+    """An untrained checkpoint that can go on for seconds."""
+    config = replace(base.config, context_length=4096)
+    folder.mkdir()
+    save_config(folder, CheckpointConfig(config, base.prompt_format))
+    save_tensors(folder / "model.safetensors", new_model(config).state_dict(), step=0)
+    base.tokenizer.save(folder / "tokenizer.json")
+
+
 @pytest.fixture(scope="session")
 def page_folder(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base, answers with two GGUF files, of which one has a proof, and two classifiers."""
+    """Base models, one that answers and its files, one with a proof, and classifiers."""
     folder = tmp_path_factory.mktemp("page") / "models"
     base = load_checkpoint(tiny_checkpoint)
     shutil.copytree(tiny_checkpoint, folder / "base")
     shutil.copytree(tiny_checkpoint, folder / "answers")
+    _long(base, folder / "long")
     save_config(folder / "answers", CheckpointConfig(base.config, USER_ASSISTANT))
     made = export(folder / "answers", folder / "export", QuantConfig("f32,q4_0"), prove=False)
     small = next(file.path for file in made.files if file.quant == "q4_0")

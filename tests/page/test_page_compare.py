@@ -16,8 +16,8 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 from test_page_tabs import bodies, no_ollama, tab, texts  # noqa: F401  (no_ollama is a fixture)
 
-from llmkit.api import compare, divergence_along, look_inside, nearest_tokens
-from llmkit.evaluation.results import save_result
+from llmkit.api import compare, divergence_along, find_results, look_inside, nearest_tokens
+from llmkit.export.results import keep_result
 from llmkit.page.charts import size_quality_chart
 from llmkit.page.style import visible
 
@@ -45,10 +45,10 @@ def test_sizes_are_measured_once_and_then_read(folder: Path) -> None:
     shown.multiselect(key="compare_files").set_value([SMALL]).run()
     shown.button(key="compare_measure").click().run()
     assert not shown.error
-    saved = json.loads((folder / "export" / "comparison.json").read_text())
+    (saved,) = find_results(folder).comparisons.values()
     measures, types = (table.value for table in shown.dataframe)
     cells = dict(zip(measures["measure"], measures["answers-q4_0.gguf"], strict=True))
-    assert cells["mean KL"] == f"{saved['rows'][0]['mean_kl']:.2e}"
+    assert cells["mean KL"] == f"{saved.rows[0].mean_kl:.2e}"
     assert set(types["type"]) == {"q4_0", "f32"}
     assert (types["file"] == SMALL).all()
     again = tab("compare", folder)
@@ -63,7 +63,6 @@ def test_the_chart_names_each_file_and_the_scores_are_tables(folder: Path) -> No
     assert {point["type"]: point["KL"] for point in values} == {
         row.quant: row.mean_kl for row in compared.rows if row.mean_kl > 0
     }
-    save_result(folder / "comparison.json", compared)
     score = {"value": 0.5, "interval": [0.4, 0.6], "difference": None, "difference_interval": None}
     scores = {"accuracy": score}
     model = {"model": "m", "scores": scores, "groups": {"home": scores}, "ties": 0}
@@ -71,7 +70,7 @@ def test_the_chart_names_each_file_and_the_scores_are_tables(folder: Path) -> No
         "task": "village-choices", "source": "", "items": 4, "left_out": 0, "chance": 0.25,
         "lower_is_better": False, "models": [{**model, "confusion": None}],
     }  # fmt: skip
-    (folder / "scores.json").write_text(json.dumps(evaluation))
+    keep_result("evaluations", {}, [str(folder / "base")], evaluation)
     shown = tab("compare", folder)
     *_, table = (frame.value for frame in shown.dataframe)
     assert list(table["group"]) == ["all", "home"]

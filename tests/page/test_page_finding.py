@@ -6,6 +6,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import gguf
@@ -14,7 +16,7 @@ import pytest
 
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.gguf.header import read_header
-from llmkit.page.finding import find_models, refuse_outside
+from llmkit.page.finding import find_models, ollama_models, refuse_outside
 
 
 def test_models_are_found_with_their_kind_quantization_and_proof(page_folder: Path) -> None:
@@ -29,6 +31,7 @@ def test_models_are_found_with_their_kind_quantization_and_proof(page_folder: Pa
         "labels-1": ("checkpoint", "labels", "f32"),
         "labels-2": ("checkpoint", "labels", "f32"),
         "labels-export/labels-1-f32.gguf": ("GGUF", "labels", "f32"),
+        "long": ("checkpoint", "base", "f32"),
     }
     models = {model.name: model for model in found.models}
     small = models["export/answers-q4_0.gguf"]
@@ -130,3 +133,23 @@ def test_the_first_page_needs_no_torch() -> None:
     loaded = set(run.stdout.split())
     assert "llmkit.page.find" in loaded
     assert not loaded & {"torch", "llama_cpp", "matplotlib", "tokenizers"}
+
+
+def test_the_models_of_a_running_ollama_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tags(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = b'{"models": [{"name": "tales:latest", "size": 4000000}]}'
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Tags) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{server.server_port}")
+        (found,) = ollama_models()
+        server.shutdown()
+    assert (found.name, found.source, found.path) == ("tales:latest", "Ollama", None)
+    assert ollama_models() == []

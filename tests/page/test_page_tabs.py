@@ -52,10 +52,10 @@ def bodies(shown: AppTest) -> list[str]:
 
 def test_find_shows_every_model_and_opens_a_proof(page_folder: Path) -> None:
     shown = tab("find", page_folder)
-    assert sum("parameters" in text for text in texts(shown)) == 7
+    assert sum("parameters" in text for text in texts(shown)) == 8
     assert sum("proof passed" in text for text in texts(shown)) == 1
-    shown.toggle[0].set_value(True).run()
-    (checks,) = shown.dataframe
+    shown.button[0].click().run()
+    (checks,) = shown.table
     assert checks.value.to_dict("records")[0]["check"] == "tensors"
 
 

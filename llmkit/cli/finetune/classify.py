@@ -12,8 +12,6 @@ from llmkit.cli.options import (
     CheckpointArgument,
     DelimiterOption,
     EncodingOption,
-    JsonOption,
-    ResumeOption,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +25,9 @@ def register(app: typer.Typer) -> None:
     app.command("classify")(_classify)
 
 
+@options.with_tuning
 def _classify(
+    *,
     checkpoint: CheckpointArgument,
     data: Annotated[
         Path, typer.Option(metavar="FILE", help="Texts and labels: a TSV, CSV, JSON or JSONL file.")
@@ -67,37 +67,15 @@ def _classify(
             help="Part to train: head (classifier only), N (the last N blocks), or all.",
         ),
     ] = "all",
-    lora: options.LoraOption = None,
-    lora_alpha: options.AlphaOption = None,
-    lora_dropout: options.DropoutOption = 0.0,
-    lora_targets: options.TargetsOption = None,
-    qlora: options.QloraOption = None,
-    qat: options.QatOption = None,
-    epochs: options.EpochsOption = 3,
-    batch_size: options.BatchOption = None,
-    learning_rate: options.RateOption = None,
-    seed: options.SeedOption = 1337,
-    add_tokens: options.AddTokensOption = False,
-    sweep: options.SweepOption = None,
-    plot: options.PlotOption = None,
-    resume: ResumeOption = False,
-    device: options.DeviceOption = None,
-    json_output: JsonOption = False,
+    tuning: options.Tuning,
 ) -> None:
     """Train a text classifier. In Ollama it answers with the label."""
     from llmkit.finetuning.classify import DEFAULT_SPLIT, finetune_classify
 
-    config = options.finetune_config(
-        lora, lora_alpha, lora_dropout, lora_targets, qlora, qat, epochs, add_tokens,
-        split=DEFAULT_SPLIT,
-    )  # fmt: skip
-    options.run_or_sweep(
+    tuning.run(
         finetune_classify,
         out,
-        sweep,
-        json_output,
         _show,
-        plot,
         _figure,
         checkpoint=checkpoint,
         data=data,
@@ -108,10 +86,7 @@ def _classify(
         encoding=encoding,
         balance=balance,
         unfreeze=unfreeze,
-        config=config,
-        training={"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed},
-        resume=resume,
-        device=device,
+        config={"split": DEFAULT_SPLIT},
     )
 
 

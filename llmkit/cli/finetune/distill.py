@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.finetune import options
-from llmkit.cli.options import CheckpointArgument, JsonOption, ResumeOption, print_json
+from llmkit.cli.options import (
+    CheckpointArgument,
+    DeviceOption,
+    JsonOption,
+    ResumeOption,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from llmkit.finetuning.distill import DistillResult
@@ -47,7 +53,7 @@ def _distill(
         int, typer.Option(metavar="N", help="Random seed; the same seed gives the same weights.")
     ] = 1337,
     resume: ResumeOption = False,
-    device: options.DeviceOption = None,
+    device: DeviceOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Adapt weights to a quantized type (QAT by distillation).

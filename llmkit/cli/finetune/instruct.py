@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.finetune import options
-from llmkit.cli.options import CheckpointArgument, JsonOption, ResumeOption
+from llmkit.cli.options import CheckpointArgument
 
 if TYPE_CHECKING:
     from llmkit.finetuning.instruct import InstructResult
@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
     app.command("instruct")(_instruct)
 
 
+@options.with_tuning
 def _instruct(
+    *,
     checkpoint: CheckpointArgument,
     data: Annotated[
         Path,
@@ -44,46 +46,21 @@ def _instruct(
     packing: Annotated[
         bool, typer.Option("--packing", help="Pack several records into one sequence.")
     ] = False,
-    lora: options.LoraOption = None,
-    lora_alpha: options.AlphaOption = None,
-    lora_dropout: options.DropoutOption = 0.0,
-    lora_targets: options.TargetsOption = None,
-    qlora: options.QloraOption = None,
-    qat: options.QatOption = None,
-    epochs: options.EpochsOption = 3,
-    batch_size: options.BatchOption = None,
-    learning_rate: options.RateOption = None,
-    seed: options.SeedOption = 1337,
-    add_tokens: options.AddTokensOption = False,
-    sweep: options.SweepOption = None,
-    plot: options.PlotOption = None,
-    resume: ResumeOption = False,
-    device: options.DeviceOption = None,
-    json_output: JsonOption = False,
+    tuning: options.Tuning,
 ) -> None:
     """Teach a model to answer instructions."""
     from llmkit.finetuning.instruct import finetune_instruct
     from llmkit.modelfiles.prompt_format import prompt_format as named_format
 
-    config = options.finetune_config(
-        lora, lora_alpha, lora_dropout, lora_targets, qlora, qat, epochs, add_tokens
-    )
-    options.run_or_sweep(
+    tuning.run(
         finetune_instruct,
         out,
-        sweep,
-        json_output,
         _show,
-        plot,
         checkpoint=checkpoint,
         data=data,
         prompt_format=named_format(prompt_format) if prompt_format else None,
         mask_prompt=mask_prompt,
         packing=packing,
-        config=config,
-        training={"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed},
-        resume=resume,
-        device=device,
     )
 
 

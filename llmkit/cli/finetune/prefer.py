@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.finetune import options
-from llmkit.cli.options import CheckpointArgument, JsonOption, ResumeOption
+from llmkit.cli.options import CheckpointArgument
 
 if TYPE_CHECKING:
     from llmkit.finetuning.prefer import PreferResult
@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
     app.command("prefer")(_prefer)
 
 
+@options.with_tuning
 def _prefer(
+    *,
     checkpoint: CheckpointArgument,
     data: Annotated[
         Path,
@@ -35,43 +37,18 @@ def _prefer(
             metavar="X", help="DPO beta: larger values keep the model closer to the base."
         ),
     ] = 0.1,
-    lora: options.LoraOption = None,
-    lora_alpha: options.AlphaOption = None,
-    lora_dropout: options.DropoutOption = 0.0,
-    lora_targets: options.TargetsOption = None,
-    qlora: options.QloraOption = None,
-    qat: options.QatOption = None,
-    epochs: options.EpochsOption = 3,
-    batch_size: options.BatchOption = None,
-    learning_rate: options.RateOption = None,
-    seed: options.SeedOption = 1337,
-    add_tokens: options.AddTokensOption = False,
-    sweep: options.SweepOption = None,
-    plot: options.PlotOption = None,
-    resume: ResumeOption = False,
-    device: options.DeviceOption = None,
-    json_output: JsonOption = False,
+    tuning: options.Tuning,
 ) -> None:
     """Teach a model to prefer one answer to another (DPO)."""
     from llmkit.finetuning.prefer import finetune_prefer
 
-    config = options.finetune_config(
-        lora, lora_alpha, lora_dropout, lora_targets, qlora, qat, epochs, add_tokens
-    )
-    options.run_or_sweep(
+    tuning.run(
         finetune_prefer,
         out,
-        sweep,
-        json_output,
         _show,
-        plot,
         checkpoint=checkpoint,
         data=data,
         beta=beta,
-        config=config,
-        training={"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed},
-        resume=resume,
-        device=device,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from llmkit.importing.source import Source
+from llmkit.importing.source.source import Source
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmkit.errors import CheckpointError
-from llmkit.importing.source import Source
+from llmkit.importing.source.source import Source
 
 _HEADER_BYTES = 1024
 _DTYPES = {3: torch.float32, 5: torch.bfloat16}  # by the format's version

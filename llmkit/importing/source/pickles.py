@@ -11,12 +11,10 @@ import io
 import pickle
 import struct
 import sys
-import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,21 +22,14 @@ from torch import Tensor
 
 from llmkit.errors import CheckpointError
 
-
-def word_set(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(text.split())
-
-
-MAX_PICKLE_BYTES = 1 << 28  # of the part without weights; a vocabulary takes megabytes
 _MAX_REPEATED_BYTES = 1 << 26  # of an expanded tensor, such as a mask
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py
 # Of Python's own modules a checkpoint has reason to name these; the others only an attack.
-_HARMLESS = word_set(
-    "__future__ _codecs abc argparse array builtins collections copyreg dataclasses datetime "
-    "decimal enum fractions functools itertools logging numbers pathlib random string time types "
-    "typing uuid weakref"
-)
+_HARMLESS = {
+    "__future__", "_codecs", "abc", "argparse", "array", "builtins", "collections", "copyreg",
+    "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "itertools", "logging",
+    "numbers", "pathlib", "random", "string", "time", "types", "typing", "uuid", "weakref",
+}  # fmt: skip
 _ATTACKS = ("torch.hub", "torch.jit", "torch.serialization", "numpy.load", "numpy.save")
 _BUILTINS: dict[str, Any] = {
     "set": set,
@@ -96,7 +87,7 @@ class Bag:
         self.__dict__.setdefault("elements", []).extend(values)
 
 
-class _Storage:
+class Storage:
     """Numbers of a tensor in the file."""
 
     def __init__(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
@@ -119,9 +110,9 @@ _STORAGE_TYPES = {
 
 
 def _rebuild_tensor(
-    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    if not isinstance(storage, _Storage):
+    if not isinstance(storage, Storage):
         raise pickle.UnpicklingError("a tensor without numbers")
     if any(part < 0 for part in (offset, *size, *stride)):
         raise pickle.UnpicklingError("a tensor of negative size")
@@ -134,9 +125,9 @@ def _rebuild_tensor(
     return tensor.set_(storage.untyped, offset, size, stride)
 
 
-def _rebuild_tensor_of_type(storage: _Storage, *args: Any) -> Tensor:
+def _rebuild_tensor_of_type(storage: Storage, *args: Any) -> Tensor:
     """A tensor whose type the storage's name cannot say: (..., dtype, metadata)."""
-    return _rebuild_tensor(_Storage(storage.untyped, _dtype(args[5])), *args[:3])
+    return _rebuild_tensor(Storage(storage.untyped, checked_dtype(args[5])), *args[:3])
 
 
 def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
@@ -147,7 +138,7 @@ def _reconstructor(cls: Any, *_: Any) -> Any:
     return cls() if isinstance(cls, type) and issubclass(cls, Bag) else Bag()
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
     """Rebuilds tensors and plain data, and nothing else."""
 
     def __init__(self, file: io.BufferedIOBase, persistent: Callable[[Any], Any]) -> None:
@@ -159,6 +150,7 @@ class _Unpickler(pickle.Unpickler):
         return self._persistent(key)
 
     def find_class(self, module: str, name: str) -> Any:
+        """What may be called, or a `Bag`; raises CheckpointError for what can do harm."""
         # Python 2's names, which torch.save writes too.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         if _is_harmful(module, name):
@@ -190,7 +182,7 @@ def _is_harmful(module: str, name: str) -> bool:
 
 
 def _storage_from_bytes(data: bytes) -> Any:
-    return _read_legacy(io.BytesIO(data), len(data))
+    return read_legacy(io.BytesIO(data), len(data))
 
 
 _REBUILDERS: dict[str, Any] = {
@@ -215,97 +207,26 @@ _REBUILDERS: dict[str, Any] = {
 }
 
 
-def read_pickle(path: Path) -> Any:
-    """What a PyTorch or pickle file holds: plain data, tensors and `Bag`s.
-
-    Tensors of a zip archive, as torch.save writes them, are mapped, not read. Raises
-    CheckpointError for a file that is damaged, compressed or would run code.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            return _read_zip(path)
-        with path.open("rb") as file:
-            if file.peek(4).startswith(b"PK"):
-                raise EOFError("a zip archive without its end")
-            return _read_legacy(file, path.stat().st_size)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} was not loaded: {error}") from error
-    except (
-        pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
-        RuntimeError, OverflowError, MemoryError, RecursionError, struct.error, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        with path.open("rb") as file:
-            is_pickle = file.read(2)[:1] in (b"\x80", b"P")  # a protocol, or a zip archive
-        if not is_pickle:
-            raise CheckpointError(
-                f"{path} is not a file of weights; give a PyTorch, safetensors or GGUF file"
-            ) from error
-        why = str(error) or type(error).__name__
-        raise CheckpointError(
-            f"{path} is damaged or not a PyTorch file ({why}); copy it again"
-        ) from error
-
-
-def _read_zip(path: Path) -> Any:
-    """torch.save's archive: NAME/data.pkl and the numbers in NAME/data/KEY, uncompressed."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        pickles = [name for name in entries if name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ValueError("the zip archive has no data.pkl")
-        if packed := [e.filename for e in entries.values() if e.compress_type]:
-            raise CheckpointError(f"{packed[0]} in it is compressed, which torch.save never does")
-        if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
-            raise ValueError(f"data.pkl has {entries[pickles[0]].file_size:,} bytes")
-        folder = pickles[0].removesuffix("data.pkl")
-        with path.open("rb") as file:
-            # Where an entry's bytes begin is written before them, not in the index.
-            def start(entry: zipfile.ZipInfo) -> int:
-                file.seek(entry.header_offset + 26)
-                name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-                return entry.header_offset + 30 + int(name_bytes) + int(extra_bytes)
-
-            n_bytes = path.stat().st_size
-            storages: dict[str, _Storage] = {}
-            mapped = torch.UntypedStorage.from_file(str(path), False, n_bytes)
-
-            def persistent(key: Any) -> _Storage:
-                _, dtype, name, *_ = key
-                if name not in storages:
-                    entry = entries.get(f"{folder}data/{name}")
-                    if entry is None:
-                        raise EOFError(f"data/{name} is missing in it")
-                    begin = start(entry)
-                    if begin + entry.file_size > n_bytes:
-                        raise EOFError("the file is truncated")
-                    part = mapped[begin : begin + entry.file_size]
-                    storages[name] = _Storage(part, _dtype(dtype))
-                return storages[name]
-
-            with archive.open(pickles[0]) as data:
-                return _Unpickler(io.BytesIO(data.read()), persistent).load()
-
-
-def _read_legacy(file: Any, n_bytes: int) -> Any:
+def read_legacy(file: Any, n_bytes: int) -> Any:
     """A plain pickle, or torch.save's format before 1.6: pickles, then the numbers."""
-    storages: dict[str, _Storage] = {}
+    storages: dict[str, Storage] = {}
 
     def persistent(key: Any) -> Any:
         if key[0] == "module":  # a class with its source text
             return key[1]
         _, dtype, name, _, numel, *_ = key
         if name not in storages:
-            size = int(numel) * _dtype(dtype).itemsize
+            size = int(numel) * checked_dtype(dtype).itemsize
             if not 0 <= size <= n_bytes:
                 raise EOFError("the file is truncated")
-            storages[name] = _Storage(
+            storages[name] = Storage(
                 torch.UntypedStorage(size),  # type: ignore[no-untyped-call]
-                _dtype(dtype),
+                checked_dtype(dtype),
             )
         return storages[name]
 
     def load() -> Any:
-        return _Unpickler(file, persistent).load()
+        return Unpickler(file, persistent).load()
 
     found = load()
     if found != _LEGACY_MAGIC:
@@ -326,7 +247,8 @@ def _read_legacy(file: Any, n_bytes: int) -> Any:
     return found
 
 
-def _dtype(found: Any) -> torch.dtype:
+def checked_dtype(found: Any) -> torch.dtype:
+    """The type of a tensor's numbers. Raises CheckpointError for one that is not known."""
     if not isinstance(found, torch.dtype):
         name = getattr(found, "class_name", found)
         raise CheckpointError(f"it has tensors of type {name}; save them as floats")

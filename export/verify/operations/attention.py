@@ -1,0 +1,77 @@
+"""Causal attention with queries, keys and values side by side: (T, 3C) -> (T, C)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmkit.architectures.graph import Attention
+from llmkit.export.verify.activations import rounded_to
+from llmkit.export.verify.arithmetic import Arithmetic, Type
+from llmkit.export.verify.operations.kind import UNIT, UNIT_F16, Computation, Kind, gamma
+
+_SCORES_AT_ONCE = 1 << 20  # those of all heads would be as much as a layer's weights
+
+
+def _exact(operation: Attention, inputs: Sequence[Tensor], computation: Computation) -> Tensor:
+    """Each text attends to itself alone."""
+    texts = torch.split(inputs[0], [len(text) for text in computation.texts])
+    return torch.cat([_of_text(qkv, operation.n_head, computation.arithmetic) for qkv in texts])
+
+
+def _of_text(qkv: Tensor, n_head: int, arithmetic: Arithmetic) -> Tensor:
+    q, k, v = _read_heads(qkv, n_head, arithmetic)
+    heads = max(1, _SCORES_AT_ONCE // len(qkv) ** 2)
+    attended = []
+    for some_q, some_k, some_v in zip(*(torch.split(x, heads) for x in (q, k, v)), strict=True):
+        weights = _scores(some_q, some_k).softmax(-1)
+        attended.append(rounded_to(weights, arithmetic.attention) @ some_v)  # (H, T, D)
+    return torch.cat(attended).transpose(0, 1).flatten(1)
+
+
+def _bound(
+    operation: Attention, inputs: Sequence[Tensor], _exact: Tensor, computation: Computation
+) -> Tensor:
+    """Of one text. D is the width of a head.
+
+    A score is off by e = gamma(D) scale sum |q k|, and its distance to the row's maximum rounded
+    once; exp adds two units in the last place. A weight p is then off by p times its own e and
+    the mean e of its row, by which it is divided; sums over keys follow. Where weights are read in
+    f16 each may be rounded to a neighbour.
+    """
+    q, k, v = _read_heads(inputs[0].double(), operation.n_head, computation.arithmetic)
+    n_tokens, width = q.shape[1:]
+    scores = _scores(q, k)
+    p = scores.softmax(-1)
+    e = gamma(width + 4) * (q.abs() @ k.abs().transpose(-2, -1)) / width**0.5
+    below_largest = scores.amax(-1, keepdim=True) - scores
+    e += UNIT * below_largest.masked_fill(_future(n_tokens), 0) + 4 * UNIT
+    e += (p * e).sum(-1, keepdim=True)
+    if computation.arithmetic.attention == Type.F16:
+        e += 2 * UNIT_F16
+    bound: Tensor = (p * (e + gamma(2 * n_tokens + 8))) @ v.abs()  # (H, T, D)
+    return bound.transpose(0, 1).flatten(1)
+
+
+def _read_heads(qkv: Tensor, n_head: int, arithmetic: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
+    """What the products read of queries, keys and values: (T, 3C) -> three of (H, T, D)."""
+    q, k, v = (part.reshape(len(qkv), n_head, -1).transpose(0, 1) for part in qkv.chunk(3, dim=-1))
+    k, v = (rounded_to(kept, arithmetic.kv) for kept in (k, v))
+    q, k, v = (rounded_to(x, arithmetic.attention) for x in (q, k, v))
+    return q, k, v
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """(H, T, T), minus infinity for keys that come later."""
+    n_tokens, width = q.shape[1:]
+    scores: Tensor = q @ k.transpose(-2, -1) / width**0.5
+    return scores.masked_fill(_future(n_tokens), -torch.inf)
+
+
+def _future(n_tokens: int) -> Tensor:
+    return torch.ones(n_tokens, n_tokens, dtype=torch.bool).triu(1)
+
+
+ATTENTION = Kind(_exact, _bound, by_token=False)

@@ -1,0 +1,95 @@
+"""A matrix times its input, plus a bias, plus the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llmkit.architectures.graph import Product
+from llmkit.export.verify.arithmetic import Arithmetic, Type
+from llmkit.export.verify.file_tensors import Matrix
+from llmkit.export.verify.operations.kind import UNIT, UNIT_F16, Computation, Kind, gamma
+
+_ROWS_AT_ONCE = 8192  # of a matrix: a head of 50k rows in float64 would be 300 MB
+_SUMMED_BLOCK = 32  # products that ggml sums as integers or in one lane, at least
+_FLIP_ROUNDINGS = 2 + 3  # between two CPUs' x in units of the step: see `_bound`
+# Standard deviations that the sum of many roundings to f16 stays within: one sum in 10**9 does not.
+_DEVIATIONS = 6
+_PRODUCTS_AT_ONCE = 1 << 24  # whose running sums are held
+
+
+def _exact(operation: Product, inputs: Sequence[Tensor], computation: Computation) -> Tensor:
+    x = inputs[0]
+    matrix = computation.tensors.matrix(operation.weight)
+    y = matrix.product(x, computation.ties, computation.arithmetic)
+    bias = computation.tensors.optional(operation.bias)
+    if bias is not None:
+        y.add_(bias.to(x.dtype))
+    return inputs[1] + y if len(inputs) > 1 else y
+
+
+def _bound(
+    operation: Product, inputs: Sequence[Tensor], _exact: Tensor, computation: Computation
+) -> Tensor:
+    """W x, plus b, plus the stream: (T, in) -> (T, out).
+
+    A product of n inputs is off by gamma(n) sum |w x|; quantized blocks of 32 or more multiply and
+    add whole numbers, exactly, and only their results are rounded. Where a weight is
+    scale * code + offset the two parts are summed apart, so that the offset's magnitude counts as
+    well. An input that lies between two codes but for rounding may become either: one CPU
+    multiplies by 127 / max, which is 2 roundings, the other by 1 / (max / 127), which is 3, and
+    ties go both ways. Such an input adds its whole step.
+
+    Sums in f16 are rounded after each product; errors of both signs cancel as a random walk does.
+    """
+    matrix = computation.tensors.matrix(operation.weight)
+    parts = [
+        _of_product(
+            inputs[0], matrix.rows(slice(start, start + _ROWS_AT_ONCE)), computation.arithmetic
+        )
+        for start in range(0, len(matrix.weight), _ROWS_AT_ONCE)
+    ]
+    bound = torch.cat(parts, dim=1)
+    for term in (computation.tensors.optional(operation.bias), *inputs[1:]):
+        if term is not None:
+            bound += 3 * UNIT * term.abs()  # as a part of the sum, itself rounded at most thrice
+    return bound
+
+
+def _of_product(x: Tensor, matrix: Matrix, arithmetic: Arithmetic) -> Tensor:
+    n = x.shape[-1]
+    read = matrix.read(x, arithmetic)
+    relative = gamma(n + 4 if read.scaled is None else n // _SUMMED_BLOCK + 24)
+    of_input = relative * read.values.abs()  # (T, in)
+    if read.scaled is not None and read.step is not None:
+        to_tie = (read.scaled - read.scaled.floor() - 0.5).abs()
+        flips = (to_tie <= _FLIP_ROUNDINGS * UNIT * read.scaled.abs()) * read.step.abs()
+        of_input += flips.flatten(1)
+    bound = of_input @ matrix.weight.float().abs().T
+    if matrix.offsets is not None:
+        blocks = read.values.abs().reshape(len(x), matrix.offsets.shape[1], -1).sum(-1)
+        of_offset = 2 * relative * blocks
+        if matrix.dot_type == Type.Q8_1 and read.scaled is not None:
+            # A flip changes the block's sum, which is kept in f16.
+            of_offset += flips.any(-1) * blocks * 2.0**-10
+        bound += of_offset @ matrix.offsets.float().abs().T
+    if matrix.lora is not None:
+        a, b = matrix.lora.a.float().abs(), matrix.lora.b.float().abs()
+        bound += gamma(n + len(a) + 6) * matrix.lora.scale * (x.abs() @ a.T @ b.T)
+    if arithmetic.sums == Type.F16:
+        bound += _of_half_sums(read.values, matrix.read_weight(arithmetic))
+    return bound
+
+
+def _of_half_sums(x: Tensor, weight: Tensor) -> Tensor:
+    """How far sums of products (T, out) are off that are rounded to f16 one after the other."""
+    rows = max(1, _PRODUCTS_AT_ONCE // x.numel())
+    squares = [
+        (x[:, None, :] * part).cumsum(-1).square().sum(-1) for part in torch.split(weight, rows)
+    ]
+    return _DEVIATIONS * UNIT_F16 * torch.cat(squares, dim=1).sqrt()
+
+
+PRODUCT = Kind(_exact, _bound)

@@ -1,0 +1,1 @@
+"""Names and shapes of tensors to the parts of a GPT."""

@@ -1,0 +1,1 @@
+"""Files of other programs: tensors, settings, vocabularies."""

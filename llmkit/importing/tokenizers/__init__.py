@@ -1,0 +1,1 @@
+"""Tokenizers of other programs as byte-level BPE."""
