@@ -103,14 +103,14 @@ def curve_chart(runs: Mapping[str, Sequence[Metrics]], title: str) -> Chart:
     ]
     chart = alt.Chart(_data(values)).mark_line(point=True)
     encoding: dict[str, Any] = {
-        "x": alt.X("step:Q"),
+        "x": alt.X("step:Q", axis=alt.Axis(tickCount=8)),
         "y": alt.Y("value:Q", title=title.lower(), scale=alt.Scale(zero=False)),
         "color": alt.Color("run:N", title=None, legend=alt.Legend(orient="top", columns=1)),
         "tooltip": ["run:N", "of:N", "step:Q", "value:Q"],
     }
     if len(CURVES[title]) > 1:
-        legend = alt.Legend(orient="top", symbolType="stroke", symbolStrokeColor="gray")
-        encoding["strokeDash"] = alt.StrokeDash("of:N", title=None, legend=legend)
+        dashes = alt.Scale(domain=["train", "val"], range=[[1, 0], [4, 3]])
+        encoding["strokeDash"] = alt.StrokeDash("of:N", scale=dashes, legend=None)
     drawn: Chart = chart.encode(**encoding).properties(height=340)
     return drawn
 

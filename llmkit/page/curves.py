@@ -34,6 +34,8 @@ def _curves(folder: Path, title: str) -> None:
         st.info(f"No run of training below {folder}.")
         return
     st.altair_chart(curve_chart(runs, title), alt=f"{title} of each run over its steps")
+    if len(CURVES[title]) > 1:
+        st.caption("Solid: training; dashed: validation")
     st.dataframe(
         [
             {
