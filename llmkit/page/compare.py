@@ -81,8 +81,8 @@ def _show_comparison(context: Context, comparison: Comparison) -> None:
 
     st.altair_chart(size_quality_chart(comparison), alt="Mean KL divergence over file size")
     st.caption(
-        f"Mean KL divergence from {Path(comparison.reference).name} on {comparison.tokens:,} tokens, with its "
-        "95 % interval: lower is better, 0 is the same model"
+        f"Mean KL divergence from {Path(comparison.reference).name} on {comparison.tokens:,} "
+        "tokens, with its 95 % interval: lower is better, 0 is the same model"
     )
     header, *measures = comparison_measures(comparison)
     columns = [_unlike(name, header[1:], place) for place, name in enumerate(header[1:])]
