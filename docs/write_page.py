@@ -37,7 +37,7 @@ COLOURS = 64
 TALLEST = 2400  # pixels
 # Of the page itself, not of a table in it that scrolls.
 HEIGHT = """Math.max(...[...document.querySelectorAll("*")]
-    .filter(e => e.clientWidth > 0.95 * innerWidth).map(e => e.scrollHeight))"""
+    .filter(e => !e.closest("[data-testid=stDataFrame]")).map(e => e.scrollHeight))"""
 SERVED = runpy.run_path(str(ROOT / "tests/page/served_page.py"))
 
 
