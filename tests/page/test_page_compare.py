@@ -27,7 +27,7 @@ SMALL = "export/answers-q4_0.gguf"
 @pytest.fixture
 def folder(page_folder: Path, tmp_path: Path) -> Path:
     """A copy that may be written into, without the models that the tabs would only list."""
-    kept = shutil.ignore_patterns("labels*", "optimizer*")
+    kept = shutil.ignore_patterns("labels*", "optimizer*", "results.json")
     return Path(shutil.copytree(page_folder, tmp_path / "models", ignore=kept))
 
 
