@@ -16,6 +16,7 @@ from llmkit.errors import LlmkitError
 from llmkit.page.context import Context, choose, say_waiting
 from llmkit.page.finding import Found
 from llmkit.page.sampling import sampling_controls
+from llmkit.page.style import visible
 
 if TYPE_CHECKING:
     from llmkit.export.llamacpp.runners import Runner
@@ -191,19 +192,15 @@ def _span(token: GeneratedToken, difference: Candidate | None, with_candidates: 
 def _panel(token: GeneratedToken, difference: Candidate | None) -> str:
     rows = "".join(
         f'<span class="row{" chosen" * (candidate.id == token.id)}">'
-        f"<code>{_visible(candidate.token)}</code>"
+        f"<code>{escape(visible(candidate.token))}</code>"
         f'<i style="--w:{candidate.probability:.3f}"></i>{candidate.probability:.1%}</span>'
         for candidate in token.candidates
     )
     note = ""
     if difference is not None:
+        preferred = escape(visible(difference.token))
         note = (
-            f'<span class="note">The original model prefers <code>{_visible(difference.token)}'
-            f"</code> {difference.probability:.1%}</span>"
+            f'<span class="note">The original model prefers <code>{preferred}</code> '
+            f"{difference.probability:.1%}</span>"
         )
     return f'<span class="top">{note}{rows}</span>'
-
-
-def _visible(text: str) -> str:
-    """A token's text, in which white space and nothing can be seen."""
-    return escape(text.replace("\n", "⏎").replace(" ", "␣")) or "∅"
