@@ -61,7 +61,6 @@ from llmkit.report.write import report
 from llmkit.sampling import Sampling
 from llmkit.training import dry_run, train
 from llmkit.training.runs import find_runs
-from llmkit.training.state import training_metrics
 
 __all__ = [
     "BlindTest",
@@ -119,7 +118,6 @@ __all__ = [
     "tokenizer_statistics",
     "train",
     "train_tokenizer",
-    "training_metrics",
     "verify",
     "write_report",
 ]

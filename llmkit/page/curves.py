@@ -6,6 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from llmkit.errors import DataError
 from llmkit.page.charts import CURVES, curve_chart
 from llmkit.page.context import Context
 
@@ -27,12 +28,14 @@ def show_training(context: Context) -> None:
 
 @st.fragment(run_every=_SECONDS)
 def _curves(folder: Path, title: str) -> None:
-    from llmkit.training.state import training_metrics
+    from llmkit.training.runs import find_runs
 
-    runs = training_metrics(folder)
-    if not runs:
-        st.info(f"No run of training below {folder}.")
+    try:
+        found = find_runs(folder)
+    except DataError as error:
+        st.info(f"{error}.")
         return
+    runs = {run.folder.relative_to(folder).as_posix(): run.metrics for run in found if run.metrics}
     st.altair_chart(curve_chart(runs, title), alt=f"{title} of each run over its steps")
     if len(CURVES[title]) > 1:
         st.caption("Solid: training; dashed: validation")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmkit.api import compare, divergence_along, evaluate, find_results, training_metrics
+from llmkit.api import compare, divergence_along, evaluate, find_results, find_runs
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.convert import Export
@@ -82,14 +82,14 @@ def test_models_of_other_words_are_refused(tiny_checkpoint: Path, tmp_path: Path
 def test_curves_of_every_run_are_read_while_one_is_being_written(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    lines = (tiny_checkpoint / "training" / "metrics.jsonl").read_text()
-    for name, content in {"a": lines, "b/c": lines + '{"step": 40, "tok', "none": ""}.items():
-        (tmp_path / name / "training").mkdir(parents=True)
-        (tmp_path / name / "training" / "metrics.jsonl").write_text(content)
-    found = training_metrics(str(tmp_path))
-    assert list(found) == ["a", "b/c"]
-    assert [metrics.step for metrics in found["b/c"]] == [10, 20, 30]
-    assert found["a"] == found["b/c"]
+    for name in ("a", "b/c"):
+        shutil.copytree(tiny_checkpoint, tmp_path / name)
+    with (tmp_path / "b/c" / "training" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "tok')
+    first, second = find_runs(tmp_path)
+    assert [first.folder, second.folder] == [tmp_path / "a", tmp_path / "b/c"]
+    assert [metrics.step for metrics in second.metrics] == [10, 20, 30]
+    assert first.metrics == second.metrics
 
 
 def test_a_kept_proof_is_a_page(tmp_path: Path) -> None:
