@@ -18,6 +18,7 @@ from llmkit.api import generate
 from llmkit.errors import GGUFError
 from llmkit.export.llamacpp import chat
 from llmkit.export.llamacpp.runners import GGUFRunner
+from llmkit.generation import GeneratedToken
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.page import context, tabs, write
 from llmkit.page.ask import Conversation, Turn
@@ -105,7 +106,7 @@ def test_min_p_and_top_k_are_those_of_the_sampling(page_folder: Path) -> None:
 
 
 def test_tokens_are_escaped_and_tinted() -> None:
-    token = write.Token(1, "<script>", 0.25, ())
+    token = GeneratedToken(1, "<script>", "<script>", 0.25, (), None)
     html = write.tokens_html(write.Text([token]), with_candidates=True)
     assert "<script>" not in html
     assert "--p:0.250" in html
