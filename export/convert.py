@@ -21,6 +21,7 @@ from llmkit.export.verify.proof_store import PROOF_FILE
 from llmkit.export.verify.verify import verify
 from llmkit.files import StrPath, all_or_nothing, write_text
 from llmkit.modelfiles.modelfile import render
+from llmkit.modelfiles.parameters import NONE_GIVEN, Parameters
 from llmkit.quantization.tensor_types import CUSTOM, quantization_names
 
 
@@ -50,6 +51,7 @@ def export(
     name: str | None = None,
     merge: bool = False,
     prove: bool = True,
+    parameters: Parameters = NONE_GIVEN,
 ) -> Export:
     """Write `out`/NAME-QUANT.gguf for each quantization and a Modelfile for the smallest.
 
@@ -59,7 +61,8 @@ def export(
     the weights. The base of a QLoRA adapter has the blocks that it was trained on and no others;
     weights that were trained for blocks have these unless other quantizations are named. Types
     that are chosen matrix by matrix, by a budget or by `tensor_types`, make NAME-custom.gguf.
-    With `prove` each file is verified; without, the Modelfile says that it was not.
+    With `prove` each file is verified; without, the Modelfile says that it was not. `parameters`:
+    PARAMETER lines of the Modelfile.
 
     Raises LlmkitError: unknown type, damaged checkpoint, numbers a type cannot hold, full disk.
     """
@@ -94,7 +97,7 @@ def export(
             for each in prepared.quantizations
         ]
         (out / PROOF_FILE).unlink(missing_ok=True)  # it is of the files that were replaced
-        write_text(modelfile, _modelfile(source, files, beside, name, prove=prove))
+        write_text(modelfile, _modelfile(source, files, beside, name, prove, parameters))
     proofs = [verify(checkpoint, file.path) for file in files] if prove else []
     measured = measured_kl(source, files[0].path) if prepared.plan else None
     return Export(out, files, modelfile, adapter, proofs, prepared.plan, measured)
@@ -122,8 +125,8 @@ def _modelfile(
     files: list[ExportedFile],
     adapter: str | None,
     name: str,
-    *,
     prove: bool,
+    parameters: Parameters,
 ) -> str:
     form = checkpoint.prompt_format
     smallest = min(files, key=lambda file: file.n_bytes)
@@ -145,5 +148,6 @@ def _modelfile(
             is_classifier=bool(checkpoint.labels),
             adapter=f"./{adapter}" if adapter else None,
             comment=tuple(comment),
+            given=parameters,
         )
     )

@@ -11,7 +11,9 @@ from llmkit.threads import wait_without_spinning
 
 wait_without_spinning()  # counts only before torch is imported
 
+from llmkit.data.known_sets import get_data
 from llmkit.data.prepared import prepare_data
+from llmkit.data.tokenizers import tokenizer_statistics, train_tokenizer
 from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
 from llmkit.evaluation.human import BlindTest, rate
@@ -39,6 +41,7 @@ from llmkit.export.quantization.imatrix import make_imatrix
 from llmkit.export.quantization.requantize import requantize
 from llmkit.export.report.page import write_report
 from llmkit.export.report.plots import size_quality_figure
+from llmkit.export.report.runs import loss_figure, runs_table
 from llmkit.export.report.tables import comparison_table, export_table, proof_table
 from llmkit.export.to_hf import export_to_hf
 from llmkit.faq import Faq
@@ -56,8 +59,8 @@ from llmkit.lora import LoRAConfig
 from llmkit.modelfiles.prompt_format import prompt_format
 from llmkit.report.write import report
 from llmkit.sampling import Sampling
-from llmkit.training import train
-from llmkit.training.state import training_metrics
+from llmkit.training import dry_run, train
+from llmkit.training.runs import find_runs
 
 __all__ = [
     "BlindTest",
@@ -78,6 +81,7 @@ __all__ = [
     "differences",
     "divergence_along",
     "doctor",
+    "dry_run",
     "evaluate",
     "evaluation_figure",
     "evaluation_tables",
@@ -85,17 +89,20 @@ __all__ = [
     "export_table",
     "export_to_hf",
     "find_results",
+    "find_runs",
     "finetune_classify",
     "finetune_distill",
     "finetune_instruct",
     "finetune_prefer",
     "generate",
     "generate_texts",
+    "get_data",
     "import_checkpoint",
     "inspect",
     "judge",
     "label_probabilities",
     "look_inside",
+    "loss_figure",
     "make_imatrix",
     "nearest_tokens",
     "open_runner",
@@ -105,10 +112,12 @@ __all__ = [
     "rate",
     "report",
     "requantize",
+    "runs_table",
     "size_quality_figure",
     "stream_tokens",
+    "tokenizer_statistics",
     "train",
-    "training_metrics",
+    "train_tokenizer",
     "verify",
     "write_report",
 ]

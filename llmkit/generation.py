@@ -31,39 +31,52 @@ class Candidate(NamedTuple):
 class GeneratedToken:
     """A token of an answer.
 
-    `text` is what can be shown with it: nothing while a character is not complete, or while what is
-    there may become a stop string. `dropped` are the tokens of the context that were dropped before
-    it, where the context slides.
+    `token` is the token by itself; bytes that are no whole character become U+FFFD. `text` is what
+    can be shown with it: nothing while a character is not complete, or while what is there may
+    become a stop string. `probability` is the model's alone, as log-probabilities of Ollama are.
+    `candidates` are the ten most probable tokens at this place. `dropped` are the tokens of the
+    context that were dropped before it, where the context slides.
     """
 
     id: int
+    token: str
     text: str
+    probability: float
+    candidates: tuple[Candidate, ...]
     dropped: range | None
-    _logits: Tensor = field(repr=False)
-    _drawn_from: Distribution = field(repr=False)
-    _decode: Callable[[int], bytes] = field(repr=False)
 
-    @property
-    def token(self) -> str:
-        """The token by itself; bytes that are no whole character become U+FFFD."""
-        return self._decode(self.id).decode("utf-8", errors="replace")
 
-    @property
-    def probability(self) -> float:
-        """By the model alone, as log-probabilities in Ollama are; 0 to 1."""
-        return float(self._logits.double().softmax(-1)[self.id])
+@dataclass(frozen=True)
+class SampledToken:
+    """A token, the logits (V,) at its place, and what it was drawn from."""
 
-    @property
-    def candidates(self) -> list[Candidate]:
-        """The ten most probable tokens at this place."""
-        found = self._logits.double().softmax(-1).topk(min(TOP_CANDIDATES, len(self._logits)))
-        sampled = dict(zip(*(part.tolist() for part in self._drawn_from), strict=True))
-        return [
-            Candidate(
-                id_, self._decode(id_).decode("utf-8", errors="replace"), p, sampled.get(id_, 0.0)
-            )
-            for id_, p in zip(found.indices.tolist(), found.values.tolist(), strict=True)
-        ]
+    id: int
+    logits: Tensor
+    drawn_from: Distribution
+    dropped: range | None = None
+    text: str = ""
+
+    def described(self, decode: Callable[[int], bytes]) -> GeneratedToken:
+        """The same as numbers and texts."""
+        probabilities = self.logits.double().softmax(-1)
+        top = probabilities.topk(min(TOP_CANDIDATES, len(probabilities)))
+        sampled = dict(zip(*(part.tolist() for part in self.drawn_from), strict=True))
+
+        def shown(token_id: int) -> str:
+            return decode(token_id).decode("utf-8", errors="replace")
+
+        candidates = tuple(
+            Candidate(token_id, shown(token_id), probability, sampled.get(token_id, 0.0))
+            for token_id, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        )
+        return GeneratedToken(
+            self.id,
+            shown(self.id),
+            self.text,
+            float(probabilities[self.id]),
+            candidates,
+            self.dropped,
+        )
 
 
 class Reader(Protocol):
@@ -111,13 +124,13 @@ def generate_tokens(
     sampling: Sampling,
     is_end: Callable[[int], bool],
     decode: Callable[[int], bytes],
-) -> Iterator[GeneratedToken]:
+) -> Iterator[SampledToken]:
     """Yield the tokens that follow `prompt`, until one that ends the text, or a stop string.
 
     Without `context_shift` the text also ends with the context. With it, the tokens that
     llama-server drops are dropped, and the model reads the others again at their new places.
     """
-    tokens = _tokens(reader, prompt, sampling, is_end, decode)
+    tokens = _tokens(reader, prompt, sampling, is_end)
     characters = Characters()
     pieces = ((token, characters.add(decode(token.id))) for token in tokens)
     for token, text in before_stop(pieces, sampling.stop):
@@ -129,8 +142,7 @@ def _tokens(
     prompt: Sequence[int],
     sampling: Sampling,
     is_end: Callable[[int], bool],
-    decode: Callable[[int], bytes],
-) -> Iterator[GeneratedToken]:
+) -> Iterator[SampledToken]:
     generator = sampling.generator()
     past, context = list(prompt), list(prompt)  # all tokens; those that the model sees
     dropped = None
@@ -141,7 +153,7 @@ def _tokens(
         token_id = drawn_from.draw(generator)
         if is_end(token_id):
             return
-        yield GeneratedToken(token_id, "", dropped, logits, drawn_from, decode)
+        yield SampledToken(token_id, logits, drawn_from, dropped)
         n_left -= 1
         if not n_left:
             return
@@ -159,7 +171,7 @@ def generate_ids(
     model: LanguageModel, prompt: Sequence[int], sampling: Sampling, stops: Container[int]
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt` until one of `stops` or the end of the context."""
-    tokens = _tokens(ModelReader(model), prompt, sampling, stops.__contains__, lambda _: b"")
+    tokens = _tokens(ModelReader(model), prompt, sampling, stops.__contains__)
     return (token.id for token in tokens)
 
 

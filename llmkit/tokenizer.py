@@ -1,8 +1,9 @@
 """Tokenizers that a GGUF of tokenizer model `gpt2` reproduces id for id.
 
-Both kinds are byte-level BPE with GPT-2's split, on the `tokenizers` library: every byte is in
-the vocabulary, so no text can be lost. The character tokenizer is BPE whose only merges build
-the multi-byte characters of the training text.
+All are byte-level BPE on the `tokenizers` library: every byte is in the vocabulary, so no text can
+be lost. `bpe` and `char` split text as GPT-2 does; the only merges of `char` build the multi-byte
+characters of the training text. `word` splits as Llama 3 does, because there llama.cpp looks each
+word up whole before it merges (`ignore_merges`); it has no merges, so other words become bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 from llmkit.errors import CheckpointError, ConfigError, DataError, LlmkitError
@@ -25,6 +26,13 @@ from llmkit.threads import interruptible
 
 END_OF_TEXT = "<|endoftext|>"
 N_BYTES = 256
+# llama.cpp's names of the two splits, for `tokenizer.ggml.pre`; of the second also its pattern, to
+# the letter (llama-vocab.cpp).
+GPT2_SPLIT, LLAMA3_SPLIT = "gpt-2", "llama-bpe"
+_LLAMA3_PATTERN = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, special ones included."""
         return int(self.hf.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def looks_up_words(self) -> bool:
+        """Whether a word that is a token is that token, whatever the merges are."""
+        return bool(self.hf.model.ignore_merges)
+
+    @property
+    def pre(self) -> str:
+        """The split of text into words, by llama.cpp's name."""
+        return LLAMA3_SPLIT if self.looks_up_words else GPT2_SPLIT
 
     @cached_property
     def end_of_text_id(self) -> int:
@@ -71,7 +89,8 @@ class Tokenizer:
     def with_tokens(self, *, special: Sequence[str] = (), words: Sequence[str] = ()) -> Tokenizer:
         """A tokenizer with more tokens after the last id: first words, then special tokens.
 
-        No merge leads to a new word, so text is cut as before; only the model can say it.
+        No merge leads to a new word, so text is cut as before; only the model can say it. A
+        tokenizer that looks words up finds it in text too.
         Raises ConfigError for a token that is there already.
         """
         content = json.loads(self.hf.to_str())
@@ -164,12 +183,12 @@ def byte_alphabet() -> list[str]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read tokenizer.json, or OpenAI's encoder.json and vocab.bpe, of a folder.
+    """Read a tokenizer.json, or that of a folder, or its encoder.json and vocab.bpe (OpenAI's).
 
     Raises CheckpointError where it is missing, damaged or none that a GGUF's `gpt2` tokenizer
     model can reproduce.
     """
-    file = path / "tokenizer.json"
+    file = path if path.is_file() else path / "tokenizer.json"
     try:
         if file.exists():
             return _accepted(HFTokenizer.from_file(str(file)), str(file))
@@ -180,6 +199,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises bare Exception for every kind of bad file
         raise CheckpointError(f"{file} is not a tokenizer: {error}") from error
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a tokenizer.json or its folder")
     raise CheckpointError(
         f"{path} has no tokenizer; it needs tokenizer.json, or encoder.json and vocab.bpe"
     )
@@ -203,16 +224,16 @@ def download_gpt2() -> Tokenizer:
 
 # --- pieces of long text --------------------------------------------------------------------
 
-# Of the white space before another character, GPT-2's split gives the last one a token of its own
-# or, if it is a space, the token of that character; no token reaches across its beginning, and
-# none looks back. Python counts a few more characters as white space, so it cuts less, not wrongly.
-_SAFE_CUT = re.compile(r"[ \n](?=\S)")
+# Where a word begins in both splits, and no word looks back: a space at either end of white space,
+# or a line end after a letter or digit (Llama 3's split gives it to the signs before it). Python
+# counts a few more characters as white space, so it cuts less, not wrongly.
+_SAFE_CUT = re.compile(r"(?<=\S) | (?=\S)|(?<=[^\W_])[\r\n]")
 
 
 def safe_pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
     """Cut a long text into pieces of about `size` characters (1 or more).
 
-    GPT-2's split cuts there too: the tokens of the pieces are those of the text.
+    Tokenizers cut there too: the tokens of the pieces are those of the text.
     """
     start = 0
     while cut := safe_cut(text, start + size):
@@ -222,15 +243,18 @@ def safe_pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
 
 
 def safe_cut(text: str, begin: int) -> int:
-    """The first place from `begin` on where GPT-2's split cuts too; 0 where there is none."""
+    """The first place from `begin` on where tokenizers cut too; 0 where there is none."""
     found = _SAFE_CUT.search(text, begin)
     return found.start() if found else 0
 
 
 def byte_level(model: models.Model) -> HFTokenizer:
-    """A tokenizer of the bytes of text, split as GPT-2 splits it."""
+    """A tokenizer of the bytes of text, split as GPT-2 or, to look words up, Llama 3 splits it."""
     hf = HFTokenizer(model)
-    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    looks_up = getattr(model, "ignore_merges", False)
+    levels = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not looks_up)
+    split = pre_tokenizers.Split(Regex(_LLAMA3_PATTERN), behavior="isolated")
+    hf.pre_tokenizer = pre_tokenizers.Sequence([split, levels]) if looks_up else levels
     hf.decoder = decoders.ByteLevel()
     return hf
 
@@ -261,14 +285,14 @@ _TRAIN_ONE = "train a tokenizer with --tokenizer bpe"
 def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
     """Accept a tokenizer that llama.cpp's `gpt2` model can reproduce, or raise CheckpointError."""
     found = json.loads(hf.to_str())
-    wanted = json.loads(byte_level(models.BPE()).to_str())
+    wanted = _as_wanted(found)
     differs = [part for part in ("normalizer", "pre_tokenizer") if not _same(found, wanted, part)]
-    switches = ("ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    switches = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     differs += [switch for switch in switches if found["model"].get(switch)]
     if found["model"]["type"] != "BPE" or differs:
         raise CheckpointError(
-            f"{source} is not byte-level BPE with GPT-2's pre-tokenizer, as GGUF's gpt2 tokenizer "
-            f"model requires; {_TRAIN_ONE}"
+            f"{source} is not byte-level BPE with GPT-2's pre-tokenizer, or Llama 3's and "
+            f"ignore_merges, as GGUF's gpt2 tokenizer model requires; {_TRAIN_ONE}"
         )
     missing = [symbol for symbol in byte_alphabet() if hf.token_to_id(symbol) is None]
     if missing:
@@ -290,6 +314,18 @@ def _accepted(hf: HFTokenizer, source: str) -> Tokenizer:
     tokenizer = Tokenizer(hf)
     tokenizer.end_of_text_id  # noqa: B018  raises where there is none
     return tokenizer
+
+
+def is_of_words(content: dict[str, Any]) -> bool:
+    """Whether the content of a tokenizer.json looks words up, with Llama 3's split."""
+    looks_up = bool(content["model"].get("ignore_merges"))
+    return looks_up and _same(content, _as_wanted(content), "pre_tokenizer")
+
+
+def _as_wanted(found: dict[str, Any]) -> dict[str, Any]:
+    looks_up = bool(found["model"].get("ignore_merges"))
+    wanted: dict[str, Any] = json.loads(byte_level(models.BPE(ignore_merges=looks_up)).to_str())
+    return wanted
 
 
 def _same(found: dict[str, Any], wanted: dict[str, Any], part: str) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, trainers
 
 from llmkit.console import say
@@ -31,6 +33,16 @@ _LONG_WORD = re.compile(
 )
 
 
+KINDS = ("bpe", "word", "char")
+
+
+def train_kind(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer of one of the KINDS; the vocabulary of `char` has the size of its text."""
+    if kind == "char":
+        return train_characters(texts)
+    return train_bpe(texts, vocab_size) if kind == "bpe" else train_words(texts, vocab_size)
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE with GPT-2's split, trained on `texts`.
 
@@ -38,11 +50,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Very long words are cut, for the training alone, and that is said.
     Raises ConfigError where it has no room for them.
     """
-    if vocab_size <= N_BYTES:
-        raise ConfigError(
-            f"vocab_size {vocab_size} is too small; use {N_BYTES + 1} or more "
-            f"({N_BYTES} bytes and {END_OF_TEXT})"
-        )
+    _check_vocab_size(vocab_size)
     hf = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
@@ -64,11 +72,44 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return with_end_of_text(hf)
 
 
+def train_words(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """The most frequent words of `texts`; other words become bytes.
+
+    Words are what Llama 3's split makes: letters with the space or sign before them, up to three
+    digits, signs, white space. `vocab_size` as in `train_bpe`. Raises ConfigError.
+    """
+    _check_vocab_size(vocab_size)
+    counter = HFTokenizer(models.WordLevel())
+    counter.pre_tokenizer = byte_level(models.BPE(ignore_merges=True)).pre_tokenizer
+    # Words of one byte are counted too, but are there already.
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, show_progress=False, special_tokens=[]
+    )
+    words = _TrainingText(texts, whole_words=True)
+    try:
+        interruptible(lambda: counter.train_from_iterator(words, trainer))
+    finally:
+        words.stopped = True
+    found = counter.get_vocab()
+    tokens = dict.fromkeys((*byte_alphabet(), *sorted(found, key=found.__getitem__)))
+    vocab = {token: number for number, token in enumerate(islice(tokens, vocab_size - 1))}
+    return with_end_of_text(byte_level(models.BPE(vocab=vocab, merges=[], ignore_merges=True)))
+
+
+def _check_vocab_size(vocab_size: int) -> None:
+    if vocab_size <= N_BYTES:
+        raise ConfigError(
+            f"vocab_size {vocab_size} is too small; use {N_BYTES + 1} or more "
+            f"({N_BYTES} bytes and {END_OF_TEXT})"
+        )
+
+
 @dataclass
 class _TrainingText:
-    """Pieces of texts without very long words, for one pass."""
+    """Pieces of texts for one pass, without very long words unless they are wanted whole."""
 
     texts: Iterable[str]
+    whole_words: bool = False
     stopped: bool = False
     n_cut: int = 0  # words
 
@@ -78,7 +119,7 @@ class _TrainingText:
             for piece in safe_pieces(text):
                 if self.stopped:
                     return
-                yield from self._short_words(piece)
+                yield from [piece] if self.whole_words else self._short_words(piece)
 
     def _short_words(self, piece: str) -> Iterator[str]:
         begin = 0

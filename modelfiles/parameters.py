@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
-from llmkit.errors import ModelfileError
+from llmkit.errors import ConfigError, ModelfileError, unknown_name
 
 # Ollama warns of these and ignores them.
 DEPRECATED = (
@@ -57,6 +59,8 @@ class Parameters:
     draft_num_predict: int | None = None
 
 
+NONE_GIVEN = Parameters()
+
 # "float", "int", "bool" or, for `stop`, "text".
 KINDS = {
     field.name: "text" if field.name == "stop" else str(field.type).split(" ")[0]
@@ -69,6 +73,25 @@ RANGES = {
     "temperature": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1), "typical_p": (0, 1),
     "repeat_penalty": (0, math.inf), "num_ctx": (1, math.inf), "num_batch": (1, math.inf),
 }  # fmt: skip
+
+
+def read_parameters(options: Iterable[str]) -> Parameters:
+    """Parameters of options NAME=VALUE. Raises ConfigError for what Ollama does not have."""
+    found: dict[str, Any] = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--parameter {option}: write NAME=VALUE, such as temperature=0.8")
+        if name not in KINDS:
+            raise ConfigError(unknown_name("parameter", name, KINDS))
+        if name == "stop":
+            found["stop"] = (*found.get("stop", ()), text)
+            continue
+        try:
+            found[name] = read_number(KINDS[name], text)
+        except ModelfileError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    return Parameters(**found)
 
 
 def read_number(kind: str, text: str) -> float | int | bool:

@@ -6,36 +6,13 @@ weight = scale * quant + minimum. The same numbers as `quantize_row_q4_1_ref`,
 
 from __future__ import annotations
 
-from functools import partial
-
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from llmkit.quant.blocks import (
-    F16_OVERFLOW,
-    dequantize_blocks,
-    join_planes,
-    reciprocal,
-    split_planes,
-)
-from llmkit.quant.floats import F16
-from llmkit.quant.symmetric import fifth_bits, pack_fifth_bits
-from llmkit.quant.types import (
-    BlockFields,
-    BlockLayout,
-    BlockOffset,
-    FloatRows,
-    PackedRows,
-    QuantType,
-    register,
-)
-
-BLOCK_SIZE = 32
-Q4_1_BLOCK = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("nibbles", "u1", 16)])
-Q5_1_BLOCK = np.dtype(
-    [("scale", "<f2"), ("minimum", "<f2"), ("fifth_bits", "u1", 4), ("nibbles", "u1", 16)]
-)
+from llmkit.quant.blocks import F16_OVERFLOW, reciprocal
+from llmkit.quant.nibbles import BLOCK_SIZE, register_nibbles
+from llmkit.quant.types import BlockFields, BlockLayout, FloatRows, PackedRows
 
 
 def _quantize(layout: BlockLayout, rows: FloatRows) -> PackedRows:
@@ -63,51 +40,14 @@ def _first_minima(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     return minima
 
 
-def _unpack_q4_1(packed: PackedRows) -> BlockFields:
-    blocks = packed.view(Q4_1_BLOCK)  # (n_rows, n_blocks)
-    quants = split_planes(blocks["nibbles"], 4).view(np.int8)
-    return BlockFields(quants, blocks["scale"], minimum=blocks["minimum"])
-
-
-def _pack_q4_1(fields: BlockFields) -> PackedRows:
-    blocks = np.empty(fields.scale.shape, dtype=Q4_1_BLOCK)
-    blocks["scale"], blocks["minimum"] = fields.scale, fields.minimum
-    blocks["nibbles"] = join_planes(fields.quants.view(np.uint8), 4)
-    return blocks.view(np.uint8)
-
-
-def _unpack_q5_1(packed: PackedRows) -> BlockFields:
-    blocks = packed.view(Q5_1_BLOCK)
-    codes = split_planes(blocks["nibbles"], 4)
-    codes |= fifth_bits(blocks["fifth_bits"])
-    return BlockFields(codes.view(np.int8), blocks["scale"], minimum=blocks["minimum"])
-
-
-def _pack_q5_1(fields: BlockFields) -> PackedRows:
-    codes = fields.quants.view(np.uint8)
-    blocks = np.empty(fields.scale.shape, dtype=Q5_1_BLOCK)
-    blocks["scale"], blocks["minimum"] = fields.scale, fields.minimum
-    blocks["fifth_bits"] = pack_fifth_bits(codes)
-    blocks["nibbles"] = join_planes(codes & np.uint8(15), 4)
-    return blocks.view(np.uint8)
-
-
-def _register(name: str, layout: BlockLayout) -> QuantType:
-    return register(
-        QuantType(
-            ggml_type=gguf.GGMLQuantizationType[name],
-            file_type=gguf.LlamaFileType[f"MOSTLY_{name}"],
-            limit=F16_OVERFLOW,
-            dequantize=partial(dequantize_blocks, layout),
-            dot_type=gguf.GGMLQuantizationType.Q8_1,
-            offset=BlockOffset(2, 1),
-            fallback=F16,
-            is_repacked=False,
-            round=partial(_quantize, layout),
-            layout=layout,
-        )
+Q4_1, Q5_1 = (
+    register_nibbles(
+        name,
+        levels,
+        _quantize,
+        limit=F16_OVERFLOW,
+        dot_type=gguf.GGMLQuantizationType.Q8_1,
+        has_minimum=True,
     )
-
-
-Q4_1 = _register("Q4_1", BlockLayout(tuple(range(16)), _unpack_q4_1, _pack_q4_1))
-Q5_1 = _register("Q5_1", BlockLayout(tuple(range(32)), _unpack_q5_1, _pack_q5_1))
+    for name, levels in (("Q4_1", range(16)), ("Q5_1", range(32)))
+)

@@ -71,45 +71,26 @@ def _pack_sub(fields: BlockFields) -> NDArray[np.uint8]:
     return np.concatenate([first, join_planes(later & _NIBBLE, 4)], axis=-1)
 
 
-def _unpack_q4_k(packed: PackedRows) -> BlockFields:
-    blocks = packed.view(Q4_K_BLOCK)  # (n_rows, n_blocks)
-    sub_scales, sub_minima = _unpack_sub(blocks["sub"])
-    quants = split_planes(blocks["nibbles"], 4).view(np.int8)
-    return BlockFields(
-        quants.reshape(*blocks.shape, BLOCK_SIZE),
-        blocks["scale"],
-        sub_scales,
-        blocks["minimum"],
-        sub_minima,
-    )
-
-
-def _pack_q4_k(fields: BlockFields) -> PackedRows:
-    codes = fields.quants.view(np.uint8)
-    blocks = np.empty(fields.scale.shape, dtype=Q4_K_BLOCK)
-    blocks["scale"], blocks["minimum"] = fields.scale, fields.minimum
-    blocks["sub"] = _pack_sub(fields)
-    blocks["nibbles"] = join_planes(codes.reshape(*blocks.shape, 4, 64), 4)
-    return blocks.view(np.uint8)
-
-
-def _unpack_q5_k(packed: PackedRows) -> BlockFields:
-    blocks = packed.view(Q5_K_BLOCK)
-    sub_scales, sub_minima = _unpack_sub(blocks["sub"])
+def _unpack(block: np.dtype[np.void], packed: PackedRows) -> BlockFields:
+    blocks = packed.view(block)  # (n_rows, n_blocks)
     codes = split_planes(blocks["nibbles"], 4).reshape(*blocks.shape, BLOCK_SIZE)
-    codes |= split_planes(blocks["fifth_bits"], 1) << np.uint8(4)
+    if "fifth_bits" in (block.names or ()):
+        codes |= split_planes(blocks["fifth_bits"], 1) << np.uint8(4)
+    sub_scales, sub_minima = _unpack_sub(blocks["sub"])
     return BlockFields(
         codes.view(np.int8), blocks["scale"], sub_scales, blocks["minimum"], sub_minima
     )
 
 
-def _pack_q5_k(fields: BlockFields) -> PackedRows:
+def _pack(block: np.dtype[np.void], fields: BlockFields) -> PackedRows:
     codes = fields.quants.view(np.uint8)
-    blocks = np.empty(fields.scale.shape, dtype=Q5_K_BLOCK)
+    blocks = np.empty(fields.scale.shape, dtype=block)
     blocks["scale"], blocks["minimum"] = fields.scale, fields.minimum
     blocks["sub"] = _pack_sub(fields)
-    blocks["fifth_bits"] = join_planes(codes >> np.uint8(4), 1)
-    blocks["nibbles"] = join_planes((codes & _NIBBLE).reshape(*blocks.shape, 4, 64), 4)
+    if "fifth_bits" in (block.names or ()):
+        blocks["fifth_bits"] = join_planes(codes >> np.uint8(4), 1)
+        codes = codes & _NIBBLE
+    blocks["nibbles"] = join_planes(codes.reshape(*blocks.shape, 4, 64), 4)
     return blocks.view(np.uint8)
 
 
@@ -148,8 +129,12 @@ def _register(
     )
 
 
-_Q4_K_LAYOUT = BlockLayout(tuple(range(16)), _unpack_q4_k, _pack_q4_k, 32, (0, 63))
-_Q5_K_LAYOUT = BlockLayout(tuple(range(32)), _unpack_q5_k, _pack_q5_k, 32, (0, 63))
+_Q4_K_LAYOUT = BlockLayout(
+    tuple(range(16)), partial(_unpack, Q4_K_BLOCK), partial(_pack, Q4_K_BLOCK), 32, (0, 63)
+)
+_Q5_K_LAYOUT = BlockLayout(
+    tuple(range(32)), partial(_unpack, Q5_K_BLOCK), partial(_pack, Q5_K_BLOCK), 32, (0, 63)
+)
 _Q6_K_LAYOUT = BlockLayout(tuple(range(-32, 32)), _unpack_q6_k, _pack_q6_k, 16, (-128, 127))
 _register("Q4_K", "Q4_K_S", _Q4_K_LAYOUT, BlockOffset(2, 63), fallback=Q5_0)
 _register("Q5_K", "Q5_K_S", _Q5_K_LAYOUT, BlockOffset(2, 63), fallback=Q5_1)

@@ -101,9 +101,9 @@ def metadata_of(
             MetadataEntry(size.key.format(arch=known.name), getattr(config, size.size), size.kind)
             for size in known.sizes
         ),
-        # llama.cpp's tokenizer model `gpt2` is byte-level BPE, its pre `gpt-2` is GPT-2's split.
+        # llama.cpp's tokenizer model `gpt2` is byte-level BPE, its pre the split into words.
         MetadataEntry(keys.Tokenizer.MODEL, "gpt2", kind.STRING),
-        MetadataEntry(keys.Tokenizer.PRE, "gpt-2", kind.STRING),
+        MetadataEntry(keys.Tokenizer.PRE, tokenizer.pre, kind.STRING),
         MetadataEntry(keys.Tokenizer.LIST, tokenizer.tokens, kind.ARRAY),
         MetadataEntry(keys.Tokenizer.TOKEN_TYPE, _token_types(tokenizer), kind.ARRAY),
         MetadataEntry(

@@ -34,6 +34,7 @@ from llmkit.generation import (
     Candidate,
     GeneratedToken,
     ModelReader,
+    SampledToken,
     before_stop,
     generate_batch,
     generate_tokens,
@@ -60,7 +61,7 @@ class Runner(Protocol):
         """Ids up to where the answer to the last message begins."""
         ...
 
-    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[GeneratedToken]:
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[SampledToken]:
         """Yield the tokens that follow."""
         ...
 
@@ -165,7 +166,8 @@ def stream_tokens(
     """Yield the tokens of what `generate` yields, with their probabilities and candidates."""
     with open_runner(Path(model), backend) as runner:
         ids = runner.prompt([Message("user", prompt)])
-        yield from runner.tokens(ids, sampling or Sampling())
+        for token in runner.tokens(ids, sampling or Sampling()):
+            yield token.described(runner.token_bytes)
 
 
 def generate_texts(
@@ -231,7 +233,7 @@ class CheckpointRunner:
 
     def tokens(  # noqa: D102
         self, prompt: Sequence[int], sampling: Sampling
-    ) -> Iterator[GeneratedToken]:
+    ) -> Iterator[SampledToken]:
         if self.is_classifier:
             sampling = FOR_LABEL
         is_end = self.checkpoint.stop_ids.__contains__
@@ -347,7 +349,7 @@ class GGUFRunner:
 
     def tokens(  # noqa: D102
         self, prompt: Sequence[int], sampling: Sampling
-    ) -> Iterator[GeneratedToken]:
+    ) -> Iterator[SampledToken]:
         if self.is_classifier:
             sampling = FOR_LABEL
         is_end = self.llama.is_end_of_generation

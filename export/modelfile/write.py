@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gguf
 
-from llmkit.errors import ConfigError, GGUFError, ModelfileError, unknown_name
+from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.gguf.adapter import adapter_of, is_adapter
 from llmkit.export.gguf.keys import LABELS_KEY
 from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
@@ -18,7 +17,7 @@ from llmkit.export.modelfile.derived_format import derived_format
 from llmkit.export.modelfile.facts import context_length, end_token
 from llmkit.files import write_text
 from llmkit.modelfiles.modelfile import Modelfile, render
-from llmkit.modelfiles.parameters import KINDS, Parameters, read_number
+from llmkit.modelfiles.parameters import KINDS, NONE_GIVEN, Parameters
 from llmkit.modelfiles.prompt_format import COMPLETION, PROMPT_FORMATS, PromptFormat
 
 
@@ -30,8 +29,12 @@ def modelfile_for(
     is_classifier: bool = False,
     adapter: str | None = None,
     comment: Sequence[str] = (),
+    given: Parameters = NONE_GIVEN,
 ) -> Modelfile:
-    """The Modelfile of a model that was trained with this prompt format."""
+    """The Modelfile of a model that was trained with this prompt format.
+
+    `given`: the user's own parameters.
+    """
     parameters = Parameters(stop=form.stops, num_ctx=context_length)
     if is_classifier:  # the label is one token, and the most probable one
         parameters = replace(parameters, num_predict=1, temperature=0)
@@ -40,9 +43,15 @@ def modelfile_for(
         adapter=adapter,
         template=form.template,
         system=form.default_system or None,
-        parameters=parameters,
+        parameters=_with_given(parameters, given),
         comment=tuple(comment),
     )
+
+
+def _with_given(parameters: Parameters, given: Parameters) -> Parameters:
+    """Values of the user's replace others; stop strings are added."""
+    values = {name: value for name in KINDS if (value := getattr(given, name)) is not None}
+    return replace(parameters, **{**values, "stop": (*parameters.stop, *given.stop)})
 
 
 def write_modelfile(
@@ -52,14 +61,13 @@ def write_modelfile(
     gguf_file: Path | None = None,
     form: PromptFormat | None = None,
     system: str | None = None,
-    parameters: Mapping[str, str] | None = None,
+    parameters: Parameters = NONE_GIVEN,
 ) -> Path:
     """Write the Modelfile of a GGUF file; `out` is `Modelfile` beside it unless given.
 
     `model` is that file, or a checkpoint whose file `gguf_file` is. A file names its prompt format
     by its chat template, whatever program wrote it; one without is a base model, which completes.
-    Raises LlmkitError: a format that has to be named, a parameter Ollama has not, a file `out` that
-    is already there.
+    Raises LlmkitError: a format that has to be named, a file `out` that is already there.
     """
     checkpoint = None if is_gguf(model) else load_folder(model)
     if checkpoint is None and gguf_file is not None:
@@ -81,7 +89,7 @@ def write_modelfile(
     out = out or file.path.parent / "Modelfile"
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another --out, or remove it")
-    text = render(_filled(file, out, form or _format_or_completion(file), system, parameters or {}))
+    text = render(_filled(file, out, form or _format_or_completion(file), system, parameters))
     write_text(out, text)
     return out
 
@@ -97,7 +105,7 @@ def _filled(
     out: Path,
     form: PromptFormat,
     system: str | None,
-    parameters: Mapping[str, str],
+    parameters: Parameters,
 ) -> Modelfile:
     adapter, length = adapter_of(file), context_length(file)
     modelfile = modelfile_for(
@@ -106,26 +114,17 @@ def _filled(
         context_length=None if length is None else min(length, DEFAULT_CONTEXT),
         is_classifier=LABELS_KEY in file.metadata,
         adapter=_seen_from(out, adapter.path) if adapter else None,
+        given=parameters,
     )
     end = end_token(file)
     stops = modelfile.parameters.stop
     if end is not None and end not in stops:
         stops = (end, *stops)
-    numbers = {name: _number(name, text) for name, text in parameters.items()}
     return replace(
         modelfile,
         system=modelfile.system if system is None else system,
-        parameters=replace(modelfile.parameters, stop=stops, **numbers),
+        parameters=replace(modelfile.parameters, stop=stops),
     )
-
-
-def _number(name: str, text: str) -> Any:
-    if name not in KINDS or name == "stop":
-        raise ConfigError(unknown_name("parameter", name, [n for n in KINDS if n != "stop"]))
-    try:
-        return read_number(KINDS[name], text)
-    except ModelfileError as error:
-        raise ConfigError(f"{name}: {error}") from error
 
 
 def _seen_from(modelfile: Path, file: Path) -> str:

@@ -17,12 +17,11 @@ from llmkit.export.gguf.reader import GGUFFile
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.target import VerifyTarget
 from llmkit.export.verify.tokenizer_stress_texts import HARD_TEXTS, fuzzed_texts, long_runs
-from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer import GPT2_SPLIT, LLAMA3_SPLIT, Tokenizer
 
 N_FUZZED = 2000
 _SHOWN_IDS, _SHOWN_TEXT = 4, 40
 _KEYS = gguf.Keys.Tokenizer
-_PRE = "gpt-2"
 # Of these keys llama.cpp makes its tokenizer; it also knows some models by their name.
 _VOCAB_SIZES = [gguf.Keys.LLM.VOCAB_SIZE.format(arch=name) for name in FAMILIES]
 _READ = ("tokenizer.", "general.architecture", "general.name", *_VOCAB_SIZES)
@@ -100,7 +99,7 @@ def _built_in_faults(target: VerifyTarget, llama: LlamaCpp) -> tuple[int, list[_
 def _can_split_long_texts(target: VerifyTarget) -> bool:
     # llama.cpp's other splits are recursive, and a long run of letters overflows their stack:
     # the process would end instead of the check.
-    return target.file.metadata.get(_KEYS.PRE) == _PRE
+    return target.file.metadata.get(_KEYS.PRE) in (GPT2_SPLIT, LLAMA3_SPLIT)
 
 
 def _texts_with_special_tokens(tokenizer: Tokenizer) -> Iterator[str]:

@@ -10,7 +10,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmkit.cli.options import CheckpointArgument, JsonOption, print_json
+from llmkit.cli.options import (
+    CheckpointArgument,
+    JsonOption,
+    ParameterOption,
+    print_json,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -109,6 +114,7 @@ def _export(
             show_default="the model's",
         ),
     ] = None,
+    parameter: ParameterOption = None,
     no_verify: Annotated[
         bool,
         typer.Option("--no-verify", help="Skip verification; the Modelfile then says so."),
@@ -130,6 +136,7 @@ def _export(
             "--target-bpw": target_bpw,
             "--fit-memory": fit_memory,
             "--context": context,
+            "--parameter": parameter,
             "--no-verify": no_verify,
         }
         _export_to_hf(checkpoint, out, of_gguf, name, merge=merge, json_output=json_output)
@@ -139,11 +146,20 @@ def _export(
     from llmkit.export.quantization.budget import budget_of
     from llmkit.export.quantization.config import QuantConfig, tensor_types
     from llmkit.export.report.tables import export_table, plan_table, proof_table
+    from llmkit.modelfiles.parameters import read_parameters
 
     budget = budget_of(target_size, target_bpw, fit_memory, context)
     types = tensor_types(tensor_type or [])
     quant_config = QuantConfig(quant, method, calibration, imatrix, budget, types)
-    done = export(checkpoint, out, quant_config, name=name, merge=merge, prove=not no_verify)
+    done = export(
+        checkpoint,
+        out,
+        quant_config,
+        name=name,
+        merge=merge,
+        prove=not no_verify,
+        parameters=read_parameters(parameter or ()),
+    )
     if json_output:
         print_json(asdict(done))
     else:

@@ -33,6 +33,8 @@ from llmkit.cli import (
     page,
     quantize,
     report,
+    runs,
+    tokenizer,
     train,
     verify,
 )
@@ -53,8 +55,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help; drawing it with rich doubles the time it takes
 )
 for _module in (
-    demo, data, train, import_checkpoint, finetune, generate, chat, export, imatrix, quantize,
-    verify, compare, evaluate, report, page, inspect, modelfile, deploy, doctor,
+    demo, data, tokenizer, train, runs, import_checkpoint, finetune, generate, chat, export,
+    imatrix, quantize, verify, compare, evaluate, report, page, inspect, modelfile, deploy, doctor,
 ):  # fmt: skip
     _module.register(app)
 

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmkit.cli.options import JsonOption, print_json
-from llmkit.errors import ConfigError
+from llmkit.cli.options import JsonOption, ParameterOption, print_json
 
 ModelfileArgument = Annotated[
     Path, typer.Argument(metavar="MODELFILE", help="Path of a Modelfile.", show_default=False)
@@ -63,13 +62,7 @@ def _write(
         str | None,
         typer.Option(metavar="TEXT", help="System prompt.", show_default="the prompt format's"),
     ] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Ollama PARAMETER, for example temperature=0.8. May be repeated.",
-        ),
-    ] = None,
+    parameter: ParameterOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Write and check the Modelfile of a GGUF file.
@@ -77,6 +70,7 @@ def _write(
     Exit code 1 if there are errors.
     """
     from llmkit.export.modelfile.write import write_modelfile
+    from llmkit.modelfiles.parameters import read_parameters
     from llmkit.modelfiles.prompt_format import prompt_format
 
     written = write_modelfile(
@@ -85,7 +79,7 @@ def _write(
         gguf_file=gguf,
         form=prompt_format(form) if form else None,
         system=system,
-        parameters=dict(_pair(text) for text in parameter or ()),
+        parameters=read_parameters(parameter or ()),
     )
     _report(written, json_output)
 
@@ -124,10 +118,3 @@ def _report(path: Path, json_output: bool) -> None:
         )
     if not report.passed:
         raise typer.Exit(1)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--parameter {text}: write NAME=VALUE, such as temperature=0.8")
-    return name, value

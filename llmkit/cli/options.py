@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from llmkit.export.check import Check
+    from llmkit.training.state import Metrics
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder.", show_default=False)
@@ -49,12 +50,15 @@ EncodingOption = Annotated[
 NewTokenizerOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME", help="bpe or char (trained on the text), gpt2, or a tokenizer folder."
+        metavar="NAME",
+        help="bpe, word or char (trained on the text), gpt2, or a tokenizer file or its folder.",
     ),
 ]
 VocabSizeOption = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Vocabulary size of a bpe tokenizer.", show_default="2048"),
+    typer.Option(
+        metavar="N", help="Vocabulary size of a bpe or word tokenizer.", show_default="2048"
+    ),
 ]
 HeldOutOption = Annotated[
     Path | None,
@@ -76,6 +80,24 @@ HostOption = Annotated[
         show_default="OLLAMA_HOST, or 127.0.0.1:11434",
     ),
 ]
+
+
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Ollama PARAMETER of the Modelfile, for example temperature=0.8. May be repeated.",
+    ),
+]
+
+
+def save_loss_curve(checkpoint: Path, metrics: Sequence[Metrics]) -> None:
+    """Draw the losses of a run into its folder."""
+    from llmkit.checkpoint.layout import TRAINING_FOLDER
+    from llmkit.export.report.plots import save_figure
+    from llmkit.export.report.runs import loss_figure
+
+    save_figure(loss_figure({"": metrics}), checkpoint / TRAINING_FOLDER / "loss.png")
 
 
 def print_json(content: dict[str, Any]) -> None:

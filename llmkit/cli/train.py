@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from llmkit.cli.options import (
     TextColumnOption,
     VocabSizeOption,
     print_json,
+    save_loss_curve,
 )
 
 PRESETS = "the preset's"
@@ -57,6 +58,14 @@ def _train(
     steps: Annotated[
         int | None,
         typer.Option(metavar="N", help="Number of training steps.", show_default=PRESETS),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Train for about N minutes instead of --steps: ten timed steps give the number.",
+            show_default=False,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -116,6 +125,13 @@ def _train(
         typer.Option(metavar="N", help="Context length in tokens.", show_default=PRESETS),
     ] = None,
     resume: ResumeOption = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only time ten steps: show parameters, memory, FLOPs and time; write nothing.",
+        ),
+    ] = False,
     device: DeviceOption = None,
     text_column: TextColumnOption = None,
     delimiter: DelimiterOption = None,
@@ -128,6 +144,7 @@ def _train(
     tokenizer and the metrics.
     """
     from llmkit.console import results
+    from llmkit.training import dry_run as estimate
     from llmkit.training import load_run_config, train
 
     changes = load_run_config(config, preset) if config is not None else {}
@@ -141,21 +158,33 @@ def _train(
         eval_interval=eval_interval,
         seed=seed,
     )
+    options: dict[str, Any] = {
+        "preset": preset,
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "model": {**changes.get("model", {}), **sizes},
+        "training": {**changes.get("training", {}), **settings},
+        "batch_tokens": batch_tokens,
+        "minutes": minutes,
+        "device": device,
+    }
+    if dry_run:
+        found = estimate(data, **options)
+        if json_output:
+            print_json(asdict(found))
+        else:
+            results.print(str(found), soft_wrap=True)
+        return
     result = train(
         data,
         out,
-        preset=preset,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        model={**changes.get("model", {}), **sizes},
-        training={**changes.get("training", {}), **settings},
-        batch_tokens=batch_tokens,
+        **options,
         resume=resume,
-        device=device,
         text_column=text_column,
         delimiter=delimiter,
         encoding=encoding,
     )
+    save_loss_curve(result.checkpoint, result.metrics)
     if json_output:
         print_json(asdict(result))
         return

@@ -37,7 +37,7 @@ from llmkit.errors import ConfigError, DataError
 from llmkit.files import StrPath, cannot_read, sha256_of, write_text, written_beside
 from llmkit.records.text_files import Reading
 from llmkit.tokenizer import Tokenizer, download_gpt2, load_tokenizer
-from llmkit.tokenizer_training import train_bpe, train_characters
+from llmkit.tokenizer_training import KINDS, train_kind
 
 SHARD_BYTES = 1 << 26  # of text, about 16 million tokens: less than a minute of two cores
 DEFAULT_VOCAB_SIZE = 2048
@@ -104,8 +104,8 @@ def prepare_data(
 ) -> Prepared:
     """Tokenize text files, JSONL, Parquet or folders of them into the shards of the folder `out`.
 
-    `tokenizer`: `bpe` or `char` (trained on the text), `gpt2`, or a folder that holds one. An
-    unfinished folder is continued, a finished one left alone.
+    `tokenizer`: `bpe`, `word` or `char` (trained on the text), `gpt2`, a tokenizer file or its
+    folder. An unfinished folder is continued, a finished one left alone.
     Raises DataError for what cannot be read and where `out` holds something else.
     """
     given = [sources] if isinstance(sources, str | Path) else sources
@@ -118,7 +118,7 @@ def prepare_data(
         "data": sha256_of(files),
         "reading": asdict(reading),
         "tokenizer": tokenizer,
-        "vocab_size": _checked_vocab_size(tokenizer, vocab_size),
+        "vocab_size": checked_vocab_size(tokenizer, vocab_size),
         "shard_bytes": SHARD_BYTES,
     }
     index = _begun(folder, settings)
@@ -226,7 +226,8 @@ def _begun(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _checked_vocab_size(tokenizer: str, vocab_size: int | None) -> int:
+def checked_vocab_size(tokenizer: str, vocab_size: int | None) -> int:
+    """The size, or the default's. Raises ConfigError where the tokenizer has a fixed one."""
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
     return vocab_size or DEFAULT_VOCAB_SIZE
@@ -234,23 +235,22 @@ def _checked_vocab_size(tokenizer: str, vocab_size: int | None) -> int:
 
 def refuse_vocab_size(tokenizer: str) -> None:
     """Raise ConfigError where the tokenizer has a vocabulary of fixed size."""
-    if tokenizer in ("char", "gpt2") or Path(tokenizer).is_dir():
+    if tokenizer in ("char", "gpt2") or (tokenizer not in KINDS and Path(tokenizer).exists()):
         raise ConfigError(
             f"the vocabulary of tokenizer {tokenizer} has a fixed size; omit vocab_size"
         )
 
 
 def make_tokenizer(name: str, pieces: Iterable[tuple[str, Piece]], vocab_size: int) -> Tokenizer:
-    """The tokenizer of that name or folder; bpe and char are trained on the training part."""
-    texts = (piece.text for part, piece in pieces if part == "train")
-    if name == "bpe":
-        return train_bpe(texts, vocab_size)
-    if name == "char":
-        return train_characters(texts)
+    """The tokenizer of that name, file or folder; KINDS are trained on the training part."""
+    if name in KINDS:
+        texts = (piece.text for part, piece in pieces if part == "train")
+        return train_kind(name, texts, vocab_size)
     if name == "gpt2":
         return download_gpt2()
-    if not Path(name).is_dir():
-        raise DataError(f"unknown tokenizer {name!r}; choose bpe, char, gpt2 or a folder")
+    if not Path(name).exists():
+        kinds = ", ".join(KINDS)
+        raise DataError(f"unknown tokenizer {name!r}; choose {kinds}, gpt2, a folder or a file")
     return load_tokenizer(Path(name))
 
 

@@ -68,6 +68,7 @@ class Evaluation:
     chance: float | None  # accuracy of a random choice
     lower_is_better: bool
     models: list[ModelScores]
+    shots: int = 0  # examples before each question, where they fit
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -98,7 +99,8 @@ def evaluate(
     kind, items, source = task_of(str(task), optional_path(data), shots)
     items = limited(items, limit)
     found = [_outcomes(name, kind, items, backend) for name in names]
-    evaluation = summed_up(kind.name, source, names, items, found, lower=kind.lower_is_better)
+    lower = kind.lower_is_better
+    evaluation = summed_up(kind.name, source, names, items, found, lower=lower, shots=shots)
     keep_evaluation(evaluation)
     return evaluation
 
@@ -107,7 +109,12 @@ def keep_evaluation(evaluation: Evaluation) -> None:
     """Write the result to `results.json` beside the first model on disk, for `llmkit report`."""
     names = [model.model for model in evaluation.models]
     on_disk = [name for name in dict.fromkeys(names) if not name.startswith(OLLAMA)]
-    about = {"task": evaluation.task, "source": evaluation.source, "models": names}
+    about = {
+        "task": evaluation.task,
+        "source": evaluation.source,
+        "shots": evaluation.shots,
+        "models": names,
+    }
     if on_disk:
         keep_result("evaluations", about, on_disk, evaluation.to_dict())
 
@@ -135,6 +142,7 @@ def summed_up(
     found: Sequence[Sequence[list[Outcome] | None]],
     *,
     lower: bool = False,
+    shots: int = 0,
     left_out: str = "longer than a model's context",
 ) -> Evaluation:
     """Scores of each model's outcomes, over the items that all models have some of.
@@ -162,6 +170,7 @@ def summed_up(
             _model_scores(name, own, None if own is outcomes[0] else outcomes[0])
             for name, own in zip(names, outcomes, strict=True)
         ],
+        shots,
     )
 
 

@@ -68,7 +68,8 @@ def _summary(evaluation: Evaluation) -> Table:
         rows.append(cells + [f"{model.ties}"] * has_ties)
     chance = "" if evaluation.chance is None else f", chance {evaluation.chance:.1%}"
     of = "" if evaluation.source == evaluation.task else f" of {evaluation.source}"
-    title = f"{evaluation.task}: {evaluation.items:,} items{of}{chance}"
+    shots = f", {evaluation.shots}-shot" if evaluation.shots else ""
+    title = f"{evaluation.task}: {evaluation.items:,} items{of}{shots}{chance}"
     return plain_table(title, columns + ["ties"] * has_ties, rows)
 
 

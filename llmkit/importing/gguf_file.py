@@ -27,9 +27,10 @@ from llmkit.importing.prompt_formats import find_prompt_format
 from llmkit.importing.reference import ReferenceLogits, check_reference, prove
 from llmkit.importing.steps import Step
 from llmkit.importing.tokenizers.imported import completed
-from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_level
+from llmkit.tokenizer import END_OF_TEXT, GPT2_SPLIT, LLAMA3_SPLIT, Tokenizer, byte_level
 
 _KEYS = gguf.Keys.Tokenizer
+_SPLITS = (GPT2_SPLIT, "gpt2", None, LLAMA3_SPLIT)
 
 
 def is_gguf(path: Path) -> bool:
@@ -118,10 +119,10 @@ def _tokenizer(file: GGUFFile) -> tuple[Tokenizer, int]:
     found = {key: file.metadata.get(key) for key in (_KEYS.LIST, _KEYS.MERGES, _KEYS.TOKEN_TYPE)}
     tokens, merges, kinds = found.values()
     pre = file.metadata.get(_KEYS.PRE)
-    if file.metadata.get(_KEYS.MODEL) != "gpt2" or pre not in ("gpt-2", "gpt2", None):
+    if file.metadata.get(_KEYS.MODEL) != "gpt2" or pre not in _SPLITS:
         raise GGUFError(
             f"{file.path} has the tokenizer {file.metadata.get(_KEYS.MODEL)} with the split {pre}; "
-            "llmkit reads byte-level BPE with GPT-2's split"
+            "llmkit reads byte-level BPE with GPT-2's or Llama 3's split"
         )
     if not isinstance(tokens, list) or not isinstance(merges, list):
         raise GGUFError(f"{file.path} has no tokens or merges; copy the file again")
@@ -130,7 +131,7 @@ def _tokenizer(file: GGUFFile) -> tuple[Tokenizer, int]:
     vocab = {str(token): number for number, token in enumerate(tokens)}
     pairs = [(left, right) for left, right in (str(merge).split(" ") for merge in merges)]
     try:
-        hf = byte_level(models.BPE(vocab=vocab, merges=pairs))
+        hf = byte_level(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre == LLAMA3_SPLIT))
     except Exception as error:  # the library raises bare Exception
         raise GGUFError(f"{file.path}: its merges do not fit its tokens: {error}") from error
     return completed(hf, len(tokens), "the file", special, ()).tokenizer, len(tokens)

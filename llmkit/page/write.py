@@ -28,21 +28,11 @@ _PAUSE = 0.05  # seconds between two pictures of a growing text
 _EXAMPLE = "Tell a story about Anton."
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token as it is shown: without the logits, which take memory in every session."""
-
-    id: int
-    text: str
-    probability: float
-    candidates: tuple[Candidate, ...]  # the most probable first
-
-
 @dataclass
 class Text:
     """What a model has written so far."""
 
-    tokens: list[Token] = field(default_factory=list)
+    tokens: list[GeneratedToken] = field(default_factory=list)
     # What the original prefers where it prefers another token: one for each token, or none yet.
     differences: list[Candidate | None] = field(default_factory=list)
     original: str = ""  # name of the model that was compared with
@@ -111,7 +101,7 @@ def _write(
         for name, runner in zip(texts, runners, strict=True):
             try:
                 prompts[name] = runner.prompt([Message("user", prompt)])
-                streams[name] = runner.tokens(prompts[name], sampling)
+                streams[name] = _tokens(runner, prompts[name], sampling)
             except LlmkitError as error:
                 texts[name].fault = str(error)
         for _ in _in_turn(streams, texts):
@@ -132,7 +122,7 @@ def _in_turn(
     while open_ones:
         for name, stream in list(open_ones.items()):
             try:
-                texts[name].tokens.append(_shown(next(stream)))
+                texts[name].tokens.append(next(stream))
             except StopIteration:
                 del open_ones[name]
             except LlmkitError as error:
@@ -143,8 +133,9 @@ def _in_turn(
             shown = time.monotonic()
 
 
-def _shown(token: GeneratedToken) -> Token:
-    return Token(token.id, token.text, token.probability, tuple(token.candidates))
+def _tokens(runner: Runner, prompt: Sequence[int], sampling: Sampling) -> Iterator[GeneratedToken]:
+    """The tokens without their logits, which would take memory in every session."""
+    return (token.described(runner.token_bytes) for token in runner.tokens(prompt, sampling))
 
 
 def _original(model: Found, texts: dict[str, Text], context: Context) -> Found | None:
@@ -192,7 +183,7 @@ def tokens_html(text: Text, *, with_candidates: bool) -> str:
     return f'<div class="tokens">{"".join(spans)}</div>'
 
 
-def _span(token: Token, difference: Candidate | None, with_candidates: bool) -> str:
+def _span(token: GeneratedToken, difference: Candidate | None, with_candidates: bool) -> str:
     kind = "token differs" if difference else "token"
     style = f'style="--p:{token.probability:.3f}"'
     if not with_candidates:
@@ -201,7 +192,7 @@ def _span(token: Token, difference: Candidate | None, with_candidates: bool) -> 
     return f'<span class="{kind}" {style} tabindex="0">{escape(token.text)}{panel}</span>'
 
 
-def _panel(token: Token, difference: Candidate | None) -> str:
+def _panel(token: GeneratedToken, difference: Candidate | None) -> str:
     rows = "".join(
         f'<span class="row{" chosen" * (candidate.id == token.id)}">'
         f"<code>{escape(visible(candidate.token))}</code>"

@@ -10,9 +10,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import pairwise
 from types import FrameType
 
 import numpy as np
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 
 from llmkit.checkpoint.layout import BLOCKS_FILE, MODEL_FILE
-from llmkit.console import progress, say
+from llmkit.console import say
 from llmkit.device import has_fast_bfloat16
 from llmkit.lora import n_trainable
 from llmkit.quantization.packed import n_weights
 from llmkit.quantization.qat import Roundings, on_grid, packed
 from llmkit.training.config import TrainingConfig
+from llmkit.training.display import training_display
+from llmkit.training.flops import flops_per_token
 from llmkit.training.optimizer import make_optimizers
 from llmkit.training.state import Metrics, RunFolder, RunState
 from llmkit.training.task import Task, TensorFiles
@@ -34,6 +37,7 @@ READ_EVERY = 10  # steps
 SPIKE_STEPS = 10
 SPIKE_NATS = 1.0  # by which the mean loss of SPIKE_STEPS exceeds the mean before: no noise
 RATE_AFTER_DIVERGENCE = 0.5
+PLANNED_AFTER = 10  # steps, where a run has minutes instead of a number of steps
 
 
 class DivergedError(Exception):
@@ -56,8 +60,11 @@ class TrainingLoop:
         device: torch.device,
         grid: Roundings | None = None,  # what the weights are trained to be rounded to
     ) -> None:
+        if state.settings.get("minutes"):  # the plan that was made
+            config = replace(config, steps=state.settings["training"]["steps"])
         self.folder, self.state, self.config, self.task = folder, state, config, task
         self.device = device
+        self.minutes: float | None = state.settings.get("minutes")
         self.tokens_per_step = task.tokens_per_step
         self.grid = grid or {}
         self.bfloat16 = has_fast_bfloat16(device)
@@ -78,16 +85,30 @@ class TrainingLoop:
         started = time.monotonic() - self.state.elapsed_s
         losses = self._new_losses()
         interval = _Interval(self.state.step)
-        last = self.config.steps
-        with interrupts_deferred() as interrupted, progress("train", last, "steps") as bar:
-            for step in range(self.state.step, last):
-                losses.add(self._step(step))
-                done = step + 1
+        steady = interval  # without the first step, which is slow
+        norm = math.nan
+        done = self.state.step
+        flops = flops_per_token(n_weights(self.model), self.model.config)
+        all_trained = n_trainable(self.model) == n_weights(self.model)
+        display = training_display(self.config.steps, self.device, flops if all_trained else None)
+        with interrupts_deferred() as interrupted, display as shown:
+            while done < self.config.steps:
+                losses.add(self.step(done))
+                done += 1
+                if done == PLANNED_AFTER == self.config.steps and self.minutes is not None:
+                    losses.all()  # waits for a GPU
+                    self._plan(steady.rate(done) or interval.rate(done), started)
+                if steady is interval:
+                    steady = _Interval(done)
                 rate = interval.rate(done) * self.tokens_per_step
-                bar.update(done, f"loss {losses.shown:.3f}, {rate:,.0f} tokens/s")
-                if done % self.config.eval_interval == 0 or done == last:
+                shown.total = self.config.steps
+                if done % READ_EVERY == 0 or self.device.type == "cpu":
+                    norm = float(self.grad_norm)
+                shown.update(done, losses.last, rate, self._learning_rate_at(done - 1), norm)
+                if done % self.config.eval_interval == 0 or done == self.config.steps:
                     elapsed = time.monotonic() - started
-                    self._evaluate_and_save(done, float(np.mean(losses.all())), rate, elapsed)
+                    mean = float(np.mean(losses.all()))
+                    shown.evaluated(*self._evaluate_and_save(done, mean, rate, elapsed))
                     losses = self._new_losses()
                     interval = _Interval(done)
                 if interrupted.is_set():
@@ -96,7 +117,24 @@ class TrainingLoop:
                     say(f"stopped at step {done} and saved; continue with --resume")
                     raise KeyboardInterrupt
 
-    def _step(self, step: int) -> Tensor:
+    def _plan(self, steps_per_s: float, started: float) -> None:
+        """Choose the number of steps so that the run ends with its minutes, and commit it.
+
+        Until here the learning rate was in its warm-up, which no number of steps changes: the run
+        is the same as one with that number from the start.
+        """
+        left = 60 * (self.minutes or 0) - (time.monotonic() - started)
+        more = planned_steps(self.config, 1 / steps_per_s, left, self.tokens_per_step)
+        self.config = replace(self.config, steps=PLANNED_AFTER + more)
+        training = {**self.state.settings["training"], "steps": self.config.steps}
+        self.state = replace(self.state, settings={**self.state.settings, "training": training})
+        self.folder.write_state(self.state)
+        say(
+            f"{1 / steps_per_s:.3g} s per step: {self.config.steps} steps in {self.minutes:g} "
+            "minutes"
+        )
+
+    def step(self, step: int) -> Tensor:
         """One update; returns the loss of its batch, which may still be computed on the device."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -116,7 +154,9 @@ class TrainingLoop:
             optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _evaluate_and_save(self, step: int, train_loss: float, rate: float, elapsed: float) -> None:
+    def _evaluate_and_save(
+        self, step: int, train_loss: float, rate: float, elapsed: float
+    ) -> tuple[Metrics, list[str]]:
         self.model.eval()
         with on_grid(self.model, self.grid):
             evaluation = self.task.evaluate(self.model)
@@ -143,6 +183,12 @@ class TrainingLoop:
         )
         for sample in samples:
             say(f"  {sample}")
+        if overfits(self.metrics):
+            say(
+                f"note: the validation loss has risen since step {self.metrics[-3].step} while the "
+                "training loss falls: the model overfits; training/best has the best checkpoint"
+            )
+        return metrics, samples
 
     def _save(self, step: int, elapsed: float, losses: list[float]) -> None:
         state = replace(self.state, step=step, elapsed_s=elapsed, losses=losses)
@@ -173,6 +219,24 @@ class TrainingLoop:
         return "bfloat16" if self.bfloat16 else "float32"
 
 
+def overfits(metrics: Sequence[Metrics]) -> bool:
+    """Whether the last two evaluations are the first two in a row of this kind.
+
+    The validation loss rises while the training loss falls.
+    """
+    pairs = list(pairwise(metrics))
+    apart = [b.val_loss > a.val_loss and b.train_loss < a.train_loss for a, b in pairs]
+    return apart[-2:] == [True, True] and apart[-3:-2] != [True]
+
+
+def planned_steps(
+    config: TrainingConfig, step_s: float, seconds: float, tokens_per_step: float
+) -> int:
+    """How many steps and their evaluations fit into so many seconds."""
+    evaluation_s = step_s * config.eval_tokens / tokens_per_step / 2  # half of it is backward
+    return max(0, int((seconds - evaluation_s) / (step_s + evaluation_s / config.eval_interval)))
+
+
 class _Losses:
     """Losses of the steps since the last evaluation.
 
@@ -192,7 +256,7 @@ class _Losses:
             self.all()
 
     @property
-    def shown(self) -> float:
+    def last(self) -> float:
         """The last one that was read."""
         return self._read[-1] if self._read else math.nan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from llmkit.console import say
 from llmkit.data.folders import source_files
 from llmkit.data.prepared import (
     DEFAULT_VOCAB_SIZE,
+    Prepared,
     is_prepared,
     open_prepared,
     refuse_vocab_size,
@@ -29,6 +31,7 @@ from llmkit.quantization.qat import Roundings
 from llmkit.records.text_files import Reading
 from llmkit.training.config import TrainingConfig, training_config
 from llmkit.training.loop import (
+    PLANNED_AFTER,
     RATE_AFTER_DIVERGENCE,
     SPIKE_STEPS,
     DivergedError,
@@ -62,6 +65,7 @@ def train(
     resume: bool = False,
     device: str | None = None,
     batch_tokens: int | None = None,
+    minutes: float | None = None,
     text_column: str | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
@@ -71,15 +75,69 @@ def train(
     `data`: a text file, JSON, JSONL or Parquet with a `text` field, a table, a folder of text,
     JSONL and Parquet files, or a folder that `prepare_data` wrote. `text_column` names another
     field, or the column of a table, which `delimiter` divides; `encoding` is that of text and
-    tables. `tokenizer`: `bpe` or `char` (trained on the data), `gpt2`, or a folder that holds one.
-    `batch_tokens` sets the batch size in tokens. `model` and `training` change single fields of
-    the preset (GPTConfig, TrainingConfig). With `resume` an unfinished run goes on where it
-    stopped; a finished one is reported and left alone.
+    tables. `tokenizer`: `bpe`, `word` or `char` (trained on the data), `gpt2`, or a file.
+    `batch_tokens` sets the batch size in tokens. `minutes` sets the number of steps to what fits
+    into that time, preparation included, by the time of the first ten; a resumed run keeps that
+    number. `model` and `training` change single fields of the preset (GPTConfig, TrainingConfig).
+    With `resume` an unfinished run goes on where it stopped; a finished one is reported and left
+    alone.
 
     Raises LlmkitError (DataError, ConfigError, CheckpointError) for what cannot be trained on,
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
     """
     data, out = Path(data), Path(out)
+    prepared, sizes, config = resolved(
+        data,
+        preset=preset,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        model=model,
+        training=training,
+        batch_tokens=batch_tokens,
+        minutes=minutes,
+    )
+    reading = Reading(text_column, None, delimiter, encoding)
+    where = choose_device(device)
+    if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(
+            f"{out} is inside {data}, so its files would become training text; choose another --out"
+        )
+    settings: dict[str, Any] = {
+        "data": prepared.sha256() if prepared else sha256_of(source_files(data)),
+        "reading": asdict(reading),
+        "tokenizer": tokenizer,
+        "minutes": minutes,
+        "model": asdict(sizes),
+        "training": asdict(config),
+    }
+    folder = RunFolder(out)
+
+    def prepared_run() -> RunState:
+        if prepared:
+            return prepare_from(folder, prepared, settings, sizes)
+        return prepare(folder, data, settings, sizes, reading)
+
+    with opened_run(folder, settings, resume, prepared_run) as state:
+        if not state.finished:
+            say(quantization_note(sizes))
+            tokens = prepared.tokens("train") if prepared else None
+            task = Pretraining(folder, state, config, sizes, tokens)
+            train_to_the_end(folder, state, config, task, where)
+    return _result(folder)
+
+
+def resolved(
+    data: Path,
+    *,
+    preset: str = "nano",
+    tokenizer: str = "bpe",
+    vocab_size: int | None = None,
+    model: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    batch_tokens: int | None = None,
+    minutes: float | None = None,
+) -> tuple[Prepared | None, ModelConfig, TrainingConfig]:
+    """What the options of `train` come to: prepared data, sizes and settings."""
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
@@ -94,34 +152,17 @@ def train(
         if (training or {}).get("batch_size") is not None:
             raise ConfigError("batch_tokens and batch_size say the same; give one of them")
         training = {**(training or {}), "batch_size": max(batch_tokens // sizes.context_length, 1)}
+    if minutes is not None:
+        if (training or {}).get("steps") is not None:
+            raise ConfigError("minutes and steps say the same; give one of them")
+        training = {**(training or {}), "steps": PLANNED_AFTER}  # until the plan
     config = training_config(preset, **(training or {}))
-    reading = Reading(text_column, None, delimiter, encoding)
-    where = choose_device(device)
-    if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+    if minutes is not None and not (minutes > 0 and config.warmup_steps >= PLANNED_AFTER):
         raise ConfigError(
-            f"{out} is inside {data}, so its files would become training text; choose another --out"
+            f"minutes must be above 0 and warmup_steps at least {PLANNED_AFTER}, "
+            f"not {minutes:g} and {config.warmup_steps}"
         )
-    settings: dict[str, Any] = {
-        "data": prepared.sha256() if prepared else sha256_of(source_files(data)),
-        "reading": asdict(reading),
-        "tokenizer": tokenizer,
-        "model": asdict(sizes),
-        "training": asdict(config),
-    }
-    folder = RunFolder(out)
-
-    def prepared_run() -> RunState:
-        if prepared:
-            return prepare_from(folder, prepared, settings, sizes)
-        return prepare(folder, data, settings, sizes, reading)
-
-    with opened_run(folder, settings, resume, prepared_run) as state:
-        if not state.finished:
-            say(_quantization_note(sizes))
-            tokens = prepared.tokens("train") if prepared else None
-            task = Pretraining(folder, state, config, sizes, tokens)
-            train_to_the_end(folder, state, config, task, where)
-    return _result(folder)
+    return prepared, sizes, config
 
 
 @contextmanager
@@ -144,11 +185,15 @@ def _opened(
 ) -> RunState:
     found = folder.find()
     if found is None:
+        started = time.monotonic()
         with all_or_nothing(folder.folder), all_or_nothing(folder.training):
             state = prepare()
         folder.keep(state)
-        return state
+        return replace(state, elapsed_s=time.monotonic() - started)
     state = found.state
+    if settings.get("minutes") is not None:  # the number of steps is what was planned
+        planned = {**settings["training"], "steps": state.settings["training"]["steps"]}
+        settings = {**settings, "training": planned}
     refuse_other_run(folder, state, settings)
     if not resume and found.damaged is not None:
         raise CheckpointError(
@@ -207,7 +252,7 @@ def _result(folder: RunFolder) -> TrainingResult:
     return TrainingResult(folder.folder, metrics[-1].step, n_parameters, metrics)
 
 
-def _quantization_note(sizes: ModelConfig) -> str:
+def quantization_note(sizes: ModelConfig) -> str:
     """What exports store instead of types that do not fit n_embd, without the IQ and TQ types."""
     instead: dict[str, list[str]] = {}
     for name in (name for name in quant_names() if name.startswith("q")):

@@ -38,7 +38,6 @@ from llmkit.console import say
 from llmkit.data.tokens import PARTS
 from llmkit.errors import CheckpointError, LlmkitError
 from llmkit.files import (
-    StrPath,
     cannot_write,
     link_or_copy,
     no_empty_folders,
@@ -49,7 +48,6 @@ from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-METRICS_FILE = "metrics.jsonl"
 _TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
 _DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
 
@@ -95,20 +93,6 @@ class Metrics:
         return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
 
 
-def training_metrics(folder: StrPath) -> dict[str, list[Metrics]]:
-    """Metrics so far of every run below `folder`, by its path there.
-
-    Runs without a whole line in metrics.jsonl are left out.
-    """
-    folder = Path(folder)
-    found = {}
-    for file in sorted(folder.glob(f"**/{TRAINING_FOLDER}/{METRICS_FILE}")):
-        run = file.parent.parent
-        with suppress(CheckpointError):
-            found[run.relative_to(folder).as_posix()] = RunFolder(run).read_metrics()
-    return found
-
-
 def unusable(path: Path, fault: str) -> CheckpointError:
     """The error for a file without which a run cannot continue."""
     return CheckpointError(f"{path} {fault}; restore it, or train into another folder")
@@ -130,7 +114,7 @@ class RunFolder:
         self.folder = folder
         self.training = folder / TRAINING_FOLDER
         self.state_file = self.training / STATE_FILE
-        self.metrics_file = self.training / METRICS_FILE
+        self.metrics_file = self.training / "metrics.jsonl"
         self.lock_file = self.training / "lock"
         self.best = self.training / "best"
         self._next = self.training / "next"

@@ -27,7 +27,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("group", [[], ["data"], ["finetune"], ["modelfile"]])
+@pytest.mark.parametrize("group", [[], ["data"], ["finetune"], ["modelfile"], ["tokenizer"]])
 def test_no_line_of_help_is_cut_short(
     group: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,6 +39,8 @@ def test_no_line_of_help_is_cut_short(
 
 def test_no_help_shows_a_python_type() -> None:
     page = runpy.run_path(str(DOCS / "write_commands.py"))["page"]()
+    assert page.count("Usage: ") > 25
+    assert page.count("Usage: ") > 25
     assert page.count("Usage: ") > 25
     found = set(re.findall(r"<[^>\n]*>", page))
     assert all(re.fullmatch(r"<[a-z_.]+(\|[a-z_.]+)*>", choices) for choices in found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # before datasets is imported
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -47,14 +45,21 @@ TEXTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{name}.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
     """Three of the harness's kinds of tasks, with data on disk."""
     folder = tmp_path_factory.mktemp("tasks")
-    choices = village_choices()[:20]
+    choices = [dict(vars(item)) for item in village_choices()[:20]]
+    for number, choice in enumerate(choices[:5]):  # some lose their beginning
+        choice["question"] = "the cat " * (6 + 4 * number) + choice["question"]
     records: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
-        "choices": (CHOICES, [vars(item) for item in choices]),
-        # Some fill the context of 64 tokens, and lose their beginning.
+        "choices": (CHOICES, choices),
         "answers": (
             ANSWERS,
             [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmkit.api import compare, divergence_along, evaluate, find_results, training_metrics
+from llmkit.api import compare, divergence_along, evaluate, find_results
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.convert import Export
@@ -77,19 +77,6 @@ def test_models_of_other_words_are_refused(tiny_checkpoint: Path, tmp_path: Path
     train(text, tmp_path / "c", vocab_size=300, model=sizes, training={"steps": 1, "batch_size": 1})
     with pytest.raises(ConfigError, match="vocabular"):
         divergence_along(tiny_checkpoint, tmp_path / "c", TEXT)
-
-
-def test_curves_of_every_run_are_read_while_one_is_being_written(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    lines = (tiny_checkpoint / "training" / "metrics.jsonl").read_text()
-    for name, content in {"a": lines, "b/c": lines + '{"step": 40, "tok', "none": ""}.items():
-        (tmp_path / name / "training").mkdir(parents=True)
-        (tmp_path / name / "training" / "metrics.jsonl").write_text(content)
-    found = training_metrics(str(tmp_path))
-    assert list(found) == ["a", "b/c"]
-    assert [metrics.step for metrics in found["b/c"]] == [10, 20, 30]
-    assert found["a"] == found["b/c"]
 
 
 def test_a_kept_proof_is_a_page(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from llmkit.evaluation.tasks import BLOCK, f1, score_document, words
 from llmkit.export.convert import Export
 from llmkit.export.llamacpp.runners import CheckpointRunner
 from llmkit.export.to_hf import export_to_hf
+from llmkit.generation import Sampling
 from llmkit.training import train
 
 
@@ -112,6 +113,28 @@ def test_greedy_means_each_token_is_the_most_probable(models: list[Model]) -> No
         for last, is_greedy in ((ids[-1], True), ((ids[-1] + 1) % 512, False)):
             found = evaluate_greedy(model, prompt, [*ids[:-1], last])
             assert found is is_greedy
+
+
+def test_prompts_together_are_continued_as_each_alone(models: list[Model]) -> None:
+    texts = [
+        "Once",
+        "Once there was a cat who",
+        "Berta",
+        "the cat " * 6,
+        "a" * 50,
+    ]  # not all at once
+    for model in models:
+        runner = model.runner
+        prompts = [runner.encode(text) for text in texts]
+        sampling = Sampling(temperature=0, max_tokens=9)
+        wanted = ["".join(runner.answer(prompt, sampling)) for prompt in prompts]
+        for ends, length in ((False, 9), (True, 3)):
+            found = runner.greedy(prompts, 9, lambda ids, ends=ends: ends and len(ids) == 3)  # type: ignore[misc]
+            assert max(map(len, found)) == length
+            for ids, text in zip(found, wanted, strict=True):
+                said = b"".join(map(runner.token_bytes, ids)).decode(errors="ignore")
+                assert text.startswith(said)
+                assert ends or said == text
 
 
 def evaluate_greedy(model: Model, prompt: list[int], ids: list[int]) -> bool:
@@ -254,7 +277,8 @@ def test_examples_are_cut_where_the_context_is_short(
     evaluate(tiny_checkpoint, "mmlu", data=tmp_path)
     # The second question does not even fit without examples.
     assert capsys.readouterr().err.count("1 of 2") == 1
-    assert evaluate(tiny_checkpoint, "mmlu", data=tmp_path, shots=2).items == 1
+    found = evaluate(tiny_checkpoint, "mmlu", data=tmp_path, shots=2)
+    assert (found.items, found.shots) == (1, 2)
     said = capsys.readouterr().err
     assert said.count("1 of 2") == 2
     assert "x_test.csv, line 2" in said

@@ -86,6 +86,18 @@ def test_ollama_says_what_checkpoint_and_file_say(
     assert wanted[0].strip()
 
 
+def test_an_answer_ends_before_a_stop_string_everywhere(url: str, checkpoint: Checkpoint) -> None:
+    asked = ("What merge?", "Which?", "More words?", "words")
+    answers = {text: conversation([text], checkpoint.folder)[0] for text in asked}
+    questions = [max(asked, key=lambda text: len(answers[text]))]
+    whole = answers[questions[0]]
+    stop = whole[1:3]
+    sampling = Sampling(temperature=0, max_tokens=20, stop=("never", stop))
+    wanted = conversation(questions, checkpoint.folder, sampling=sampling)
+    assert wanted[0] == whole[: whole.index(stop)] + "\n"
+    assert conversation(questions, host=url, sampling=sampling) == wanted
+
+
 def test_an_answer_comes_in_pieces(url: str) -> None:
     with open_reply(None, NAME, url, Sampling(temperature=0)) as reply:
         pieces = list(chat(reply, ["More words?", "Which?"], "", print))

@@ -23,6 +23,8 @@ from llmkit.export.gguf import writer
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.verify import verify
+from llmkit.modelfiles.parameters import Parameters
+from llmkit.modelfiles.reading import read_modelfile
 from llmkit.tokenizer_training import train_characters
 
 GGML_TYPES = {
@@ -141,6 +143,15 @@ def test_metadata_is_what_llama_cpp_needs_of_a_gpt2(
         "tokenizer.ggml.eos_token_id": 511,
         "tokenizer.ggml.add_bos_token": False,
     }
+
+
+def test_parameters_of_the_user_are_in_the_modelfile(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    given = Parameters(min_p=0.05, repeat_penalty=1.1, stop=("\n",))
+    made = export(tiny_checkpoint, tmp_path, QuantConfig(["q8_0"]), prove=False, parameters=given)
+    found = read_modelfile(made.modelfile).modelfile.parameters
+    assert (found.min_p, found.repeat_penalty) == (0.05, 1.1)
+    assert found.stop == ("<|endoftext|>", "\n")
+    assert found.num_ctx == 64
 
 
 def test_metadata_types_are_those_llama_cpp_reads(files: dict[str, Path]) -> None:

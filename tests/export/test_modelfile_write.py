@@ -108,22 +108,18 @@ def test_the_modelfile_may_stand_elsewhere(base: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_asked_for_is_written(base: Path) -> None:
-    parameters = {"temperature": "0.5", "num_ctx": "16", "use_mmap": "false"}
+    parameters = Parameters(temperature=0.5, num_ctx=16, use_mmap=False, stop=("\n\n",))
     written = write_modelfile(base, system='Say "hi".', parameters=parameters)
     said = read_modelfile(written).modelfile
     assert said.system == 'Say "hi".'
     assert said.parameters == Parameters(
-        stop=("<|endoftext|>",), temperature=0.5, num_ctx=16, use_mmap=False
+        stop=("<|endoftext|>", "\n\n"), temperature=0.5, num_ctx=16, use_mmap=False
     )
 
 
 def test_what_cannot_be_written_leaves_nothing(base: Path, tmp_path: Path) -> None:
     target = base.parent / "Modelfile"
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="'temperature'"):
-        write_modelfile(base, parameters={"temprature": "1"})
-    with pytest.raises(ConfigError, match=r"num_ctx: invalid int value \[x\]"):
-        write_modelfile(base, parameters={"num_ctx": "x"})
     with pytest.raises(ModelfileError, match=r"^SYSTEM: "):
         write_modelfile(base, system='a"""\nb"\n')
     with pytest.raises(ConfigError, match=r"exported.*--gguf"):

@@ -12,16 +12,24 @@ from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.to_hf import export_to_hf
 from llmkit.export.verify import tokenizer_check as module
 from llmkit.export.verify.target import open_target
 from llmkit.export.verify.tokenizer_check import tokenizer_check
-from llmkit.export.verify.tokenizer_stress_texts import LONG_RUN, fuzzed_texts, long_runs
+from llmkit.export.verify.tokenizer_stress_texts import (
+    HARD_TEXTS,
+    LONG_RUN,
+    fuzzed_texts,
+    long_runs,
+)
+from llmkit.importing.importer import import_checkpoint
 from llmkit.modelfiles.prompt_format import PromptFormat, Turn
 from llmkit.tokenizer import load_tokenizer
-from llmkit.tokenizer_training import train_bpe, train_characters
+from llmkit.tokenizer_training import train_bpe, train_characters, train_words
 
 TEXT = "the red fox and the other fox went over there, 12 times; they'd been there before " * 3
 MERGES, TOKENS = "tokenizer.ggml.merges", "tokenizer.ggml.tokens"
+PRE = "tokenizer.ggml.pre"
 TYPES, END = "tokenizer.ggml.token_type", "<|endoftext|>"
 EOS = "tokenizer.ggml.eos_token_id"
 DONE = "<|done|>"
@@ -78,6 +86,34 @@ def test_a_character_tokenizer_passes(text: str, tmp_path: Path) -> None:
         tmp_path / "c", tokenizer=train_characters([text]), n_layer=1, n_embd=32
     )
     assert check(checkpoint, write(checkpoint, tmp_path / "m.gguf", "q4_0"), TEXT).passed
+
+
+def test_a_word_tokenizer_passes(tmp_path: Path) -> None:
+    texts = [TEXT, *HARD_TEXTS, *fuzzed_texts(200, seed=2)]
+    tokenizer = train_words(texts, 1200).with_tokens(words=["spam"])
+    assert tokenizer.vocab_size == 1201
+    checkpoint = make_checkpoint(tmp_path / "c", tokenizer=tokenizer, n_layer=1, n_embd=32)
+    path = write(checkpoint, tmp_path / "m.gguf", "q4_0")
+    found = check(checkpoint, path, TEXT, "spam eggs")
+    assert found.passed, found.detail
+    # The key makes llama.cpp look words up; with GPT-2's split it would not.
+    other = with_key(path, tmp_path / "n.gguf", PRE, "gpt-2", Kind.STRING)
+    assert f"{PRE} is 'gpt-2'" in check(checkpoint, other, TEXT).detail
+
+
+def test_a_word_tokenizer_is_imported_again(tmp_path: Path) -> None:
+    tokenizer = train_words([TEXT], 280)
+    checkpoint = make_checkpoint(tmp_path / "c", tokenizer=tokenizer, n_layer=1, n_embd=32)
+    sources = (
+        write(checkpoint, tmp_path / "m.gguf"),
+        export_to_hf(checkpoint.folder, tmp_path / "hf").folder,
+    )
+    for number, source in enumerate(sources):
+        import_checkpoint(str(source), tmp_path / f"again-{number}")
+        again = load_checkpoint(tmp_path / f"again-{number}").tokenizer
+        assert again.looks_up_words
+        assert again.tokens == tokenizer.tokens
+        assert again.encode(TEXT) == tokenizer.encode(TEXT)
 
 
 def test_a_chat_with_special_tokens_of_its_own_passes(tmp_path: Path) -> None:
@@ -246,10 +282,9 @@ def test_an_end_that_is_none_in_llama_cpp_is_named(
 def test_another_split_is_named(
     pre: str, checkpoint: Checkpoint, good: Path, tmp_path: Path
 ) -> None:
-    key = "tokenizer.ggml.pre"
-    found = check(checkpoint, with_key(good, tmp_path / "m.gguf", key, pre, Kind.STRING), TEXT)
+    found = check(checkpoint, with_key(good, tmp_path / "m.gguf", PRE, pre, Kind.STRING), TEXT)
     assert not found.passed
-    assert f"tokenizer.ggml.pre is {pre!r}" in found.detail
+    assert f"{PRE} is {pre!r}" in found.detail
 
 
 def test_the_users_own_text_is_compared(checkpoint: Checkpoint, good: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 from gguf_surgery import make_checkpoint, with_tensors
 
 from llmkit.checkpoint.checkpoint import load_checkpoint
+from llmkit.cli.main import main
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
 from llmkit.export.compare import compare
 from llmkit.export.convert import Export, export
 from llmkit.export.gguf.reader import is_gguf
-from llmkit.export.llamacpp.runners import generate
+from llmkit.export.llamacpp.runners import generate, generate_texts, stream_tokens
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.quantization.requantize import requantize
 from llmkit.sampling import Sampling
@@ -47,6 +49,62 @@ def test_the_same_seed_gives_the_same_text(
     first = text_of(files["f32"], "The fox", sampling)
     assert first == text_of(files["f32"], "The fox", sampling)
     assert first == text_of(tiny_checkpoint, "The fox", sampling)
+
+
+def test_a_context_slides_the_same_way_in_both(
+    files: dict[str, Path], tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = Sampling(temperature=0, context_shift=True, max_tokens=80)
+    texts = []
+    for model in (tiny_checkpoint, files["f32"]):
+        texts.append(text_of(model, "The fox", sampling))
+        assert capsys.readouterr().err.count("dropped tokens 5 to 33") == 1
+    assert texts[0] == texts[1]
+    first = text_of(tiny_checkpoint, "The fox", GREEDY)
+    assert texts[0].startswith(first[:-10])
+    assert len(texts[0]) > len(first)
+
+
+def test_several_prompts_are_answered_as_each_alone(
+    files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    prompts = ["The fox", "", "Once there was a hungry cook"]
+    stopping = Sampling(temperature=0, max_tokens=25, stop=(" the",))
+    wanted = [text_of(tiny_checkpoint, prompt, stopping) for prompt in prompts]
+    assert not any(" the" in text for text in wanted)
+    for model in (tiny_checkpoint, files["f32"]):
+        assert generate_texts(model, prompts, stopping) == wanted
+
+
+def test_a_file_of_prompts_is_answered_line_by_line(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("The fox\n\nOnce\n", encoding="utf-8")
+    words = ["generate", str(tiny_checkpoint), "--prompts", str(file), "--temperature", "0"]
+    assert main([*words, "--max-tokens", "9", "--stop", "q"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    settings = Sampling(temperature=0, max_tokens=9, stop=("q",))
+    assert found == [
+        {"prompt": prompt, "text": text_of(tiny_checkpoint, prompt, settings)}
+        for prompt in ("The fox", "Once")
+    ]
+    assert main([*words, "--prompt", "Hi"]) == 2
+    assert "--prompts" in capsys.readouterr().err
+
+
+def test_tokens_say_the_text_and_how_probable_it_is(
+    files: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    some = Sampling(seed=3, max_tokens=12)
+    ours, theirs = (
+        list(stream_tokens(m, "The fox", some)) for m in (tiny_checkpoint, files["f32"])
+    )
+    assert "".join(token.text for token in ours) == text_of(tiny_checkpoint, "The fox", some)
+    for token, other in zip(ours, theirs, strict=True):
+        assert (token.id, token.text, token.token) == (other.id, other.text, other.token)
+        assert token.probability == pytest.approx(other.probability, abs=1e-4)
+        assert len(token.candidates) == 10
 
 
 def test_another_seed_gives_another_text(files: dict[str, Path]) -> None:

@@ -130,7 +130,7 @@ def first(base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "_step", stop)
+        patch.setattr(TrainingLoop, "step", stop)
         with pytest.raises(StopError):
             distill(base, out)
     return load_checkpoint(out)
@@ -228,7 +228,7 @@ def test_text_of_its_own_is_split_as_in_training(
 def test_stopped_run_resumes_exactly(
     small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    original = TrainingLoop._step
+    original = TrainingLoop.step
 
     def stop(self: TrainingLoop, number: int) -> float:
         if number == step:
@@ -236,7 +236,7 @@ def test_stopped_run_resumes_exactly(
         return original(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "_step", stop)
+        patch.setattr(TrainingLoop, "step", stop)
         with pytest.raises(StopError):
             distill(small_base, tmp_path / "out")
     with pytest.raises(CheckpointError, match="add --resume"):

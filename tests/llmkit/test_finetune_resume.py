@@ -43,7 +43,7 @@ def uninterrupted(
     return of
 
 
-def stopped(base: Path, data: Path, out: Path, kind: str, at: int, call: str = "_step") -> None:
+def stopped(base: Path, data: Path, out: Path, kind: str, at: int, call: str = "step") -> None:
     """A run that ends before a step, or before an evaluation's end."""
     original = getattr(TrainingLoop, call)
 
@@ -99,7 +99,7 @@ def test_ctrl_c_saves_the_step_and_resumes_exactly(
     kind: str,
 ) -> None:
     out = tmp_path / "out"
-    original = TrainingLoop._step
+    original = TrainingLoop.step
 
     def step(self: TrainingLoop, number: int) -> float:
         if number == 3:
@@ -107,7 +107,7 @@ def test_ctrl_c_saves_the_step_and_resumes_exactly(
         return original(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "_step", step)
+        patch.setattr(TrainingLoop, "step", step)
         with pytest.raises(KeyboardInterrupt):
             instruct(small_base, questions, out, config=KINDS[kind])
     assert step_reached(out) == 4

@@ -15,8 +15,8 @@ from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.generation import (
     Characters,
-    GeneratedToken,
     ModelReader,
+    SampledToken,
     before_stop,
     generate_batch,
     generate_ids,
@@ -134,12 +134,14 @@ def test_generation_ends_with_the_context_or_after_max_tokens(
     assert len(generated(random_model, [1] * n_prompt, max_tokens=max_tokens)) == n
 
 
-def tokens(model: GPT, prompt: list[int], **sampling: Any) -> list[GeneratedToken]:
+def letter(token_id: int) -> bytes:
+    return bytes([token_id + 65])
+
+
+def tokens(model: GPT, prompt: list[int], **sampling: Any) -> list[SampledToken]:
     """Each token stands for one letter."""
-    reader, settings = ModelReader(model), Sampling(**sampling)
-    return list(
-        generate_tokens(reader, prompt, settings, lambda _: False, lambda i: b"%c" % (i + 65))
-    )
+    settings = Sampling(**sampling)
+    return list(generate_tokens(ModelReader(model), prompt, settings, lambda _: False, letter))
 
 
 def test_a_full_context_slides_as_in_llama_server(random_model: GPT) -> None:
@@ -164,7 +166,9 @@ def test_a_full_context_slides_as_in_llama_server(random_model: GPT) -> None:
 
 
 def test_a_token_tells_how_probable_it_and_the_others_are(random_model: GPT) -> None:
-    (token,) = tokens(random_model, [1, 2], max_tokens=1, temperature=0.5, top_k=3, seed=3)
+    (made,) = tokens(random_model, [1, 2], max_tokens=1, temperature=0.5, top_k=3, seed=3)
+    token = made.described(letter)
+    assert token.token == token.text == chr(token.id + 65)
     wanted = random_model(torch.tensor([[1, 2]]))[0, -1].softmax(-1).detach()
     assert token.probability == pytest.approx(float(wanted[token.id]), rel=1e-5)
     assert [candidate.id for candidate in token.candidates] == wanted.topk(10).indices.tolist()

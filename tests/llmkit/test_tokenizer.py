@@ -20,7 +20,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError
 from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer, safe_pieces
-from llmkit.tokenizer_training import train_bpe, train_characters
+from llmkit.tokenizer_training import train_bpe, train_characters, train_words
 
 TRAINING_TEXTS = [
     "The miller's daughter said: \"I'll go, he'd better not!\" They've 1234 apples.\n\n",
@@ -38,23 +38,35 @@ HARD_TEXT = st.lists(HARD_PARTS, max_size=30).map("".join)
 ANY_TEXT = st.one_of(st.text(), HARD_TEXT)
 BREAKS_AND_WORDS = st.text(alphabet="\n\n\n \r\t\x1c\u2028ab'.1é")
 
-GPT2_SPLIT = regex.compile(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+# By the names of llama.cpp; the second as Llama 3 has it, but its (?i:...) is for ASCII alone.
+SPLITS = {
+    "gpt-2": regex.compile(
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    ),
+    "llama-bpe": regex.compile(
+        r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
 
 BPE = train_bpe(TRAINING_TEXTS * 3, 400)
 CHARACTERS = train_characters(TRAINING_TEXTS)
-BOTH = pytest.mark.parametrize("tokenizer", [BPE, CHARACTERS], ids=["bpe", "char"])
+WORDS_SEEN = train_words(TRAINING_TEXTS, 290)
+ALL = pytest.mark.parametrize(
+    "tokenizer", [BPE, CHARACTERS, WORDS_SEEN], ids=["bpe", "char", "word"]
+)
 
 
 def reference_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """BPE by the book: GPT-2's split, then the best-ranked merge until none is left."""
+    """BPE by the book: the split, then the best-ranked merge until none is left."""
     alphabet = bytes_to_unicode()
     ranks = {merge: rank for rank, merge in enumerate(tokenizer.merges)}
     vocab = {token: token_id for token_id, token in enumerate(tokenizer.tokens)}
     ids = []
-    for word in GPT2_SPLIT.findall(text):
+    for word in SPLITS[tokenizer.pre].findall(text):
         symbols = [alphabet[byte] for byte in word.encode()]
+        if tokenizer.looks_up_words and "".join(symbols) in vocab:
+            symbols = ["".join(symbols)]
         while pairs := [pair for pair in pairwise(symbols) if pair in ranks]:
             best = min(pairs, key=ranks.__getitem__)
             merged: list[str] = []
@@ -74,7 +86,7 @@ def test_byte_alphabet_is_that_of_gpt2() -> None:
     assert set(byte_alphabet()) == set(pre_tokenizers.ByteLevel.alphabet())
 
 
-@BOTH
+@ALL
 @given(text=ANY_TEXT)
 @example(text=END_OF_TEXT)
 @example(text="")
@@ -85,19 +97,19 @@ def test_every_text_comes_back_unchanged(tokenizer: Tokenizer, text: str) -> Non
     assert tokenizer.end_of_text_id not in ids
 
 
-@BOTH
+@ALL
 @given(text=ANY_TEXT)
 def test_ids_are_those_of_bpe_by_the_book(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.encode(text) == reference_ids(tokenizer, text)
 
 
-@BOTH
+@ALL
 @given(texts=st.lists(ANY_TEXT, max_size=5))
 def test_a_batch_gives_the_ids_of_each_text(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
 
-@BOTH
+@ALL
 def test_decoding_skips_special_tokens_and_marks_broken_characters(tokenizer: Tokenizer) -> None:
     a, end, half = tokenizer.encode("a")[0], tokenizer.end_of_text_id, tokenizer.encode("\0é")
     assert tokenizer.decode([a, end, a]) == "aa"
@@ -106,7 +118,7 @@ def test_decoding_skips_special_tokens_and_marks_broken_characters(tokenizer: To
     assert tokenizer.decode(half) == "\0é"
 
 
-@BOTH
+@ALL
 def test_tokens_and_ids_are_each_others_inverse(tokenizer: Tokenizer) -> None:
     assert len(set(tokenizer.tokens)) == len(tokenizer.tokens) == tokenizer.vocab_size
     assert tokenizer.tokens[tokenizer.end_of_text_id] == END_OF_TEXT
@@ -163,6 +175,33 @@ def test_tokens_of_characters_never_reach_across_characters(text: str) -> None:
     assert CHARACTERS.encode(text) == [token_id for part in parts for token_id in part]
 
 
+def test_frequent_words_are_one_id_each_and_others_bytes() -> None:
+    text = "The fox saw the fox. " * 5 + "The hen, the hen. " * 3 + "A goose."
+    tokenizer = train_words([text], 256 + 1 + 6)
+    words = tokenizer.tokens[256:262]
+    assert set(words) == {"Ġfox", "Ġthe", "ĠThe", "Ġhen", "Ġsaw", "The"}
+    for word in words:
+        assert len(tokenizer.encode(word.replace("Ġ", " "))) == 1
+    assert [tokenizer.tokens[i] for i in tokenizer.encode(" fox goose")] == ["Ġfox", *"Ġgoose"]
+    assert tokenizer.merges == []
+    assert len(tokenizer.encode("é")) == 2
+
+
+def test_word_tokens_have_the_size_asked_for_or_fewer() -> None:
+    assert WORDS_SEEN.vocab_size == 290
+    assert train_words(["ab ab cd"], 1000).vocab_size == 257 + 2 + 1
+    again = train_words(TRAINING_TEXTS, 290)
+    assert again.tokens == WORDS_SEEN.tokens
+    with pytest.raises(ConfigError, match=r"vocab_size 256 .*\b257\b"):
+        train_words(["text"], 256)
+
+
+def test_a_new_word_is_found_in_text_where_words_are_looked_up() -> None:
+    grown = WORDS_SEEN.with_tokens(words=["spam"])
+    assert grown.encode("spam") == [WORDS_SEEN.vocab_size]
+    assert WORDS_SEEN.encode("spam") != grown.encode("spam")
+
+
 # --- OpenAI's own vocabulary ------------------------------------------------------------------
 
 
@@ -210,9 +249,15 @@ def test_openai_vocabulary_can_be_saved_as_tokenizer_json(
 # --- pieces -----------------------------------------------------------------------------------
 
 
-def split_of(text: str) -> list[str]:
-    """GPT-2's split, as the tokenizers library makes it."""
-    return [word for word, _ in BPE.hf.pre_tokenizer.pre_tokenize_str(text)]
+def split_of(text: str) -> list[list[str]]:
+    """The words of both splits, as the tokenizers library makes them."""
+    both = (BPE.hf.pre_tokenizer, WORDS_SEEN.hf.pre_tokenizer)
+    return [[word for word, _ in each.pre_tokenize_str(text)] for each in both]
+
+
+def split_of_pieces(pieces: list[str]) -> list[list[str]]:
+    both = zip(*map(split_of, pieces), strict=True)
+    return [[word for words in each for word in words] for each in both]
 
 
 @pytest.mark.slow
@@ -221,7 +266,7 @@ def split_of(text: str) -> list[str]:
 def test_split_of_pieces_is_the_split_of_the_text(text: str, size: int) -> None:
     pieces = list(safe_pieces(text, size))
     assert "".join(pieces) == text
-    assert [word for piece in pieces for word in split_of(piece)] == split_of(text)
+    assert split_of_pieces(pieces) == split_of(text)
 
 
 @pytest.mark.parametrize("space", ["\n", " ", "\r\n", "\n\n", " \n", "\n ", "\u3000 "])
@@ -229,7 +274,7 @@ def test_text_can_be_cut_before_white_space_whatever_follows(space: str) -> None
     text = "".join(f"a{space}{chr(c)}" for c in range(0x3100))  # all white space is among them
     pieces = list(safe_pieces(text, 1))
     assert len(pieces) > 0x3000
-    assert [word for piece in pieces for word in split_of(piece)] == split_of(text)
+    assert split_of_pieces(pieces) == split_of(text)
 
 
 @pytest.mark.parametrize("between", ["\n", "\n\n", "\r\n\r\n", "\n    ", " "])
@@ -241,7 +286,7 @@ def test_long_text_is_cut_into_pieces_of_about_the_size_asked_for(between: str) 
 
 
 def test_text_without_a_safe_place_stays_whole() -> None:
-    text = "日本" * 1000 + "\n\n" * 1000
+    text = "日本" * 1000 + "。" + "\n\n" * 1000
     assert list(safe_pieces(text, 10)) == [text]
 
 
@@ -303,7 +348,7 @@ def test_bpe_of_a_long_text_is_that_of_the_uncut_text() -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
-@BOTH
+@ALL
 def test_saved_tokenizer_is_the_same_when_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     again = load_tokenizer(tmp_path)

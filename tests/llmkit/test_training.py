@@ -23,7 +23,7 @@ from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import refuse_other_run
 from llmkit.training.pretraining import Pretraining
-from llmkit.training.run import _quantization_note
+from llmkit.training.run import quantization_note
 from llmkit.training.state import RunFolder, RunState
 
 
@@ -82,7 +82,7 @@ def test_train_loss_is_the_mean_since_the_last_evaluation(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, rates = [], []
-    original = TrainingLoop._step
+    original = TrainingLoop.step
 
     def noted(self: TrainingLoop, step: int) -> torch.Tensor:
         loss = original(self, step)
@@ -90,7 +90,7 @@ def test_train_loss_is_the_mean_since_the_last_evaluation(
         rates.append({group["lr"] for o in self.optimizers for group in o.param_groups})
         return loss
 
-    monkeypatch.setattr(TrainingLoop, "_step", noted)
+    monkeypatch.setattr(TrainingLoop, "step", noted)
     run(short_text, tmp_path / "out")
     found = [line["train_loss"] for line in metrics(tmp_path / "out")]
     means = [sum(losses[start : start + 4]) / 4 for start in (0, 4, 8)]
@@ -156,7 +156,7 @@ def test_notes_go_to_stderr(
     ],
 )
 def test_note_says_what_types_that_do_not_fit_are_stored_as(n_embd: int, words: list[str]) -> None:
-    note = _quantization_note(model_config("nano", vocab_size=300, n_embd=n_embd))
+    note = quantization_note(model_config("nano", vocab_size=300, n_embd=n_embd))
     assert all(word in note for word in words), note
     assert ("instead of" in note) == (n_embd != 256)
 
@@ -347,7 +347,7 @@ def test_refused_text_does_not_spoil_the_folder(short_text: Path, tmp_path: Path
     ("changes", "words"),
     [
         ({"preset": "nanno"}, "preset 'nanno'.*'nano'"),
-        ({"tokenizer": "bep"}, "tokenizer 'bep'.*bpe, char, gpt2"),
+        ({"tokenizer": "bep"}, "tokenizer 'bep'.*bpe, word, char, gpt2"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"vocab_size": 0}, "model: vocab_size"),
         ({"vocab_size": 100}, "vocab_size 100 is too small"),

@@ -113,13 +113,13 @@ def test_batch_can_be_given_in_tokens(short_text: Path, tmp_path: Path) -> None:
 def test_loss_that_is_not_finite_stops_before_it_is_saved(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, out = loop.TrainingLoop._step, tmp_path / "out"
+    original, out = loop.TrainingLoop.step, tmp_path / "out"
 
     def diverging(self: loop.TrainingLoop, step: int) -> Tensor:
         loss = original(self, step)
         return loss * float("nan") if step == 5 else loss
 
-    monkeypatch.setattr(loop.TrainingLoop, "_step", diverging)
+    monkeypatch.setattr(loop.TrainingLoop, "step", diverging)
     with pytest.raises(ConfigError, match=r"nan at step 6"):
         run(short_text, out)
     assert [line["step"] for line in metrics(out)] == [4]

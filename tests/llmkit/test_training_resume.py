@@ -70,7 +70,7 @@ def step_reached(out: Path) -> int:
 
 
 def before_step(
-    monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None], call: str = "_step"
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None], call: str = "step"
 ) -> None:
     original = getattr(TrainingLoop, call)
 
@@ -359,13 +359,13 @@ def test_diverged_run_goes_back_once_with_a_lower_rate(
     stop: int,
 ) -> None:
     monkeypatch.setattr(loop, "SPIKE_STEPS", 2)
-    original = TrainingLoop._step
+    original = TrainingLoop.step
 
     def step(self: TrainingLoop, number: int) -> torch.Tensor:
         loss = original(self, number)
         return loss if self.state.diverged else loss + rise(number)
 
-    monkeypatch.setattr(TrainingLoop, "_step", step)
+    monkeypatch.setattr(TrainingLoop, "step", step)
     training = {"eval_interval": 2}
     out, whole = tmp_path / "out", tmp_path / "whole"
     run(short_text, whole, training=training)

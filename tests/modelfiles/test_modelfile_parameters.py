@@ -17,8 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.errors import ModelfileError
-from llmkit.modelfiles.parameters import KINDS, read_number, written_number
+from llmkit.errors import ConfigError, ModelfileError
+from llmkit.modelfiles.parameters import (
+    KINDS,
+    Parameters,
+    read_number,
+    read_parameters,
+    written_number,
+)
 from llmkit.modelfiles.quoting import printable
 
 Ask = Callable[[list[tuple[str, str]]], list[Any]]
@@ -151,3 +157,13 @@ def test_numbers_are_written_plainly(name: str, number: float, text: str) -> Non
 def test_a_number_that_ollama_refuses_is_not_written(name: str, number: float) -> None:
     with pytest.raises(ModelfileError, match=rf"^PARAMETER {name}: (invalid|json)"):
         written_number(name, number)
+
+
+def test_options_are_read_as_parameters() -> None:
+    found = read_parameters(["min_p=0.05", "top_k=7", "stop=a=b", "stop= c", "use_mmap=false"])
+    assert found == Parameters(min_p=0.05, top_k=7, stop=("a=b", " c"), use_mmap=False)
+    assert read_parameters([]) == Parameters()
+    wrong = {"temprature=1": "'temperature'", "num_ctx=x": r"num_ctx.*\[x\]", "top_k": "top_k"}
+    for option, word in wrong.items():
+        with pytest.raises(ConfigError, match=word):
+            read_parameters([option])

@@ -24,7 +24,8 @@ def test_what_the_original_prefers_is_its_greedy_token_after_the_same_text(
         open_runner(page_folder / "answers") as original,
     ):
         prompt = small.prompt([Message("user", "Once")])
-        tokens = list(small.tokens(prompt, Sampling(temperature=1.5, seed=3, max_tokens=40)))
+        sampling = Sampling(temperature=1.5, seed=3, max_tokens=40)
+        tokens = [t.described(small.token_bytes) for t in small.tokens(prompt, sampling)]
         ids = [token.id for token in tokens]
         greedy = [token.candidates[0] for token in tokens]
         found = differences(prompt, ids, greedy, original)

@@ -71,9 +71,13 @@ def test_a_file_that_is_cut_short_is_refused_by_name(
     assert "cut.gguf" in found.refused[0]
 
 
-def test_lengths_beyond_the_file_are_refused_at_once(tmp_path: Path) -> None:
-    huge = (1 << 62).to_bytes(8, "little")
-    (tmp_path / "huge.gguf").write_bytes(b"GGUF\3\0\0\0" + huge + huge + bytes(100))
+@pytest.mark.parametrize("counts", [(1 << 62, 1 << 62, 0), (0, 1, 1 << 62), (0, 1, 1 << 40)])
+def test_lengths_beyond_the_file_are_refused_at_once(
+    tmp_path: Path, counts: tuple[int, ...]
+) -> None:
+    """Of tensors, keys, and the bytes of the first key."""
+    lengths = b"".join(count.to_bytes(8, "little") for count in counts)
+    (tmp_path / "huge.gguf").write_bytes(b"GGUF\3\0\0\0" + lengths + bytes(100))
     with pytest.raises(GGUFError):
         read_header(tmp_path / "huge.gguf")
 

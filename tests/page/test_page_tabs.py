@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,13 @@ from streamlit.testing.v1 import AppTest
 
 from llmkit.api import generate
 from llmkit.errors import GGUFError
+from llmkit.export.llamacpp import chat
 from llmkit.export.llamacpp.runners import GGUFRunner
+from llmkit.generation import GeneratedToken
+from llmkit.modelfiles.prompt_format import Message
 from llmkit.page import context, tabs, write
+from llmkit.page.ask import Conversation, Turn
+from llmkit.page.finding import Found
 from llmkit.page.models import ModelCache
 from llmkit.sampling import Sampling
 
@@ -99,7 +106,7 @@ def test_min_p_and_top_k_are_those_of_the_sampling(page_folder: Path) -> None:
 
 
 def test_tokens_are_escaped_and_tinted() -> None:
-    token = write.Token(1, "<script>", 0.25, ())
+    token = GeneratedToken(1, "<script>", "<script>", 0.25, (), None)
     html = write.tokens_html(write.Text([token]), with_candidates=True)
     assert "<script>" not in html
     assert "--p:0.250" in html
@@ -146,6 +153,27 @@ def test_ask_continues_a_conversation(page_folder: Path) -> None:
     assert [message.name for message in shown.chat_message] == ["user", "assistant"] * 2
     shown.button(key="ask_new").click().run()
     assert not shown.chat_message
+
+
+def test_a_model_is_given_all_that_was_said() -> None:
+    turns = [Turn("one?", " 1 "), Turn("nothing?"), Turn("two?")]
+    assert Conversation("model", turns).messages == [
+        Message("user", "one?"), Message("assistant", "1"), Message("user", "two?"),
+    ]  # fmt: skip
+
+
+def test_a_model_of_ollama_answers_too(page_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def reply(model: None, name: str, *_: object) -> Iterator[Any]:
+        yield lambda messages: iter([f"{name} heard ", messages[-1].content])
+
+    monkeypatch.setattr(context, "ollama_models", lambda: [Found("tales:latest", "Ollama")])
+    monkeypatch.setattr(chat, "open_reply", reply)
+    shown = tab("ask", page_folder)
+    shown.selectbox(key="ask_model").set_value("tales:latest")
+    shown.chat_input[0].set_value("a question").run()
+    assert "tales:latest heard a question" in texts(shown)
+    assert "tales:latest" not in tab("write", page_folder).multiselect[0].options
 
 
 def test_a_question_of_the_faq_is_answered_from_there(page_folder: Path, tmp_path: Path) -> None:

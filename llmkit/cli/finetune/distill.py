@@ -15,6 +15,7 @@ from llmkit.cli.options import (
     JsonOption,
     ResumeOption,
     print_json,
+    save_loss_curve,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _distill(
         resume=resume,
         device=device,
     )
+    save_loss_curve(result.checkpoint, result.metrics)
     if json_output:
         print_json(asdict(result))
     else:

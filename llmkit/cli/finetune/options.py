@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli.option_groups import with_options
-from llmkit.cli.options import DeviceOption, JsonOption, ResumeOption, print_json
+from llmkit.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ResumeOption,
+    print_json,
+    save_loss_curve,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,6 +70,7 @@ class Tuning:
             _sweep(function, out, self.sweep, self.json_output, self.plot, arguments)
             return
         result = function(out=out, **arguments)
+        save_loss_curve(result.checkpoint, result.metrics)
         if self.plot is not None and figure is not None:
             from llmkit.export.report.plots import save_figure
 

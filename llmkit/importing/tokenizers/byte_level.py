@@ -12,11 +12,11 @@ from tokenizers import models
 
 from llmkit.errors import CheckpointError
 from llmkit.importing.tokenizers.imported import END_TOKENS, ImportedTokenizer, completed
-from llmkit.tokenizer import byte_alphabet, byte_level
+from llmkit.tokenizer import byte_alphabet, byte_level, is_of_words
 
 
 def accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:
-    """A tokenizer of the `tokenizers` library as byte-level BPE with GPT-2's split."""
+    """A tokenizer of the `tokenizers` library as byte-level BPE with a split of llama.cpp's."""
     content = json.loads(hf.to_str())
     model = content["model"]
     before = json.dumps(content.get("pre_tokenizer") or {})
@@ -25,7 +25,8 @@ def accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:
             f"{origin} is {model.get('type', 'no')} without bytes; llama.cpp's gpt2 tokenizer is "
             "byte-level BPE, so this model's text cannot be tokenized there"
         )
-    notes = list(_lost(content))
+    of_words = is_of_words(content)
+    notes = [*([] if of_words else _lost_split(content)), *_lost(content)]
     n_own = hf.get_vocab_size(with_added_tokens=True)
     special = [t["content"] for t in content["added_tokens"]]
     vocab = {**model["vocab"], **{t["content"]: t["id"] for t in content["added_tokens"]}}
@@ -36,7 +37,7 @@ def accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:
     for symbol in byte_alphabet():
         vocab.setdefault(symbol, len(vocab))
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-    plain = byte_level(models.BPE(vocab=vocab, merges=merges))
+    plain = byte_level(models.BPE(vocab=vocab, merges=merges, ignore_merges=of_words))
     end = _end_token(folder, special)
     return completed(plain, n_own, origin, special, tuple(notes), end)
 
@@ -59,8 +60,8 @@ def _end_token(folder: Path, special: Sequence[str]) -> str | None:
     return next((token for token in END_TOKENS if token in special), None)
 
 
-def _lost(content: Mapping[str, Any]) -> list[str]:
-    """What of a tokenizer byte-level BPE with GPT-2's split cannot express."""
+def _lost_split(content: Mapping[str, Any]) -> list[str]:
+    """What of a tokenizer's split GPT-2's cannot express."""
     lost = []
     before = content.get("pre_tokenizer") or {}
     parts = before.get("pretokenizers", [before]) if before else []
@@ -78,6 +79,12 @@ def _lost(content: Mapping[str, Any]) -> list[str]:
     if len(parts) > len(levels):
         kinds = ", ".join(p.get("type", "?") for p in parts if p not in levels)
         lost.append(f"the tokenizer splits text by {kinds} too; llama.cpp splits as GPT-2 does")
+    return lost
+
+
+def _lost(content: Mapping[str, Any]) -> list[str]:
+    """What else of a tokenizer byte-level BPE cannot express."""
+    lost = []
     if plain := [t["content"] for t in content["added_tokens"] if not t["special"]]:
         lost.append(
             f"{len(plain)} added tokens, such as {plain[0]!r}, become special tokens; text is not "

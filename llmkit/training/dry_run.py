@@ -1,0 +1,112 @@
+"""What a training run would need: parameters, memory, operations and time, by ten timed steps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmkit.architectures.base import ModelConfig
+from llmkit.data.tokens import TokenShards
+from llmkit.device import choose_device
+from llmkit.files import StrPath
+from llmkit.memory import peak_memory_bytes
+from llmkit.training.config import TrainingConfig
+from llmkit.training.flops import flops_per_token, peak_flops
+from llmkit.training.loop import PLANNED_AFTER, TrainingLoop, planned_steps
+from llmkit.training.pretraining import Pretraining
+from llmkit.training.run import quantization_note, resolved
+from llmkit.training.state import RunFolder, RunState
+
+MAX_SECONDS = 30.0  # a step of a large model may take minutes
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW, float32
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would need. Times are extrapolated from the steps that were timed."""
+
+    n_parameters: int
+    steps: int
+    tokens_per_step: int
+    flops_per_step: int
+    model_and_optimizer_bytes: int
+    peak_memory_bytes: int  # of this process, or of the GPU
+    timed_steps: int
+    step_s: float
+    total_s: float  # without evaluations
+    peak_share: float  # of plain matrix products on this device
+    quantization: str  # which types fit the shape
+
+    def __str__(self) -> str:
+        parts = f"{self.steps} steps of {self.tokens_per_step:,} tokens"
+        return "\n".join(
+            (
+                f"parameters: {self.n_parameters:,}",
+                f"memory: {self.model_and_optimizer_bytes / 1e9:.2f} GB for weights, gradients and "
+                f"AdamW; peak {self.peak_memory_bytes / 1e9:.2f} GB",
+                f"step: {self.flops_per_step / 1e12:.3g} TFLOP, {self.step_s:.3g} s, "
+                f"{self.peak_share:.0%} of plain matrix products ({self.timed_steps} steps timed)",
+                f"run: {parts}, {self.steps * self.flops_per_step / 1e15:.3g} PFLOP, "
+                f"{self.total_s / 60:.3g} minutes without evaluations",
+                f"quantization: {self.quantization}",
+            )
+        )
+
+
+def dry_run(
+    data: StrPath,
+    *,
+    device: str | None = None,
+    **options: Any,
+) -> DryRun:
+    """Time ten training steps on random tokens. Takes the options of `train`; writes nothing.
+
+    Times one micro-batch where a step has several. Raises LlmkitError as `train` does.
+    """
+    _, sizes, config = resolved(Path(data), **options)
+    where = choose_device(device)
+    n_parts = -(-config.batch_size // config.micro_batch)
+    part = replace(config, batch_size=min(config.batch_size, config.micro_batch))
+    task = _RandomTokens(part, sizes)
+    loop = TrainingLoop(RunFolder(Path()), RunState({}, {}), part, task, where)
+    float(loop.step(0))  # the first step is slow
+    started, timed = time.monotonic(), 0
+    while timed < PLANNED_AFTER and time.monotonic() - started < MAX_SECONDS:
+        timed += 1
+        float(loop.step(timed))
+    part_s = (time.monotonic() - started) / timed
+    step_s = n_parts * part_s
+    n_parameters = loop.model.n_parameters()
+    flops = flops_per_token(n_parameters, sizes)
+    steps = config.steps
+    if minutes := options.get("minutes"):
+        steps = planned_steps(
+            config, step_s, 60 * minutes, config.batch_size * sizes.context_length
+        )
+    return DryRun(
+        n_parameters=n_parameters,
+        steps=steps,
+        tokens_per_step=config.batch_size * sizes.context_length,
+        flops_per_step=flops * config.batch_size * sizes.context_length,
+        model_and_optimizer_bytes=BYTES_PER_PARAMETER * n_parameters,
+        peak_memory_bytes=peak_memory_bytes(where),
+        timed_steps=timed,
+        step_s=step_s,
+        total_s=steps * step_s,
+        peak_share=flops * task.tokens_per_step / part_s / peak_flops(where),
+        quantization=quantization_note(sizes),
+    )
+
+
+class _RandomTokens(Pretraining):
+    """Pretraining without a folder: the model, the batches and the loss of a run."""
+
+    def __init__(self, config: TrainingConfig, sizes: ModelConfig) -> None:
+        self.config, self.sizes = config, sizes
+        self.batch_tokens = config.batch_size * sizes.context_length
+        ids = np.random.default_rng(0).integers(0, sizes.vocab_size, 64 * sizes.context_length)
+        self.tokens = TokenShards([ids])

@@ -1,0 +1,121 @@
+"""Runs of so many minutes, and dry runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import MODEL, outcome, run
+
+from llmkit.architectures.registry import model_config, model_without_weights
+from llmkit.cli.main import main
+from llmkit.errors import CheckpointError, ConfigError
+from llmkit.training import dry_run, loop
+from llmkit.training.config import TrainingConfig
+from llmkit.training.loop import TrainingLoop, planned_steps
+
+MINUTES: dict[str, Any] = {"steps": None, "warmup_steps": 10}
+
+
+def of_minutes(data: Path, out: Path, *, minutes: float = 1.0, resume: bool = False) -> None:
+    run(data, out, training=MINUTES, minutes=minutes, dropout=0.2, resume=resume)
+
+
+@pytest.fixture(autouse=True)
+def planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "planned_steps", lambda *_: 7)
+
+
+def test_run_of_minutes_is_the_run_with_the_planned_steps(short_text: Path, tmp_path: Path) -> None:
+    of_minutes(short_text, tmp_path / "minutes")
+    run(short_text, tmp_path / "steps", training={**MINUTES, "steps": 17}, dropout=0.2)
+    found, expected = (outcome(tmp_path / name) for name in ("minutes", "steps"))
+    assert [line["step"] for line in found["metrics"]] == [4, 8, 12, 16, 17]
+    assert found["metrics"] == expected["metrics"]
+    assert found["files"]["model.safetensors"] == expected["files"]["model.safetensors"]
+
+
+class StopError(Exception):
+    """Ends a run without a save."""
+
+
+@pytest.mark.parametrize(
+    ("stop", "error"), [(2, None), (9, None), (10, StopError), (11, StopError), (13, None)]
+)
+def test_stopped_run_of_minutes_resumes_exactly(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+    error: type[StopError] | None,
+) -> None:
+    original = TrainingLoop.step
+
+    def interrupted(self: TrainingLoop, number: int) -> Any:
+        if number == stop and error is not None:
+            raise error
+        if number == stop:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, number)
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    of_minutes(short_text, whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "step", interrupted)
+        with pytest.raises(error or KeyboardInterrupt):
+            of_minutes(short_text, out)
+    if stop > 9:  # the plan that was made stays, however fast the machine is now
+        monkeypatch.setattr(loop, "planned_steps", lambda *_: 1000)
+    with pytest.raises(CheckpointError, match=r"minutes was 1\.0, now 2\.0"):
+        of_minutes(short_text, out, minutes=2.0, resume=True)
+    of_minutes(short_text, out, resume=True)
+    assert outcome(out) == outcome(whole)
+
+
+def test_steps_and_evaluations_fit_into_the_time() -> None:
+    config = TrainingConfig(eval_interval=10, eval_tokens=4000)
+    # An evaluation reads as many tokens as 4 steps, forward alone: 2 steps' time.
+    assert planned_steps(config, 0.5, 101.0, 1000) == pytest.approx(100 / 0.6, abs=1)
+    assert planned_steps(config, 0.5, -5.0, 1000) == 0
+
+
+@pytest.mark.parametrize(
+    ("training", "minutes", "words"),
+    [
+        ({"steps": 5}, 1.0, "minutes and steps"),
+        ({"warmup_steps": 9}, 1.0, "warmup_steps .* 9"),
+        ({}, 0.0, "minutes"),
+    ],
+)
+def test_minutes_that_do_not_fit_are_refused(
+    short_text: Path, tmp_path: Path, training: dict[str, Any], minutes: float, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(short_text, tmp_path, training={**MINUTES, **training}, minutes=minutes)
+
+
+def test_dry_run_tells_what_a_run_would_need(short_text: Path) -> None:
+    training = {"steps": 30, "batch_size": 8, "micro_batch": 3}
+    found = dry_run(short_text, model=MODEL, vocab_size=300, training=training, device="cpu")
+    sizes = model_config("nano", 300, **MODEL)
+    n = model_without_weights(sizes).n_parameters()
+    assert found.n_parameters == n
+    assert found.tokens_per_step == 8 * 16
+    assert found.flops_per_step == 8 * 16 * (6 * n + 12 * 1 * 32 * 16)
+    assert found.total_s == pytest.approx(30 * found.step_s)
+    assert found.timed_steps == 10
+    assert 0 < found.peak_share < 1
+    assert "q8_0 instead of q6_k" in found.quantization
+
+
+def test_dry_run_writes_nothing(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = f"train --data {short_text} --out {out} --dry-run --json --n-layer 1 --batch-size 1"
+    assert main(words.split()) == 0
+    assert json.loads(capsys.readouterr().out)["timed_steps"] == 10
+    assert not out.exists()
