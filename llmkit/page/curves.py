@@ -31,25 +31,28 @@ def _curves(folder: Path, title: str) -> None:
     from llmkit.training.runs import find_runs
 
     try:
-        found = find_runs(folder)
+        runs = {run.folder.relative_to(folder).as_posix(): run for run in find_runs(folder)}
     except DataError as error:
-        st.info(f"{error}.")
+        st.info(str(error))
         return
-    runs = {run.folder.relative_to(folder).as_posix(): run.metrics for run in found if run.metrics}
-    st.altair_chart(curve_chart(runs, title), alt=f"{title} of each run over its steps")
+    curves = {name: run.metrics for name, run in runs.items()}
+    st.altair_chart(curve_chart(curves, title), alt=f"{title} of each run over its steps")
     if len(CURVES[title]) > 1:
         st.caption("Solid: training; dashed: validation")
     st.dataframe(
         [
             {
                 "run": name,
-                "step": metrics[-1].step,
-                "validation loss": round(metrics[-1].val_loss, 4),
-                "training loss": round(metrics[-1].train_loss, 4),
-                "minutes": round(metrics[-1].elapsed_s / 60, 1),
-                "tokens per second": round(metrics[-1].tokens_per_s),
+                "status": run.status,
+                "step": run.steps[0],
+                "of": run.steps[1],
+                "validation loss": round(run.last.val_loss, 4),
+                "training loss": round(run.last.train_loss, 4),
+                "minutes": round(run.last.elapsed_s / 60, 1),
+                "tokens per second": round(run.last.tokens_per_s),
             }
-            for name, metrics in runs.items()
+            for name, run in runs.items()
+            if run.last is not None
         ],
         hide_index=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -104,7 +105,7 @@ def _records(name: str, content: bytes) -> list[Record]:
         try:
             return read_records(path, _FORMATS)
         except LlmkitError as error:
-            raise DataError(str(error).replace(f"{folder}/", "")) from error
+            raise DataError(str(error).replace(f"{folder}{os.sep}", "")) from error
 
 
 def _label(

@@ -110,14 +110,15 @@ def test_a_proof_is_shown_as_its_page_and_not_of_a_changed_file(folder: Path) ->
 
 
 def test_curves_have_every_run_and_its_last_step(folder: Path) -> None:
-    line = json.loads((folder / "base/training/metrics.jsonl").read_text().splitlines()[-1])
-    with (folder / "base/training/metrics.jsonl").open("a") as file:
-        file.write(json.dumps({**line, "step": 40, "val_loss": 1.25}) + "\n")
+    metrics = folder / "base/training/metrics.jsonl"
+    *earlier, last = metrics.read_text().splitlines()
+    changed = json.dumps({**json.loads(last), "val_loss": 1.25})
+    metrics.write_text("\n".join([*earlier, changed, '{"step": 40, "tok']))
     shown = section("compare", folder, "Training")
     (table,) = (frame.value for frame in shown.dataframe)
     rows = {row["run"]: row for row in table.to_dict("records")}
-    assert (rows["base"]["step"], rows["base"]["validation loss"]) == (40, 1.25)
-    assert rows["answers"]["step"] == 30
+    assert (rows["base"]["step"], rows["base"]["validation loss"]) == (30, 1.25)
+    assert (rows["answers"]["status"], rows["answers"]["of"]) == ("finished", 30)
 
 
 def test_a_blind_test_shows_no_names_and_keeps_the_choices(folder: Path) -> None:
