@@ -101,12 +101,36 @@ def proof(page: Page) -> None:
     page.get_by_role("dialog").get_by_text("tokenizer").wait_for()
 
 
+def compare(page: Page) -> None:
+    """Measure the demo's files, unless that is done."""
+    page.get_by_text("Measure", exact=True).first.wait_for()
+    if page.get_by_text("Nothing is measured yet").count():
+        page.get_by_role("button", name="Measure", exact=True).click()
+    page.get_by_text("Types in each file").wait_for()
+
+
+def text(page: Page) -> None:
+    """Compare the files along a text."""
+    page.get_by_text("Along a text").click()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_text("mean KL").first.wait_for()
+
+
+def layers(page: Page) -> None:
+    """Show the prediction after each layer."""
+    page.get_by_text("After each layer").click()
+    page.get_by_text("logit lens").wait_for()
+
+
 # By the name of the picture: the tab, and what is done before it is taken.
 PREPARED: dict[str, tuple[str, Callable[[Page], None]]] = {
     "proof": ("find", proof),
     "write": ("write", write),
     "ask": ("ask", ask),
     "label": ("label", label),
+    "compare": ("compare", compare),
+    "text": ("compare", text),
+    "layers": ("inside", layers),
 }
 
 

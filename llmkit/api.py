@@ -16,16 +16,19 @@ from llmkit.data.prepared import prepare_data
 from llmkit.data.tokenizers import tokenizer_statistics, train_tokenizer
 from llmkit.demo import demo
 from llmkit.evaluation.evaluate import evaluate
-from llmkit.evaluation.human import rate
+from llmkit.evaluation.human import BlindTest, rate
 from llmkit.evaluation.judge import judge
 from llmkit.evaluation.labelling import label_probabilities
+from llmkit.evaluation.results import find_results
 from llmkit.evaluation.tables import evaluation_figure, evaluation_tables
 from llmkit.export.compare import compare
 from llmkit.export.convert import export
 from llmkit.export.deploy.deploy import deploy
 from llmkit.export.doctor.examine import doctor
+from llmkit.export.evaluation.along import divergence_along
 from llmkit.export.inspection import inspect
 from llmkit.export.llamacpp.differences import differences
+from llmkit.export.llamacpp.inside import look_inside, nearest_tokens
 from llmkit.export.llamacpp.runners import (
     generate,
     generate_texts,
@@ -58,8 +61,10 @@ from llmkit.report.write import report
 from llmkit.sampling import Sampling
 from llmkit.training import dry_run, train
 from llmkit.training.runs import find_runs
+from llmkit.training.state import training_metrics
 
 __all__ = [
+    "BlindTest",
     "Budget",
     "Candidate",
     "Faq",
@@ -75,6 +80,7 @@ __all__ = [
     "deploy",
     "deploy_source",
     "differences",
+    "divergence_along",
     "doctor",
     "dry_run",
     "evaluate",
@@ -83,6 +89,7 @@ __all__ = [
     "export",
     "export_table",
     "export_to_hf",
+    "find_results",
     "find_runs",
     "finetune_classify",
     "finetune_distill",
@@ -95,8 +102,10 @@ __all__ = [
     "inspect",
     "judge",
     "label_probabilities",
+    "look_inside",
     "loss_figure",
     "make_imatrix",
+    "nearest_tokens",
     "open_runner",
     "prepare_data",
     "prompt_format",
@@ -110,6 +119,7 @@ __all__ = [
     "tokenizer_statistics",
     "train",
     "train_tokenizer",
+    "training_metrics",
     "verify",
     "write_report",
 ]

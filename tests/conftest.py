@@ -30,8 +30,8 @@ SLOW_MODULES = frozenset(
         *("test_parity_logits", "test_bad_input", "test_finetune_bad_input", "test_parity_memory"),
         *("test_training", "test_presets", "test_evaluation_scores", "test_convert", "test_doctor"),
         *("test_parity_layers", "test_gptq", "test_generation", "test_evaluation_harness"),
-        *("test_report",),
-        *("test_page_tabs", "test_page_browser"),
+        *("test_report", "test_evaluation_results"),
+        *("test_page_tabs", "test_page_browser", "test_page_compare"),
         *("test_training_minutes", "test_training_display"),
     )
 )

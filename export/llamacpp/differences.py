@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmkit.errors import ConfigError
-from llmkit.export.llamacpp.runners import Runner
+from llmkit.export.llamacpp.runners import Runner, candidate, token_text
 from llmkit.generation import Candidate
 
 
@@ -20,20 +20,13 @@ def differences(
     """
     if not ids:
         return []
-    for candidate in greedy:
-        if _token(original, candidate.id) != candidate.token:
+    for own in greedy:
+        if token_text(original, own.id) != own.token:
             raise ConfigError(
-                f"the models have different vocabularies: token {candidate.id} is "
-                f"{candidate.token!r} in one, {_token(original, candidate.id)!r} in the other"
+                f"the models have different vocabularies: token {own.id} is "
+                f"{own.token!r} in one, {token_text(original, own.id)!r} in the other"
             )
     (logits,) = original.branches(prompt, [ids])  # (n, V)
     best = logits.double().softmax(-1).max(-1)
     pairs = zip(greedy, best.indices.tolist(), best.values.tolist(), strict=True)
-    return [
-        None if own.id == id_ else Candidate(id_, _token(original, id_), p, p)
-        for own, id_, p in pairs
-    ]
-
-
-def _token(runner: Runner, token_id: int) -> str:
-    return runner.token_bytes(token_id).decode(errors="replace")
+    return [None if own.id == id_ else candidate(original, id_, p) for own, id_, p in pairs]

@@ -31,6 +31,7 @@ from llmkit.export.llamacpp.runtime import LlamaCpp, shared_length
 from llmkit.files import StrPath
 from llmkit.finetuning.examples import encode_prompt
 from llmkit.generation import (
+    Candidate,
     GeneratedToken,
     ModelReader,
     SampledToken,
@@ -180,6 +181,29 @@ def generate_texts(
     with open_runner(Path(model), backend) as runner:
         ids = [runner.prompt([Message("user", prompt)]) for prompt in prompts]
         return runner.answers(ids, sampling or Sampling())
+
+
+def token_text(runner: Runner, token_id: int) -> str:
+    """The text of a token; U+FFFD for bytes that are only part of a character."""
+    return runner.token_bytes(token_id).decode(errors="replace")
+
+
+def candidate(runner: Runner, token_id: int, probability: float) -> Candidate:
+    """A token as a model without sampling settings finds it."""
+    return Candidate(token_id, token_text(runner, token_id), probability, probability)
+
+
+def windows(runner: Runner, ids: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """A text in parts that fit the context, each with what the model reads before it.
+
+    That is the last token of the part before, or the start of a document.
+    """
+    start = 0
+    while start < len(ids):
+        prefix = runner.begun(list(ids[max(0, start - 1) : start]))
+        window = list(ids[start : start + runner.context_length - len(prefix) + 1])
+        yield prefix, window
+        start += len(window)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from llmkit.files import StrPath, write_text
 
 _STYLE = """
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-         padding: 0 1rem; overflow-wrap: break-word; }
+         padding: 0 1rem; overflow-wrap: break-word; color: #111; background: #fff; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem;
           margin: 1rem 0; }
   th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ccc; text-align: left;

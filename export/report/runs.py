@@ -25,7 +25,7 @@ def runs_table(runs: Sequence[Run], below: StrPath) -> Table:
     table = Table()
     used = [n for n in range(len(COLUMNS)) if any(row[n] for row in rows)]
     for n in used:
-        table.add_column(COLUMNS[n], justify="left" if n < 3 else "right")
+        table.add_column(COLUMNS[n], justify="left" if n < 3 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(row[n] for n in used))
     return table

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from pydantic import TypeAdapter, ValidationError
 
+from llmkit.errors import GGUFError
 from llmkit.export.check import Proof
 from llmkit.export.report.page import page, png_data
 from llmkit.export.verify.logits_check import LogitsComparison
@@ -43,6 +46,21 @@ def write_page(
     path: Path, proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[str]
 ) -> None:
     """Write the proof as one self-contained page."""
+    write_text(path, _html(proof, comparison, prompts))
+
+
+def kept_proof_page(kept: Mapping[str, Any]) -> str:
+    """The page of a proof as `parity.json` has it, without plots. Raises GGUFError."""
+    try:
+        proof = TypeAdapter(Proof).validate_python(dict(kept))
+    except ValidationError as error:
+        raise GGUFError(
+            f"the proof of {kept.get('gguf')} is of another version; run `llmkit verify` again"
+        ) from error
+    return _html(proof, None, [])
+
+
+def _html(proof: Proof, comparison: LogitsComparison | None, prompts: Sequence[str]) -> str:
     facts = [
         ("checkpoint", proof.checkpoint),
         ("checkpoint SHA-256", proof.checkpoint_sha256),
@@ -52,7 +70,7 @@ def write_page(
         ("GGUF SHA-256", proof.sha256),
         *((f"{name} version", value) for name, value in proof.versions.items()),
     ]
-    html = page(
+    return page(
         _TEMPLATE,
         title=f"Proof of {Path(proof.gguf).name}",
         proof=proof,
@@ -63,7 +81,6 @@ def write_page(
         prompts=prompts[:N_SHOWN],
         n_prompts=len(prompts),
     )
-    write_text(path, html)
 
 
 def _distance_rows(comparison: LogitsComparison) -> list[tuple[str, ...]]:

@@ -239,16 +239,22 @@ class LanguageModel(nn.Module, ABC):
         With a cache, `tokens` go on where it ends, and it grows by them. Raises ConfigError
         where the tokens reach past context_length.
         """
-        n_new, limit = tokens.shape[1], self.config.context_length
-        end = n_new + (cache.n_text if cache is not None else 0)
-        if end > limit:
-            raise ConfigError(f"{end} tokens exceed the model's context length of {limit}")
+        n_new = tokens.shape[1]
+        self.refuse_too_long(n_new + (cache.n_text if cache is not None else 0))
         if cache is None:
             return self.transform(self.embed(tokens))
         x = self.embed(tokens, cache.positions(n_new, tokens.device))
         hidden = self.transform(x, cache)
         cache.length += n_new
         return hidden
+
+    def refuse_too_long(self, n_tokens: int) -> None:
+        """Raise ConfigError for more tokens than context_length."""
+        if n_tokens > self.config.context_length:
+            raise ConfigError(
+                f"{n_tokens} tokens exceed the model's context length of "
+                f"{self.config.context_length}"
+            )
 
     def run_block(self, block: nn.Module, x: Tensor, cache: KVCache | None) -> Tensor:
         """What a block makes of (B, T, C)."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmkit.errors import ConfigError
 from llmkit.evaluation.answers import answered
@@ -15,8 +17,85 @@ from llmkit.evaluation.ledger import Ledger
 from llmkit.export.llamacpp.devices import Backend
 from llmkit.files import StrPath
 
-KEYS = {"1": 0, "2": 1}
 EQUAL, QUIT = "=", "q"
+KEYS = ("1", "2", EQUAL)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and the two models' answers, in an order that does not tell whose they are."""
+
+    number: int  # of the question, from 1
+    question: str
+    answers: tuple[str, str]
+    order: tuple[int, int]  # the models whose answers they are
+
+
+class BlindTest:
+    """Two models' greedy answers to the questions of a file, for a person to choose between."""
+
+    def __init__(
+        self,
+        models: Sequence[StrPath],
+        data: StrPath,
+        out: StrPath,
+        limit: int | None = None,
+        backend: Backend = "cpu",
+    ) -> None:
+        """Let both models answer. `out`: a JSONL file of the choices, also of earlier ones.
+
+        Raises LlmkitError: not two models, data that cannot be read.
+        """
+        self.names = model_names(models)
+        if len(self.names) != 2:
+            raise ConfigError(f"the task human needs two models, not {len(self.names)}")
+        self._data, self._ledger = str(data), Ledger(Path(out))
+        self.questions, answers = answered(self.names, Path(data), limit, backend)
+        self._answers = list(zip(*answers, strict=True))
+
+    def next_pair(self) -> Pair | None:
+        """The first pair that is not rated; None where all are. Equal answers need no rating."""
+        for place, (question, both) in enumerate(zip(self.questions, self._answers, strict=True)):
+            if self._won(place) is None:
+                seed = f"{place + 1}/{len(self.questions)}: {question.question}{list(both)}"
+                one, two = random.Random(seed).sample(range(2), 2)
+                answers = both[one], both[two]
+                return Pair(place + 1, question.question, answers, (one, two))
+        return None
+
+    def choose(self, pair: Pair, key: str) -> None:
+        """Keep a choice: 1, 2 or = (equal); it is on disk when this returns."""
+        won = 0.5 if key == EQUAL else float(pair.order[KEYS.index(key)])
+        asked = self._asked(pair.number - 1)
+        self._ledger.add(asked, {**asked, "models": self.names, "won": won})
+
+    def evaluation(self) -> Evaluation:
+        """The second model's win rate so far. Raises ConfigError where nothing is rated yet."""
+        won = [self._won(place) for place in range(len(self.questions))]
+        rated = [(place, value) for place, value in enumerate(won) if value is not None]
+        if not rated:
+            raise ConfigError("nothing is rated yet; answer 1, 2 or = to at least one pair")
+        return summed_up(
+            "human",
+            self._data,
+            [f"{self.names[1]} against {self.names[0]}"],
+            [self.questions[place] for place, _ in rated],
+            [[[Outcome({WINS: value}, is_tie=value == 0.5)] for _, value in rated]],
+        )
+
+    def _won(self, place: int) -> float | None:
+        """Whether the second model's answer was chosen; a half where they are equal."""
+        first, second = self._answers[place]
+        if first == second:
+            return 0.5
+        known = self._ledger.find(self._asked(place))
+        return None if known is None else float(known["won"])
+
+    def _asked(self, place: int) -> dict[str, Any]:
+        return {
+            "question": self.questions[place].question,
+            "answers": list(self._answers[place]),
+        }
 
 
 def rate(
@@ -36,46 +115,13 @@ def rate(
 
     Raises LlmkitError: not two models, data that cannot be read, nothing rated yet.
     """
-    names = model_names(models)
-    if len(names) != 2:
-        raise ConfigError(f"the task human needs two models, not {len(names)}")
-    ledger = Ledger(Path(out))
-    questions, answers = answered(names, Path(data), limit, backend)
-    found: list[list[Outcome] | None] = []
-    stopped = False
-    for number, (question, *both) in enumerate(zip(questions, *answers, strict=True), start=1):
-        asked = {"question": question.question, "answers": both}
-        known = ledger.find(asked)
-        if both[0] == both[1]:
-            known = {"won": 0.5}
-        elif known is None and not stopped:
-            won = _choice(f"{number}/{len(questions)}: {question.question}", both, ask)
-            stopped = won is None
-            if won is not None:
-                known = ledger.add(asked, {**asked, "models": names, "won": won})
-        value = None if known is None else float(known["won"])
-        found.append(None if value is None else [Outcome({WINS: value}, is_tie=value == 0.5)])
-    rated = [place for place, outcome in enumerate(found) if outcome is not None]
-    if not rated:
-        raise ConfigError("nothing is rated yet; answer 1, 2 or = to at least one pair")
-    return summed_up(
-        "human",
-        str(data),
-        [f"{names[1]} against {names[0]}"],
-        [questions[place] for place in rated],
-        [[found[place] for place in rated]],
-    )
-
-
-def _choice(question: str, answers: Sequence[str], ask: Callable[[str], str]) -> float | None:
-    """1 where the second model's answer is chosen, 0 the first one's, None to stop."""
-    order = random.Random(f"{question}{answers}").sample(range(2), 2)
-    shown = "\n\n".join(f"[{place}] {answers[model]}" for place, model in enumerate(order, start=1))
-    while True:
-        key = ask(f"{question}\n\n{shown}\n\nBetter: 1, 2, = (equal) or q (stop)? ").strip().lower()
+    test = BlindTest(models, data, out, limit, backend)
+    while pair := test.next_pair():
+        title = f"{pair.number}/{len(test.questions)}: {pair.question}"
+        shown = "\n\n".join(f"[{place}] {text}" for place, text in enumerate(pair.answers, start=1))
+        key = ask(f"{title}\n\n{shown}\n\nBetter: 1, 2, = (equal) or q (stop)? ").strip().lower()
         if key == QUIT:
-            return None
-        if key == EQUAL:
-            return 0.5
-        if key in KEYS:
-            return float(order[KEYS[key]])
+            break
+        if key in KEYS:  # anything else: asked again
+            test.choose(pair, key)
+    return test.evaluation()

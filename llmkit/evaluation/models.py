@@ -14,7 +14,7 @@ import torch
 from llmkit.errors import ConfigError, PromptTooLongError
 from llmkit.export.evaluation.divergence import ROWS_AT_ONCE
 from llmkit.export.llamacpp.devices import Backend
-from llmkit.export.llamacpp.runners import Runner, answer_text, open_runner
+from llmkit.export.llamacpp.runners import Runner, answer_text, open_runner, windows
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.sampling import Sampling
@@ -75,15 +75,12 @@ class Model:
     def bits(self, text: str) -> list[tuple[int, float]]:
         """For each token of a text the byte that it begins at, and its bits.
 
-        Windows of the model's context, each with one token of the window before it.
+        A long text is read in windows; see `windows`.
         """
         ids = self.runner.encode(text)
         ends = list(accumulate(len(self.runner.token_bytes(token)) for token in ids))
         found: list[float] = []
-        while len(found) < len(ids):
-            start = len(found)
-            prefix = self.runner.begun(ids[max(0, start - 1) : start])
-            window = ids[start : start + self.runner.context_length - len(prefix) + 1]
+        for prefix, window in windows(self.runner, ids):
             (logits,) = self.runner.branches(prefix, [window])
             found += (-_log_probabilities(logits, window) / math.log(2)).tolist()
         return list(zip([0, *ends[:-1]], found, strict=True))

@@ -47,9 +47,8 @@ from llmkit.importing.refusals import check_sizes, refuse_impossible, refuse_pro
 from llmkit.importing.source.opening import open_source
 from llmkit.importing.source.source import Source, inside, without_prefixes
 from llmkit.importing.steps import steps_of
-from llmkit.importing.tokenizers.false_ends import without_false_ends
 from llmkit.importing.tokenizers.find import find_tokenizer
-from llmkit.importing.tokenizers.imported import ImportedTokenizer
+from llmkit.importing.tokenizers.imported import ImportedTokenizer, without_false_ends
 from llmkit.modelfiles.prompt_format import PromptFormat
 from llmkit.tokenizer import Tokenizer
 

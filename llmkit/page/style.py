@@ -1,4 +1,4 @@
-"""The page's own CSS: text tinted by probability, and the panel of a token."""
+"""How tokens look: the page's own CSS, and white space that can be seen."""
 
 STYLE = """<style>
 .stMainBlockContainer { padding-top: 4.5rem; padding-bottom: 3rem; }
@@ -18,8 +18,17 @@ STYLE = """<style>
 .row { display: flex; gap: 0.5rem; align-items: center; justify-content: flex-end; }
 .row code { flex: 0 0 9rem; overflow: hidden; text-overflow: ellipsis; white-space: pre;
   color: #f5f5f5; background: none; }
+.lens { overflow-x: auto; } .lens table { border-collapse: collapse; font-size: 0.85rem; }
+.lens th, .lens td { padding: 0.25rem 0.5rem; white-space: pre; text-align: center; }
+.lens th { font-weight: 600; } .lens tr > :first-child { text-align: right; }
+.lens td { background: rgb(255 140 0 / calc(var(--p) * 0.5)); }
 .row.chosen code { font-weight: bold; text-decoration: underline; }
 .row i { flex: 1; height: 0.6rem; border-radius: 2px;
   background: linear-gradient(#ffa94d, #ffa94d) no-repeat 0 / calc(var(--w) * 100%) 100%; }
 .top .note { display: block; margin-bottom: 0.4rem; }
 </style>"""
+
+
+def visible(text: str) -> str:
+    """A token's text, in which white space and nothing can be seen."""
+    return text.replace("\n", "⏎").replace(" ", "␣") or "∅"

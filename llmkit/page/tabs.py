@@ -30,6 +30,8 @@ TABS = (
     Tab("write", "Write", ":material/edit:"),
     Tab("ask", "Ask", ":material/chat:"),
     Tab("label", "Label", ":material/label:"),
+    Tab("compare", "Compare", ":material/balance:"),
+    Tab("inside", "Look inside", ":material/visibility:"),
 )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -15,6 +16,7 @@ from llmkit.errors import LlmkitError
 from llmkit.page.context import Context, choose, say_waiting
 from llmkit.page.finding import Found
 from llmkit.page.sampling import sampling_controls
+from llmkit.page.style import visible
 
 if TYPE_CHECKING:
     from llmkit.export.llamacpp.runners import Runner
@@ -96,11 +98,12 @@ def _write(
     with context.models.use(paths, lambda: say_waiting(wait)) as runners:
         wait.empty()
         prompts: dict[str, list[int]] = {}
-        streams = {}
+        streams: dict[str, Iterator[GeneratedToken]] = {}
         for name, runner in zip(texts, runners, strict=True):
             try:
                 prompts[name] = runner.prompt([Message("user", prompt)])
-                streams[name] = _tokens(runner, prompts[name], sampling)
+                tokens = runner.tokens(prompts[name], sampling)
+                streams[name] = map(methodcaller("described", runner.token_bytes), tokens)
             except LlmkitError as error:
                 texts[name].fault = str(error)
         for _ in _in_turn(streams, texts):
@@ -130,11 +133,6 @@ def _in_turn(
         if time.monotonic() - shown > _PAUSE:
             yield
             shown = time.monotonic()
-
-
-def _tokens(runner: Runner, prompt: Sequence[int], sampling: Sampling) -> Iterator[GeneratedToken]:
-    """The tokens without their logits, which would take memory in every session."""
-    return (token.described(runner.token_bytes) for token in runner.tokens(prompt, sampling))
 
 
 def _original(model: Found, texts: dict[str, Text], context: Context) -> Found | None:
@@ -194,19 +192,15 @@ def _span(token: GeneratedToken, difference: Candidate | None, with_candidates: 
 def _panel(token: GeneratedToken, difference: Candidate | None) -> str:
     rows = "".join(
         f'<span class="row{" chosen" * (candidate.id == token.id)}">'
-        f"<code>{_visible(candidate.token)}</code>"
+        f"<code>{escape(visible(candidate.token))}</code>"
         f'<i style="--w:{candidate.probability:.3f}"></i>{candidate.probability:.1%}</span>'
         for candidate in token.candidates
     )
     note = ""
     if difference is not None:
+        preferred = escape(visible(difference.token))
         note = (
-            f'<span class="note">The original model prefers <code>{_visible(difference.token)}'
-            f"</code> {difference.probability:.1%}</span>"
+            f'<span class="note">The original model prefers <code>{preferred}</code> '
+            f"{difference.probability:.1%}</span>"
         )
     return f'<span class="top">{note}{rows}</span>'
-
-
-def _visible(text: str) -> str:
-    """A token's text, in which white space and nothing can be seen."""
-    return escape(text.replace("\n", "⏎").replace(" ", "␣")) or "∅"

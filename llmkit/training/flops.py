@@ -9,7 +9,8 @@ import torch
 from llmkit.architectures.base import ModelConfig
 from llmkit.device import has_fast_bfloat16
 
-MATRIX_SIZE = 1536
+CPU_MATRIX_SIZE = 1536
+GPU_MATRIX_SIZE = 8192  # smaller ones do not keep it busy
 SECONDS = 0.2
 
 
@@ -21,12 +22,13 @@ def flops_per_token(n_parameters: int, sizes: ModelConfig) -> int:
 def peak_flops(device: torch.device) -> float:
     """Operations per second of plain matrix products in the type that training uses."""
     dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    a = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype, device=device)
+    n = CPU_MATRIX_SIZE if device.type == "cpu" else GPU_MATRIX_SIZE
+    a = torch.ones(n, n, dtype=dtype, device=device)
     b = torch.ones_like(a)
     best = 0.0
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         started = time.monotonic()
         float((a @ b)[0, 0])  # waits for the device
-        best = max(best, 2 * MATRIX_SIZE**3 / max(time.monotonic() - started, 1e-9))
+        best = max(best, 2 * n**3 / max(time.monotonic() - started, 1e-9))
     return best

@@ -37,11 +37,19 @@ from llmkit.checkpoint.tensors import open_tensors, save_tensors
 from llmkit.console import say
 from llmkit.data.tokens import PARTS
 from llmkit.errors import CheckpointError, LlmkitError
-from llmkit.files import cannot_write, link_or_copy, no_empty_folders, sha256_of, write_text
+from llmkit.files import (
+    StrPath,
+    cannot_write,
+    link_or_copy,
+    no_empty_folders,
+    sha256_of,
+    write_text,
+)
 from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+METRICS_FILE = "metrics.jsonl"
 _TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
 _DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
 
@@ -87,6 +95,20 @@ class Metrics:
         return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
 
 
+def training_metrics(folder: StrPath) -> dict[str, list[Metrics]]:
+    """Metrics so far of every run below `folder`, by its path there.
+
+    Runs without a whole line in metrics.jsonl are left out.
+    """
+    folder = Path(folder)
+    found = {}
+    for file in sorted(folder.glob(f"**/{TRAINING_FOLDER}/{METRICS_FILE}")):
+        run = file.parent.parent
+        with suppress(CheckpointError):
+            found[run.relative_to(folder).as_posix()] = RunFolder(run).read_metrics()
+    return found
+
+
 def unusable(path: Path, fault: str) -> CheckpointError:
     """The error for a file without which a run cannot continue."""
     return CheckpointError(f"{path} {fault}; restore it, or train into another folder")
@@ -108,7 +130,7 @@ class RunFolder:
         self.folder = folder
         self.training = folder / TRAINING_FOLDER
         self.state_file = self.training / STATE_FILE
-        self.metrics_file = self.training / "metrics.jsonl"
+        self.metrics_file = self.training / METRICS_FILE
         self.lock_file = self.training / "lock"
         self.best = self.training / "best"
         self._next = self.training / "next"
@@ -146,6 +168,8 @@ class RunFolder:
                     pass
         except Timeout:
             return True
+        except OSError:  # such as a folder that cannot be written
+            return False
         return False
 
     @property
@@ -218,7 +242,8 @@ class RunFolder:
                 shutil.rmtree(self._next, ignore_errors=True)
             cause = cannot_write(self.training, error) if isinstance(error, OSError) else error
             raise type(cause)(
-                f"{cause}. The checkpoint of step {step} is intact: continue it with --resume"
+                f"{cause}. The checkpoint of step {step} is intact; free space if the disk is "
+                "full, then continue with --resume"
             ) from error
         return state
 
@@ -243,10 +268,7 @@ class RunFolder:
                 link_or_copy(file, self._next / name)
         self.write_state(state)
         self._move_next()
-        for later in self._kept():
-            if int(later.folder.name) > state.step:
-                shutil.rmtree(later.folder)
-        self._drop_metrics_after(state.step)
+        self._drop_after(state.step)
 
     def kept_before(self, step: int) -> FoundState:
         """The newest undamaged kept checkpoint of a step up to `step`, or else the oldest."""
@@ -262,7 +284,7 @@ class RunFolder:
     def recover(self, found: FoundState) -> None:
         """Finish or undo a save that was killed, go back if the newest checkpoint is damaged.
 
-        Drops metrics past the step. Changes no file where there is nothing to do.
+        Drops metrics and kept checkpoints past the step. Changes no file if nothing is to be done.
         """
         state = found.state
         if found.damaged is not None:
@@ -276,7 +298,7 @@ class RunFolder:
                 self._move_next()
             shutil.rmtree(self._next, ignore_errors=True)
         self.remove_half_written()
-        self._drop_metrics_after(state.step)
+        self._drop_after(state.step)
         self.keep(state)
 
     def remove_half_written(self) -> None:
@@ -346,7 +368,11 @@ class RunFolder:
         there = self._written_metrics() if self.metrics_file.exists() else []
         return [metrics for metrics in there if metrics.step <= step]
 
-    def _drop_metrics_after(self, step: int) -> None:
+    def _drop_after(self, step: int) -> None:
+        """Drop the metrics and kept checkpoints past a step."""
+        for later in self._kept():
+            if int(later.folder.name) > step:
+                shutil.rmtree(later.folder)
         if self.metrics_file.exists():
             text = "".join(metrics.to_json() + "\n" for metrics in self.metrics_up_to(step))
             if text != self.metrics_file.read_text(encoding="utf-8"):
@@ -378,7 +404,8 @@ class RunFolder:
         if beside.folder.exists():
             shutil.rmtree(beside.folder)
         beside.training.mkdir(parents=True)
-        for name in (*CHECKPOINT_FILES, OPTIMIZER_FILE, STATE_FILE):
+        optimizer = () if kept.folder == self.best else (OPTIMIZER_FILE,)  # nothing resumes it
+        for name in (*CHECKPOINT_FILES, STATE_FILE, *optimizer):
             if (file := self._place_of(name)).exists():
                 link_or_copy(file, beside._place_of(name))
         for name in _DATA_FILES:

@@ -24,9 +24,9 @@ from llmkit.evaluation.items import Document
 from llmkit.evaluation.models import Continuation, Model, open_model
 from llmkit.evaluation.tasks import BLOCK, f1, score_document, words
 from llmkit.export.convert import Export
-from llmkit.export.llamacpp.runners import CheckpointRunner
+from llmkit.export.llamacpp.runners import CheckpointRunner, answer_text
 from llmkit.export.to_hf import export_to_hf
-from llmkit.generation import Sampling
+from llmkit.sampling import Sampling
 from llmkit.training import train
 
 
@@ -127,7 +127,7 @@ def test_prompts_together_are_continued_as_each_alone(models: list[Model]) -> No
         runner = model.runner
         prompts = [runner.encode(text) for text in texts]
         sampling = Sampling(temperature=0, max_tokens=9)
-        wanted = ["".join(runner.answer(prompt, sampling)) for prompt in prompts]
+        wanted = ["".join(answer_text(runner, prompt, sampling)) for prompt in prompts]
         for ends, length in ((False, 9), (True, 3)):
             found = runner.greedy(prompts, 9, lambda ids, ends=ends: ends and len(ids) == 3)  # type: ignore[misc]
             assert max(map(len, found)) == length

@@ -348,7 +348,7 @@ def jump(step: int) -> float:
     return 2.0 * (step >= 4)
 
 
-@pytest.mark.parametrize("stop", [2, 4, 5])
+@pytest.mark.parametrize("stop", [2, 4, 5, None])
 @pytest.mark.parametrize("rise", [lambda step: math.nan if step == 6 else 0.0, jump])
 def test_diverged_run_goes_back_once_with_a_lower_rate(
     short_text: Path,
@@ -356,7 +356,7 @@ def test_diverged_run_goes_back_once_with_a_lower_rate(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     rise: Callable[[int], float],
-    stop: int,
+    stop: int | None,
 ) -> None:
     monkeypatch.setattr(loop, "SPIKE_STEPS", 2)
     original = TrainingLoop.step
@@ -373,15 +373,20 @@ def test_diverged_run_goes_back_once_with_a_lower_rate(
     assert json.loads((whole / "training" / "state.json").read_text())["diverged"]
     assert [line["step"] for line in metrics(whole)] == [2, 4, 6, 8, 10, 12]
     assert metrics(whole)[-1]["lr"] == PRESET_TRAINING["nano"]["min_learning_rate"] / 2
-    interrupted = iter([False] * stop + [True])
+    interrupted = iter([False] * (stop or 99) + [True])
 
     def interrupt(number: int) -> None:
         if next(interrupted, False):
             signal.raise_signal(signal.SIGINT)
 
+    def die(self: RunFolder, step: int) -> None:
+        raise StopError  # the step to go back to is committed
+
     with monkeypatch.context() as patch:
         before_step(patch, interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        if stop is None:
+            patch.setattr(RunFolder, "_drop_after", die)
+        with pytest.raises(KeyboardInterrupt if stop else StopError):
             run(short_text, out, training=training)
     run(short_text, out, training=training, resume=True)
     assert outcome(out) == outcome(whole)

@@ -143,3 +143,31 @@ def test_label_takes_a_csv_and_gives_one(page: Page, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == ["he", "and"]
     assert all(row["labels-1"] in ("he", "and") for row in rows)
+
+
+def test_compare_measures_two_files_and_shows_where_they_differ(page: Page) -> None:
+    go(page, "Compare")
+    files = page.get_by_role("combobox", name="Files")
+    files.fill("f32")
+    files.press("Enter")
+    files.press("Escape")
+    click(page, "Measure")
+    expect(page.get_by_text("Types in each file")).to_be_visible()
+    expect(page.locator("[data-testid=stVegaLiteChart]")).to_be_visible()
+    page.get_by_text("Along a text").click()
+    click(page, "Compare")
+    expect(page.locator(".tokens .token").first).to_be_visible()
+    page.get_by_text("Proofs").click()
+    expect(page.frame_locator("iframe").get_by_text("28 tensors are equal")).to_be_visible()
+    page.get_by_text("Training", exact=True).click()
+    expect(page.get_by_text("Solid: training")).to_be_visible()
+
+
+def test_look_inside_shows_heads_layers_and_neighbours(page: Page) -> None:
+    go(page, "Look inside")
+    expect(page.locator("[data-testid=stVegaLiteChart]")).to_have_count(2)
+    page.get_by_label("Text", exact=True).fill("The cook")
+    page.get_by_text("After each layer").click()
+    expect(page.locator(".lens th", has_text="layer 2")).to_be_visible()
+    page.get_by_text("Neighbours of a token").click()
+    expect(page.get_by_role("combobox", name="Token of the text")).to_be_visible()

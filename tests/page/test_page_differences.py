@@ -25,7 +25,7 @@ def test_what_the_original_prefers_is_its_greedy_token_after_the_same_text(
     ):
         prompt = small.prompt([Message("user", "Once")])
         sampling = Sampling(temperature=1.5, seed=3, max_tokens=40)
-        tokens = [t.described(small.token_bytes) for t in small.tokens(prompt, sampling)]
+        tokens = [token.described(small.token_bytes) for token in small.tokens(prompt, sampling)]
         ids = [token.id for token in tokens]
         greedy = [token.candidates[0] for token in tokens]
         found = differences(prompt, ids, greedy, original)

@@ -181,10 +181,6 @@ def _is_harmful(module: str, name: str) -> bool:
     )
 
 
-def _storage_from_bytes(data: bytes) -> Any:
-    return read_legacy(io.BytesIO(data), len(data))
-
-
 _REBUILDERS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "collections.defaultdict": lambda *_: {},
@@ -196,7 +192,7 @@ _REBUILDERS: dict[str, Any] = {
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": lambda rebuild, _, args, *__: rebuild(*args),
     "torch.nn.parameter.Parameter": _rebuild_parameter,
-    "torch.storage._load_from_bytes": _storage_from_bytes,
+    "torch.storage._load_from_bytes": lambda data: read_legacy(io.BytesIO(data), len(data)),
     "torch.Size": tuple,
     "torch.device": str,
     "torch.torch_version.TorchVersion": str,

@@ -32,11 +32,6 @@ class Source:
     classes: frozenset[str] = frozenset()  # of a pickle's objects
     step: str = "0"  # of training, which the files that llmkit exports state
 
-    @property
-    def files_beside(self) -> list[str]:
-        """Names of the files in its folder."""
-        return sorted(path.name for path in self.folder.iterdir())
-
 
 def inside(folder: Path, name: str) -> Path:
     """A file of the folder. Raises CheckpointError for one that lies elsewhere."""

@@ -39,7 +39,7 @@ def find_tokenizer(
 
     Raises ConfigError where none is found, or CheckpointError where it has more tokens.
     """
-    found = _from_option(option) if option else _beside(source) or _inside(source)
+    found = _from_option(option) if option else _from_folder(source.folder) or _inside(source)
     if found is None and implied == "gpt2" and GPT2_VOCAB <= n_rows <= _GPT2_ROWS:
         found = gpt2_tokenizer("assumed: the vocabulary has GPT-2's size")
     if found is None:
@@ -81,11 +81,6 @@ def _from_option(option: str) -> ImportedTokenizer:
             "gpt2, a meta.pkl or JSON of characters, or chars:FILE"
         )
     return found
-
-
-def _beside(source: Source) -> ImportedTokenizer | None:
-    """What lies in the source's folder."""
-    return _from_folder(source.folder)
 
 
 def _from_folder(folder: Path) -> ImportedTokenizer | None:
