@@ -33,7 +33,7 @@ SENTENCES = FOLDER / "sentences.csv"
 PARTS = ("beginning", "middle", "end")
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
-COLOURS = 64
+COLOURS = 256  # fewer tint the text where a picture has a colour map
 TALLEST = 2400  # pixels
 # Of the page itself, not of a table in it that scrolls.
 HEIGHT = """Math.max(...[...document.querySelectorAll("*")]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -97,11 +98,12 @@ def _write(
     with context.models.use(paths, lambda: say_waiting(wait)) as runners:
         wait.empty()
         prompts: dict[str, list[int]] = {}
-        streams = {}
+        streams: dict[str, Iterator[GeneratedToken]] = {}
         for name, runner in zip(texts, runners, strict=True):
             try:
                 prompts[name] = runner.prompt([Message("user", prompt)])
-                streams[name] = _tokens(runner, prompts[name], sampling)
+                tokens = runner.tokens(prompts[name], sampling)
+                streams[name] = map(methodcaller("described", runner.token_bytes), tokens)
             except LlmkitError as error:
                 texts[name].fault = str(error)
         for _ in _in_turn(streams, texts):
@@ -131,11 +133,6 @@ def _in_turn(
         if time.monotonic() - shown > _PAUSE:
             yield
             shown = time.monotonic()
-
-
-def _tokens(runner: Runner, prompt: Sequence[int], sampling: Sampling) -> Iterator[GeneratedToken]:
-    """The tokens without their logits, which would take memory in every session."""
-    return (token.described(runner.token_bytes) for token in runner.tokens(prompt, sampling))
 
 
 def _original(model: Found, texts: dict[str, Text], context: Context) -> Found | None:
