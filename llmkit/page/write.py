@@ -172,10 +172,11 @@ def _show_text(text: Text) -> None:
 
 def tokens_html(text: Text, *, with_candidates: bool) -> str:
     """The text, each token tinted, and with its panel where that is wanted."""
-    differences = text.differences or [None] * len(text.tokens)
+    tokens = list(text.tokens)  # a run that was stopped may still add one
+    differences = text.differences or [None] * len(tokens)
     spans = [
         _span(token, difference, with_candidates)
-        for token, difference in zip(text.tokens, differences, strict=True)
+        for token, difference in zip(tokens, differences, strict=True)
     ]
     return f'<div class="tokens">{"".join(spans)}</div>'
 
