@@ -25,7 +25,7 @@ from llmkit.export.evaluation.eval_data import proof_prompts
 from llmkit.export.gguf.adapter import adapter_of, is_adapter
 from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
 from llmkit.export.llamacpp.benchmark import Speed, measure_speed
-from llmkit.export.llamacpp.runners import CheckpointRunner, answer_text
+from llmkit.export.llamacpp.checkpoint_runner import CheckpointRunner
 from llmkit.export.model_card import model_facts
 from llmkit.export.results import KeptResult, Kind, kept_results
 from llmkit.export.verify.proof_store import PROOF_FILE, kept_proof
@@ -320,10 +320,9 @@ class _Collector:
         ] or [(checkpoint.tokenizer.decode(ids), ids) for ids in proof_prompts(checkpoint, None)]
         room = checkpoint.config.context_length
         fitting = [(text, ids) for text, ids in asked if len(ids) < room]
-        return [
-            Sample(text, "".join(answer_text(runner, ids, sampling)))
-            for text, ids in fitting[:: max(1, len(fitting) // N_SAMPLES)][:N_SAMPLES]
-        ]
+        chosen = fitting[:: max(1, len(fitting) // N_SAMPLES)][:N_SAMPLES]
+        texts = runner.answers([ids for _, ids in chosen], sampling)
+        return [Sample(text, said) for (text, _), said in zip(chosen, texts, strict=True)]
 
     def _note_missing(self, files: Sequence[FileFacts], scores: Sequence[TaskScores]) -> None:
         """Commands for what has not been done."""
