@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmkit.architectures.base import KVCache, LanguageModel
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.cache import KVCache
 from llmkit.errors import ConfigError
 from llmkit.generation import Characters, before_stop
 from llmkit.sampling import Sampling

@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from llmkit.architectures.base import KVCache, LanguageModel
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.cache import KVCache
 from llmkit.sampling import Distribution, Sampling
 
 TOP_CANDIDATES = 10

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from llmkit.architectures.base import KVCache, LanguageModel
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.cache import KVCache
 from llmkit.batch_generation import ModelBatch, batch_texts
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.export.llamacpp.runtime import shared_length

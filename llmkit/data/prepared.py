@@ -32,7 +32,8 @@ from llmkit.data.tokens import (
 from llmkit.errors import ConfigError, DataError
 from llmkit.files import StrPath, cannot_read, sha256_of, write_text
 from llmkit.records.text_files import Reading
-from llmkit.tokenizer import Tokenizer, download_gpt2, load_tokenizer
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_files import download_gpt2, load_tokenizer
 from llmkit.tokenizer_training import KINDS, train_kind
 
 SHARD_BYTES = 1 << 26  # of text, about 16 million tokens: less than a minute of two cores

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import ConfigError, unknown_name
-from llmkit.evaluation import formats, village
+from llmkit.evaluation import formats, mmlu, village
 from llmkit.evaluation.items import (
     Choice,
     Document,
@@ -192,9 +192,9 @@ TASKS = {
         Task(
             "mmlu",
             "a folder with MMLU's CSV files",
-            formats.mmlu,
+            mmlu.mmlu,
             score_choices,
-            read_with_examples=formats.mmlu,
+            read_with_examples=mmlu.mmlu,
             at_once=BRANCHES,
         ),
         Task("hellaswag", "HellaSwag's JSONL", formats.hellaswag, score_choices),

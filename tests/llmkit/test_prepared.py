@@ -17,7 +17,7 @@ from llmkit.data.prepared import Prepared, open_prepared, prepare_data
 from llmkit.data.sampler import window_starts
 from llmkit.data.tokens import PARTS
 from llmkit.errors import ConfigError, DataError
-from llmkit.tokenizer import load_tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 
 
 @pytest.fixture(autouse=True)

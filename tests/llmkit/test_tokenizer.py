@@ -19,7 +19,8 @@ from transformers import GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError
-from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer, safe_pieces
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, safe_pieces
+from llmkit.tokenizer_files import load_tokenizer
 from llmkit.tokenizer_training import train_bpe, train_characters, train_words
 
 TRAINING_TEXTS = [
