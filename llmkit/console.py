@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +35,11 @@ notes = Console(
     force_jupyter=False,
     force_terminal=False if results.is_jupyter else None,
 )
+
+
+def command(*words: object) -> str:
+    """A command line of llmkit, quoted for a shell."""
+    return shlex.join(["llmkit", *map(str, words)])
 
 
 def say(text: str) -> None:

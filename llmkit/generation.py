@@ -9,11 +9,10 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from llmkit.architectures.base import KVCache, LanguageModel
-from llmkit.errors import ConfigError
+from llmkit.architectures.base import LanguageModel
+from llmkit.architectures.cache import KVCache
 from llmkit.sampling import Distribution, Sampling
 
-PROMPTS_AT_ONCE = 16
 TOP_CANDIDATES = 10
 T = TypeVar("T")
 
@@ -173,79 +172,6 @@ def generate_ids(
     """Yield the ids that follow `prompt` until one of `stops` or the end of the context."""
     tokens = _tokens(ModelReader(model), prompt, sampling, stops.__contains__)
     return (token.id for token in tokens)
-
-
-@torch.inference_mode()
-def generate_batch(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    stops: Container[int],
-    *,
-    is_done: Callable[[list[int]], bool] = lambda ids: False,
-    done: Callable[[int], None] = lambda n_prompts: None,
-) -> list[list[int]]:
-    """The ids after each prompt until one of `stops`: what each prompt alone would give.
-
-    Prompts of similar length go through the model together. `is_done` ends an answer by the ids so
-    far; `done` hears how many answers are finished. Raises ConfigError for a context that slides.
-    """
-    if sampling.context_shift:
-        raise ConfigError("context_shift needs one prompt at a time")
-    answers: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    for begin in range(0, len(order), PROMPTS_AT_ONCE):
-        group = order[begin : begin + PROMPTS_AT_ONCE]
-        together = _Together(model, [prompts[number] for number in group], sampling)
-        for number, answer in zip(group, together.answers(stops, is_done), strict=True):
-            answers[number] = answer
-        done(begin + len(group))
-    return answers
-
-
-class _Together:
-    """Prompts of any length in one batch, padded at their start."""
-
-    def __init__(
-        self, model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: Sampling
-    ) -> None:
-        self.model, self.prompts, self.sampling = model, prompts, sampling
-        context = model.config.context_length
-        self.limits = [sampling.limit(len(prompt), context) for prompt in prompts]
-
-    def answers(
-        self, stops: Container[int], is_done: Callable[[list[int]], bool]
-    ) -> list[list[int]]:
-        prompts, sampling, device = self.prompts, self.sampling, self.model.device
-        longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
-        rows = [[0] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)]
-        new = torch.tensor(rows, device=device)  # (B, T)
-        cache = KVCache(
-            longest + max(self.limits),
-            torch.tensor(padding, device=device) if any(padding) else None,
-        )
-        generators = [sampling.generator() for _ in prompts]
-        answers: list[list[int]] = [[] for _ in prompts]
-        open_rows = list(range(len(prompts)))
-        while open_rows:
-            hidden = self.model.hidden_states(new, cache)[:, -1]
-            logits = self.model.logits(hidden).cpu()  # (B, V)
-            kept, chosen = [], []
-            for place, row in enumerate(open_rows):
-                past = [*prompts[row], *answers[row]]
-                token_id = sampling.distribution(logits[place], past).draw(generators[row])
-                if token_id in stops:
-                    continue
-                answers[row].append(token_id)
-                if len(answers[row]) < self.limits[row] and not is_done(answers[row]):
-                    kept.append(place)
-                    chosen.append([token_id])
-            if len(kept) < len(open_rows):
-                cache.keep(kept)
-            open_rows = [open_rows[place] for place in kept]
-            new = torch.tensor(chosen, device=device)  # (B, 1)
-        return answers
 
 
 def prompt_ids(ids: list[int], start_of_document: int) -> list[int]:

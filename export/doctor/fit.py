@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmkit.console import command
 from llmkit.export.check import Check
 from llmkit.export.doctor import machine
 from llmkit.export.doctor.machine import gigabytes
@@ -70,9 +70,9 @@ def _quantize_command(file: GGUFFile, quant: str) -> str:
         words = ["quantize", str(gguf), "--out", out, "--quant", quant]
         if any(tensor.is_quantized for tensor in file.tensors.values()):
             words.append("--again")
-    return shlex.join(["llmkit", *words])
+    return command(*words)
 
 
 def _context_command(gguf: Path, context: int) -> str:
-    words = ["llmkit", "modelfile", "write", str(gguf), "--parameter", f"num_ctx={context}"]
-    return shlex.join([*words, "--out", str(gguf.parent / f"Modelfile-{context}")])
+    out = gguf.parent / f"Modelfile-{context}"
+    return command("modelfile", "write", gguf, "--parameter", f"num_ctx={context}", "--out", out)

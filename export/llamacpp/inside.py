@@ -16,14 +16,9 @@ from llmkit.checkpoint.tensors import build_model
 from llmkit.errors import ConfigError
 from llmkit.export.gguf.adapter import adapter_of
 from llmkit.export.gguf.reader import config_of, dequantized_weights, read_gguf
-from llmkit.export.llamacpp.runners import (
-    CheckpointRunner,
-    GGUFRunner,
-    Runner,
-    candidate,
-    open_runner,
-    token_text,
-)
+from llmkit.export.llamacpp.checkpoint_runner import CheckpointRunner
+from llmkit.export.llamacpp.gguf_runner import GGUFRunner
+from llmkit.export.llamacpp.runners import Runner, candidate, open_runner, token_text
 from llmkit.files import StrPath
 from llmkit.generation import Candidate
 from llmkit.interpret import attention_weights, layer_logits, nearest_embeddings

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +17,10 @@ from numpy.typing import NDArray
 
 from llmkit.errors import GGUFError
 from llmkit.export.gguf.keys import ADAPTER_KEY, CHAT_TEMPLATE_KEY, LABELS_KEY
-from llmkit.export.gguf.reader import refuse_not_finite
 from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.export.llamacpp.library import Token, batch_of, collect_errors, reason
+from llmkit.export.llamacpp.vocabulary import Vocabulary
 from llmkit.threads import n_cores
-from llmkit.tokenizer import utf8
 
 SMALL_MODEL = 32 << 20  # bytes of weights
 DEFAULT_CONTEXT = 4096  # tokens, if the model has as many: Ollama's default; 128k take gigabytes
@@ -34,7 +32,7 @@ _GGML_TYPE_F32 = 0
 _NO_DEVICES = (ctypes.c_void_p * 1)()  # a list that ends where it begins
 
 
-class LlamaCpp:
+class LlamaCpp(Vocabulary):
     """A GGUF file with the adapter that it names, loaded on the CPU or with `gpu` all on a GPU.
 
     Use it in a `with` statement.
@@ -68,11 +66,7 @@ class LlamaCpp:
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self._model:
             raise GGUFError(f"llama.cpp cannot load {path}: {reason()}")
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self.bos_id = int(llama_cpp.llama_vocab_bos(self._vocab))
-        self.eos_id = int(llama_cpp.llama_vocab_eos(self._vocab))
-        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
-        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        super().__init__(self._model)
         self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
         self.n_ctx = min(n_ctx or DEFAULT_CONTEXT, self.context_length)
         self._eval_callback = eval_callback  # llama.cpp calls it, so it must live as long
@@ -159,50 +153,6 @@ class LlamaCpp:
         except (ValueError, TypeError) as error:
             raise GGUFError(f"{self.path}: {LABELS_KEY} is not a list in JSON") from error
 
-    @cached_property
-    def control_tokens(self) -> dict[str, int]:
-        """Ids of the special tokens by their text."""
-        found = {}
-        for token_id in range(self.vocab_size):
-            if llama_cpp.llama_vocab_is_control(self._vocab, token_id):
-                found[self.token_text(token_id)] = token_id
-        return found
-
-    def token_text(self, token_id: int) -> str:
-        """A token as the vocabulary has it; nothing where there is none (-1)."""
-        text = b"" if token_id < 0 else llama_cpp.llama_vocab_get_text(self._vocab, token_id)
-        return (text or b"").decode(errors="replace")
-
-    def with_bos(self, ids: list[int]) -> list[int]:
-        """Ids with the token before them that the file wants at the start of every text."""
-        return [self.bos_id, *ids] if self.adds_bos and ids[:1] != [self.bos_id] else ids
-
-    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Ids of `text`, in which the text of special tokens is text like any other.
-
-        With `parse_special` it is the tokens, as Ollama reads every prompt.
-        """
-        data = utf8(text)
-        room = len(data) + 1
-        ids = (llama_cpp.llama_token * room)()
-        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, room, False, parse_special)
-        if n < 0:
-            raise GGUFError(f"llama.cpp made {-n} tokens from {len(data)} bytes of text")
-        return list(ids[:n])
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; none for a special one."""
-        room = 4096
-        buffer = ctypes.create_string_buffer(room)
-        n = llama_cpp.llama_token_to_piece(self._vocab, token_id, buffer, room, 0, False)
-        if n < 0:
-            raise GGUFError(f"token {token_id} stands for {-n} bytes, more than {room}")
-        return buffer.raw[:n]
-
-    def is_end_of_generation(self, token_id: int) -> bool:
-        """Whether a generation ends at this token."""
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token_id))
-
     def reset(self) -> None:
         """Forget all tokens."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
@@ -213,15 +163,17 @@ class LlamaCpp:
 
         Raises GGUFError where llama.cpp fails or the context is full.
         """
-        n = len(ids)
-        if len(self._past) + n > self.n_ctx:
-            n_all = len(self._past) + n
-            raise GGUFError(f"{n_all} tokens do not fit in a context of {self.n_ctx}")
-        n_parts = -(-n // self._batch)
-        ends = [n * part // n_parts for part in range(n_parts + 1)]  # of equal parts: GPUs compute
-        parts = (ids[start:end] for start, end in pairwise(ends))  # few tokens in another way
-        logits = [self._evaluate(part, all_positions) for part in parts]
-        return np.concatenate(logits) if all_positions else logits[-1]
+        n_past, n = len(self._past), len(ids)
+        if n_past + n > self.n_ctx:
+            raise GGUFError(f"{n_past + n} tokens do not fit in a context of {self.n_ctx}")
+        logits = self.decode(
+            [
+                Token(token_id, n_past + i, 0, all_positions or i == n - 1)
+                for i, token_id in enumerate(ids)
+            ]
+        )
+        self._past += ids
+        return logits
 
     def evaluate_branches(
         self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
@@ -239,75 +191,22 @@ class LlamaCpp:
         found: list[NDArray[np.float32]] = []
         while len(found) < len(branches):
             left = branches[len(found) :]
-            n = self._fitting([len(branch) - 1 for branch in left], self._n_cells - len(prefix))
+            n = self.fitting([len(branch) - 1 for branch in left], len(prefix))
             found += self._evaluate_some(len(prefix), left[:n], first)
         return found
-
-    def greedy(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_tokens: int,
-        is_complete: Callable[[Sequence[int]], bool],
-    ) -> Iterator[list[int]]:
-        """The most probable ids after each prompt, at most `max_tokens`, several at once.
-
-        An answer ends where the file says, or where `is_complete`. Raises GGUFError where llama.cpp
-        fails or a prompt leaves no room.
-        """
-        lengths = [len(prompt) + max_tokens for prompt in prompts]
-        if max(lengths, default=0) > self.n_ctx:
-            raise GGUFError(
-                f"a prompt and {max_tokens} new tokens do not fit in a context of {self.n_ctx}"
-            )
-        start = 0
-        while start < len(prompts):
-            end = start + self._fitting(lengths[start:], self._n_cells)
-            yield from self._greedy_some(prompts[start:end], max_tokens, is_complete)
-            start = end
-
-    def _greedy_some(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_tokens: int,
-        is_complete: Callable[[Sequence[int]], bool],
-    ) -> list[list[int]]:
-        self.reset()
-        answers: list[list[int]] = [[] for _ in prompts]
-        new = {
-            number: [
-                Token(token_id, place, number, place == len(prompt) - 1)
-                for place, token_id in enumerate(prompt)
-            ]
-            for number, prompt in enumerate(prompts)
-        }
-        for _ in range(max_tokens):
-            logits = self._decode_all([token for tokens in new.values() for token in tokens])
-            refuse_not_finite(logits, self.path)
-            chosen, new = dict(zip(new, logits.argmax(-1).tolist(), strict=True)), {}
-            for number, token_id in chosen.items():
-                place = len(prompts[number]) + len(answers[number])
-                if self.is_end_of_generation(token_id):
-                    continue
-                answers[number].append(token_id)
-                if not is_complete(answers[number]):
-                    new[number] = [Token(token_id, place, number)]
-            if not new:
-                break
-        self.reset()
-        return answers
 
     def _keep(self, n: int) -> None:
         """Forget all tokens but the first `n`; all, where llama.cpp cannot forget some."""
         memory = llama_cpp.llama_get_memory(self._context)
-        if llama_cpp.llama_memory_seq_rm(memory, 0, n, -1):
+        if n and llama_cpp.llama_memory_seq_rm(memory, 0, n, -1):
             self._past = self._past[:n]
         else:
             self.reset()
 
-    def _fitting(self, lengths: Sequence[int], room: int) -> int:
-        """How many of the next sequences llama.cpp has cells for at once; one at least."""
+    def fitting(self, lengths: Sequence[int], n_used: int = 0) -> int:
+        """How many of the next sequences have cells behind `n_used` others; one at least."""
         ends = np.cumsum(lengths[: self._n_branches])
-        return max(1, int((ends <= room).sum()))
+        return max(1, int((ends <= self._n_cells - n_used).sum()))
 
     def _evaluate_some(
         self, n_past: int, branches: Sequence[Sequence[int]], first: NDArray[np.float32]
@@ -320,29 +219,25 @@ class LlamaCpp:
             for number, branch in enumerate(branches)
             for place, token_id in enumerate(branch[:-1])
         ]
-        behind = self._decode_all(tokens) if tokens else first[:0]
+        behind = self.decode(tokens) if tokens else first[:0]
         for number in range(1, len(branches)):
             llama_cpp.llama_memory_seq_rm(memory, number, -1, -1)
         llama_cpp.llama_memory_seq_rm(memory, 0, n_past, -1)
         ends = np.cumsum([len(branch) - 1 for branch in branches])[:-1]
         return [np.concatenate((first, part)) for part in np.split(behind, ends)]
 
-    def _evaluate(self, ids: Sequence[int], all_positions: bool) -> NDArray[np.float32]:
-        tokens = [
-            Token(token_id, len(self._past) + i, 0, all_positions or i == len(ids) - 1)
-            for i, token_id in enumerate(ids)
-        ]
-        logits = self._decode(tokens)
-        self._past += ids
-        return logits
+    def decode(self, tokens: Sequence[Token]) -> NDArray[np.float32]:
+        """Logits (n, vocab_size) behind the tokens that want them, of any sequences.
 
-    def _decode_all(self, tokens: Sequence[Token]) -> NDArray[np.float32]:
-        starts = range(0, len(tokens), self._batch)
-        return np.concatenate(
-            [self._decode(tokens[start : start + self._batch]) for start in starts]
-        )
+        Raises GGUFError where llama.cpp fails.
+        """
+        n = len(tokens)
+        n_parts = -(-n // self._batch)
+        ends = [n * part // n_parts for part in range(n_parts + 1)]  # of equal parts: GPUs compute
+        parts = (tokens[start:end] for start, end in pairwise(ends))  # few tokens in another way
+        return np.concatenate([self._decode_part(part) for part in parts])
 
-    def _decode(self, tokens: Sequence[Token]) -> NDArray[np.float32]:
+    def _decode_part(self, tokens: Sequence[Token]) -> NDArray[np.float32]:
         collect_errors()
         with batch_of(tokens) as batch:
             status = llama_cpp.llama_decode(self._context, batch)

@@ -24,12 +24,12 @@ from llmkit.architectures.base import (
     HEAD,
     Family,
     HuggingFace,
-    KVCache,
     LanguageModel,
     Role,
     SizeKey,
     TensorSpec,
 )
+from llmkit.architectures.cache import KVCache
 from llmkit.architectures.graph import Attention, Embed, Gelu, Norm, Operation, Product
 from llmkit.errors import ConfigError
 

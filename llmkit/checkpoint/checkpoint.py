@@ -44,7 +44,8 @@ from llmkit.quant.types import PackedRows, QuantType
 from llmkit.quantization.packed import build_packed
 from llmkit.quantization.qat import Roundings, matrix_types
 from llmkit.quantization.tensor_types import quantization
-from llmkit.tokenizer import Tokenizer, load_tokenizer
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -141,7 +140,7 @@ def _export(
         }
         _export_to_hf(checkpoint, out, of_gguf, name, merge=merge, json_output=json_output)
         return
-    from llmkit.console import results
+    from llmkit.console import command, results
     from llmkit.export.convert import export
     from llmkit.export.quantization.budget import budget_of
     from llmkit.export.quantization.config import QuantConfig, tensor_types
@@ -169,8 +168,8 @@ def _export(
         if done.proofs:
             results.print(proof_table(done.proofs))
         results.print(f"{done.modelfile}: its first lines show how to create the model in Ollama")
-        files = [str(file.path) for file in done.files]
-        words = shlex.join(["llmkit", "compare", str(checkpoint), *files])
+        files = [file.path for file in done.files]
+        words = command("compare", checkpoint, *files)
         results.print(f"next: {words}", markup=False, soft_wrap=True)
     if not done.passed:
         raise typer.Exit(1)

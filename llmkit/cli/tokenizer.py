@@ -101,7 +101,7 @@ def _show(
     """Show a tokenizer: vocabulary, longest tokens, and a text in tokens."""
     from llmkit.data.tokenizers import statistics, token_text
     from llmkit.records.text_files import read_text
-    from llmkit.tokenizer import load_tokenizer
+    from llmkit.tokenizer_files import load_tokenizer
 
     loaded = load_tokenizer(tokenizer)
     measured = read_text(file, "a text file") if file else text

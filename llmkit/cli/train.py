@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -143,7 +142,7 @@ def _train(
     Options override --config, which overrides the preset. The checkpoint folder also holds the
     tokenizer and the metrics.
     """
-    from llmkit.console import results
+    from llmkit.console import command, results
     from llmkit.training import dry_run as estimate
     from llmkit.training import load_run_config, train
 
@@ -189,8 +188,8 @@ def _train(
         print_json(asdict(result))
         return
     last = result.metrics[-1]
-    folder = str(result.checkpoint)
-    words = shlex.join(["llmkit", "export", folder, "--out", f"{folder}-export"])
+    folder = result.checkpoint
+    words = command("export", folder, "--out", f"{folder}-export")
     results.print(
         f"{result.checkpoint}: {result.n_parameters:,} parameters, {result.steps} steps, "
         f"validation loss {last.val_loss:.4f} ({last.val_bits_per_byte:.3f} bits per byte)\n"

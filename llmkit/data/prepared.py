@@ -1,9 +1,9 @@
 """`data prepare`: text of any size to a folder of token shards that training maps into memory.
 
-The folder holds `tokenizer.json`, `index.json` and for each shard and part `PART-N.tokens` (ids)
-and `PART-N.ends` (uint64: where each document ends, behind its end-of-text token). A shard is
-about SHARD_BYTES of text; index.json lists those that are whole. After a kill the next call reads
-past their text and goes on; the bytes are the same in any case.
+The folder holds `tokenizer.json`, `index.json` and for each shard and part `PART-N.tokens` (ids,
+with the end-of-text token behind each document). A shard is about SHARD_BYTES of text; index.json
+lists those that are whole. After a kill the next call reads past their text and goes on; the bytes
+are the same in any case.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from llmkit.console import Progress, progress, say
 from llmkit.data.folders import note_left_out, source_files
 from llmkit.data.sources import Piece, read_pieces
@@ -30,13 +27,13 @@ from llmkit.data.tokens import (
     TokenShards,
     open_token_file,
     split_pieces,
-    token_dtype,
     write_tokens,
 )
 from llmkit.errors import ConfigError, DataError
-from llmkit.files import StrPath, cannot_read, sha256_of, write_text, written_beside
+from llmkit.files import StrPath, cannot_read, sha256_of, write_text
 from llmkit.records.text_files import Reading
-from llmkit.tokenizer import Tokenizer, download_gpt2, load_tokenizer
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_files import download_gpt2, load_tokenizer
 from llmkit.tokenizer_training import KINDS, train_kind
 
 SHARD_BYTES = 1 << 26  # of text, about 16 million tokens: less than a minute of two cores
@@ -60,14 +57,10 @@ class Prepared:
     def tokens(self, part: str) -> TokenShards:
         """The ids of a part, mapped into memory."""
         return TokenShards(
-            open_token_file(_file(self.folder, part, n, "tokens"), self.vocab_size)
+            open_token_file(_file(self.folder, part, n), self.vocab_size)
             for n, shard in enumerate(self.shards)
             if shard[part].tokens
         )
-
-    def document_ends(self, part: str, shard: int) -> NDArray[np.uint64]:
-        """Where the documents of a shard end, in tokens from the shard's first."""
-        return np.fromfile(_file(self.folder, part, shard, "ends"), "<u8")
 
     def sha256(self) -> str:
         """What the data are known by."""
@@ -156,11 +149,7 @@ def _write_shards(folder: Path, index: dict[str, Any], pieces: Iterable[tuple[st
     for n, shard in _in_shards(pieces):
         if n < len(index["shards"]):
             continue
-        counts = write_tokens(
-            {part: _file(folder, part, n, "tokens") for part in PARTS}, shard, tokenizer
-        )
-        for part in PARTS:
-            _write_ends(folder, part, n, tokenizer)
+        counts = write_tokens({part: _file(folder, part, n) for part in PARTS}, shard, tokenizer)
         index["shards"].append({part: asdict(counts[part]) for part in PARTS})
         _write_index(folder, index)
     _write_index(folder, index | {"finished": True})
@@ -180,16 +169,8 @@ def _in_shards(
     return groupby(pieces, shard_of)
 
 
-def _write_ends(folder: Path, part: str, n: int, tokenizer: Tokenizer) -> None:
-    """Text never becomes the end-of-text token, so each of them is the end of a document."""
-    ids = np.fromfile(_file(folder, part, n, "tokens"), token_dtype(tokenizer.vocab_size))
-    ends = np.flatnonzero(ids == tokenizer.end_of_text_id) + 1
-    with written_beside(_file(folder, part, n, "ends")) as beside:
-        ends.astype("<u8").tofile(beside)
-
-
-def _file(folder: Path, part: str, n: int, kind: str) -> Path:
-    return folder / f"{part}-{n:05d}.{kind}"
+def _file(folder: Path, part: str, n: int) -> Path:
+    return folder / f"{part}-{n:05d}.tokens"
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from llmkit.data.tokens import split_pieces
 from llmkit.errors import ConfigError, unknown_name
 from llmkit.files import StrPath
 from llmkit.records.text_files import Reading
-from llmkit.tokenizer import Tokenizer, load_tokenizer
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 from llmkit.tokenizer_training import KINDS
 
 N_LONGEST = 10

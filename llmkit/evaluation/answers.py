@@ -10,7 +10,7 @@ from llmkit.errors import DataError
 from llmkit.evaluation.evaluate import limited
 from llmkit.evaluation.formats import answers
 from llmkit.evaluation.items import Question
-from llmkit.evaluation.models import open_model
+from llmkit.evaluation.models import BRANCHES, open_model
 from llmkit.export.llamacpp.devices import Backend
 
 
@@ -24,11 +24,12 @@ def answered(
     questions = limited(answers(data), limit)
     found: list[list[str | None]] = []
     for name in names:
-        of_model = []
+        of_model: list[str | None] = []
         with open_model(name, backend) as model, progress(name, len(questions), "answers") as bar:
-            for number, question in enumerate(questions, start=1):
-                of_model.append(model.answer(question.question))
-                bar.update(number)
+            for start in range(0, len(questions), BRANCHES):
+                asked = questions[start : start + BRANCHES]
+                of_model += model.answers([question.question for question in asked])
+                bar.update(len(of_model))
         found.append(of_model)
     fits = [place for place, own in enumerate(zip(*found, strict=True)) if None not in own]
     if not fits:

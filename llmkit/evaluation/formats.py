@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,16 +11,14 @@ from llmkit.console import say
 from llmkit.data.sources import read_documents
 from llmkit.errors import DataError
 from llmkit.evaluation.items import Choice, Document, Item, Labelled, LastWord, Question, Way
-from llmkit.evaluation.mmlu_groups import GROUPS
 from llmkit.modelfiles.prompt_format import ALPACA
 from llmkit.records.conversations import read_conversations
-from llmkit.records.csv_tables import is_table, read_rows
+from llmkit.records.csv_tables import is_table
 from llmkit.records.json_records import Record, is_json, json_records
 from llmkit.records.labelled import LABEL_NAMES, TEXT_NAMES, read_labelled
 from llmkit.records.text_files import read_text
 
 PIECE = 32768  # characters of a document that are read at once
-LETTERS = "ABCDEFGHIJ"
 SHOWN = 5
 AnItem = TypeVar("AnItem", bound=Item)
 
@@ -136,68 +133,6 @@ def labelled(path: Path) -> list[Labelled]:
     return without_duplicates(found)
 
 
-def mmlu(path: Path, shots: int = 0) -> list[Choice]:
-    """MMLU's folder: SUBJECT_test.csv with question, four options and a letter, without header.
-
-    `shots`: so many questions of SUBJECT_dev.csv, with their answers, before each, as in the
-    original. Raises DataError, with file and line.
-    """
-    files = sorted(path.glob("**/*_test.csv")) or sorted(path.glob("**/*.csv"))
-    if not files:
-        raise DataError(f"{path} has no CSV files")
-    found = []
-    for file in files:
-        subject = file.stem.removesuffix("_test")
-        groups = (subject, GROUPS[subject]) if subject in GROUPS else (subject,)
-        examples = _examples(path, subject, shots) if shots else ()
-        found += [_with_examples(item, subject, examples) for item in _exam(file, groups)]
-    return without_duplicates(found)
-
-
-def _exam(file: Path, groups: tuple[str, ...]) -> list[Choice]:
-    found = []
-    for row in read_rows(read_text(file, "MMLU's CSV"), file, ","):
-        where = f"{file}, line {row.line}"
-        if len(row.cells) != 6:
-            raise DataError(f"{where}: expected 6 columns, found {len(row.cells)}")
-        question, *options, letter = (cell.strip() for cell in row.cells)
-        record = Record({"question": question}, where)
-        found.append(_exam_question(record, options, letter, groups))
-    return found
-
-
-def _examples(path: Path, subject: str, shots: int) -> list[Choice]:
-    """The first questions of a subject's dev split."""
-    name = f"{subject}_dev.csv"
-    file = next(iter(sorted(path.glob(f"**/{name}"))), None)
-    if file is None:
-        raise DataError(f"{path} has no {name}, which --shots takes its examples from")
-    found = _exam(file, ())
-    if len(found) < shots:
-        raise DataError(f"{file} has {len(found)} examples, fewer than --shots {shots}")
-    return found[:shots]
-
-
-def _with_examples(item: Choice, subject: str, examples: Sequence[Choice]) -> Choice:
-    """Under the heading of the original, each way with its examples."""
-    if not examples:
-        return item
-    about = subject.replace("_", " ")
-    heading = f"The following are multiple choice questions (with answers) about {about}.\n\n"
-    ways = tuple(
-        replace(
-            way,
-            heading=heading,
-            examples=tuple(
-                f"{one.ways[number].context} {one.ways[number].options[one.answer]}\n\n"
-                for one in examples
-            ),
-        )
-        for number, way in enumerate(item.ways)
-    )
-    return replace(item, ways=ways)
-
-
 def without_duplicates(items: Sequence[AnItem]) -> list[AnItem]:
     """The items without those that came before, of which a line says where they are."""
     seen: dict[object, str] = {}
@@ -272,20 +207,6 @@ def _plain(record: Record, question: str, options: Sequence[str], answer: int) -
     context = f"Question: {question.strip()}\nAnswer:"
     texts = tuple(option.strip() for option in options)
     return Choice(record.where, (Way(context, texts, normalised="normalised"),), answer)
-
-
-def _exam_question(
-    record: Record, options: Sequence[str], letter: str, groups: tuple[str, ...]
-) -> Choice:
-    letters = LETTERS[: len(options)]
-    if len(letter) != 1 or letter not in letters:
-        raise record.fault(f"the answer {letter!r} is not among {', '.join(letters)}")
-    texts = [record.filled(option, f"option {letters[i]}") for i, option in enumerate(options)]
-    listed = "\n".join(f"{letters[i]}. {option}" for i, option in enumerate(texts))
-    question = record.text("question")
-    by_letter = Way(f"{question}\n{listed}\nAnswer:", tuple(letters), "by letter")
-    by_text = Way(f"Question: {question}\nAnswer:", tuple(texts), "by text", "by text, normalised")
-    return Choice(record.where, (by_letter, by_text), letters.index(letter), groups)
 
 
 def _texts(record: Record, name: str, value: object) -> list[str]:

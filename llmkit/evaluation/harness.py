@@ -14,13 +14,14 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import model_registry
-from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from llmkit.console import progress
 from llmkit.errors import ConfigError
 from llmkit.evaluation.models import MAX_ANSWER, Continuation, open_model, with_log_probabilities
 from llmkit.export.llamacpp.devices import Backend
+from llmkit.sampling import Sampling
 
 NAME = "llmkit"
 Asked = tuple[object, list[int], list[int]]  # what lm_eval calls it, ids before, ids to score
@@ -147,13 +148,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 f"{self._runner.context_length}; add --gen_kwargs max_gen_toks=N"
             )
         prompts = [self._runner.begun(self.tok_encode(text))[-room:] for text in texts]
-        answers = self._runner.greedy(
-            prompts, max_tokens, lambda ids: any(stop in self._text(ids) for stop in until)
-        )
-        return [postprocess_generated_text(self._text(ids), list(until), None) for ids in answers]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return b"".join(map(self._runner.token_bytes, ids)).decode(errors="replace")
+        sampling = Sampling(temperature=0, max_tokens=max_tokens, stop=tuple(until))
+        return self._runner.answers(prompts, sampling)
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, compress
 from pathlib import Path
 
 import torch
@@ -14,13 +14,13 @@ import torch
 from llmkit.errors import ConfigError, PromptTooLongError
 from llmkit.export.evaluation.divergence import ROWS_AT_ONCE
 from llmkit.export.llamacpp.devices import Backend
-from llmkit.export.llamacpp.runners import Runner, answer_text, open_runner, windows
+from llmkit.export.llamacpp.runners import Runner, open_runner, windows
 from llmkit.export.ollama.server import OllamaServer
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.sampling import Sampling
 
 OLLAMA = "ollama:"
-BRANCHES = 32  # options that llama.cpp computes at once
+BRANCHES = 32  # options or answers that llama.cpp computes at once
 MAX_ANSWER = 256  # tokens
 
 
@@ -85,10 +85,13 @@ class Model:
             found += (-_log_probabilities(logits, window) / math.log(2)).tolist()
         return list(zip([0, *ends[:-1]], found, strict=True))
 
-    def answer(self, question: str, max_tokens: int = MAX_ANSWER) -> str | None:
-        """The greedy answer; None where the question fills the context."""
-        prompt = self.runner.prompt([Message("user", question)])
-        return _whole(lambda sampling: answer_text(self.runner, prompt, sampling), max_tokens)
+    def answers(self, questions: Sequence[str], max_tokens: int = MAX_ANSWER) -> list[str | None]:
+        """The greedy answers; None where the question fills the context."""
+        prompts = [self.runner.prompt([Message("user", question)]) for question in questions]
+        fits = [len(prompt) < self.runner.context_length for prompt in prompts]
+        sampling = Sampling(temperature=0, max_tokens=max_tokens)
+        found = iter(self.runner.answers(list(compress(prompts, fits)), sampling))
+        return [next(found).strip() if fit else None for fit in fits]
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,17 @@ class OllamaModel:
     name: str
     server: OllamaServer
 
-    def answer(self, question: str, max_tokens: int = MAX_ANSWER) -> str | None:
-        """The greedy answer; None where the question fills the context."""
-        name, messages = self.name.removeprefix(OLLAMA), [Message("user", question)]
-        return _whole(lambda sampling: self.server.chat(name, messages, sampling), max_tokens)
+    def answers(self, questions: Sequence[str], max_tokens: int = MAX_ANSWER) -> list[str | None]:
+        """The greedy answers; None where the question fills the context."""
+        name, sampling = self.name.removeprefix(OLLAMA), Sampling(0, max_tokens=max_tokens)
+        found: list[str | None] = []
+        for question in questions:
+            try:
+                pieces = self.server.chat(name, [Message("user", question)], sampling)
+                found.append("".join(pieces).strip())
+            except PromptTooLongError:
+                found.append(None)
+        return found
 
 
 @contextmanager
@@ -124,13 +134,6 @@ def with_log_probabilities(model: Model | OllamaModel) -> Model:
             "answers, judge or human, or give the GGUF file itself"
         )
     return model
-
-
-def _whole(answer: Callable[[Sampling], Iterator[str]], max_tokens: int) -> str | None:
-    try:
-        return "".join(answer(Sampling(temperature=0, max_tokens=max_tokens))).strip()
-    except PromptTooLongError:
-        return None
 
 
 def _log_probabilities(logits: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:

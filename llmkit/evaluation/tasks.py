@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import ConfigError, unknown_name
-from llmkit.evaluation import formats, village
+from llmkit.evaluation import formats, mmlu, village
 from llmkit.evaluation.items import (
     Choice,
     Document,
@@ -23,6 +23,7 @@ from llmkit.evaluation.items import (
     Way,
 )
 from llmkit.evaluation.models import (
+    BRANCHES,
     Continuation,
     Model,
     OllamaModel,
@@ -110,19 +111,24 @@ def score_last_word(model: AnyModel, item: LastWord) -> list[Outcome] | None:
     return None if found is None else [Outcome({"accuracy": float(found[0].is_greedy)})]
 
 
-def score_answer(model: AnyModel, item: Question) -> list[Outcome] | None:
-    """The greedy answer against the right one, word by word (SQuAD's measures)."""
-    answer = model.answer(item.question)
-    if answer is None:
-        return None
-    said, right = words(answer), words(item.answer)
-    return [Outcome({"exact match": float(said == right), "F1": f1(said, right)})]
+def score_answers(model: AnyModel, items: Sequence[Question]) -> list[list[Outcome] | None]:
+    """The greedy answers against the right ones, word by word (SQuAD's measures)."""
+    found = model.answers([item.question for item in items])
+    return [
+        None if answer is None else [_compared(words(answer), words(item.answer))]
+        for item, answer in zip(items, found, strict=True)
+    ]
+
+
+def _compared(said: Sequence[str], right: Sequence[str]) -> Outcome:
+    return Outcome({"exact match": float(said == right), "F1": f1(said, right)})
 
 
 def score_label(model: AnyModel, item: Labelled) -> list[Outcome] | None:
     """The label that a classifier answers; of another model the most probable one."""
     if isinstance(model, OllamaModel) or model.is_classifier:
-        answer = model.answer(item.text, max_tokens=8 if isinstance(model, OllamaModel) else 1)
+        max_tokens = 8 if isinstance(model, OllamaModel) else 1
+        (answer,) = model.answers([item.text], max_tokens)
         if answer is None:
             return None
         said = answer if answer in item.labels else OTHER
@@ -186,16 +192,22 @@ TASKS = {
         Task(
             "mmlu",
             "a folder with MMLU's CSV files",
-            formats.mmlu,
+            mmlu.mmlu,
             score_choices,
-            read_with_examples=formats.mmlu,
-            at_once=32,
+            read_with_examples=mmlu.mmlu,
+            at_once=BRANCHES,
         ),
         Task("hellaswag", "HellaSwag's JSONL", formats.hellaswag, score_choices),
         Task("arc", "ARC's JSONL", formats.arc, score_choices),
         Task("piqa", "PIQA's JSONL", formats.piqa, score_choices),
         Task("lambada", "LAMBADA's JSONL", formats.lambada, each(score_last_word)),
-        Task("answers", "questions with answers", formats.answers, each(score_answer)),
+        Task(
+            "answers",
+            "questions with answers",
+            formats.answers,
+            score_answers,
+            at_once=BRANCHES,
+        ),
         Task("classify", "texts with labels", formats.labelled, each(score_label)),
         Task("village-pairs", "", None, score_choices, village.pairs),
         Task("village-choices", "", None, score_choices, village.choices),

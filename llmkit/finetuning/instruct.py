@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures.base import LanguageModel
+from llmkit.batch_generation import ModelBatch, generate_batch
 from llmkit.checkpoint.checkpoint import load_checkpoint, stop_ids
 from llmkit.console import progress
 from llmkit.files import StrPath
@@ -35,7 +36,6 @@ from llmkit.finetuning.run import (
 )
 from llmkit.finetuning.start import Start, base_that_answers, grown_tokenizer
 from llmkit.finetuning.vocabulary import note_unseen_tokens
-from llmkit.generation import generate_batch
 from llmkit.modelfiles.prompt_format import ALPACA, PromptFormat
 from llmkit.modelfiles.prompt_format import prompt_format as named_format
 from llmkit.records.conversations import Conversation, read_conversations
@@ -124,9 +124,9 @@ def answers(
     """The greedy answers to the conversations' last questions."""
     messages = [conversation.messages for conversation in conversations]
     prompts = [encode_prompt(question, form, tokenizer) for *question, _ in messages]
-    stops = stop_ids(form, tokenizer)
+    is_end = stop_ids(form, tokenizer).__contains__
     greedy = Sampling(temperature=0, max_tokens=max_tokens)
-    generated = generate_batch(model, prompts, greedy, stops, done=done)
+    generated = generate_batch(ModelBatch(model), prompts, greedy, is_end, done=done)
     found = []
     for (*question, wanted), prompt, ids in zip(messages, prompts, generated, strict=True):
         limit = min(max_tokens, model.config.context_length - len(prompt))

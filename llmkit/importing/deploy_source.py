@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.console import say
+from llmkit.console import command, say
 from llmkit.errors import ConfigError, OllamaError
 from llmkit.export.convert import Export, export
 from llmkit.export.deploy.deploy import Deployment, deploy
@@ -72,18 +72,18 @@ def deploy_source(
         own = folder
         if not is_llmkit_checkpoint(folder):
             own = Path(base)
-            commands.append(_import_command(str(source), own, options, reference))
+            commands.append(_importcommand(str(source), own, options, reference))
             say(f"import {source} -> {own}")
             imported = import_checkpoint(source, own, options, reference=reference)
         elif options not in (None, ImportOptions()) or reference is not None:
             raise ConfigError(f"{folder} is a checkpoint; options of import do nothing for it")
         folder = Path(f"{base}-gguf")
-        commands.append(_command("export", str(own), "--out", str(folder)))
+        commands.append(command("export", str(own), "--out", str(folder)))
         say(f"export {own} -> {folder}")
         exported = export(own, folder)
         given = given or own
     done = deploy(folder, name, host=host, checkpoint=given, patience=patience)
-    commands += [_command("deploy", str(folder), "--name", name), f"ollama run {name}"]
+    commands += [command("deploy", str(folder), "--name", name), f"ollama run {name}"]
     return SourceDeployment(done, imported, exported, tuple(commands))
 
 
@@ -110,8 +110,8 @@ def _deploy_file(
     commands = (
         shlex.join(["mkdir", str(folder)]),
         shlex.join(["cp", str(file), str(linked)]),
-        _command("modelfile", "write", str(linked)),
-        _command("deploy", str(folder), "--name", name),
+        command("modelfile", "write", str(linked)),
+        command("deploy", str(folder), "--name", name),
         f"ollama run {name}",
     )
     return SourceDeployment(done, None, None, commands)
@@ -124,11 +124,7 @@ def _require_server(host: str | None) -> None:
         raise OllamaError(f"{failed.detail}; {failed.advice}" if failed.advice else failed.detail)
 
 
-def _command(*words: str) -> str:
-    return shlex.join(["llmkit", *words])
-
-
-def _import_command(
+def _importcommand(
     source: str, out: Path, options: ImportOptions | None, reference: StrPath | None
 ) -> str:
     given: list[str] = []
@@ -138,4 +134,4 @@ def _import_command(
             given += [f"--{option.replace('_', '-')}", shown]
     if reference is not None:
         given += ["--reference", str(reference)]
-    return _command("import", source, "--out", str(out), *given)
+    return command("import", source, "--out", str(out), *given)

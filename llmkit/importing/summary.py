@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich.table import Table
 
+from llmkit.console import command
 from llmkit.importing.made import Import
 
 REFERENCE_LINES = """\
@@ -62,5 +61,4 @@ def proof_lines(done: Import) -> list[str]:
 
 def next_step(done: Import) -> str:
     """The command that comes next."""
-    folder = str(done.folder)
-    return "next: " + shlex.join(["llmkit", "export", folder, "--out", f"{folder}-gguf"])
+    return f"next: {command('export', done.folder, '--out', f'{done.folder}-gguf')}"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import gguf
 
 from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint
 from llmkit.checkpoint.layout import CONFIG_FILE
-from llmkit.console import progress
+from llmkit.console import command, progress
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, LlmkitError
 from llmkit.evaluation.evaluate import Evaluation, Score
@@ -24,100 +24,30 @@ from llmkit.export.compare import Comparison, ComparisonRow
 from llmkit.export.evaluation.eval_data import proof_prompts
 from llmkit.export.gguf.adapter import adapter_of, is_adapter
 from llmkit.export.gguf.reader import GGUFFile, is_gguf, load_folder, read_gguf
-from llmkit.export.llamacpp.benchmark import Speed, measure_speed
-from llmkit.export.llamacpp.runners import CheckpointRunner, answer_text
+from llmkit.export.llamacpp.benchmark import measure_speed
+from llmkit.export.llamacpp.checkpoint_runner import CheckpointRunner
 from llmkit.export.model_card import model_facts
 from llmkit.export.results import KeptResult, Kind, kept_results
 from llmkit.export.verify.proof_store import PROOF_FILE, kept_proof
 from llmkit.finetuning.held_out import held_out_questions
+from llmkit.report.facts import (
+    CHECKPOINT,
+    FileFacts,
+    Missing,
+    RunReport,
+    Sample,
+    Stage,
+    TaskScores,
+)
 from llmkit.sampling import Sampling
-from llmkit.training.state import Metrics, RunFolder, RunState
+from llmkit.training.state import RunFolder, RunState
 
-CHECKPOINT = "checkpoint"  # its name beside those of the files
 SPEED_TOKENS = 64
 N_SAMPLES, SAMPLE_TOKENS = 3, 96
 TEXT_SAMPLING = Sampling(temperature=0.8, top_k=40, max_tokens=SAMPLE_TOKENS)
 ANSWER_SAMPLING = Sampling(temperature=0, max_tokens=SAMPLE_TOKENS)
 T = TypeVar("T")
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training run: this one, or one that it started from."""
-
-    name: str
-    state: RunState
-    metrics: list[Metrics]
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """One GGUF file of the run. KL in nats per token."""
-
-    name: str
-    path: str
-    sha256: str
-    bytes: int  # with its adapter
-    bits_per_weight: float
-    speed: Speed
-    comparison: ComparisonRow | None  # kept by `compare`
-    mean_kl: float | None  # of `compare`, or else of the proof
-    top1: float | None
-    checks: dict[str, bool]  # of `verify`: whether each passed; empty: not verified
-    proof: str | None  # path of the file with the checks
-    model_name: str | None  # as the file states it
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """One measure of one task, by model: CHECKPOINT or a file's name.
-
-    A score has a difference if the checkpoint was scored together with the file.
-    """
-
-    task: str
-    source: str
-    items: int
-    chance: float | None
-    measure: str
-    scores: dict[str, Score]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the checkpoint says to a prompt."""
-
-    prompt: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What the report cannot say, and the command that changes this."""
-
-    what: str
-    command: str | None = None
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """Everything about a run that a report shows."""
-
-    name: str
-    model: dict[str, str]
-    is_classifier: bool
-    stages: list[Stage]  # in the order of training
-    scores: list[TaskScores]
-    files: list[FileFacts]  # the largest first
-    comparison: Comparison | None  # of the files that `compare` measured
-    samples: list[Sample]
-    sampling: Sampling
-    missing: list[Missing]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` prints them."""
-        return asdict(self)
 
 
 def collect(checkpoint: Checkpoint, ggufs: Sequence[Path] = ()) -> RunReport:
@@ -131,11 +61,6 @@ def collect(checkpoint: Checkpoint, ggufs: Sequence[Path] = ()) -> RunReport:
     """
     files = [read_gguf(path) for path in dict.fromkeys(ggufs)]
     return _Collector(checkpoint).report(files)
-
-
-def command(*words: object) -> str:
-    """A command line of llmkit."""
-    return shlex.join(["llmkit", *map(str, words)])
 
 
 def open_run(folder: Path) -> Checkpoint:
@@ -320,10 +245,9 @@ class _Collector:
         ] or [(checkpoint.tokenizer.decode(ids), ids) for ids in proof_prompts(checkpoint, None)]
         room = checkpoint.config.context_length
         fitting = [(text, ids) for text, ids in asked if len(ids) < room]
-        return [
-            Sample(text, "".join(answer_text(runner, ids, sampling)))
-            for text, ids in fitting[:: max(1, len(fitting) // N_SAMPLES)][:N_SAMPLES]
-        ]
+        chosen = fitting[:: max(1, len(fitting) // N_SAMPLES)][:N_SAMPLES]
+        texts = runner.answers([ids for _, ids in chosen], sampling)
+        return [Sample(text, said) for (text, _), said in zip(chosen, texts, strict=True)]
 
     def _note_missing(self, files: Sequence[FileFacts], scores: Sequence[TaskScores]) -> None:
         """Commands for what has not been done."""

@@ -11,17 +11,10 @@ from matplotlib.figure import Figure
 from llmkit.evaluation.evaluate import Score
 from llmkit.evaluation.tables import difference_text, score_text
 from llmkit.export.report.plots import size_quality_figure
+from llmkit.export.report.runs import loss_figure
 from llmkit.export.report.tables import UNKNOWN, megabytes
-from llmkit.report.collect import (
-    ANSWER_SAMPLING,
-    CHECKPOINT,
-    TEXT_SAMPLING,
-    FileFacts,
-    Missing,
-    RunReport,
-    Stage,
-    TaskScores,
-)
+from llmkit.report.collect import ANSWER_SAMPLING, TEXT_SAMPLING
+from llmkit.report.facts import CHECKPOINT, FileFacts, Missing, RunReport, Stage, TaskScores
 
 
 @dataclass(frozen=True)
@@ -71,11 +64,7 @@ def _training(stages: Sequence[Stage]) -> Section:
         "Training",
         columns=("", *(stage.name for stage in stages)),
         rows=[(name, *(one.get(name, UNKNOWN) for one in facts)) for name in names],
-        figures={
-            f"Loss of {stage.name} by tokens": curves_figure(stage)
-            for stage in stages
-            if stage.metrics
-        },
+        figures={f"Loss of {stage.name}": _losses(stage) for stage in stages if stage.metrics},
     )
 
 
@@ -110,25 +99,9 @@ def _stage_facts(stage: Stage) -> dict[str, str]:
     return facts
 
 
-def curves_figure(stage: Stage) -> Figure:
-    """Training and validation loss over tokens."""
-    figure = Figure(figsize=(4.5, 3), layout="constrained")
-    axes = figure.subplots()
-    tokens = [metrics.tokens for metrics in stage.metrics]
-    marker = "o" if len(tokens) < 20 else None
-    for name, losses in (
-        ("training", [metrics.train_loss for metrics in stage.metrics]),
-        ("validation", [metrics.val_loss for metrics in stage.metrics]),
-    ):
-        axes.plot(tokens, losses, marker=marker, markersize=4, label=name)
-    axes.set_xlim(left=0)
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 5))
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(stage.name, fontsize=11)
-    axes.legend(fontsize=9, frameon=False)
-    axes.grid(visible=True, alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+def _losses(stage: Stage) -> Figure:
+    figure = loss_figure({stage.name: stage.metrics})
+    figure.suptitle(stage.name)
     return figure
 
 

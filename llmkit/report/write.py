@@ -14,7 +14,8 @@ from llmkit.errors import ConfigError
 from llmkit.export.report.markdown import code_block, markdown_table
 from llmkit.export.report.page import page, png_data
 from llmkit.files import StrPath, cannot_read, optional_path, write_text
-from llmkit.report.collect import CHECKPOINT, RunReport, collect, open_run
+from llmkit.report.collect import collect, open_run
+from llmkit.report.facts import CHECKPOINT, RunReport
 from llmkit.report.sections import Section, sections, summary
 
 MARK = "<!-- written by llmkit report -->"  # a file with it may be replaced

@@ -19,7 +19,8 @@ from llmkit.errors import CheckpointError, DataError
 from llmkit.files import written_beside
 from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.records.text_files import AS_IT_COMES, Reading
-from llmkit.tokenizer import Tokenizer, load_tokenizer
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 from llmkit.training.state import RunFolder, RunState
 
 KEPT_TOKENS = 1 << 24  # of each part of prepared data, in the run's folder

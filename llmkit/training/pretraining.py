@@ -17,7 +17,7 @@ from llmkit.data.sampler import window_starts
 from llmkit.data.tokens import TokenShards, open_token_file, windows
 from llmkit.generation import generate_ids
 from llmkit.sampling import Sampling
-from llmkit.tokenizer import load_tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 from llmkit.training.config import TrainingConfig
 from llmkit.training.cross_entropy import head_cross_entropy
 from llmkit.training.evaluate import validation_loss

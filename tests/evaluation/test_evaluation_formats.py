@@ -11,7 +11,7 @@ import pytest
 from llmkit.data.tales import questions
 from llmkit.data.tales_items import village_choices, village_pairs
 from llmkit.errors import DataError
-from llmkit.evaluation import formats
+from llmkit.evaluation import formats, mmlu
 from llmkit.evaluation.mmlu_groups import GROUPS
 
 PAIR = {"sentence_good": "He eats.", "sentence_bad": "He eat.", "UID": "agreement"}
@@ -86,7 +86,7 @@ def test_mmlu_has_subjects_groups_letters_and_texts(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "astronomy_test.csv").write_text('"Where, now?",Here,There,Up,Down,C\n')
     (tmp_path / "test" / "virology_test.csv").write_text("Who?,I,You,She,We,A\n")
-    where, who = formats.mmlu(tmp_path)
+    where, who = mmlu.mmlu(tmp_path)
     by_letter, by_text = where.ways
     assert by_letter.context == "Where, now?\nA. Here\nB. There\nC. Up\nD. Down\nAnswer:"
     assert (by_letter.options, by_text.options) == (tuple("ABCD"), ("Here", "There", "Up", "Down"))
@@ -100,7 +100,7 @@ def test_mmlus_examples_are_those_of_the_original(tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "us_law_dev.csv").write_text("Who?,I,You,She,We,B\nOne?,1,2,3,4,A\n")
     (tmp_path / "us_law_test.csv").write_text("Where?,Here,There,Up,Down,C\n")
-    (item,) = formats.mmlu(tmp_path, 2)
+    (item,) = mmlu.mmlu(tmp_path, 2)
     by_letter, by_text = item.ways
     # gen_prompt and format_example of Hendrycks et al.'s evaluate.py, with one space before the
     # subject, as in lm-evaluation-harness.
@@ -112,13 +112,13 @@ def test_mmlus_examples_are_those_of_the_original(tmp_path: Path) -> None:
     assert by_letter.after_examples(1) == heading + first + question
     assert by_letter.after_examples(0) == question
     assert by_text.examples[0] == "Question: Who?\nAnswer: You\n\n"
-    (bare,) = formats.mmlu(tmp_path)
+    (bare,) = mmlu.mmlu(tmp_path)
     assert bare.ways[0].after_examples(0) == question
     with pytest.raises(DataError, match=r"us_law_dev.csv.* 2 .* 3"):
-        formats.mmlu(tmp_path, 3)
+        mmlu.mmlu(tmp_path, 3)
     (tmp_path / "tax_test.csv").write_text("Where?,Here,There,Up,Down,C\n")
     with pytest.raises(DataError, match=r"tax_dev.csv"):
-        formats.mmlu(tmp_path, 1)
+        mmlu.mmlu(tmp_path, 1)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_mmlu_faults_are_named_with_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "virology_test.csv"
     file.write_text("Who?,I,You,She,We,A\nWhat?,I,You,She,We,E\n")
     with pytest.raises(DataError, match=r"virology_test.csv, line 2.*'E'"):
-        formats.mmlu(tmp_path)
+        mmlu.mmlu(tmp_path)
 
 
 @pytest.mark.parametrize(

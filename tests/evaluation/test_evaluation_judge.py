@@ -95,8 +95,8 @@ class Answering:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def answer(self, question: str) -> str | None:
-        return f"{self.name} {{reference}}" if self.name != "same" else "same"
+    def answers(self, questions: Sequence[str]) -> list[str | None]:
+        return [f"{self.name} {{reference}}" if self.name != "same" else "same" for _ in questions]
 
 
 @pytest.fixture(autouse=True)

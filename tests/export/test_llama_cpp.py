@@ -21,13 +21,8 @@ from llmkit.export.gguf.writer import write_gguf
 from llmkit.export.llamacpp.devices import build_features, devices
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.quantization.tensor_types import quantization
-from llmkit.tokenizer import (
-    Tokenizer,
-    byte_alphabet,
-    byte_level,
-    load_tokenizer,
-    with_end_of_text,
-)
+from llmkit.tokenizer import Tokenizer, byte_alphabet, byte_level, with_end_of_text
+from llmkit.tokenizer_files import load_tokenizer
 from llmkit.tokenizer_training import train_characters
 
 IDS = list(range(40, 72))

@@ -20,7 +20,7 @@ from llmkit.export.llamacpp import benchmark
 from llmkit.export.llamacpp.benchmark import measure_speed
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
-from llmkit.tokenizer import load_tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 
 ROW_KEYS = [
     "file", "quant", "method", "bytes", "bits_per_weight", "mean_kl", "mean_kl_ci", "p999_kl",

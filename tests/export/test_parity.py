@@ -506,6 +506,6 @@ def _copy(path: Path, folder: Path) -> Path:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from llmkit.tokenizer import load_tokenizer
+    from llmkit.tokenizer_files import load_tokenizer
 
     return load_tokenizer(folder)

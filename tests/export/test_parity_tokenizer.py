@@ -24,7 +24,7 @@ from llmkit.export.verify.tokenizer_stress_texts import (
 )
 from llmkit.importing.importer import import_checkpoint
 from llmkit.modelfiles.prompt_format import PromptFormat, Turn
-from llmkit.tokenizer import load_tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 from llmkit.tokenizer_training import train_bpe, train_characters, train_words
 
 TEXT = "the red fox and the other fox went over there, 12 times; they'd been there before " * 3

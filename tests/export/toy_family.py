@@ -14,12 +14,12 @@ from llmkit.architectures.base import (
     GGUF_HEAD,
     HEAD,
     Family,
-    KVCache,
     LanguageModel,
     Role,
     SizeKey,
     TensorSpec,
 )
+from llmkit.architectures.cache import KVCache
 from llmkit.architectures.graph import Attention, Embed, Gelu, Norm, Operation, Product
 
 EPSILON = 1e-6

@@ -409,7 +409,7 @@ ODD = ["<pad>", "<eos>", "é", "漢", "😀", *CHARACTERS[: V - 5]]
 def test_characters_are_found_under_any_name(
     name: str | None, content: Any, bring: Any, tmp_path: Path
 ) -> None:
-    from llmkit.tokenizer import load_tokenizer
+    from llmkit.tokenizer_files import load_tokenizer
 
     if name:
         (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")

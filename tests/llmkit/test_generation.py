@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmkit.architectures.gpt2 import GPT, GPTConfig
+from llmkit.batch_generation import ModelBatch, generate_batch
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError
 from llmkit.generation import (
@@ -18,7 +19,6 @@ from llmkit.generation import (
     ModelReader,
     SampledToken,
     before_stop,
-    generate_batch,
     generate_ids,
     generate_tokens,
     prompt_ids,
@@ -68,6 +68,10 @@ def test_greedy_takes_the_most_probable_token_each_time(model: GPT, random_model
         assert generated(each, prompt, temperature=1.5, top_p=1e-9, seed=9) == expected
 
 
+def never(_token_id: int) -> bool:
+    return False
+
+
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7], [8, 9, 1, 2, 3] * 7, [3, 2, 1], [7]]
 
 
@@ -81,12 +85,13 @@ def test_prompts_together_are_answered_as_each_alone(
     wanted = [generated(random_model, prompt, *stops, **settings) for prompt in PROMPTS]
     assert len({len(ids) for ids in wanted}) > 1
     heard: list[int] = []
+    reader, is_end = ModelBatch(random_model), stops.__contains__
 
     def found() -> list[list[int]]:
-        return generate_batch(random_model, PROMPTS, Sampling(**settings), stops, done=heard.append)
+        return generate_batch(reader, PROMPTS, Sampling(**settings), is_end, done=heard.append)
 
     assert found() == wanted
-    monkeypatch.setattr("llmkit.generation.PROMPTS_AT_ONCE", 4)
+    monkeypatch.setattr("llmkit.batch_generation.TEXTS_AT_ONCE", 4)
     assert found() == wanted
     assert heard == [6, 4, 6]
 
@@ -94,15 +99,15 @@ def test_prompts_together_are_answered_as_each_alone(
 def test_prompts_together_go_on_to_the_end_of_the_context(random_model: GPT) -> None:
     wanted = [generated(random_model, prompt, temperature=0) for prompt in PROMPTS]
     assert {len(ids) for ids in wanted} == {5, 37, 39}
-    greedy = Sampling(temperature=0)
-    assert generate_batch(random_model, PROMPTS, greedy, ()) == wanted
-    done = generate_batch(random_model, PROMPTS, greedy, (), is_done=lambda ids: len(ids) == 3)
+    reader, greedy = ModelBatch(random_model), Sampling(temperature=0)
+    assert generate_batch(reader, PROMPTS, greedy, never) == wanted
+    done = generate_batch(reader, PROMPTS, greedy, never, is_done=lambda ids: len(ids) == 3)
     assert done == [ids[:3] for ids in wanted]
 
 
 def test_a_context_slides_for_one_prompt_only(random_model: GPT) -> None:
     with pytest.raises(ConfigError, match="context_shift"):
-        generate_batch(random_model, PROMPTS, Sampling(context_shift=True), ())
+        generate_batch(ModelBatch(random_model), PROMPTS, Sampling(context_shift=True), never)
 
 
 def test_same_seed_gives_the_same_text(random_model: GPT) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from gpt_twin import SIZES, random_model, random_tokens, transformers_twin
 
-from llmkit.architectures.base import KVCache
+from llmkit.architectures.cache import KVCache
 from llmkit.architectures.gpt2 import GPT, PRESETS, GPTConfig, attention_by_hand
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.device import choose_device

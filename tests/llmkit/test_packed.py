@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmkit.architectures.base import KVCache
+from llmkit.architectures.cache import KVCache
 from llmkit.architectures.gpt2 import GPT, GPTConfig
 from llmkit.errors import CheckpointError, ConfigError, QuantizationError
 from llmkit.lora import LoRAConfig, add_lora, lora_layers, n_trainable

@@ -27,7 +27,7 @@ from llmkit.export.report.markdown import code_block, markdown_table
 from llmkit.export.results import RESULTS_FILE, kept_results
 from llmkit.export.verify.proof_store import keep
 from llmkit.report import collect as collecting
-from llmkit.report.collect import RunReport
+from llmkit.report.facts import RunReport
 from llmkit.report.write import MARK, report
 
 SPEED = Speed(1234.5, 67.8, 9_000_000)

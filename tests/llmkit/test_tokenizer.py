@@ -19,7 +19,8 @@ from transformers import GPT2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError
-from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer, safe_pieces
+from llmkit.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, safe_pieces
+from llmkit.tokenizer_files import load_tokenizer
 from llmkit.tokenizer_training import train_bpe, train_characters, train_words
 
 TRAINING_TEXTS = [
@@ -457,7 +458,7 @@ def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     needed = ["tokenizer.json", "encoder.json", "vocab.bpe"]
     refused(tmp_path, [str(tmp_path), *needed])
-    refused(tmp_path / "nowhere", [str(tmp_path / "nowhere"), *needed])
+    refused(tmp_path / "nowhere", [str(tmp_path / "nowhere"), "tokenizer.json"])
     file = tmp_path / "tokenizer.json"
     for content in ("", "{", "[]", '{"model": {}}', BPE.hf.to_str()[:-10]):
         file.write_text(content, encoding="utf-8")

@@ -9,7 +9,7 @@ from llmkit.cli.main import main
 from llmkit.data.prepared import prepare_data
 from llmkit.data.tokenizers import tokenizer_statistics, train_tokenizer
 from llmkit.errors import ConfigError
-from llmkit.tokenizer import load_tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 
 TEXT = "The fox saw the hen. " * 40 + "Zwei Äpfel, 12 Birnen.\n" * 30
 SIZES = {"bpe": 280, "word": 265, "char": None}

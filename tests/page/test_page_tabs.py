@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 from llmkit.api import generate
 from llmkit.errors import GGUFError
 from llmkit.export.llamacpp import chat
-from llmkit.export.llamacpp.runners import GGUFRunner
+from llmkit.export.llamacpp.gguf_runner import GGUFRunner
 from llmkit.generation import GeneratedToken
 from llmkit.modelfiles.prompt_format import Message
 from llmkit.page import context, tabs, write

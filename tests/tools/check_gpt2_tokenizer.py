@@ -22,7 +22,7 @@ from llmkit.export.convert import export
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.modelfiles.prompt_format import COMPLETION
-from llmkit.tokenizer import load_tokenizer
+from llmkit.tokenizer_files import load_tokenizer
 
 RANGES = (
     *((0x20, 0x7F), (0xA0, 0x250), (0x370, 0x600), (0x900, 0xA00), (0x3040, 0x30FF)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,11 +77,11 @@ class Tuning:
         if self.json_output:
             print_json(asdict(result))
             return
-        from llmkit.console import results
+        from llmkit.console import command, results
 
         show(result)
-        folder = str(result.checkpoint)
-        words = shlex.join(["llmkit", "export", folder, "--out", f"{folder}-export"])
+        folder = result.checkpoint
+        words = command("export", folder, "--out", f"{folder}-export")
         results.print(f"next: {words}", markup=False, soft_wrap=True)
 
 

@@ -12,7 +12,8 @@ from tokenizers import models
 
 from llmkit.errors import CheckpointError
 from llmkit.importing.tokenizers.imported import END_TOKENS, ImportedTokenizer, completed
-from llmkit.tokenizer import byte_alphabet, byte_level, is_of_words
+from llmkit.tokenizer import byte_alphabet, byte_level
+from llmkit.tokenizer_files import is_of_words
 
 
 def accepted(hf: HFTokenizer, origin: str, folder: Path) -> ImportedTokenizer:

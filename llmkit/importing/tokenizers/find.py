@@ -21,7 +21,8 @@ from llmkit.importing.tokenizers.byte_level import accepted
 from llmkit.importing.tokenizers.characters import characters_of, from_characters
 from llmkit.importing.tokenizers.gpt2 import gpt2_tokenizer
 from llmkit.importing.tokenizers.imported import END_TOKENS, ImportedTokenizer, as_own
-from llmkit.tokenizer import byte_level, load_tokenizer
+from llmkit.tokenizer import byte_level
+from llmkit.tokenizer_files import load_tokenizer
 
 GPT2_VOCAB = 50257
 _GPT2_ROWS = 50304  # padded to a multiple of 64 or 128

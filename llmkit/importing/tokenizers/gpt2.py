@@ -9,7 +9,8 @@ from pathlib import Path
 
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.importing.tokenizers.imported import ImportedTokenizer, as_own
-from llmkit.tokenizer import Tokenizer, download_gpt2, load_tokenizer
+from llmkit.tokenizer import Tokenizer
+from llmkit.tokenizer_files import download_gpt2, load_tokenizer
 
 _TIKTOKEN = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _HUB_NAMES = ("openai-community/gpt2", "gpt2")
