@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tarfile
@@ -127,16 +128,21 @@ class Got:
 def get_data(name: str, out: StrPath = "data") -> Got:
     """Download a known data set into the folder `out` and verify its checksum.
 
-    An interrupted download continues. `out/NAME.json` notes source, licence and checksum; a set
-    without a published checksum is verified against that note from then on. Raises ConfigError for
-    an unknown name or without pooch, DataError for a download that fails or has another checksum.
+    An interrupted download continues. `out/NAME.source.json` notes source, licence and checksum; a
+    set without a published checksum is verified against that note from then on. Raises ConfigError
+    for an unknown name or without pooch, DataError for a download that fails or has another
+    checksum, and for another file of that name.
     """
     if name not in KNOWN_SETS:
         raise ConfigError(unknown_name("data set", name, KNOWN_SETS))
     known, out = KNOWN_SETS[name], Path(out)
-    note, file = out / f"{name}.json", out / known.file
+    note, file = out / f"{name}.source.json", out / known.file
     noted = _noted(note)
     expected = known.sha256 or noted.get("sha256")
+    if file.exists() and not noted and (known.member or _sha256(file) != known.sha256):
+        raise DataError(
+            f"{file} exists and is not the known file; move it away, or choose another --out"
+        )
     if not (file.exists() and expected == noted.get("sha256") is not None):
         download = _downloaded(known, out, expected)
         noted = {"sha256": _sha256(download)}
@@ -164,7 +170,6 @@ def _downloaded(known: KnownSet, out: Path, expected: str | None) -> Path:
         raise ConfigError("data get needs pooch: pip install 'llmkit[data]'") from error
     pooch.get_logger().setLevel("ERROR")
     name = known.file if known.member is None else known.url.rpartition("/")[2]
-    (out / name).unlink(missing_ok=True)  # without a note, it is not known to be whole
     part = out / f".{name}.part"
     try:
         found = pooch.retrieve(
@@ -235,10 +240,9 @@ def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
             yield source_in_tar
 
 
-def _sha256(file: Path) -> str:
-    import pooch
-
-    return str(pooch.file_hash(str(file)))
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def known_sets_as_json() -> dict[str, dict[str, Any]]:

@@ -12,7 +12,6 @@ tensor files, so that a damaged checkpoint is recognised and the one before is u
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -231,9 +230,10 @@ class RunFolder:
             return
         if not (self._saves / str(state.step)).exists():
             self._link_checkpoint(RunFolder(self._saves / str(state.step)))
-        evaluated = [m for m in self.metrics_up_to(state.step) if math.isfinite(m.val_loss)]
+        there = (_step_kept_in(self.best), state.step)
+        evaluated = [m for m in self.metrics_up_to(state.step) if m.step in there]
         best = min(evaluated, key=lambda metrics: metrics.val_loss, default=None)
-        if best is not None and best.step == state.step != _step_kept_in(self.best):
+        if best is not None and best.step == state.step != there[0]:
             self._link_checkpoint(RunFolder(self.best))
         for old in self._kept()[state.settings["training"]["keep_checkpoints"] :]:
             shutil.rmtree(old.folder)
@@ -247,6 +247,7 @@ class RunFolder:
         self.write_state(state)
         self._move_next()
         self._drop_after(state.step)
+        self.keep(state)
 
     def kept_before(self, step: int) -> FoundState:
         """The newest undamaged kept checkpoint of a step up to `step`, or else the oldest."""
@@ -347,10 +348,12 @@ class RunFolder:
         return [metrics for metrics in there if metrics.step <= step]
 
     def _drop_after(self, step: int) -> None:
-        """Drop the metrics and kept checkpoints past a step."""
+        """Drop the metrics and kept checkpoints, also the best one, past a step."""
         for later in self._kept():
             if int(later.folder.name) > step:
                 shutil.rmtree(later.folder)
+        if (_step_kept_in(self.best) or 0) > step:
+            shutil.rmtree(self.best)
         if self.metrics_file.exists():
             text = "".join(metrics.to_json() + "\n" for metrics in self.metrics_up_to(step))
             if text != self.metrics_file.read_text(encoding="utf-8"):

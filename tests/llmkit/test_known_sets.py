@@ -91,6 +91,7 @@ def known(server: Server, monkeypatch: pytest.MonkeyPatch) -> KnownSet:
     one = KnownSet("text", "free", f"{server.url}/text", "one.txt", sha256, 1, "train")
     unpublished = replace(one, file="none.txt", sha256=None)
     archives = {
+        "json": replace(one, file="json.json"),
         "zip": replace(one, url=f"{server.url}/zip", file="a.tsv", sha256=None,
                        member="folder/inside.tsv"),
         "tgz": replace(one, url=f"{server.url}/tgz", file="b.csv", sha256=None,
@@ -110,7 +111,7 @@ def test_download_is_verified_and_happens_once(
     assert got.sha256 == known.sha256
     assert get_data("one", tmp_path) == got
     assert len(server.ranges) == 1
-    note = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
+    note = json.loads((tmp_path / "one.source.json").read_text(encoding="utf-8"))
     assert note == {"url": known.url, "licence": "free", "sha256": known.sha256}
 
 
@@ -123,7 +124,7 @@ def test_interrupted_download_continues(server: Server, known: KnownSet, tmp_pat
     server.breaks_after = None
     assert get_data("one", tmp_path).file.read_bytes() == TEXT
     assert server.ranges == [None, "bytes=300000-", "bytes=600000-"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "one.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.source.json", "one.txt"]
 
 
 def test_whole_download_that_was_not_moved_is_taken(
@@ -157,13 +158,29 @@ def test_first_download_without_a_published_checksum_is_pinned(
         get_data("unpublished", tmp_path)
 
 
+def test_note_does_not_replace_a_set_of_the_same_name(
+    server: Server, known: KnownSet, tmp_path: Path
+) -> None:
+    assert get_data("json", tmp_path).file.read_bytes() == TEXT
+
+
+@pytest.mark.parametrize(("name", "file"), [("one", "one.txt"), ("zip", "a.tsv")])
+def test_file_of_the_user_is_left_alone(
+    server: Server, known: KnownSet, tmp_path: Path, name: str, file: str
+) -> None:
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(DataError, match=file):
+        get_data(name, tmp_path)
+    assert (tmp_path / file).read_text() == "mine"
+
+
 @pytest.mark.parametrize(("name", "text"), [("zip", "ham\thello\n"), ("tgz", "1,a\n")])
 def test_member_of_an_archive_is_extracted(
     server: Server, known: KnownSet, tmp_path: Path, name: str, text: str
 ) -> None:
     file = get_data(name, tmp_path).file
     assert file.read_text(encoding="utf-8") == text
-    assert sorted(tmp_path.iterdir()) == sorted([file, tmp_path / f"{name}.json"])
+    assert sorted(tmp_path.iterdir()) == sorted([file, tmp_path / f"{name}.source.json"])
 
 
 def test_what_cannot_be_got_is_refused(server: Server, known: KnownSet, tmp_path: Path) -> None:

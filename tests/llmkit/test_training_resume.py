@@ -423,6 +423,24 @@ def test_best_checkpoint_is_kept(
     assert validation_loss(task.load_model(), held_out, 4) == pytest.approx(measured[1])
 
 
+def test_best_checkpoint_past_the_one_to_go_back_to_is_dropped(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    losses = iter([3.0, 4.0, 2.0, 2.0])
+    original = Pretraining.evaluate
+
+    def evaluate(self: Pretraining, model: LanguageModel) -> Evaluation:
+        return replace(original(self, model), val_loss=next(losses))
+
+    monkeypatch.setattr(Pretraining, "evaluate", evaluate)
+    run(short_text, out)
+    damage(out / "model.safetensors")  # one file with that of the best checkpoint
+    run(short_text, out, resume=True)
+    best = out / "training" / "best" / "model.safetensors"
+    assert best.read_bytes() == (out / "model.safetensors").read_bytes()
+
+
 def test_two_processes_cannot_train_in_one_folder(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
