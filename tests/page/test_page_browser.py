@@ -88,7 +88,7 @@ def test_write_streams_text_and_takes_the_settings(page: Page) -> None:
     )
     click(page, "Write")
     expect(page.get_by_text("prefers another token").first).to_be_visible()
-    assert len(page.evaluate("[...window.lengths]")) >= 3  # it grew before our eyes
+    assert len(page.evaluate("[...window.lengths]")) > 1  # it grew before our eyes
     first, second = page.locator(".tokens").all()
     hot = second.inner_text()
     token = first.locator(".token").nth(2)
