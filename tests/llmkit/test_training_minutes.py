@@ -12,7 +12,8 @@ from training_runs import MODEL, outcome, run
 
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.cli.main import main
-from llmkit.errors import CheckpointError, ConfigError
+from llmkit.errors import CheckpointError, ConfigError, LlmkitError
+from llmkit.tokenizer_training import train_kind
 from llmkit.training import dry_run, loop
 from llmkit.training.config import TrainingConfig
 from llmkit.training.loop import TrainingLoop, planned_steps
@@ -109,6 +110,18 @@ def test_dry_run_tells_what_a_run_would_need(short_text: Path) -> None:
     assert found.timed_steps == 10
     assert 0 < found.peak_share < 1
     assert "q8_0 instead of q6_k" in found.quantization
+
+
+def test_dry_run_counts_the_vocabulary_of_a_given_tokenizer(
+    short_text: Path, tmp_path: Path
+) -> None:
+    train_kind("bpe", ["the cat sat"], 260).save(tmp_path / "tokenizer.json")
+    options: dict[str, Any] = {"model": MODEL, "training": {"batch_size": 1}, "device": "cpu"}
+    found = dry_run(short_text, tokenizer=str(tmp_path / "tokenizer.json"), **options)
+    sizes = model_config("nano", 260, **MODEL)
+    assert found.n_parameters == model_without_weights(sizes).n_parameters()
+    with pytest.raises(LlmkitError, match="nowhere"):
+        dry_run(tmp_path / "nowhere.txt", **options)
 
 
 def test_dry_run_writes_nothing(
