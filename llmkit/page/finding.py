@@ -88,6 +88,9 @@ def find_models(folder: Path) -> Finding:
         except (LlmkitError, OSError) as error:
             refused.append(str(error))
             continue
+        except RecursionError:
+            refused.append(f"{path} or its proof is damaged: JSON that is nested too deeply")
+            continue
         if described is not None:
             name = path.relative_to(folder).as_posix()
             models.append(replace(described, name=folder.resolve().name if name == "." else name))
@@ -246,7 +249,7 @@ def _with_original(model: Found, models: list[Found]) -> Found:
         return model
     named = Path(str(model.proof.get("checkpoint", "")))
     same = [m for m in models if m.source == "checkpoint" and m.path and m.path.name == named.name]
-    exact = [m for m in same if m.path and named.exists() and m.path.samefile(named)]
+    exact = [m for m in same if m.path and m.path.resolve() == Path(os.path.realpath(named))]
     weights = str(model.proof.get("checkpoint_sha256") or "").partition("+")[0]
     original = next(iter(exact or [m for m in same if _has_weights(m, weights)]), None)
     return model if original is None else replace(model, original=original.name)

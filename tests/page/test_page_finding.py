@@ -49,6 +49,20 @@ def test_a_proof_of_other_bytes_does_not_count(page_folder: Path, tmp_path: Path
     assert models["export/answers-q4_0.gguf"].passed is None
 
 
+def test_a_hostile_proof_does_not_hide_the_other_models(page_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(page_folder / "answers", tmp_path / "answers")
+    for name in ("deep", "long"):
+        shutil.copytree(page_folder / "export", tmp_path / name)
+    (tmp_path / "deep" / "parity.json").write_text("[" * 100_000)
+    proofs = tmp_path / "long" / "parity.json"
+    content = json.loads(proofs.read_text())
+    content["proofs"][0]["checkpoint"] = "x" * 5000 + "/answers"
+    proofs.write_text(json.dumps(content))
+    found = find_models(tmp_path)
+    assert "answers" in {model.name for model in found.models}
+    assert {Path(sentence.split()[0]).parent.name for sentence in found.refused} == {"deep"}
+
+
 def test_a_checkpoint_of_the_same_name_with_other_weights_is_no_original(
     page_folder: Path, tmp_path: Path
 ) -> None:
