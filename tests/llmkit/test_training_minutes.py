@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import MODEL, outcome, run
 
 from llmkit.architectures.registry import model_config, model_without_weights
@@ -74,6 +76,25 @@ def test_stopped_run_of_minutes_resumes_exactly(
         of_minutes(short_text, out, minutes=2.0, resume=True)
     of_minutes(short_text, out, resume=True)
     assert outcome(out) == outcome(whole)
+
+
+def test_diverged_run_of_minutes_keeps_its_plan(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TrainingLoop.step
+
+    def step(self: TrainingLoop, number: int) -> torch.Tensor:
+        loss = original(self, number)
+        return loss + math.nan if number == 11 and not self.state.diverged else loss
+
+    plans = iter([6, 1000])
+    monkeypatch.setattr(loop, "planned_steps", lambda *_: next(plans))
+    monkeypatch.setattr(TrainingLoop, "step", step)
+    training = {**MINUTES, "eval_interval": 16}
+    run(short_text, tmp_path, training=training, minutes=1.0)
+    state = json.loads((tmp_path / "training" / "state.json").read_text())
+    assert state["diverged"]
+    assert state["step"] == 16
 
 
 def test_steps_and_evaluations_fit_into_the_time() -> None:
