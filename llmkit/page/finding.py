@@ -88,6 +88,9 @@ def find_models(folder: Path) -> Finding:
         except (LlmkitError, OSError) as error:
             refused.append(str(error))
             continue
+        except RecursionError:
+            refused.append(f"{path} or its proof is damaged: JSON that is nested too deeply")
+            continue
         if described is not None:
             name = path.relative_to(folder).as_posix()
             models.append(replace(described, name=folder.resolve().name if name == "." else name))
@@ -238,11 +241,23 @@ def _hash(path: Path, _size: int, _changed: int) -> str:
 
 
 def _with_original(model: Found, models: list[Found]) -> Found:
-    """With the checkpoint that its proof names, where that is below the folder too."""
+    """With the checkpoint that its proof names, where that is below the folder too.
+
+    Elsewhere a checkpoint of that name counts, if its weights are those of the proof.
+    """
     if model.proof is None:
         return model
     named = Path(str(model.proof.get("checkpoint", "")))
     same = [m for m in models if m.source == "checkpoint" and m.path and m.path.name == named.name]
-    exact = [m for m in same if m.path and named.exists() and m.path.samefile(named)]
-    original = next(iter(exact or same), None)
+    exact = [m for m in same if m.path and m.path.resolve() == Path(os.path.realpath(named))]
+    weights = str(model.proof.get("checkpoint_sha256") or "").partition("+")[0]
+    original = next(iter(exact or [m for m in same if _has_weights(m, weights)]), None)
     return model if original is None else replace(model, original=original.name)
+
+
+def _has_weights(model: Found, sha256: str) -> bool:
+    """Whether a checkpoint may have the weights of that hash; large ones are not hashed."""
+    file = model.path / MODEL_FILE if model.path else None
+    if file is None or not sha256 or file.stat().st_size > _HASHED_AT_ONCE:
+        return True
+    return file_hash(file) == sha256

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from llmkit.architectures.base import ModelConfig
+from llmkit.data.folders import source_files
+from llmkit.data.prepared import make_tokenizer
 from llmkit.data.tokens import TokenShards
 from llmkit.device import choose_device
 from llmkit.files import StrPath
 from llmkit.memory import peak_memory_bytes
+from llmkit.tokenizer_training import KINDS
 from llmkit.training.config import TrainingConfig
 from llmkit.training.flops import flops_per_token, peak_flops
 from llmkit.training.loop import PLANNED_AFTER, TrainingLoop, planned_steps
@@ -67,7 +70,12 @@ def dry_run(
 
     Times one micro-batch where a step has several. Raises LlmkitError as `train` does.
     """
-    _, sizes, config = resolved(Path(data), **options)
+    prepared, sizes, config = resolved(Path(data), **options)
+    tokenizer = options.get("tokenizer", "bpe")
+    if prepared is None:
+        source_files(Path(data))
+        if tokenizer not in KINDS:
+            sizes = replace(sizes, vocab_size=make_tokenizer(tokenizer, (), 0).vocab_size)
     where = choose_device(device)
     n_parts = -(-config.batch_size // config.micro_batch)
     part = replace(config, batch_size=min(config.batch_size, config.micro_batch))

@@ -35,7 +35,7 @@ from llmkit.training.task import Task, TensorFiles
 
 READ_EVERY = 10  # steps
 SPIKE_STEPS = 10
-SPIKE_NATS = 1.0  # by which the mean loss of SPIKE_STEPS exceeds the mean before: no noise
+SPIKE_NATS = 1.0  # by which the mean loss of SPIKE_STEPS exceeds the mean before and its noise
 RATE_AFTER_DIVERGENCE = 0.5
 PLANNED_AFTER = 10  # steps, where a run has minutes instead of a number of steps
 
@@ -273,7 +273,9 @@ class _Losses:
                 continue
             before = self._mean_before or float(np.mean(self._read[:SPIKE_STEPS]))
             now = float(np.mean(self._read[-SPIKE_STEPS:]))
-            if now > before + SPIKE_NATS:
+            # Batches by length differ: short answers may have another loss than long ones.
+            noise = 3 * float(np.std(self._read)) / math.sqrt(SPIKE_STEPS)
+            if now > before + SPIKE_NATS + noise:
                 raise DivergedError(f"the loss rose from {before:.2f} to {now:.2f}", step)
         return self._read
 

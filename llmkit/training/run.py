@@ -237,7 +237,8 @@ def train_to_the_end(
                 f"({folder.folder} keeps its checkpoints)"
             )
         found = folder.kept_before(diverged.step - SPIKE_STEPS)
-        state = replace(found.state, diverged=str(diverged))
+        settings = committed.settings if committed else found.state.settings  # with the plan
+        state = replace(found.state, settings=settings, diverged=str(diverged))
         folder.go_back(state, found.place)
         say(
             f"training diverged: {diverged}; back to the checkpoint of step {state.step}, with "

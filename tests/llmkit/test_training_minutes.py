@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import MODEL, outcome, run
 
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.cli.main import main
-from llmkit.errors import CheckpointError, ConfigError
+from llmkit.errors import CheckpointError, ConfigError, LlmkitError
+from llmkit.tokenizer_training import train_kind
 from llmkit.training import dry_run, loop
 from llmkit.training.config import TrainingConfig
 from llmkit.training.loop import TrainingLoop, planned_steps
@@ -75,6 +78,25 @@ def test_stopped_run_of_minutes_resumes_exactly(
     assert outcome(out) == outcome(whole)
 
 
+def test_diverged_run_of_minutes_keeps_its_plan(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TrainingLoop.step
+
+    def step(self: TrainingLoop, number: int) -> torch.Tensor:
+        loss = original(self, number)
+        return loss + math.nan if number == 11 and not self.state.diverged else loss
+
+    plans = iter([6, 1000])
+    monkeypatch.setattr(loop, "planned_steps", lambda *_: next(plans))
+    monkeypatch.setattr(TrainingLoop, "step", step)
+    training = {**MINUTES, "eval_interval": 16}
+    run(short_text, tmp_path, training=training, minutes=1.0)
+    state = json.loads((tmp_path / "training" / "state.json").read_text())
+    assert state["diverged"]
+    assert state["step"] == 16
+
+
 def test_steps_and_evaluations_fit_into_the_time() -> None:
     config = TrainingConfig(eval_interval=10, eval_tokens=4000)
     # An evaluation reads as many tokens as 4 steps, forward alone: 2 steps' time.
@@ -109,6 +131,18 @@ def test_dry_run_tells_what_a_run_would_need(short_text: Path) -> None:
     assert found.timed_steps == 10
     assert 0 < found.peak_share < 1
     assert "q8_0 instead of q6_k" in found.quantization
+
+
+def test_dry_run_counts_the_vocabulary_of_a_given_tokenizer(
+    short_text: Path, tmp_path: Path
+) -> None:
+    train_kind("bpe", ["the cat sat"], 260).save(tmp_path / "tokenizer.json")
+    options: dict[str, Any] = {"model": MODEL, "training": {"batch_size": 1}, "device": "cpu"}
+    found = dry_run(short_text, tokenizer=str(tmp_path / "tokenizer.json"), **options)
+    sizes = model_config("nano", 260, **MODEL)
+    assert found.n_parameters == model_without_weights(sizes).n_parameters()
+    with pytest.raises(LlmkitError, match="nowhere"):
+        dry_run(tmp_path / "nowhere.txt", **options)
 
 
 def test_dry_run_writes_nothing(

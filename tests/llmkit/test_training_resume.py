@@ -400,6 +400,18 @@ def test_noisy_losses_are_no_spike() -> None:
     assert len(losses.all()) == 500
 
 
+def test_batches_of_short_and_long_records_are_no_spike() -> None:
+    is_long = np.random.default_rng(0).random(1000) < 0.5
+    losses = loop._Losses(RunState({}, {}), 1.65)
+    for value in np.where(is_long, 3.0, 0.3):
+        losses.add(torch.tensor(value))
+    assert len(losses.all()) == 1000
+    for _ in range(10):
+        losses._unread.append(torch.tensor(8.0))
+    with pytest.raises(loop.DivergedError):
+        losses.all()
+
+
 def test_best_checkpoint_is_kept(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

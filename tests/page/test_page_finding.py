@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from llmkit.errors import ConfigError, GGUFError
 from llmkit.export.gguf.header import read_header
-from llmkit.page.finding import find_models, ollama_models, refuse_outside
+from llmkit.page.finding import file_hash, find_models, ollama_models, refuse_outside
 
 
 def test_models_are_found_with_their_kind_quantization_and_proof(page_folder: Path) -> None:
@@ -46,6 +47,35 @@ def test_a_proof_of_other_bytes_does_not_count(page_folder: Path, tmp_path: Path
         file.write(b"\0")
     models = {model.name: model for model in find_models(tmp_path).models}
     assert models["export/answers-q4_0.gguf"].passed is None
+
+
+def test_a_hostile_proof_does_not_hide_the_other_models(page_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(page_folder / "answers", tmp_path / "answers")
+    for name in ("deep", "long"):
+        shutil.copytree(page_folder / "export", tmp_path / name)
+    (tmp_path / "deep" / "parity.json").write_text("[" * 100_000)
+    proofs = tmp_path / "long" / "parity.json"
+    content = json.loads(proofs.read_text())
+    content["proofs"][0]["checkpoint"] = "x" * 5000 + "/answers"
+    proofs.write_text(json.dumps(content))
+    found = find_models(tmp_path)
+    assert "answers" in {model.name for model in found.models}
+    assert {Path(sentence.split()[0]).parent.name for sentence in found.refused} == {"deep"}
+
+
+def test_a_checkpoint_of_the_same_name_with_other_weights_is_no_original(
+    page_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(page_folder / "export", tmp_path / "export")
+    for folder, source in (("a", "labels-1"), ("b", "answers")):
+        shutil.copytree(page_folder / source, tmp_path / folder / "moved")
+    proofs = tmp_path / "export" / "parity.json"
+    content = json.loads(proofs.read_text())
+    sha256 = file_hash(page_folder / "answers" / "model.safetensors")
+    content["proofs"][0] |= {"checkpoint": "gone/moved", "checkpoint_sha256": sha256}
+    proofs.write_text(json.dumps(content))
+    models = {model.name: model for model in find_models(tmp_path).models}
+    assert models["export/answers-q4_0.gguf"].original == "b/moved"
 
 
 def test_the_header_is_what_ggufs_own_reader_reads(page_folder: Path) -> None:
