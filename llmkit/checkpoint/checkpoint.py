@@ -47,6 +47,7 @@ from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import Tokenizer
 from llmkit.tokenizer_files import load_tokenizer
 
+MAX_SUGGESTED = 4  # models named where a folder of them is given
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
@@ -214,9 +215,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(_not_a_folder(folder))
     for name in (CONFIG_FILE, MODEL_FILE):
         if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} has no {name}; give a checkpoint folder written by llmkit"
-            )
+            raise CheckpointError(f"{folder} has no {name}; {_instead(folder)}")
     content = read_config(folder / CONFIG_FILE)
     config = content.model
     tokenizer = load_tokenizer(folder)
@@ -272,6 +271,15 @@ def _read_lora(folder: Path) -> LoRAConfig | None:
         return lora_config_of(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(cannot_read(path, error)) from error
+
+
+def _instead(folder: Path) -> str:
+    """The models in the folder, which are easily meant instead."""
+    checkpoints = (path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+    found = sorted(map(str, (*checkpoints, *folder.glob("*.gguf"))))
+    if 0 < len(found) <= MAX_SUGGESTED:
+        return f"did you mean {' or '.join(found)}?"
+    return "give a checkpoint folder written by llmkit"
 
 
 def _not_a_folder(path: Path) -> str:

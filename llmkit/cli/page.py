@@ -20,7 +20,9 @@ def _page(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is all.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on.")] = 8501,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on.")
+    ] = 8501,
     faq: Annotated[
         Path | None,
         typer.Option(

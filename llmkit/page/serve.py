@@ -14,14 +14,17 @@ _MAX_UPLOAD = 20  # MB
 def serve(folder: Path, faq: Path | None, host: str, port: int, *, opens_browser: bool) -> None:
     """Serve the page until the process is interrupted.
 
-    Raises ConfigError: no such folder, Streamlit missing, an address that cannot be used.
+    Raises ConfigError: no such folder, Streamlit missing, an address that cannot be used; and
+    DataError as `Faq.load` does.
     """
     if find_spec("streamlit") is None:
         raise ConfigError("the page needs Streamlit; install it with pip install 'llmkit[page]'")
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; give one with checkpoints or GGUF files")
-    if faq is not None and not faq.is_file():
-        raise ConfigError(f"{faq} does not exist; give a file of questions and answers")
+    if faq is not None:
+        from llmkit.faq import Faq
+
+        Faq.load(faq)  # a wrong file is told here, not after the first question
     _refuse_busy(host, port)
     from streamlit.web import bootstrap
 

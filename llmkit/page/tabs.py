@@ -25,6 +25,13 @@ class Tab:
     icon: str
 
 
+# Drawn here: Streamlit's own icons for the browser's tab come from a server of Google.
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="#c83b4d">'
+    '<path d="M11 6h2v6l5 5-1.4 1.4L12 13.8l-4.6 4.6L6 17l5-5z"/>'
+    '<circle cx="12" cy="5" r="3.5"/><circle cx="6" cy="18" r="3.5"/>'
+    '<circle cx="18" cy="18" r="3.5"/></svg>'
+)
 TABS = (
     Tab("find", "Find", ":material/search:"),
     Tab("write", "Write", ":material/edit:"),
@@ -37,7 +44,7 @@ TABS = (
 
 def show_page(folder: Path, faq: Path | None = None) -> None:
     """Show the tab that the address names."""
-    st.set_page_config(page_title="llmkit", page_icon=":material/network_node:", layout="wide")
+    st.set_page_config(page_title="llmkit", page_icon=ICON, layout="wide")
     st.html(STYLE)
     pages = [
         st.Page(

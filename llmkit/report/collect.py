@@ -74,9 +74,9 @@ def open_run(folder: Path) -> Checkpoint:
     if folder.is_dir() and not (folder / CONFIG_FILE).exists():
         proofs = [kept_proof(path) or {} for path in folder.glob("*.gguf")]
         made_of = {str(proof["checkpoint"]) for proof in proofs if "checkpoint" in proof}
-        inner = {str(path.parent) for path in folder.glob(f"*/{CONFIG_FILE}")}
-        if found := sorted(inner or made_of):
-            raise CheckpointError(f"{folder} is not a checkpoint; give {' or '.join(found)}")
+        if made_of:
+            found = " or ".join(sorted(made_of))
+            raise CheckpointError(f"{folder} is not a checkpoint; give {found}")
     return load_folder(folder)
 
 

@@ -131,8 +131,8 @@ def _quantization(report: RunReport) -> Section:
     return Section(
         "Quantization",
         "Compared with the checkpoint in PyTorch. KL divergence in nats per token. Tokens per "
-        "second were measured with llama.cpp on the machine that wrote this report. The results of "
-        "all checks of verify are below the table.",
+        "second were measured with llama.cpp on the machine that wrote this report. The file "
+        "below the table has all checks of verify.",
         columns=("", *(file.name for file in files)),
         rows=[row for row in rows if files and set(row[1:]) != {UNKNOWN}],
         files=list(dict.fromkeys(file.proof for file in files if file.proof)),

@@ -129,10 +129,7 @@ class TrainingLoop:
         training = {**self.state.settings["training"], "steps": self.config.steps}
         self.state = replace(self.state, settings={**self.state.settings, "training": training})
         self.folder.write_state(self.state)
-        say(
-            f"{1 / steps_per_s:.3g} s per step: {self.config.steps} steps in {self.minutes:g} "
-            "minutes"
-        )
+        say(f"{1 / steps_per_s:.3g} s per step: {self.config.steps} steps in {self.minutes:g} min")
 
     def step(self, step: int) -> Tensor:
         """One update; returns the loss of its batch, which may still be computed on the device."""

@@ -53,7 +53,8 @@ def refuse_other_run(folder: RunFolder, state: RunState, settings: dict[str, Any
     if names[:1] == ["data"]:
         detail = "the data differ"
     raise CheckpointError(
-        f"{folder.folder} has a run with other settings ({detail}); choose another --out"
+        f"{folder.folder} has a run with other settings ({detail}); "
+        "repeat its options or choose another --out"
     )
 
 

@@ -93,7 +93,11 @@ def test_same_tensors_are_the_same_file(tiny_checkpoint: Path, tmp_path: Path) -
 
 def test_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", f"checkpoint {tmp_path / 'nowhere'} ", "llmkit train")
-    refused(tmp_path, f"{tmp_path} has no config.json")
+    refused(tmp_path, f"{tmp_path} has no config.json", "give a checkpoint folder")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").touch()
+    (tmp_path / "mine.gguf").touch()
+    refused(tmp_path, str(tmp_path / "mine or "), str(tmp_path / "mine.gguf"))
     file = tmp_path / "notes.txt"
     file.touch()
     refused(file, f"{file} is a file", "folder")

@@ -61,6 +61,16 @@ def test_what_is_missing_is_named(
     assert not started
 
 
+def test_a_wrong_faq_is_refused_before_the_start(
+    started: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faq = tmp_path / "empty.csv"
+    faq.touch()
+    assert main(["page", str(tmp_path), "--faq", str(faq)]) == 2
+    assert str(faq) in capsys.readouterr().err
+    assert not started
+
+
 def test_without_streamlit_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
