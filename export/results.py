@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -26,6 +27,12 @@ class KeptResult(Generic[T]):
 
     result: T
     sha256: dict[str, str]
+
+    def is_current(self) -> bool:
+        """Whether no model has changed since; one that is not there cannot have."""
+        return all(
+            _sha256_now(Path(model)) in (None, known) for model, known in self.sha256.items()
+        )
 
 
 def keep_result(
@@ -63,6 +70,20 @@ def kept_results(folder: Path, kind: Kind, of: type[T]) -> list[KeptResult[T]]:
 def sha256_of_model(path: Path) -> str:
     """Hash of a GGUF file, or of a checkpoint's weights. Raises LlmkitError."""
     return read_gguf(path).sha256() if is_gguf(path) else load_folder(path).sha256
+
+
+def _sha256_now(path: Path) -> str | None:
+    """The hash, computed again only where a file has changed; None where there is no model."""
+    files = [path] if path.is_file() else list(path.glob("*"))
+    try:
+        return _sha256_of(path, max((file.stat().st_mtime_ns for file in files), default=0))
+    except (LlmkitError, OSError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def _sha256_of(path: Path, _changed: int) -> str:
+    return sha256_of_model(path)
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:

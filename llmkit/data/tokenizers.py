@@ -11,7 +11,7 @@ from llmkit.data.folders import note_left_out, source_files
 from llmkit.data.prepared import checked_vocab_size, make_tokenizer, watched
 from llmkit.data.sources import read_pieces
 from llmkit.data.tokens import split_pieces
-from llmkit.errors import ConfigError, unknown_name
+from llmkit.errors import ConfigError, DataError, unknown_name
 from llmkit.files import StrPath
 from llmkit.records.text_files import Reading
 from llmkit.tokenizer import Tokenizer
@@ -65,6 +65,8 @@ def train_tokenizer(
         raise ConfigError(f"{out} already exists; choose another --out")
     size = checked_vocab_size(kind, vocab_size)
     total = sum(file.stat().st_size for path in paths for file in source_files(path))
+    if not any(piece.text for _, piece in split_pieces(lambda: read_pieces(paths, reading))):
+        raise DataError(f"{paths[0]} has no text to train on")
     for path in paths:
         note_left_out(path)
     with progress("train tokenizer", total, "bytes") as bar:

@@ -232,7 +232,7 @@ def task_of(name: str, data: Path | None, shots: int = 0) -> tuple[Task, Sequenc
         raise ConfigError(f"--shots {shots}: expected 0 or more")
     if shots and task.read_with_examples is None:
         others = ", ".join(one.name for one in TASKS.values() if one.read_with_examples)
-        raise ConfigError(f"--shots: the task {name} has no examples; tasks that have: {others}")
+        raise ConfigError(f"only the task {others} takes --shots, not {name}")
     if task.built_in is not None:
         if data is not None:
             raise ConfigError(f"the task {name} is built in; omit --data")

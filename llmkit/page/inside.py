@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -49,13 +50,20 @@ def show(context: Context) -> None:
         _SECTIONS[section](found, neighbours)
 
 
+def _changed(path: Path | None) -> int:
+    """When a model's files changed last, in nanoseconds."""
+    if path is None:
+        return 0
+    return max(file.stat().st_mtime_ns for file in (path, *path.glob("*")))
+
+
 def _computed(
     context: Context, model: Found, text: str
 ) -> tuple[Inside, dict[str, list[Neighbour]], bool]:
     """What the model computes from the text, the neighbours of its tokens, and if it was cut."""
     from llmkit.export.llamacpp.inside import inside, neighbours, pytorch_model
 
-    asked = (model.name, model.n_bytes, text)
+    asked = (model.name, _changed(model.path), text)
     if st.session_state.get(_LAST, (None,))[0] != asked:
         paths = [] if model.path is None else [model.path]
         place = st.empty()

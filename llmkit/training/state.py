@@ -41,6 +41,7 @@ from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+LOCK_SECONDS = 0.5  # `is_locked` of another process takes the lock for a moment
 _TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
 _DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
 
@@ -120,7 +121,7 @@ class RunFolder:
         with no_empty_folders(self.training):
             try:
                 self.training.mkdir(parents=True, exist_ok=True)
-                lock.acquire(blocking=False)
+                lock.acquire(timeout=LOCK_SECONDS)
             except Timeout as error:
                 raise CheckpointError(
                     f"another process trains in {self.folder}; wait for it or choose another --out"

@@ -12,6 +12,7 @@ import torch
 from llmkit.api import compare, divergence_along, evaluate, find_results, find_runs
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.errors import ConfigError, GGUFError
+from llmkit.evaluation.results import Results
 from llmkit.export.convert import Export
 from llmkit.export.llamacpp.runners import open_runner
 from llmkit.export.verify.page import kept_proof_page
@@ -42,6 +43,8 @@ def test_results_are_found_again_as_they_were(tiny_export: Export, tmp_path: Pat
     (title, *_) = found.comparisons
     for part in ("a:", q8_0.name, q4_0.name, str(compared[1].tokens)):
         assert part in title
+    shutil.copy(q8_0, small)  # another model of the same name
+    assert find_results(tmp_path) == Results()
 
 
 def test_kl_along_a_text_is_that_of_both_models_logits(

@@ -283,7 +283,7 @@ def test_examples_are_cut_where_the_context_is_short(
     said = capsys.readouterr().err
     assert said.count("1 of 2") == 2
     assert "x_test.csv, line 2" in said
-    with pytest.raises(ConfigError, match=r"--shots.*pairs.*mmlu"):
+    with pytest.raises(ConfigError, match=r"mmlu.*--shots.*pairs"):
         evaluate(tiny_checkpoint, "village-pairs", shots=2)
 
 

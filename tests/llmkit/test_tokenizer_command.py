@@ -8,7 +8,7 @@ import pytest
 from llmkit.cli.main import main
 from llmkit.data.prepared import prepare_data
 from llmkit.data.tokenizers import tokenizer_statistics, train_tokenizer
-from llmkit.errors import ConfigError
+from llmkit.errors import ConfigError, DataError
 from llmkit.tokenizer_files import load_tokenizer
 
 TEXT = "The fox saw the hen. " * 40 + "Zwei Äpfel, 12 Birnen.\n" * 30
@@ -87,3 +87,8 @@ def test_what_cannot_be_trained_is_refused(source: Path, tmp_path: Path) -> None
         with pytest.raises(ConfigError, match=word):
             train_tokenizer(source, out, kind=kind, vocab_size=size)
     assert source.read_text(encoding="utf-8") == TEXT
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    with pytest.raises(DataError, match=r"empty\.txt"):
+        train_tokenizer(empty, tmp_path / "o.json")
+    assert not (tmp_path / "o.json").exists()
