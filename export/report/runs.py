@@ -10,8 +10,8 @@ from rich.table import Table
 
 from llmkit.export.report.plots import ShownFigure
 from llmkit.files import StrPath
+from llmkit.training.run_state import Metrics
 from llmkit.training.runs import Run
-from llmkit.training.state import Metrics
 
 COLUMNS = (
     "run", "kind", "status", "parameters", "steps", "optimizer", "learning rate", "batch",

@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from llmkit.export.check import Check
-    from llmkit.training.state import Metrics
+    from llmkit.training.run_state import Metrics
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder.", show_default=False)

@@ -51,7 +51,7 @@ from llmkit.records.splits import balance as balanced
 from llmkit.records.splits import split_stratified
 from llmkit.records.text_files import Reading
 from llmkit.training.config import TrainingConfig
-from llmkit.training.state import RunFolder
+from llmkit.training.run_folder import RunFolder
 from llmkit.training.task import Evaluation, TensorFiles
 
 # More is tested than of instructions, because a label is right or wrong: 300 texts tell 95 %

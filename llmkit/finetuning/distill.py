@@ -23,7 +23,8 @@ from llmkit.training.config import TrainingConfig
 from llmkit.training.distillation import Distillation, mean_kl
 from llmkit.training.prepare import write_token_files
 from llmkit.training.run import opened_run, train_to_the_end
-from llmkit.training.state import Metrics, RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import Metrics, RunState
 from llmkit.validation import validated
 
 CALIBRATION_TOKENS = 32768  # for the blocks to begin with

@@ -43,7 +43,7 @@ from llmkit.records.splits import split
 from llmkit.sampling import Sampling
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.config import TrainingConfig
-from llmkit.training.state import RunFolder
+from llmkit.training.run_folder import RunFolder
 from llmkit.training.task import Evaluation, TensorFiles
 
 N_SAMPLES, SAMPLE_TOKENS = 2, 60

@@ -21,7 +21,8 @@ from llmkit.lora import n_trainable
 from llmkit.quantization.packed import n_weights
 from llmkit.training.config import TrainingConfig
 from llmkit.training.run import opened_run, train_to_the_end
-from llmkit.training.state import Metrics, RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import Metrics, RunState
 from llmkit.training.task import Task
 
 

@@ -36,7 +36,7 @@ from llmkit.quantization.qat import matrix_types
 from llmkit.quantization.tensor_types import quantization
 from llmkit.quantization.walk import error_feedback
 from llmkit.tokenizer import Tokenizer
-from llmkit.training.state import RunFolder
+from llmkit.training.run_folder import RunFolder
 from llmkit.training.task import TensorFiles
 
 

@@ -13,7 +13,7 @@ from llmkit.errors import CheckpointError, DataError
 from llmkit.files import written_beside
 from llmkit.finetuning.held_out import held_out_examples, trained_examples
 from llmkit.training.prepare import refuse_too_short
-from llmkit.training.state import RunFolder
+from llmkit.training.run_folder import RunFolder
 
 
 def own_files(base: Checkpoint) -> list[Path]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llmkit.export.compare import Comparison
     from llmkit.export.evaluation.along import TokenDivergence
     from llmkit.export.llamacpp.inside import Inside
-    from llmkit.training.state import Metrics
+    from llmkit.training.run_state import Metrics
 
 Chart = alt.Chart | alt.LayerChart | alt.FacetChart
 CURVES = {  # what of Metrics is drawn, by its title

@@ -40,7 +40,8 @@ from llmkit.report.facts import (
     TaskScores,
 )
 from llmkit.sampling import Sampling
-from llmkit.training.state import RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import RunState
 
 SPEED_TOKENS = 64
 N_SAMPLES, SAMPLE_TOKENS = 3, 96

@@ -9,7 +9,7 @@ from llmkit.evaluation.evaluate import Score
 from llmkit.export.compare import Comparison, ComparisonRow
 from llmkit.export.llamacpp.benchmark import Speed
 from llmkit.sampling import Sampling
-from llmkit.training.state import Metrics, RunState
+from llmkit.training.run_state import Metrics, RunState
 
 CHECKPOINT = "checkpoint"  # its name beside those of the files
 

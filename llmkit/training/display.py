@@ -17,7 +17,7 @@ from rich.text import Text
 from llmkit.console import Progress, notes, progress
 from llmkit.memory import peak_memory_bytes
 from llmkit.training.flops import peak_flops
-from llmkit.training.state import Metrics
+from llmkit.training.run_state import Metrics
 
 
 @dataclass

@@ -19,7 +19,8 @@ from llmkit.architectures.base import LanguageModel, ModelConfig
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.training.config import TrainingConfig
 from llmkit.training.pretraining import Pretraining
-from llmkit.training.state import RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import RunState
 from llmkit.training.task import Evaluation
 
 

@@ -22,7 +22,8 @@ from llmkit.training.flops import flops_per_token, peak_flops
 from llmkit.training.loop import PLANNED_AFTER, TrainingLoop, planned_steps
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.run import quantization_note, resolved
-from llmkit.training.state import RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import RunState
 
 MAX_SECONDS = 30.0  # a step of a large model may take minutes
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW, float32

@@ -21,7 +21,8 @@ from llmkit.modelfiles.prompt_format import COMPLETION
 from llmkit.records.text_files import AS_IT_COMES, Reading
 from llmkit.tokenizer import Tokenizer
 from llmkit.tokenizer_files import load_tokenizer
-from llmkit.training.state import RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import RunState
 
 KEPT_TOKENS = 1 << 24  # of each part of prepared data, in the run's folder
 

@@ -21,7 +21,8 @@ from llmkit.tokenizer_files import load_tokenizer
 from llmkit.training.config import TrainingConfig
 from llmkit.training.cross_entropy import head_cross_entropy
 from llmkit.training.evaluate import validation_loss
-from llmkit.training.state import RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import RunState
 from llmkit.training.task import Evaluation, TensorFiles
 
 SAMPLE_TOKENS = 60

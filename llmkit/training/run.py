@@ -33,13 +33,14 @@ from llmkit.training.config import TrainingConfig, training_config
 from llmkit.training.loop import (
     PLANNED_AFTER,
     RATE_AFTER_DIVERGENCE,
-    SPIKE_STEPS,
-    DivergedError,
     TrainingLoop,
 )
+from llmkit.training.losses import SPIKE_STEPS, DivergedError
 from llmkit.training.prepare import prepare, prepare_from, refuse_foreign, refuse_other_run
 from llmkit.training.pretraining import Pretraining
-from llmkit.training.state import Metrics, RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_lock import locked
+from llmkit.training.run_state import Metrics, RunState
 from llmkit.training.task import Task
 
 
@@ -176,7 +177,7 @@ def opened_run(
     """
     if not folder.state_file.exists():
         refuse_foreign(folder.folder)
-    with folder.locked():
+    with locked(folder):
         yield _opened(folder, settings, resume, prepare)
 
 

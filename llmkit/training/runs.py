@@ -12,7 +12,9 @@ from llmkit.checkpoint.config import read_config
 from llmkit.checkpoint.layout import CONFIG_FILE, TRAINING_FOLDER
 from llmkit.errors import CheckpointError, DataError
 from llmkit.files import StrPath
-from llmkit.training.state import STATE_FILE, Metrics, RunFolder
+from llmkit.training.run_folder import STATE_FILE, RunFolder
+from llmkit.training.run_lock import is_locked
+from llmkit.training.run_state import Metrics
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def _runs(folder: Path) -> Iterator[Run]:
             continue
         if state is None:
             continue
-        running = "running" if run.is_locked else "stopped"
+        running = "running" if is_locked(run) else "stopped"
         yield Run(
             folder=place,
             kind=state.settings.get("kind", "train"),

@@ -24,7 +24,8 @@ from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import refuse_other_run
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.run import quantization_note
-from llmkit.training.state import RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import RunState
 
 
 @pytest.fixture(scope="module")

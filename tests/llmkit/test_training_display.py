@@ -16,8 +16,10 @@ from llmkit.cli.main import main
 from llmkit.export.report.runs import loss_figure
 from llmkit.training import display as shown
 from llmkit.training.loop import overfits
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_lock import locked
+from llmkit.training.run_state import Metrics
 from llmkit.training.runs import find_runs
-from llmkit.training.state import Metrics, RunFolder
 
 CPU = torch.device("cpu")
 
@@ -85,7 +87,7 @@ def test_runs_below_a_folder_are_found(two_runs: Path) -> None:
     assert a.n_parameters == 22_880
     assert a.last is not None
     assert a.last.step == 12
-    with RunFolder(b.folder).locked():
+    with locked(RunFolder(b.folder)):
         assert [found.status for found in find_runs(two_runs)] == ["finished", "running"]
 
 

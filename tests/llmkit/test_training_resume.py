@@ -33,12 +33,15 @@ from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.data.tokens import open_token_file, windows
 from llmkit.errors import CheckpointError, LlmkitError
-from llmkit.training import loop
+from llmkit.training import losses as losses_module
 from llmkit.training.config import PRESET_TRAINING
 from llmkit.training.evaluate import validation_loss
 from llmkit.training.loop import TrainingLoop
+from llmkit.training.losses import DivergedError, Losses
 from llmkit.training.pretraining import Pretraining
-from llmkit.training.state import RunFolder, RunState
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_lock import is_locked
+from llmkit.training.run_state import RunState
 from llmkit.training.task import Evaluation
 
 
@@ -358,7 +361,7 @@ def test_diverged_run_goes_back_once_with_a_lower_rate(
     rise: Callable[[int], float],
     stop: int | None,
 ) -> None:
-    monkeypatch.setattr(loop, "SPIKE_STEPS", 2)
+    monkeypatch.setattr(losses_module, "SPIKE_STEPS", 2)
     original = TrainingLoop.step
 
     def step(self: TrainingLoop, number: int) -> torch.Tensor:
@@ -394,7 +397,7 @@ def test_diverged_run_goes_back_once_with_a_lower_rate(
 
 def test_noisy_losses_are_no_spike() -> None:
     noise = np.random.default_rng(0).normal(0, 1, 500)
-    losses = loop._Losses(RunState({}, {}), None)
+    losses = Losses(RunState({}, {}), None)
     for value in noise:
         losses.add(torch.tensor(3.0 + value))
     assert len(losses.all()) == 500
@@ -402,13 +405,13 @@ def test_noisy_losses_are_no_spike() -> None:
 
 def test_batches_of_short_and_long_records_are_no_spike() -> None:
     is_long = np.random.default_rng(0).random(1000) < 0.5
-    losses = loop._Losses(RunState({}, {}), 1.65)
+    losses = Losses(RunState({}, {}), 1.65)
     for value in np.where(is_long, 3.0, 0.3):
         losses.add(torch.tensor(value))
     assert len(losses.all()) == 1000
     for _ in range(10):
         losses._unread.append(torch.tensor(8.0))
-    with pytest.raises(loop.DivergedError):
+    with pytest.raises(DivergedError):
         losses.all()
 
 
@@ -466,7 +469,7 @@ def test_two_processes_cannot_train_in_one_folder(
     before_step(monkeypatch, start_another)
     run(short_text, out)
     assert step_reached(out) == 12
-    assert not RunFolder(out).is_locked
+    assert not is_locked(RunFolder(out))
 
 
 def test_full_disk_keeps_the_checkpoint_before(

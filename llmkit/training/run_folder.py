@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.layout import (
@@ -36,55 +34,15 @@ from llmkit.checkpoint.tensors import open_tensors, save_tensors
 from llmkit.console import say
 from llmkit.data.tokens import PARTS
 from llmkit.errors import CheckpointError, LlmkitError
-from llmkit.files import cannot_write, link_or_copy, no_empty_folders, sha256_of, write_text
+from llmkit.files import cannot_write, link_or_copy, sha256_of, write_text
+from llmkit.training.optimizer_state import load_optimizers, optimizer_tensors
+from llmkit.training.run_state import Metrics, RunState
 from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-LOCK_SECONDS = 0.5  # `is_locked` of another process takes the lock for a moment
 _TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
 _DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
-
-
-@dataclass(frozen=True)
-class RunState:
-    """How far a run is, and the settings that make it this run and no other."""
-
-    settings: dict[str, Any]
-    data_bytes: dict[str, int]  # bytes of text in the train and validation parts
-    step: int = 0
-    elapsed_s: float = 0.0
-    losses: list[float] = field(default_factory=list)  # of the steps since the last evaluation
-    sources: dict[str, str] = field(default_factory=dict)  # paths as given: `data`, and the `base`
-    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of this step's tensor files
-    diverged: str | None = None  # what made the run go back and lower its learning rate
-
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are done."""
-        return bool(self.step >= self.settings["training"]["steps"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """One evaluation. Losses in nats; what a task does not measure is None and not written."""
-
-    step: int
-    tokens: int
-    train_loss: float
-    val_loss: float
-    val_bits_per_byte: float | None = None
-    accuracy: float | None = None
-    margin: float | None = None
-    kl: float | None = None
-    lr: float
-    grad_norm: float  # of the last step, before clipping
-    tokens_per_s: float
-    elapsed_s: float
-
-    def to_json(self) -> str:
-        """A line of metrics.jsonl."""
-        return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
 
 
 def unusable(path: Path, fault: str) -> CheckpointError:
@@ -113,42 +71,6 @@ class RunFolder:
         self.best = self.training / "best"
         self._next = self.training / "next"
         self._saves = self.training / "saves"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the run. Raises CheckpointError where one is in it."""
-        lock = FileLock(self.lock_file)
-        with no_empty_folders(self.training):
-            try:
-                self.training.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=LOCK_SECONDS)
-            except Timeout as error:
-                raise CheckpointError(
-                    f"another process trains in {self.folder}; wait for it or choose another --out"
-                ) from error
-            except OSError as error:
-                raise cannot_write(self.lock_file, error) from error
-            try:
-                yield
-            finally:
-                lock.release()
-                if not self.state_file.exists():  # nothing was begun
-                    with suppress(OSError):
-                        self.lock_file.unlink()
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether a process trains in the folder."""
-        lock = FileLock(self.lock_file)
-        try:
-            if self.lock_file.exists():
-                with lock.acquire(blocking=False):
-                    pass
-        except Timeout:
-            return True
-        except OSError:  # such as a folder that cannot be written
-            return False
-        return False
 
     @property
     def held_out_file(self) -> Path:
@@ -204,7 +126,7 @@ class RunFolder:
         Returns the state with the files' hashes. Where that fails, such as on a full disk, the
         checkpoint before stays.
         """
-        tensor_files = {**trained, OPTIMIZER_FILE: _optimizer_tensors(model, optimizers)}
+        tensor_files = {**trained, OPTIMIZER_FILE: optimizer_tensors(model, optimizers)}
         try:
             for name, tensors in tensor_files.items():
                 save_tensors(self._next / name, tensors, state.step)
@@ -305,18 +227,7 @@ class RunFolder:
                     f"{file} does not belong to step {step}, the step in {self.state_file.name}; "
                     "train into another folder"
                 )
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        with open_tensors(path) as tensors:
-            saved: dict[str, dict[str, torch.Tensor]] = {}
-            for key in tensors.keys():  # noqa: SIM118
-                name, _, entry = key.rpartition(".")
-                saved.setdefault(name, {})[entry] = tensors.get_tensor(key)
-        for optimizer in optimizers:
-            for parameter in _parameters_of(optimizer):
-                entries = saved.get(names[parameter], {})
-                optimizer.state[parameter] = {
-                    entry: tensor.to(parameter.device) for entry, tensor in entries.items()
-                }
+        load_optimizers(path, model, optimizers)
 
     def append_metrics(self, metrics: Metrics) -> None:
         """Add a line to metrics.jsonl."""
@@ -412,22 +323,6 @@ def _step_kept_in(place: Path) -> int | None:
     with suppress(CheckpointError):
         return RunFolder(place)._state().step
     return None
-
-
-def _optimizer_tensors(
-    model: LanguageModel, optimizers: Iterable[torch.optim.Optimizer]
-) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}.{entry}": tensor
-        for optimizer in optimizers
-        for parameter in _parameters_of(optimizer)
-        for entry, tensor in optimizer.state[parameter].items()
-    }
-
-
-def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.nn.Parameter]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _step_of(path: Path) -> int | None:

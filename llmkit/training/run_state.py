@@ -1,0 +1,48 @@
+"""How far a run is, and what its evaluations measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is, and the settings that make it this run and no other."""
+
+    settings: dict[str, Any]
+    data_bytes: dict[str, int]  # bytes of text in the train and validation parts
+    step: int = 0
+    elapsed_s: float = 0.0
+    losses: list[float] = field(default_factory=list)  # of the steps since the last evaluation
+    sources: dict[str, str] = field(default_factory=dict)  # paths as given: `data`, and the `base`
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of this step's tensor files
+    diverged: str | None = None  # what made the run go back and lower its learning rate
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return bool(self.step >= self.settings["training"]["steps"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """One evaluation. Losses in nats; what a task does not measure is None and not written."""
+
+    step: int
+    tokens: int
+    train_loss: float
+    val_loss: float
+    val_bits_per_byte: float | None = None
+    accuracy: float | None = None
+    margin: float | None = None
+    kl: float | None = None
+    lr: float
+    grad_norm: float  # of the last step, before clipping
+    tokens_per_s: float
+    elapsed_s: float
+
+    def to_json(self) -> str:
+        """A line of metrics.jsonl."""
+        return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
