@@ -98,7 +98,7 @@ def finetune_distill(
             train_to_the_end(
                 folder, state, steps, task, where, lambda: load_checkpoint(out).grid(where)
             )
-    metrics = folder.read_metrics()
+    metrics = folder.metrics.read()
     model = base.load_model(where)
     merge_lora(model)
     for name, qtype in start.types.items():

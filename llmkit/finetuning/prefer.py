@@ -45,7 +45,8 @@ from llmkit.records.conversations import Conversation
 from llmkit.records.preferences import Preference, read_preferences
 from llmkit.records.splits import split
 from llmkit.training.config import TrainingConfig
-from llmkit.training.run_folder import RunFolder, unusable
+from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_state import unusable
 from llmkit.training.task import Evaluation, TensorFiles
 
 DEFAULT_BETA = 0.1  # the paper's

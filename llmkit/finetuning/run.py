@@ -105,7 +105,7 @@ def train_task(
             train_to_the_end(
                 folder, state, training, task, where, lambda: load_checkpoint(out).grid(where)
             )
-    metrics = folder.read_metrics()
+    metrics = folder.metrics.read()
     model = task.load_model(metrics[-1].step, torch.device("cpu"))
     return FinetuneResult(
         checkpoint=out,

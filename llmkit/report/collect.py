@@ -142,7 +142,7 @@ class _Collector:
         state = self._try(run.read_state)
         if state is None:
             return []
-        metrics = self._try(run.read_metrics) or []
+        metrics = self._try(run.metrics.read) or []
         stage = Stage(checkpoint.folder.resolve().name, state, metrics)
         if "base" not in state.settings:
             return [stage]

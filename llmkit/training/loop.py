@@ -62,7 +62,7 @@ class TrainingLoop:
         self.model = task.load_model(state.step, device).train()
         self.model.recompute_blocks = config.activation_checkpointing
         self.optimizers = make_optimizers(self.model, config)
-        self.metrics = folder.metrics_up_to(state.step)
+        self.metrics = folder.metrics.up_to(state.step)
         if state.step:
             files = self._trained_tensors()
             folder.load_optimizers(self.model, self.optimizers, state.step, files)
@@ -162,7 +162,7 @@ class TrainingLoop:
             tokens_per_s=rate,
             elapsed_s=elapsed,
         )
-        self.folder.append_metrics(metrics)
+        self.folder.metrics.append(metrics)
         self.metrics.append(metrics)
         self._save(step, elapsed, [])
         say(

@@ -250,7 +250,7 @@ def train_to_the_end(
 def _result(folder: RunFolder) -> TrainingResult:
     checkpoint = load_checkpoint(folder.folder)
     n_parameters = model_without_weights(checkpoint.config).n_parameters()
-    metrics = folder.read_metrics()
+    metrics = folder.metrics.read()
     return TrainingResult(folder.folder, metrics[-1].step, n_parameters, metrics)
 
 

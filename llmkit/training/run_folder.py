@@ -35,19 +35,15 @@ from llmkit.console import say
 from llmkit.data.tokens import PARTS
 from llmkit.errors import CheckpointError, LlmkitError
 from llmkit.files import cannot_write, link_or_copy, sha256_of, write_text
+from llmkit.training.metrics_file import MetricsFile
 from llmkit.training.optimizer_state import load_optimizers, optimizer_tensors
-from llmkit.training.run_state import Metrics, RunState
+from llmkit.training.run_state import RunState, unusable
 from llmkit.training.task import TensorFiles
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 _TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
 _DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
-
-
-def unusable(path: Path, fault: str) -> CheckpointError:
-    """The error for a file without which a run cannot continue."""
-    return CheckpointError(f"{path} {fault}; restore it, or train into another folder")
 
 
 @dataclass(frozen=True)
@@ -60,13 +56,13 @@ class FoundState:
 
 
 class RunFolder:
-    """Paths, state and metrics of a run's folder."""
+    """Paths and state of a run's folder, and its kept checkpoints."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.training = folder / TRAINING_FOLDER
         self.state_file = self.training / STATE_FILE
-        self.metrics_file = self.training / "metrics.jsonl"
+        self.metrics = MetricsFile(self.training / "metrics.jsonl")
         self.lock_file = self.training / "lock"
         self.best = self.training / "best"
         self._next = self.training / "next"
@@ -154,7 +150,7 @@ class RunFolder:
         if not (self._saves / str(state.step)).exists():
             self._link_checkpoint(RunFolder(self._saves / str(state.step)))
         there = (_step_kept_in(self.best), state.step)
-        evaluated = [m for m in self.metrics_up_to(state.step) if m.step in there]
+        evaluated = [m for m in self.metrics.up_to(state.step) if m.step in there]
         best = min(evaluated, key=lambda metrics: metrics.val_loss, default=None)
         if best is not None and best.step == state.step != there[0]:
             self._link_checkpoint(RunFolder(self.best))
@@ -229,36 +225,6 @@ class RunFolder:
                 )
         load_optimizers(path, model, optimizers)
 
-    def append_metrics(self, metrics: Metrics) -> None:
-        """Add a line to metrics.jsonl."""
-        try:
-            with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(metrics.to_json() + "\n")
-        except OSError as error:
-            raise cannot_write(self.metrics_file, error) from error
-
-    def read_metrics(self) -> list[Metrics]:
-        """All whole lines of metrics.jsonl. Raises CheckpointError where there are none."""
-        if not self.metrics_file.exists():
-            raise unusable(self.metrics_file, "is missing")
-        metrics = self._written_metrics()
-        if not metrics:
-            raise unusable(self.metrics_file, "is empty")
-        return metrics
-
-    def _written_metrics(self) -> list[Metrics]:
-        """All whole lines; a kill may leave half a line at the end."""
-        try:
-            lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
-            return [Metrics(**json.loads(line)) for line in lines[:-1]]
-        except (ValueError, TypeError, OSError) as error:
-            raise unusable(self.metrics_file, f"is damaged ({error})") from error
-
-    def metrics_up_to(self, step: int) -> list[Metrics]:
-        """The evaluations up to a step; none where there was none."""
-        there = self._written_metrics() if self.metrics_file.exists() else []
-        return [metrics for metrics in there if metrics.step <= step]
-
     def _drop_after(self, step: int) -> None:
         """Drop the metrics and kept checkpoints, also the best one, past a step."""
         for later in self._kept():
@@ -266,10 +232,7 @@ class RunFolder:
                 shutil.rmtree(later.folder)
         if (_step_kept_in(self.best) or 0) > step:
             shutil.rmtree(self.best)
-        if self.metrics_file.exists():
-            text = "".join(metrics.to_json() + "\n" for metrics in self.metrics_up_to(step))
-            if text != self.metrics_file.read_text(encoding="utf-8"):
-                write_text(self.metrics_file, text)
+        self.metrics.drop_after(step)
 
     def _kept(self) -> list[RunFolder]:
         """The kept checkpoints, the newest first."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from llmkit.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,8 @@ class Metrics:
     def to_json(self) -> str:
         """A line of metrics.jsonl."""
         return json.dumps({name: v for name, v in asdict(self).items() if v is not None})
+
+
+def unusable(path: Path, fault: str) -> CheckpointError:
+    """The error for a file without which a run cannot continue."""
+    return CheckpointError(f"{path} {fault}; restore it, or train into another folder")

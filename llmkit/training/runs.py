@@ -63,7 +63,7 @@ def _runs(folder: Path) -> Iterator[Run]:
         try:
             state = run.read_state()
             config = read_config(place / CONFIG_FILE)
-            metrics = run.metrics_up_to(state.step) if state else []
+            metrics = run.metrics.up_to(state.step) if state else []
         except CheckpointError:
             continue
         if state is None:
