@@ -27,7 +27,7 @@ LABELS = ("he", "and")
 
 def _classifier(base: Checkpoint, folder: Path, seed: int) -> Checkpoint:
     """A copy of a checkpoint with a head of its own, whose rows for the labels are random."""
-    shutil.copytree(base.folder, folder, ignore=shutil.ignore_patterns("training"))
+    shutil.copytree(base.folder, folder, ignore=shutil.ignore_patterns("training", RESULTS_FILE))
     ids = [base.tokenizer.word_id(label) for label in LABELS]
     assert None not in ids
     generator = torch.Generator().manual_seed(seed)
