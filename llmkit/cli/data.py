@@ -13,6 +13,7 @@ from llmkit.cli.options import (
     EncodingOption,
     JsonOption,
     NewTokenizerOption,
+    SourcesArgument,
     TextColumnOption,
     VocabSizeOption,
     print_json,
@@ -79,14 +80,7 @@ def _get(
 
 
 def _prepare(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Text, JSONL, Parquet or table files, or folders of them.",
-            show_default=False,
-        ),
-    ],
+    sources: SourcesArgument,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the token shards.")],
     tokenizer: NewTokenizerOption = "bpe",
     vocab_size: VocabSizeOption = None,

@@ -82,6 +82,14 @@ HostOption = Annotated[
 ]
 
 
+SourcesArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Text, JSONL, Parquet or table files, or folders of them.",
+        show_default=False,
+    ),
+]
 ParameterOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -12,6 +12,7 @@ from llmkit.cli.options import (
     DelimiterOption,
     EncodingOption,
     JsonOption,
+    SourcesArgument,
     TextColumnOption,
     VocabSizeOption,
     print_json,
@@ -35,14 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _train(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="TEXT...",
-            help="Text, JSONL, Parquet or table files, or folders of them.",
-            show_default=False,
-        ),
-    ],
+    sources: SourcesArgument,
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="File to write, for `train --tokenizer FILE`.")
     ],
