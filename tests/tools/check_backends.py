@@ -19,8 +19,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,34 +55,8 @@ CONFIGS = {
 }
 N_TOKENS = 62  # two micro-batches
 DAMAGES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-
-
-@dataclass(frozen=True)
-class Row:
-    """Largest values of a good file over all sets."""
-
-    model: str
-    type: str
-    backend: str
-    sets: int
-    layers: float = float("inf")
-    logits: float = float("inf")
-    logits_limit: float = 0.0
-    alarms: int = 1
-    arithmetic: str = ""  # of the logits, and in how many sets
-    with_cpu: float | None = None  # the logits with the CPU's arithmetic, on a GPU
-    seconds: float = 0.0
-    error: str = ""
-
-    def __str__(self) -> str:
-        cells = [self.model, self.type, self.backend, str(self.sets), f"{self.layers:.2f}"]
-        cells += [f"{self.logits:.2f} of {self.logits_limit:g}", str(self.alarms)]
-        without = "" if self.with_cpu is None else f"{self.with_cpu:.3g}"
-        cells += [self.error or self.arithmetic, without, f"{self.seconds:.0f}"]
-        return f"| {' | '.join(cells)} |"
-
-
-HEADING = "model, type, backend, sets, layers, logits, alarms, arithmetic, with the CPU's, seconds"
+COLUMNS = ("model", "type", "backend", "sets", "layers", "logits", "limit", "alarms", "with_cpu")
+COLUMNS += ("arithmetic", "seconds")
 
 
 def main() -> int:
@@ -95,7 +70,7 @@ def main() -> int:
     options = parser.parse_args()
     gpu = uses_gpu("auto")
     print("devices:", ", ".join(map(str, devices())), flush=True)
-    print(f"| {HEADING.replace(', ', ' | ')} |\n{'|---' * len(HEADING.split(', '))}|", flush=True)
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = options.files or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,9 +84,10 @@ def main() -> int:
         for file in [] if options.no_power else files[:5]:
             _power(*file, gpu)
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    n_alarms = sum(row.alarms for row in rows)
-    print(f"{len(rows)} files, {sum(row.sets for row in rows)} sets, {n_alarms} alarms")
+        found = {"devices": list(map(str, devices())), "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    n_alarms = sum(row["alarms"] for row in rows)
+    print(f"{len(rows)} files, {sum(row['sets'] for row in rows)} sets, {n_alarms} alarms")
     return int(n_alarms > 0)
 
 
@@ -146,15 +122,9 @@ def token_sets(target: VerifyTarget, n_sets: int) -> list[TextSequence]:
     """Sets of random tokens, the same in every run."""
     config = target.checkpoint.config
     n = min(N_TOKENS, config.context_length - 1)
-    return [
-        TextSequence(
-            torch.randint(
-                config.vocab_size, (n + 1,), generator=torch.Generator().manual_seed(seed)
-            ).numpy(),
-            np.ones(n, np.bool_),
-        )
-        for seed in range(n_sets)
-    ]
+    seeds = (torch.Generator().manual_seed(seed) for seed in range(n_sets))
+    ids = (torch.randint(config.vocab_size, (n + 1,), generator=seed) for seed in seeds)
+    return [TextSequence(some.numpy(), np.ones(n, np.bool_)) for some in ids]
 
 
 def compared(
@@ -180,36 +150,30 @@ def _part(found: LogitsComparison, positions: slice) -> LogitsComparison:
     return replace(found, conversion=conversion, noise=noise)
 
 
-def _good(checkpoint: Path, method: str, path: Path, n_sets: int, gpu: bool) -> Row:
-    """Alarms of a good file; the row is printed."""
+def _good(checkpoint: Path, method: str, path: Path, n_sets: int, gpu: bool) -> dict[str, Any]:
+    """Largest values of a good file over all sets, as a row that is printed."""
     started = time.monotonic()
     target = open_target(load_checkpoint(checkpoint), path)
     quant = target.file.quant + (" by GPTQ" if method == "gptq" else "")
-    row = Row(checkpoint.name, quant, devices()[0].name, n_sets)
+    row = {"model": checkpoint.name, "type": quant, "backend": devices()[0].name, "sets": n_sets}
     try:
         sets = token_sets(target, n_sets)
         layers = [layers_check(target, text.inputs, gpu=gpu).value or 0.0 for text in sets]
         with LlamaCpp(path, gpu=gpu) as llama:
             found = compared(llama, target, sets, GPU if gpu else (CPU,))
-            without = compared(llama, target, sets, (CPU,)) if gpu else []
+            as_cpu = compared(llama, target, sets, (CPU,)) if gpu else found
         worst = max(found, key=lambda one: one.value / one.limit)
+        wrong = [one.value > one.limit for one in found] | np.greater(layers, LIMIT)
         names = Counter(one.arithmetic.name for one in found)
-        row = replace(
-            row,
-            layers=max(layers),
-            logits=worst.value,
-            logits_limit=worst.limit,
-            alarms=sum(
-                value > LIMIT or one.value > one.limit
-                for value, one in zip(layers, found, strict=True)
-            ),
-            arithmetic=", ".join(f"{name} {n}" for name, n in names.items()),
-            with_cpu=max((one.value for one in without), default=None),
-        )
+        row |= {"layers": max(layers), "logits": worst.value, "limit": worst.limit}
+        row |= {"alarms": int(wrong.sum()), "with_cpu": max(one.value for one in as_cpu)}
+        row["arithmetic"] = ", ".join(f"{name} {n}" for name, n in names.items())
     except LlmkitError as error:
-        row = replace(row, error=str(error))
-    row = replace(row, seconds=time.monotonic() - started)
-    print(row, flush=True)
+        row |= {"alarms": n_sets, "arithmetic": f"error: {error}"}
+    row["seconds"] = time.monotonic() - started
+    cells = (row.get(name, "") for name in COLUMNS)
+    cells = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
+    print(f"| {' | '.join(cells)} |", flush=True)
     return row
 
 

@@ -10,6 +10,7 @@ logits by more than hardware may.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from check_backends import compared, token_sets
 from gguf_surgery import Kind, make_checkpoint, with_key, with_numbers, with_tensor
-from test_damaged_tensors import NUMBERS, QKV, ROWS, UP, VECTORS, xor
+from test_damaged_tensors import NUMBERS, ROWS, UP, VECTORS, xor
 from verify_targets import lora_checkpoint, write, write_apart
 
 from llmkit.export.convert import export
@@ -97,28 +98,22 @@ def _damages(kind: str) -> Iterator[tuple[str, Damage]]:
         for half in ("lora_a", "lora_b"):
             yield f"{half} 10 % off", partial(_with_adapter, name=f"{UP}.{half}")
         return
-    for name, (tensor, change, _) in ROWS.items():
-        yield name, partial(with_tensor, name=tensor, change=change)
-    for name, (tensor, change, _) in NUMBERS.items():
-        yield name, partial(with_numbers, name=tensor, change=change)
-    for name, (tensor, change, _) in VECTORS.items():
-        if kind == "f32" or tensor != QKV:  # the others are f32 in every file
-            yield name, partial(with_tensor, name=tensor, change=change)
-    for name, change in BLOCKS.get(kind, {}).items():
-        yield name, partial(with_tensor, name=UP, change=change)
+    blocks = {name: (UP, change, 0) for name, change in BLOCKS.get(kind, {}).items()}
+    for damage, changes in ((with_tensor, ROWS | VECTORS | blocks), (with_numbers, NUMBERS)):
+        for name, (tensor, change, _) in changes.items():
+            if kind == "f32" or name != "NaN in a matrix":
+                yield name, partial(damage, name=tensor, change=change)
     for name, (key, value, value_kind) in KEYS.items():
         yield name, partial(with_key, name=key, value=value, kind=value_kind)
 
 
 def _with_adapter(source: Path, target: Path, name: str) -> Path:
     """The same file beside a damaged adapter."""
-    adapter = source.with_name("adapter.gguf")
     folder = target.parent / "damaged"
-    folder.mkdir(exist_ok=True)
+    shutil.copytree(source.parent, folder, dirs_exist_ok=True)
+    adapter = source.with_name("adapter.gguf")
     with_tensor(adapter, folder / adapter.name, name, lambda matrix: 1.1 * matrix)
-    path = folder / target.name
-    path.write_bytes(source.read_bytes())
-    return path
+    return folder / source.name
 
 
 def _seen(good: VerifyTarget, path: Path, gpu: bool) -> set[str]:

@@ -88,10 +88,8 @@ def _of_lora(x: Tensor, lora: LoRA, arithmetic: Arithmetic) -> Tensor:
     GPUs compute few tokens with what an f32 matrix holds, and many with less, also where the
     arithmetic of the base's own weights is the same in both.
     """
-    inner, off = (
-        lora.a.product(x.double(), arithmetic=arithmetic),
-        _of_product(x, lora.a, arithmetic),
-    )
+    inner = lora.a.product(x.double(), arithmetic=arithmetic)
+    off = _of_product(x, lora.a, arithmetic)
     low, read, high = (lora.b.read(y, arithmetic).values for y in (inner - off, inner, inner + off))
     bound = torch.maximum(high - read, read - low).float() @ lora.b.weight.abs().T
     bound += _of_product(inner.float(), lora.b, arithmetic)
