@@ -21,11 +21,16 @@ _ROWS_AT_ONCE = 8192  # of a matrix in float64: a head of 50k rows would be 300 
 
 @dataclass(frozen=True)
 class LoRA:
-    """A correction y + scale * B (A x), with A (rank, in) and B (out, rank)."""
+    """A correction y + scale * B (A x), with f32 matrices A (rank, in) and B (out, rank)."""
 
-    a: Tensor
-    b: Tensor
+    a: Matrix
+    b: Matrix
     scale: float
+
+    def product(self, x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
+        """The correction of x (T, in): (T, out). Reads x as it was before the base's rounding."""
+        inner = self.a.product(x, ties, arithmetic)
+        return self.scale * self.b.product(inner, ties, arithmetic)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Matrix:
         return rounded_to(self.weight, Type.F16) if self._halves(arithmetic) else self.weight
 
     def _halves(self, arithmetic: Arithmetic) -> bool:
-        return arithmetic.activations == Type.F16 and arithmetic.reads(self.dot_type) == Type.F16
+        """Whether weights are rounded to f16 too: what the CPU reads in f16 is f16."""
+        return arithmetic.activations is not None and arithmetic.reads(self.dot_type) == Type.F16
 
     def product(self, x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
         """(T, in) -> (T, out), in the precision of x; sums are rounded to f16 in float32 alone."""
@@ -67,9 +73,8 @@ class Matrix:
                 y[:, rows] = values @ weight.T
         if self.offsets is not None and self.dot_type == Type.Q8_1 and read.sum_error is not None:
             y += read.sum_error.to(x.dtype) @ self.offsets.to(x.dtype).T
-        if self.lora is not None:  # in f32, and reads x as it was
-            a, b = self.lora.a.to(x.dtype), self.lora.b.to(x.dtype)
-            y += self.lora.scale * (x @ a.T @ b.T)
+        if self.lora is not None:
+            y += self.lora.product(x, ties, arithmetic)
         return y
 
     def rows(self, rows: slice) -> Matrix:
@@ -78,7 +83,7 @@ class Matrix:
             self,
             weight=self.weight[rows],
             offsets=None if self.offsets is None else self.offsets[rows],
-            lora=None if self.lora is None else replace(self.lora, b=self.lora.b[rows]),
+            lora=None if self.lora is None else replace(self.lora, b=self.lora.b.rows(rows)),
         )
 
 
@@ -134,11 +139,12 @@ class FileTensors:
     def _lora(self, name: str) -> LoRA | None:
         if self.adapter is None or f"{name}.lora_a" not in self.adapter.tensors:
             return None
+        stored = {half: self.adapter.tensors[f"{name}.{half}"] for half in ("lora_a", "lora_b")}
         a, b = (
-            torch.from_numpy(self.adapter.tensors[f"{name}.{half}"].dequantized())
-            for half in ("lora_a", "lora_b")
+            Matrix(half, torch.from_numpy(tensor.dequantized()), tensor.qtype.dot_type)
+            for half, tensor in stored.items()
         )
-        return LoRA(a, b, self.lora_alpha / len(a))
+        return LoRA(a, b, self.lora_alpha / len(a.weight))
 
 
 class UnpackedTensors:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from llmkit.architectures.graph import Product
-from llmkit.export.verify.arithmetic import Arithmetic, Type
-from llmkit.export.verify.file_tensors import Matrix
+from llmkit.export.verify.arithmetic import CPU, Arithmetic, Type
+from llmkit.export.verify.file_tensors import LoRA, Matrix
 from llmkit.export.verify.operations.kind import UNIT, UNIT_F16, Computation, Kind, gamma
 
 _ROWS_AT_ONCE = 8192  # of a matrix: a head of 50k rows in float64 would be 300 MB
@@ -76,11 +76,27 @@ def _of_product(x: Tensor, matrix: Matrix, arithmetic: Arithmetic) -> Tensor:
             of_offset += flips.any(-1) * blocks * 2.0**-10
         bound += of_offset @ matrix.offsets.float().abs().T
     if matrix.lora is not None:
-        a, b = matrix.lora.a.float().abs(), matrix.lora.b.float().abs()
-        bound += gamma(n + len(a) + 6) * matrix.lora.scale * (x.abs() @ a.T @ b.T)
+        bound += _of_lora(x, matrix.lora, arithmetic)
     if arithmetic.sums == Type.F16:
         bound += _of_half_sums(read.values, matrix.read_weight(arithmetic))
     return bound
+
+
+def _of_lora(x: Tensor, lora: LoRA, arithmetic: Arithmetic) -> Tensor:
+    """How far a correction (T, out) is off: what A x is off may round another way in B (A x).
+
+    GPUs compute few tokens with what an f32 matrix holds, and many with less, also where the
+    arithmetic of the base's own weights is the same in both.
+    """
+    inner = lora.a.product(x.double(), arithmetic=arithmetic)
+    off = _of_product(x, lora.a, arithmetic)
+    low, read, high = (lora.b.read(y, arithmetic).values for y in (inner - off, inner, inner + off))
+    bound = torch.maximum(high - read, read - low).float() @ lora.b.weight.abs().T
+    bound += _of_product(inner.float(), lora.b, arithmetic)
+    if arithmetic.reads(lora.a.dot_type) != Type.F32:
+        exact, less = (lora.product(x.double(), arithmetic=one) for one in (CPU, arithmetic))
+        bound += ((exact - less) / lora.scale).abs().float()
+    return lora.scale * bound
 
 
 def _of_half_sums(x: Tensor, weight: Tensor) -> Tensor:
