@@ -22,7 +22,7 @@ from llmkit.export.verify.arithmetic import CPU, EVERY, GPU, Arithmetic, Type
 from llmkit.export.verify.file_tensors import FileTensors, LoRA, Matrix
 from llmkit.export.verify.target import VerifyTarget
 
-F32, F16, Q8_1, HALF_SUMS = GPU
+F32, F16, Q8_1, _CUDA, HALF_SUMS = GPU
 
 
 @pytest.fixture(scope="module")
