@@ -35,7 +35,7 @@ def _train(
         typer.Option(
             metavar="PATH",
             help="Training text: a text, JSON, JSONL, Parquet, CSV or TSV file, a folder of text, "
-            "or a folder from `llmkit data prepare`.",
+            "a pattern, hf:USER/NAME, or a folder from `llmkit data prepare`.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder to write.")],
@@ -124,6 +124,13 @@ def _train(
         typer.Option(metavar="N", help="Context length in tokens.", show_default=PRESETS),
     ] = None,
     resume: ResumeOption = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Also write the evaluations for TensorBoard, into DIR/training/tensorboard.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -167,8 +174,13 @@ def _train(
         "minutes": minutes,
         "device": device,
     }
+    reading: dict[str, Any] = {
+        "text_column": text_column,
+        "delimiter": delimiter,
+        "encoding": encoding,
+    }
     if dry_run:
-        found = estimate(data, **options)
+        found = estimate(data, **options, **reading)
         if json_output:
             print_json(asdict(found))
         else:
@@ -178,10 +190,9 @@ def _train(
         data,
         out,
         **options,
+        **reading,
         resume=resume,
-        text_column=text_column,
-        delimiter=delimiter,
-        encoding=encoding,
+        tensorboard=tensorboard,
     )
     save_loss_curve(result.checkpoint, result.metrics)
     if json_output:

@@ -35,6 +35,7 @@ from llmkit.training.optimizer import make_optimizers
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_state import Metrics, RunState
 from llmkit.training.task import Task, TensorFiles
+from llmkit.training.tensorboard import TensorBoard
 
 RATE_AFTER_DIVERGENCE = 0.5
 PLANNED_AFTER = 10  # steps, where a run has minutes instead of a number of steps
@@ -66,6 +67,7 @@ class TrainingLoop:
             self.model.compiled_block = torch.compile(call_block, dynamic=False)
         self.optimizers = make_optimizers(self.model, config)
         self.metrics = folder.metrics.up_to(state.step)
+        self.tensorboard = TensorBoard(folder.tensorboard)
         if state.step:
             files = self._trained_tensors()
             folder.load_optimizers(self.model, self.optimizers, state.step, files)
@@ -166,6 +168,7 @@ class TrainingLoop:
             elapsed_s=elapsed,
         )
         self.folder.metrics.append(metrics)
+        self.tensorboard.add(metrics)
         self.metrics.append(metrics)
         self._save(step, elapsed, [])
         say(

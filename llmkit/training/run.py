@@ -15,7 +15,7 @@ from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
-from llmkit.data.folders import source_files
+from llmkit.data.folders import content_sha256
 from llmkit.data.prepared import (
     DEFAULT_VOCAB_SIZE,
     Prepared,
@@ -25,7 +25,7 @@ from llmkit.data.prepared import (
 )
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.files import StrPath, all_or_nothing, sha256_of
+from llmkit.files import StrPath, all_or_nothing
 from llmkit.quant import quant_names, quant_type
 from llmkit.quantization.qat import Roundings
 from llmkit.records.text_files import Reading
@@ -42,6 +42,7 @@ from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_lock import locked
 from llmkit.training.run_state import Metrics, RunState
 from llmkit.training.task import Task
+from llmkit.training.tensorboard import TensorBoard, summary_writer
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def train(
     device: str | None = None,
     batch_tokens: int | None = None,
     minutes: float | None = None,
+    tensorboard: bool = False,
     text_column: str | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
@@ -79,7 +81,9 @@ def train(
     tables. `tokenizer`: `bpe`, `word` or `char` (trained on the data), `gpt2`, or a file.
     `batch_tokens` sets the batch size in tokens. `minutes` sets the number of steps to what fits
     into that time, preparation included, by the time of the first ten; a resumed run keeps that
-    number. `model` and `training` change single fields of the preset (GPTConfig, TrainingConfig).
+    number, also where neither is given. `tensorboard` also writes the evaluations into
+    `training/tensorboard`. `model` and `training` change single fields of the preset (GPTConfig,
+    TrainingConfig).
     With `resume` an unfinished run goes on where it stopped; a finished one is reported and left
     alone.
 
@@ -87,6 +91,11 @@ def train(
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
     """
     data, out = Path(data), Path(out)
+    folder = RunFolder(out)
+    if tensorboard:
+        summary_writer()  # before the work: whether it is there
+    if resume and minutes is None and (training or {}).get("steps") is None:
+        minutes = folder.minutes()
     prepared, sizes, config = resolved(
         data,
         preset=preset,
@@ -104,14 +113,13 @@ def train(
             f"{out} is inside {data}, so its files would become training text; choose another --out"
         )
     settings: dict[str, Any] = {
-        "data": prepared.sha256() if prepared else sha256_of(source_files(data)),
+        "data": prepared.sha256() if prepared else content_sha256([data]),
         "reading": asdict(reading),
         "tokenizer": tokenizer,
         "minutes": minutes,
         "model": asdict(sizes),
         "training": asdict(config),
     }
-    folder = RunFolder(out)
 
     def prepared_run() -> RunState:
         if prepared:
@@ -122,6 +130,8 @@ def train(
         if not state.finished:
             say(quantization_note(sizes))
             tokens = prepared.tokens("train") if prepared else None
+            if tensorboard:
+                TensorBoard(folder.tensorboard).start()
             task = Pretraining(folder, state, config, sizes, tokens)
             train_to_the_end(folder, state, config, task, where)
     return _result(folder)

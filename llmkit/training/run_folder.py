@@ -46,6 +46,14 @@ _TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
 _DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
 
 
+def run_of_kept(checkpoint: Path) -> Path | None:
+    """The folder of the run that keeps this checkpoint; None where it is not a kept one."""
+    place = checkpoint.resolve()
+    training = place.parent.parent if place.parent.name == "saves" else place.parent
+    is_kept = place.parent.name == "saves" or place.name == "best"
+    return training.parent if is_kept and training.name == TRAINING_FOLDER else None
+
+
 @dataclass(frozen=True)
 class FoundState:
     """The newest undamaged checkpoint of a run."""
@@ -64,6 +72,7 @@ class RunFolder:
         self.state_file = self.training / STATE_FILE
         self.metrics = MetricsFile(self.training / "metrics.jsonl")
         self.lock_file = self.training / "lock"
+        self.tensorboard = self.training / "tensorboard"
         self.best = self.training / "best"
         self._next = self.training / "next"
         self._saves = self.training / "saves"
@@ -81,6 +90,11 @@ class RunFolder:
     def token_file(self, part: str) -> Path:
         """Token ids of the `train` or `validation` part."""
         return self.training / f"{part}.tokens"
+
+    def minutes(self) -> float | None:
+        """Of a run that has minutes instead of a number of steps. Raises CheckpointError."""
+        found = self.find()
+        return found.state.settings.get("minutes") if found else None
 
     def read_state(self) -> RunState | None:
         """The committed state, or None where no run has begun. Raises CheckpointError."""
