@@ -137,6 +137,7 @@ class LanguageModel(nn.Module, ABC):
     config: ModelConfig
     lm_head: nn.Linear | None  # None where the token embedding is the head
     recompute_blocks = False  # keep only what blocks read, and run them again in backward
+    compiled_block: Callable[..., Tensor] | None = None  # `call_block` by torch.compile
 
     @property
     @abstractmethod
@@ -190,9 +191,10 @@ class LanguageModel(nn.Module, ABC):
 
     def run_block(self, block: nn.Module, x: Tensor, cache: KVCache | None) -> Tensor:
         """What a block makes of (B, T, C)."""
+        call = self.compiled_block if self.compiled_block and self.training else call_block
         if self.recompute_blocks and torch.is_grad_enabled():
-            return checkpoint(block, x, cache, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(x, cache)  # type: ignore[no-any-return]
+            return checkpoint(call, block, x, cache, use_reentrant=False)  # type: ignore[no-any-return]
+        return call(block, x, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What the head says of hidden states: (..., C) -> (..., V)."""
@@ -211,6 +213,11 @@ class LanguageModel(nn.Module, ABC):
     def n_parameters(self) -> int:
         """Number of trained numbers."""
         return sum(p.numel() for p in self.parameters())
+
+
+def call_block(block: nn.Module, x: Tensor, cache: KVCache | None) -> Tensor:
+    """What a block makes of (B, T, C): a function, since one that is compiled serves all blocks."""
+    return block(x, cache)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class TrainingConfig:
     batch_size: Count = 16  # with context 256: 4096 tokens a step, half a second on two cores
     micro_batch: Count = 16  # sequences in memory at a time, in pretraining; gradients add up
     activation_checkpointing: bool = False  # recompute blocks in backward: less memory, more time
+    compile: bool = False  # blocks and loss by torch.compile
     learning_rate: Positive = 1e-3  # small models take more than GPT-2's 6e-4
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4  # a tenth, as in Chinchilla and nanoGPT
     warmup_steps: Annotated[int, Field(ge=0)] = 50

@@ -80,7 +80,7 @@ def dry_run(
     where = choose_device(device)
     n_parts = -(-config.batch_size // config.micro_batch)
     part = replace(config, batch_size=min(config.batch_size, config.micro_batch))
-    task = _RandomTokens(part, sizes)
+    task = RandomTokens(part, sizes)
     loop = TrainingLoop(RunFolder(Path()), RunState({}, {}), part, task, where)
     float(loop.step(0))  # the first step is slow
     started, timed = time.monotonic(), 0
@@ -111,7 +111,7 @@ def dry_run(
     )
 
 
-class _RandomTokens(Pretraining):
+class RandomTokens(Pretraining):
     """Pretraining without a folder: the model, the batches and the loss of a run."""
 
     def __init__(self, config: TrainingConfig, sizes: ModelConfig) -> None:

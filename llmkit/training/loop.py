@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmkit.architectures.base import call_block
 from llmkit.checkpoint.layout import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import say
 from llmkit.device import has_fast_bfloat16
@@ -61,6 +62,8 @@ class TrainingLoop:
         self.bfloat16 = has_fast_bfloat16(device)
         self.model = task.load_model(state.step, device).train()
         self.model.recompute_blocks = config.activation_checkpointing
+        if config.compile:
+            self.model.compiled_block = torch.compile(call_block, dynamic=False)
         self.optimizers = make_optimizers(self.model, config)
         self.metrics = folder.metrics.up_to(state.step)
         if state.step:

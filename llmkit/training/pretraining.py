@@ -71,7 +71,9 @@ class Pretraining:
         """Cross-entropy of every token of the part, given those before it."""
         inputs, targets = self._part(step, part, model.device)  # (b, T) each
         hidden = model.hidden_states(inputs)  # (b, T, C)
-        return head_cross_entropy(hidden, model.head_weight, targets) / self.batch_tokens
+        compiled = self.config.compile
+        total = head_cross_entropy(hidden, model.head_weight, targets, compiled=compiled)
+        return total / self.batch_tokens
 
     def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss on fixed windows of the held-out text."""
