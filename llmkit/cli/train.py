@@ -40,12 +40,22 @@ def _train(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder to write.")],
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="Model size: nano, micro, gpt2, gpt2-medium, gpt2-large or gpt2-xl.",
+            show_default="nano",
         ),
-    ] = "nano",
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of layers, instead of --preset: sets width, heads, context and "
+            "learning rate.",
+            show_default=False,
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -151,9 +161,10 @@ def _train(
     """
     from llmkit.console import command, results
     from llmkit.training import dry_run as estimate
-    from llmkit.training import load_run_config, train
+    from llmkit.training import load_run_config, preset_or_depth, train
 
-    changes = load_run_config(config, preset) if config is not None else {}
+    size = preset_or_depth(preset, depth)
+    changes = load_run_config(config, size) if config is not None else {}
     sizes = _given(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context_length=context_length)
     settings = _given(
         steps=steps,
@@ -166,6 +177,7 @@ def _train(
     )
     options: dict[str, Any] = {
         "preset": preset,
+        "depth": depth,
         "tokenizer": tokenizer,
         "vocab_size": vocab_size,
         "model": {**changes.get("model", {}), **sizes},

@@ -29,7 +29,7 @@ from llmkit.files import StrPath, all_or_nothing
 from llmkit.quant import quant_names, quant_type
 from llmkit.quantization.qat import Roundings
 from llmkit.records.text_files import Reading
-from llmkit.training.config import TrainingConfig, training_config
+from llmkit.training.config import TrainingConfig, preset_or_depth, training_config
 from llmkit.training.loop import (
     PLANNED_AFTER,
     RATE_AFTER_DIVERGENCE,
@@ -59,7 +59,8 @@ def train(
     data: StrPath,
     out: StrPath,
     *,
-    preset: str = "nano",
+    preset: str | None = None,
+    depth: int | None = None,
     tokenizer: str = "bpe",
     vocab_size: int | None = None,
     model: dict[str, Any] | None = None,
@@ -78,7 +79,8 @@ def train(
     `data`: a text file, JSON, JSONL or Parquet with a `text` field, a table, a folder of text,
     JSONL and Parquet files, or a folder that `prepare_data` wrote. `text_column` names another
     field, or the column of a table, which `delimiter` divides; `encoding` is that of text and
-    tables. `tokenizer`: `bpe`, `word` or `char` (trained on the data), `gpt2`, or a file.
+    tables. `preset` or `depth` (the number of layers, which sets the rest) gives the sizes, `nano`
+    unless given. `tokenizer`: `bpe`, `word` or `char` (trained on the data), `gpt2`, or a file.
     `batch_tokens` sets the batch size in tokens. `minutes` sets the number of steps to what fits
     into that time, preparation included, by the time of the first ten; a resumed run keeps that
     number, also where neither is given. `tensorboard` also writes the evaluations into
@@ -99,6 +101,7 @@ def train(
     prepared, sizes, config = resolved(
         data,
         preset=preset,
+        depth=depth,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         model=model,
@@ -140,7 +143,8 @@ def train(
 def resolved(
     data: Path,
     *,
-    preset: str = "nano",
+    preset: str | None = None,
+    depth: int | None = None,
     tokenizer: str = "bpe",
     vocab_size: int | None = None,
     model: dict[str, Any] | None = None,
@@ -149,6 +153,9 @@ def resolved(
     minutes: float | None = None,
 ) -> tuple[Prepared | None, ModelConfig, TrainingConfig]:
     """What the options of `train` come to: prepared data, sizes and settings."""
+    size = preset_or_depth(preset, depth)
+    if depth is not None and (twice := {"n_layer", "n_head", "n_embd"} & set(model or {})):
+        raise ConfigError(f"depth sets {', '.join(sorted(twice))}; omit either")
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
@@ -158,7 +165,7 @@ def resolved(
         if tokenizer != "bpe" or "vocab_size" in (model or {}) or vocab_size is not None:
             raise ConfigError(f"{data} is tokenized; omit tokenizer and vocab_size")
         changes["vocab_size"] = prepared.vocab_size
-    sizes = model_config(preset, **changes)
+    sizes = model_config(size, **changes)
     if batch_tokens is not None:
         if (training or {}).get("batch_size") is not None:
             raise ConfigError("batch_tokens and batch_size say the same; give one of them")
@@ -167,7 +174,7 @@ def resolved(
         if (training or {}).get("steps") is not None:
             raise ConfigError("minutes and steps say the same; give one of them")
         training = {**(training or {}), "steps": PLANNED_AFTER}  # until the plan
-    config = training_config(preset, **(training or {}))
+    config = training_config(size, **(training or {}))
     if minutes is not None and not (minutes > 0 and config.warmup_steps >= PLANNED_AFTER):
         raise ConfigError(
             f"minutes must be above 0 and warmup_steps at least {PLANNED_AFTER}, "

@@ -47,6 +47,7 @@ class Run:
     beta2: float = 0.99
     warmup_steps: int = 10
     seed: int = 1337
+    positions: str = "normal"
 
     @property
     def width(self) -> int:
@@ -55,73 +56,44 @@ class Run:
 
 def plan() -> list[Run]:
     """All runs, the most important first."""
-    base = Run(batch_tokens=2048, learning_rate=1.2e-2)
-    runs = []
+    runs: list[Run] = []
 
     def vary(run: Run, **choices: tuple[Any, ...]) -> None:
         """Each choice alone."""
         runs.extend(replace(run, **{name: v}) for name, values in choices.items() for v in values)
 
-    def scaled(run: Run, **changes: Any) -> Run:
-        """Learning rate by the root of the width."""
-        run = replace(run, **changes)
-        return replace(run, learning_rate=run.learning_rate * (256 / run.width) ** 0.5)
-
-    def grid(flops: float, texts: tuple[str, ...], depths: tuple[int, ...]) -> None:
-        batch = 2048 if flops < 3e13 else 4096
-        for rate in (6e-3, 1.2e-2):
-            run = replace(base, flops=flops, batch_tokens=batch, learning_rate=rate)
-            runs.extend(scaled(run, text=t, depth=d) for t in texts for d in depths)
-
     # A minute of two cores.
-    for batch in (1024, 2048, 4096):
-        vary(replace(base, batch_tokens=batch), learning_rate=(3e-3, 6e-3, 1.2e-2, 2.4e-2))
-    vary(
-        base,
-        depth=(1, 2, 3, 6),
-        vocab_size=(512, 1024, 4096),
-        context_length=(64, 128),
-        embedding_rate=(0.3, 3.0),
-        min_ratio=(0.0,),
-        momentum=(0.9,),
-        schedule=("wsd",),
-        weight_decay=(0.0, 0.3),
-    )
+    one = Run(depth=1, context_length=128, batch_tokens=2048, positions="sinusoids")
+    for context in (64, 128, 256):
+        vary(replace(one, context_length=context), positions=("normal", "sinusoids"))
+    vary(one, learning_rate=(3e-3, 1.2e-2), batch_tokens=(1024,), vocab_size=(1024, 4096))
+    vary(replace(one, depth=2), context_length=(64, 128), vocab_size=(4096,))
     # Five minutes of two cores.
-    five = replace(base, flops=4.5e13)
-    for batch in (2048, 4096, 8192):
-        vary(replace(five, batch_tokens=batch), learning_rate=(3e-3, 6e-3, 1.2e-2))
-    five = replace(five, batch_tokens=4096)
-    for dropout in (0.0, 0.1, 0.2):
-        vary(replace(five, dropout=dropout), depth=(2, 3, 6))
+    five = replace(one, flops=4.5e13, batch_tokens=4096)
+    for context in (64, 128, 256):
+        vary(replace(five, depth=2, context_length=context), dropout=(0.1, 0.0))
+    for depth in (1, 3, 4):
+        vary(replace(five, depth=depth), dropout=(0.1, 0.0))
+    # Depths and budgets; the learning rate falls with the root of the width.
+    for flops in (1e13, 1e14, 3e13, 3e12):
+        for text in TEXTS:
+            for depth in (1, 2, 4, 6, 8):
+                run = Run(text, depth, flops, positions="sinusoids", context_length=128)
+                rate = 6e-3 * (256 / run.width) ** 0.5
+                run = replace(run, batch_tokens=2048 if flops < 5e13 else 4096, learning_rate=rate)
+                runs.append(run)
     vary(
-        five,
-        dropout=(0.1, 0.2, 0.3),
-        vocab_size=(512, 1024, 4096),
-        context_length=(128, 512),
-        embedding_rate=(0.3, 3.0),
-        weight_decay=(0.0, 0.3, 1.0),
-        min_ratio=(0.0,),
-        schedule=("wsd",),
+        replace(five, depth=2, dropout=0.1),
+        vocab_size=(1024, 4096),
+        weight_decay=(0.3, 1.0),
+        learning_rate=(3e-3,),
+        positions=("normal",),
+        batch_tokens=(2048,),
     )
-    grid(1e13, TEXTS, (1, 2, 4, 6, 8))
-    grid(1e14, TEXTS, (2, 4, 6, 8, 12))
-    # How the learning rate depends on the width: depths 4, 8 and 12 are 256, 512, 768 wide.
-    for depth in (8, 12):
-        wide = replace(base, text="wikipedia", depth=depth, flops=6e13, batch_tokens=4096)
-        vary(wide, learning_rate=(2e-3, 4e-3, 8e-3, 1.6e-2))
-    narrow = replace(base, text="wikipedia", flops=6e13, batch_tokens=4096)
-    vary(narrow, learning_rate=(3e-3, 6e-3, 1.2e-2, 2.4e-2))
-    wide = scaled(base, text="wikipedia", depth=8, flops=6e13)
-    vary(wide, batch_tokens=(2048, 4096, 8192, 16384))
-    grid(3e12, TEXTS, (1, 2, 4))
-    grid(3e13, TEXTS, (1, 2, 4, 6, 8))
-    long = replace(five, flops=2e14)
-    vary(long, dropout=(0.1, 0.2, 0.3))
-    vary(scaled(long, depth=6), dropout=(0.1, 0.2, 0.3))
-    vary(replace(base, text="wikipedia"), vocab_size=(512, 1024, 2048, 4096))
-    vary(replace(narrow, flops=1e14), vocab_size=(512, 1024, 4096), dropout=(0.1, 0.2))
-    grid(3e14, TEXTS, (4, 8, 12))
+    # Learning rates of other widths.
+    for depth in (5, 9):
+        wide = Run("wikipedia", depth, 3e13, context_length=128, positions="sinusoids")
+        vary(wide, learning_rate=(2e-3, 4e-3, 8e-3))
     return list(dict.fromkeys(runs))
 
 
@@ -162,6 +134,10 @@ def train(run: Run, folder: Path, device_name: str, deadline: float) -> dict[str
     )
     torch.manual_seed(run.seed)
     model = new_model(sizes).to(device).train()
+    if run.positions == "sinusoids":
+        angles = torch.arange(length)[:, None] / 1000 ** torch.linspace(0, 1, run.width // 2)
+        rows = 0.02 * 2**0.5 * torch.cat([angles.sin(), angles.cos()], 1)
+        model.load_state_dict({"wpe.weight": rows}, strict=False)
     flops = flops_per_token(model.n_parameters(), sizes) * run.batch_tokens
     steps = max(round(run.flops / flops), 2)
     config = TrainingConfig(
