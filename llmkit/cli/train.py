@@ -123,6 +123,14 @@ def _train(
         int | None,
         typer.Option(metavar="N", help="Context length in tokens.", show_default=PRESETS),
     ] = None,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Divide weights, gradients and optimizer states among the processes of torchrun "
+            "(FSDP2).",
+        ),
+    ] = False,
     resume: ResumeOption = False,
     dry_run: Annotated[
         bool,
@@ -140,11 +148,13 @@ def _train(
     """Train a GPT and its tokenizer on text.
 
     Options override --config, which overrides the preset. The checkpoint folder also holds the
-    tokenizer and the metrics.
+    tokenizer and the metrics. `torchrun --nproc-per-node N -m llmkit train ...` trains in N
+    processes.
     """
     from llmkit.console import command, results
     from llmkit.training import dry_run as estimate
     from llmkit.training import load_run_config, train
+    from llmkit.training.distributed import is_first
 
     changes = load_run_config(config, preset) if config is not None else {}
     sizes = _given(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context_length=context_length)
@@ -182,7 +192,10 @@ def _train(
         text_column=text_column,
         delimiter=delimiter,
         encoding=encoding,
+        shard=shard,
     )
+    if not is_first():
+        return
     save_loss_curve(result.checkpoint, result.metrics)
     if json_output:
         print_json(asdict(result))
