@@ -133,6 +133,14 @@ def _train(
         int | None,
         typer.Option(metavar="N", help="Context length in tokens.", show_default=PRESETS),
     ] = None,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Divide weights, gradients and optimizer states among the processes of torchrun "
+            "(FSDP2).",
+        ),
+    ] = False,
     resume: ResumeOption = False,
     tensorboard: Annotated[
         bool,
@@ -157,11 +165,13 @@ def _train(
     """Train a GPT and its tokenizer on text.
 
     Options override --config, which overrides the preset. The checkpoint folder also holds the
-    tokenizer and the metrics.
+    tokenizer and the metrics. `torchrun --nproc-per-node N -m llmkit train ...` trains in N
+    processes.
     """
     from llmkit.console import command, results
     from llmkit.training import dry_run as estimate
     from llmkit.training import load_run_config, preset_or_depth, train
+    from llmkit.training.distributed import is_first
 
     size = preset_or_depth(preset, depth)
     changes = load_run_config(config, size) if config is not None else {}
@@ -205,7 +215,10 @@ def _train(
         **reading,
         resume=resume,
         tensorboard=tensorboard,
+        shard=shard,
     )
+    if not is_first():
+        return
     save_loss_curve(result.checkpoint, result.metrics)
     if json_output:
         print_json(asdict(result))

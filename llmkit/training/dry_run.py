@@ -22,6 +22,7 @@ from llmkit.memory import peak_memory_bytes
 from llmkit.records.text_files import Reading
 from llmkit.tokenizer_training import KINDS
 from llmkit.training.config import TrainingConfig
+from llmkit.training.distributed import ALONE, refuse_several
 from llmkit.training.flops import flops_per_token, peak_flops
 from llmkit.training.loop import PLANNED_AFTER, TrainingLoop, planned_steps
 from llmkit.training.pretraining import Pretraining
@@ -78,6 +79,7 @@ def dry_run(
 
     Times one micro-batch where a step has several. Raises LlmkitError as `train` does.
     """
+    refuse_several()
     prepared, sizes, config = resolved(Path(data), **options)
     tokenizer = options.get("tokenizer", "bpe")
     if prepared is None:
@@ -128,7 +130,7 @@ class RandomTokens(Pretraining):
     """Pretraining without a folder: the model, the batches and the loss of a run."""
 
     def __init__(self, config: TrainingConfig, sizes: ModelConfig) -> None:
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes, self.processes = config, sizes, ALONE
         self.batch_tokens = config.batch_size * sizes.context_length
         ids = np.random.default_rng(0).integers(0, sizes.vocab_size, 64 * sizes.context_length)
         self.tokens = TokenShards([ids])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,14 @@ from llmkit.data.prepared import (
     open_prepared,
     refuse_vocab_size,
 )
-from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath, all_or_nothing
 from llmkit.quant import quant_names, quant_type
 from llmkit.quantization.qat import Roundings
 from llmkit.records.text_files import Reading
 from llmkit.training.config import TrainingConfig, preset_or_depth, training_config
-from llmkit.training.loop import (
-    PLANNED_AFTER,
-    RATE_AFTER_DIVERGENCE,
-    TrainingLoop,
-)
+from llmkit.training.distributed import ALONE, Processes, joined, refuse_several
+from llmkit.training.loop import PLANNED_AFTER, RATE_AFTER_DIVERGENCE, TrainingLoop
 from llmkit.training.losses import SPIKE_STEPS, DivergedError
 from llmkit.training.prepare import prepare, prepare_from, refuse_foreign, refuse_other_run
 from llmkit.training.pretraining import Pretraining
@@ -73,6 +70,7 @@ def train(
     text_column: str | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
+    shard: bool = False,
 ) -> TrainingResult:
     """Train a GPT on the text in `data` and write the checkpoint folder `out`.
 
@@ -87,7 +85,7 @@ def train(
     `training/tensorboard`. `model` and `training` change single fields of the preset (GPTConfig,
     TrainingConfig).
     With `resume` an unfinished run goes on where it stopped; a finished one is reported and left
-    alone.
+    alone. Processes that torchrun started train together; with `shard` they divide the model.
 
     Raises LlmkitError (DataError, ConfigError, CheckpointError) for what cannot be trained on,
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
@@ -96,48 +94,52 @@ def train(
     folder = RunFolder(out)
     if tensorboard:
         summary_writer()  # before the work: whether it is there
-    if resume and minutes is None and (training or {}).get("steps") is None:
-        minutes = folder.minutes()
-    prepared, sizes, config = resolved(
-        data,
-        preset=preset,
-        depth=depth,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        model=model,
-        training=training,
-        batch_tokens=batch_tokens,
-        minutes=minutes,
-    )
-    reading = Reading(text_column, None, delimiter, encoding)
-    where = choose_device(device)
-    if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise ConfigError(
-            f"{out} is inside {data}, so its files would become training text; choose another --out"
+    with joined(device, shard) as (processes, where):
+        if resume and minutes is None and (training or {}).get("steps") is None:
+            minutes = processes.first(folder.minutes)
+        prepared, sizes, config = resolved(
+            data,
+            preset=preset,
+            depth=depth,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            model=model,
+            training=training,
+            batch_tokens=batch_tokens,
+            minutes=minutes,
         )
-    settings: dict[str, Any] = {
-        "data": prepared.sha256() if prepared else content_sha256([data]),
-        "reading": asdict(reading),
-        "tokenizer": tokenizer,
-        "minutes": minutes,
-        "model": asdict(sizes),
-        "training": asdict(config),
-    }
+        reading = Reading(text_column, None, delimiter, encoding)
+        processes.share(config.batch_size)  # refuses a batch that cannot be divided
+        if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+            raise ConfigError(
+                f"{out} is inside {data}, so its files would become training text; choose another "
+                "--out"
+            )
+        settings: dict[str, Any] = {
+            "data": processes.first(
+                lambda: prepared.sha256() if prepared else content_sha256([data])
+            ),
+            "reading": asdict(reading),
+            "tokenizer": tokenizer,
+            "minutes": minutes,
+            "model": asdict(sizes),
+            "training": asdict(config),
+        }
 
-    def prepared_run() -> RunState:
-        if prepared:
-            return prepare_from(folder, prepared, settings, sizes)
-        return prepare(folder, data, settings, sizes, reading)
+        def prepared_run() -> RunState:
+            if prepared:
+                return prepare_from(folder, prepared, settings, sizes)
+            return prepare(folder, data, settings, sizes, reading)
 
-    with opened_run(folder, settings, resume, prepared_run) as state:
-        if not state.finished:
-            say(quantization_note(sizes))
-            tokens = prepared.tokens("train") if prepared else None
-            if tensorboard:
-                TensorBoard(folder.tensorboard).start()
-            task = Pretraining(folder, state, config, sizes, tokens)
-            train_to_the_end(folder, state, config, task, where)
-    return _result(folder)
+        with opened_run(folder, settings, resume, prepared_run, processes) as state:
+            if not state.finished:
+                say(quantization_note(sizes))
+                tokens = prepared.tokens("train") if prepared else None
+                if tensorboard:
+                    processes.first(TensorBoard(folder.tensorboard).start)
+                task = Pretraining(folder, state, config, sizes, tokens, processes)
+                train_to_the_end(folder, state, config, task, where, processes=processes)
+        return processes.first(lambda: _result(folder))
 
 
 def resolved(
@@ -185,17 +187,28 @@ def resolved(
 
 @contextmanager
 def opened_run(
-    folder: RunFolder, settings: dict[str, Any], resume: bool, prepare: Callable[[], RunState]
+    folder: RunFolder,
+    settings: dict[str, Any],
+    resume: bool,
+    prepare: Callable[[], RunState],
+    processes: Processes = ALONE,
 ) -> Iterator[RunState]:
     """The state of the run in a folder: newly prepared, to be continued, or finished.
 
     Other processes cannot open it meanwhile. Raises CheckpointError where one has, where the
     folder holds something else, or an unfinished run without `resume`.
     """
-    if not folder.state_file.exists():
-        refuse_foreign(folder.folder)
-    with locked(folder):
-        yield _opened(folder, settings, resume, prepare)
+    if not processes.joined:
+        refuse_several()
+    with ExitStack() as lock:
+
+        def opened() -> RunState:
+            if not folder.state_file.exists():
+                refuse_foreign(folder.folder)
+            lock.enter_context(locked(folder))
+            return _opened(folder, settings, resume, prepare)
+
+        yield processes.first(opened)
 
 
 def _opened(
@@ -235,6 +248,7 @@ def train_to_the_end(
     task: Task,
     device: torch.device,
     make_grid: Callable[[], Roundings] = dict,
+    processes: Processes = ALONE,
 ) -> None:
     """Train what is left of a run; if it diverges, go back once with a lower learning rate.
 
@@ -242,26 +256,32 @@ def train_to_the_end(
     """
     while True:
         try:
-            TrainingLoop(folder, state, config, task, device, make_grid()).train()
+            TrainingLoop(folder, state, config, task, device, make_grid(), processes).train()
             return
         except DivergedError as error:
             diverged = error
-        committed = folder.read_state()
-        first = committed.diverged if committed else None
-        if first is not None:
-            raise ConfigError(
-                f"training diverged twice: {first}; with {RATE_AFTER_DIVERGENCE} times the "
-                f"learning rate {diverged}. Use a smaller learning_rate and another --out "
-                f"({folder.folder} keeps its checkpoints)"
-            )
-        found = folder.kept_before(diverged.step - SPIKE_STEPS)
-        settings = committed.settings if committed else found.state.settings  # with the plan
-        state = replace(found.state, settings=settings, diverged=str(diverged))
-        folder.go_back(state, found.place)
-        say(
-            f"training diverged: {diverged}; back to the checkpoint of step {state.step}, with "
-            f"{RATE_AFTER_DIVERGENCE} times the learning rate"
+        state = processes.first(partial(_gone_back, folder, diverged))
+
+
+def _gone_back(folder: RunFolder, diverged: DivergedError) -> RunState:
+    """A checkpoint from before, with a lower learning rate. Raises ConfigError the second time."""
+    committed = folder.read_state()
+    first = committed.diverged if committed else None
+    if first is not None:
+        raise ConfigError(
+            f"training diverged twice: {first}; with {RATE_AFTER_DIVERGENCE} times the "
+            f"learning rate {diverged}. Use a smaller learning_rate and another --out "
+            f"({folder.folder} keeps its checkpoints)"
         )
+    found = folder.kept_before(diverged.step - SPIKE_STEPS)
+    settings = committed.settings if committed else found.state.settings  # with the plan
+    state = replace(found.state, settings=settings, diverged=str(diverged))
+    folder.go_back(state, found.place)
+    say(
+        f"training diverged: {diverged}; back to the checkpoint of step {state.step}, with "
+        f"{RATE_AFTER_DIVERGENCE} times the learning rate"
+    )
+    return state
 
 
 def _result(folder: RunFolder) -> TrainingResult:

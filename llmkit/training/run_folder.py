@@ -36,7 +36,7 @@ from llmkit.data.tokens import PARTS
 from llmkit.errors import CheckpointError, LlmkitError
 from llmkit.files import cannot_write, link_or_copy, sha256_of, write_text
 from llmkit.training.metrics_file import MetricsFile
-from llmkit.training.optimizer_state import load_optimizers, optimizer_tensors
+from llmkit.training.optimizer_state import load_optimizers
 from llmkit.training.run_state import RunState, unusable
 from llmkit.training.task import TensorFiles
 
@@ -124,19 +124,12 @@ class RunFolder:
         """Commit a state."""
         write_text(self.state_file, json.dumps(asdict(state), indent=2) + "\n")
 
-    def save(
-        self,
-        state: RunState,
-        trained: TensorFiles,
-        model: LanguageModel,
-        optimizers: Sequence[torch.optim.Optimizer],
-    ) -> RunState:
-        """Write trained tensors and optimizers of `state.step` and commit them together.
+    def save(self, state: RunState, tensor_files: TensorFiles) -> RunState:
+        """Write tensors of `state.step`, the optimizer's included, and commit them together.
 
         Returns the state with the files' hashes. Where that fails, such as on a full disk, the
         checkpoint before stays.
         """
-        tensor_files = {**trained, OPTIMIZER_FILE: optimizer_tensors(model, optimizers)}
         try:
             for name, tensors in tensor_files.items():
                 save_tensors(self._next / name, tensors, state.step)
