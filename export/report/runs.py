@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -26,8 +27,8 @@ def runs_table(runs: Sequence[Run], below: StrPath) -> Table:
     used = [n for n in range(len(COLUMNS)) if any(row[n] for row in rows)]
     for n in used:
         # The name is whole, to be copied; numbers are folded before a digit is lost.
-        side = "left" if n < 3 else "right"
-        table.add_column(COLUMNS[n], justify=side, overflow="fold", no_wrap=n == 0)
+        justify: Literal["left", "right"] = "left" if n < 3 else "right"
+        table.add_column(COLUMNS[n], justify=justify, overflow="fold", no_wrap=n == 0)
     for row in rows:
         table.add_row(*(row[n] for n in used))
     return table

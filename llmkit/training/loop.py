@@ -88,7 +88,7 @@ class TrainingLoop:
         losses = self._new_losses()
         interval = _Interval(self.state.step)
         steady = interval  # without the first step, which is slow
-        norm = math.nan
+        norm = last = math.nan
         done = self.state.step
         flops = flops_per_token(n_weights(self.model), self.model.config) // self.processes.world
         all_trained = n_trainable(self.model) == n_weights(self.model)
@@ -106,7 +106,8 @@ class TrainingLoop:
                 shown.total = self.config.steps
                 if done % READ_EVERY == 0 or self.device.type == "cpu":
                     norm = float(self.grad_norm)
-                shown.update(done, losses.last, rate, self._learning_rate_at(done - 1), norm)
+                last = losses.last or last
+                shown.update(done, last, rate, self._learning_rate_at(done - 1), norm)
                 if done % self.config.eval_interval == 0 or done == self.config.steps:
                     elapsed = time.monotonic() - started
                     mean = float(np.mean(losses.all()))
