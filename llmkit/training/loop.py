@@ -106,7 +106,7 @@ class TrainingLoop:
                 shown.total = self.config.steps
                 if done % READ_EVERY == 0 or self.device.type == "cpu":
                     norm = float(self.grad_norm)
-                last = losses.last or last
+                last = last if losses.last is None else losses.last
                 shown.update(done, last, rate, self._learning_rate_at(done - 1), norm)
                 if done % self.config.eval_interval == 0 or done == self.config.steps:
                     elapsed = time.monotonic() - started
