@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,8 @@ def compared(
     arithmetics: Sequence[Arithmetic],
 ) -> list[LogitsComparison]:
     """For each text what `logits` compares; all texts go through the reference at once."""
+    once = cache(lambda ids: LlamaCpp.evaluate(llama, ids))
+    llama.evaluate = lambda ids: once(tuple(ids))  # type: ignore[method-assign]
     found = [compare_logits(llama, target, texts, arithmetic) for arithmetic in arithmetics]
     ends = np.cumsum([len(text.inputs) for text in texts])
     return [
