@@ -32,7 +32,7 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.arithmetic import CPU, GPU
 from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.logits_check import spread
+from llmkit.export.verify.logits_check import nearest, spread
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import VerifyTarget, open_target
@@ -122,7 +122,8 @@ def _seen(good: VerifyTarget, path: Path, gpu: bool) -> set[str]:
     computing = replace(good, file=replace(good.file, path=path))  # llama.cpp reads the damaged one
     sets = token_sets(good, 1)
     with LlamaCpp(path, gpu=gpu) as llama:
-        (logits,) = compared(llama, computing, sets, GPU if gpu else (CPU,))
+        (of_text,) = compared(llama, computing, sets, GPU if gpu else (CPU,))
+    logits = nearest(of_text)
     passed = {
         "tensors": tensors_check(bad).passed,
         "metadata": metadata_check(bad).passed,
