@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures.base import LanguageModel
@@ -43,6 +42,7 @@ from llmkit.records.splits import split
 from llmkit.sampling import Sampling
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.config import TrainingConfig
+from llmkit.training.cross_entropy import head_cross_entropy
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.task import Evaluation, TensorFiles
 
@@ -150,8 +150,8 @@ def summed_loss(
     inputs, targets = inputs.to(model.device), targets.to(model.device)  # (B, T) each
     hidden = model.hidden_states(inputs)  # (B, T, C)
     counts = targets != IGNORED
-    logits = model.logits(hidden[counts])  # (n, V)
-    return F.cross_entropy(logits.float(), targets[counts], reduction="sum"), int(counts.sum())
+    total = head_cross_entropy(hidden[counts], model.head_weight, targets[counts])
+    return total, int(counts.sum())
 
 
 @torch.inference_mode()
