@@ -35,11 +35,16 @@ demo: $(INSTALLED)
 test: lint typecheck
 	$(PYTEST) --durations=20
 
-# Builds llama.cpp twice: 20 minutes on two cores. Debian's packages: tests/tools/build_backends.sh.
+# Good and damaged files on the installed llama.cpp, and on builds with OpenBLAS and Vulkan that are
+# made once. Debian's packages: tests/tools/build_backends.sh.
+SETS ?= 3
 test-backends: $(INSTALLED_DEV)
-	tests/tools/build_backends.sh .backends
-	PYTHONPATH=.backends/openblas $(BIN)/python tests/tools/check_backends.py
-	GGML_VK_VISIBLE_DEVICES=0 PYTHONPATH=.backends/vulkan $(BIN)/python tests/tools/check_backends.py
+	tests/tools/build_backends.sh .backends openblas vulkan
+	for backend in installed openblas vulkan; do \
+		export GGML_VK_VISIBLE_DEVICES=0 PYTHONPATH=.backends/$$backend; \
+		$(BIN)/python tests/tools/check_backends.py --sets $(SETS) --files .backends/files && \
+		$(BIN)/python tests/tools/check_damages.py || exit 1; \
+	done
 
 test-fast: $(INSTALLED_DEV)
 	$(PYTEST) -m 'not slow'

@@ -52,7 +52,7 @@ class Progress:
     """How far a piece of long work is; `update` may be called as often as one likes."""
 
     title: str
-    total: int
+    total: int  # 0 where nobody knows
     unit: str
     bar: RichProgress | None
     _started: float = field(default_factory=time.monotonic)
@@ -72,8 +72,9 @@ class Progress:
     def _print_line(self, done: int, note: str) -> None:
         progressed = done - (self._first or 0)
         rate = progressed / max(time.monotonic() - self._started, 1e-9)
-        left = f", {(self.total - done) / rate:.0f} s left" if rate else ""
-        say(f"{self.title}: {done}/{self.total} {self.unit}{left}{', ' * bool(note)}{note}")
+        left = f", {(self.total - done) / rate:.0f} s left" if rate and self.total else ""
+        of = f"/{self.total}" if self.total else ""
+        say(f"{self.title}: {done}{of} {self.unit}{left}{', ' * bool(note)}{note}")
 
 
 @contextmanager
@@ -91,5 +92,5 @@ def progress(title: str, total: int, unit: str) -> Iterator[Progress]:
         TextColumn("{task.fields[note]}"),
     )
     with RichProgress(*columns, console=notes, transient=True) as bar:
-        bar.add_task(title, total=total, note="")
+        bar.add_task(title, total=total or None, note="")
         yield Progress(title, total, unit, bar)

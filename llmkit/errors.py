@@ -15,6 +15,10 @@ class LlmkitError(Exception):
     """One line for the user: what happened, where, and what to do."""
 
 
+class OtherProcessError(LlmkitError):
+    """Another process of the run has failed, and says why."""
+
+
 class ConfigError(LlmkitError):
     """Sizes or settings that do not fit together."""
 

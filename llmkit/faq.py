@@ -14,10 +14,7 @@ from llmkit.records.conversations import conversations_of
 from llmkit.records.json_records import Record
 from llmkit.records.user_files import read_records
 
-FORMATS = (
-    "a table with the columns question and answer, or JSON or JSONL records with question and "
-    "answer, patterns and responses, or a shape of `finetune instruct`"
-)
+FORMATS = "a table, JSON or JSONL with question and answer"
 QUESTION_NAMES = ("question", "questions", "q", "patterns")
 ANSWER_NAMES = ("answer", "answers", "a", "responses")
 

@@ -23,6 +23,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     model can reproduce.
     """
     file = path if path.is_file() else path / "tokenizer.json"
+    if path.suffix == ".gguf":
+        raise CheckpointError(
+            f"{path} is a GGUF file; give its checkpoint, or `llmkit import` it first"
+        )
     try:
         if file.exists():
             return _accepted(HFTokenizer.from_file(str(file)), str(file))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,13 +41,18 @@ class GGUFHeader:
     @property
     def quant(self) -> str:
         """The file's quantization by name, such as q4_0."""
-        if QUANTIZATION_KEY in self.metadata:
-            return str(self.metadata[QUANTIZATION_KEY])
-        number: Any = self.metadata.get(gguf.Keys.General.FILE_TYPE)
-        try:
-            return gguf.LlamaFileType(number).name.split("_", 1)[1].lower()
-        except ValueError:
-            return "unknown"
+        return quant_of(self.metadata)
+
+
+def quant_of(metadata: Mapping[str, Any]) -> str:
+    """The quantization by name, such as q4_0."""
+    if QUANTIZATION_KEY in metadata:
+        return str(metadata[QUANTIZATION_KEY])
+    number: Any = metadata.get(gguf.Keys.General.FILE_TYPE)
+    try:
+        return gguf.LlamaFileType(number).name.removeprefix("ALL_").removeprefix("MOSTLY_").lower()
+    except ValueError:
+        return f"unknown ({number})"
 
 
 def read_header(path: Path) -> GGUFHeader:

@@ -19,6 +19,7 @@ from llmkit.architectures.registry import FAMILIES, tensor_specs
 from llmkit.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint, load_checkpoint
 from llmkit.checkpoint.tensors import fault_of
 from llmkit.errors import CheckpointError, GGUFError, QuantizationError
+from llmkit.export.gguf.header import quant_of
 from llmkit.export.gguf.keys import ADAPTER_KEY, QUANTIZATION_KEY
 from llmkit.export.gguf.metadata import METHOD_KEY
 from llmkit.files import cannot_read
@@ -102,15 +103,7 @@ class GGUFFile:
     @property
     def quant(self) -> str:
         """The file's quantization by name, such as q4_0."""
-        if QUANTIZATION_KEY in self.metadata:
-            return str(self.metadata[QUANTIZATION_KEY])
-        number: Any = self.metadata.get(gguf.Keys.General.FILE_TYPE)
-        try:
-            return quantization_of(gguf.LlamaFileType(number)).name
-        except ValueError:
-            return f"unknown ({number})"
-        except QuantizationError:
-            return gguf.LlamaFileType(number).name.removeprefix("MOSTLY_").lower()
+        return quant_of(self.metadata)
 
     @property
     def method(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -25,7 +26,9 @@ def runs_table(runs: Sequence[Run], below: StrPath) -> Table:
     table = Table()
     used = [n for n in range(len(COLUMNS)) if any(row[n] for row in rows)]
     for n in used:
-        table.add_column(COLUMNS[n], justify="left" if n < 3 else "right", overflow="fold")
+        # The name is whole, to be copied; numbers are folded before a digit is lost.
+        justify: Literal["left", "right"] = "left" if n < 3 else "right"
+        table.add_column(COLUMNS[n], justify=justify, overflow="fold", no_wrap=n == 0)
     for row in rows:
         table.add_row(*(row[n] for n in used))
     return table

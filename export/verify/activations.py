@@ -12,7 +12,7 @@ from torch import Tensor
 from llmkit.export.verify.arithmetic import Type
 
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
-_CODE_MAX = 127
+CODE_MAX = 127
 # In units of the largest of the values that are rounded together. A sum of some hundred products
 # in float32 is off by about the root of their number times 2**-24 (Higham and Mary 2019, "A New
 # Approach to Probabilistic Rounding Error Analysis"), and layers add up.
@@ -28,8 +28,11 @@ class Activations:
     # step, (T, n_blocks, block) and (T, n_blocks, 1).
     scaled: Tensor | None = None
     step: Tensor | None = None
-    # Q8_1 only, (T, n_blocks): it also stores each block's sum, as f16. This much is it off.
+    # (T, n_sums), where each block's sum is stored too, as f16: this much is it off.
     sum_error: Tensor | None = None
+    # What CUDA stores in f16 may be the neighbour: steps (T, n_blocks, 1), sums (T, n_sums).
+    step_flip: Tensor | None = None
+    sum_flip: Tensor | None = None
 
 
 def nearest(x: Tensor, rounding: Callable[[Tensor], Tensor], largest: Tensor | float) -> Tensor:
@@ -59,16 +62,16 @@ def rounded(x: Tensor, dot_type: Type, ties: Ties = nearest) -> Activations:
     blocks = x.reshape(len(x), -1, block_size)  # (T, n_blocks, block)
     if dot_type == Type.Q8_K:
         extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-        inverse = _or_zero(_divided(-_CODE_MAX, extreme))
-        step = exact_step = _or_zero(1 / inverse)
+        inverse = finite_or_zero(divided(-CODE_MAX, extreme))
+        step = exact_step = finite_or_zero(1 / inverse)
     else:
         largest = blocks.abs().amax(-1, keepdim=True)
-        inverse = _or_zero(_divided(_CODE_MAX, largest))
-        exact_step = largest / _CODE_MAX
+        inverse = finite_or_zero(divided(CODE_MAX, largest))
+        exact_step = largest / CODE_MAX
         step = ties(exact_step, lambda v: v.half().float(), exact_step)
     scaled = blocks * inverse
     # Ties to even, as on x86; other CPUs round them away from zero.
-    codes = ties(scaled, torch.round, _CODE_MAX)
+    codes = ties(scaled, torch.round, CODE_MAX)
     sum_error = None
     if dot_type == Type.Q8_1:
         sums = codes.sum(-1, keepdim=True)
@@ -76,12 +79,13 @@ def rounded(x: Tensor, dot_type: Type, ties: Ties = nearest) -> Activations:
     return Activations((codes * step).flatten(1), scaled, step, sum_error)
 
 
-def _divided(number: float, by: Tensor) -> Tensor:
-    """Rounded once, as in C: `number / by` in PyTorch is `by.reciprocal() * number`."""
+def divided(number: float, by: Tensor) -> Tensor:
+    """Divide, rounded once, as in C: `number / by` in PyTorch is `by.reciprocal() * number`."""
     return torch.full_like(by, number) / by
 
 
-def _or_zero(inverse: Tensor) -> Tensor:
+def finite_or_zero(inverse: Tensor) -> Tensor:
+    """0 where a number is not finite."""
     return inverse.where(inverse.isfinite(), 0.0)
 
 

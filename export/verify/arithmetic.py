@@ -25,6 +25,7 @@ class Arithmetic:
     attention: Type = Type.F32  # what the two products of attention read
     kv: Type = Type.F32  # stored keys and values
     gelu_table: bool = False  # GELU is looked up in a table from f16 to f16
+    cuda: bool = False  # quantized weights as CUDA's kernels read them (cuda.py)
     norm_in_one_pass: bool = False  # variance as the mean of squares minus the square of the mean
 
     def reads(self, dot_type: Type) -> Type:
@@ -50,6 +51,9 @@ GPU = (
     Arithmetic("f32 activations", Type.F32, norm_in_one_pass=True),
     Arithmetic("f16 activations", Type.F16, attention=Type.F16, norm_in_one_pass=True),
     Arithmetic("q8_1 activations", Type.Q8_1, norm_in_one_pass=True),
+    Arithmetic(
+        "q8_1 activations of CUDA", Type.Q8_1, attention=Type.F16, cuda=True, norm_in_one_pass=True
+    ),
     Arithmetic("f16 sums", Type.F16, Type.F16, Type.F16, norm_in_one_pass=True),
 )
 EVERY = (BLAS, *GPU)  # besides the CPU's own

@@ -15,17 +15,23 @@ from llmkit.errors import GGUFError
 from llmkit.export.gguf.reader import GGUFFile, StoredTensor
 from llmkit.export.verify.activations import Activations, Ties, nearest, rounded, rounded_to
 from llmkit.export.verify.arithmetic import CPU, Arithmetic, Type
+from llmkit.export.verify.cuda import MMVQ_TOKENS, CudaWeights
 
 _ROWS_AT_ONCE = 8192  # of a matrix in float64: a head of 50k rows would be 300 MB or more
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """A correction y + scale * B (A x), with A (rank, in) and B (out, rank)."""
+    """A correction y + scale * B (A x), with f32 matrices A (rank, in) and B (out, rank)."""
 
-    a: Tensor
-    b: Tensor
+    a: Matrix
+    b: Matrix
     scale: float
+
+    def product(self, x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
+        """The correction of x (T, in): (T, out). Reads x as it was before the base's rounding."""
+        inner = self.a.product(x, ties, arithmetic)
+        return self.scale * self.b.product(inner, ties, arithmetic)
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,12 @@ class Matrix:
     # weights. In q4_1 and q5_1 it is what is added, with its sign.
     offsets: Tensor | None = None
     lora: LoRA | None = None
+    cuda: CudaWeights | None = None  # of quantized types
 
     def read(self, x: Tensor, arithmetic: Arithmetic = CPU, ties: Ties = nearest) -> Activations:
         """What the product reads of x (T, in)."""
+        if self.cuda is not None and arithmetic.cuda:
+            return self.cuda.read(x, ties)
         kind = arithmetic.reads(self.dot_type)
         return Activations(x) if kind == Type.F32 else rounded(x, kind, ties)
 
@@ -50,26 +59,41 @@ class Matrix:
         return rounded_to(self.weight, Type.F16) if self._halves(arithmetic) else self.weight
 
     def _halves(self, arithmetic: Arithmetic) -> bool:
-        return arithmetic.activations == Type.F16 and arithmetic.reads(self.dot_type) == Type.F16
+        """Whether weights are rounded to f16 too: what the CPU reads in f16 is f16."""
+        return arithmetic.activations is not None and arithmetic.reads(self.dot_type) == Type.F16
+
+    def for_tokens(self, n_tokens: int, arithmetic: Arithmetic) -> Matrix:
+        """The matrix as it is read for so many tokens at a time."""
+        if self.cuda is None or not arithmetic.cuda:
+            return self
+        cuda = replace(self.cuda, many=n_tokens > MMVQ_TOKENS)
+        return replace(self, cuda=cuda, weight=cuda.weight(self.weight))
+
+    def sum_factors(self, arithmetic: Arithmetic) -> Tensor | None:
+        """What the stored sums of the activations are multiplied with, (out, n_sums)."""
+        if arithmetic.cuda and self.cuda is not None:
+            return self.cuda.sum_factors()
+        return self.offsets if self.dot_type == Type.Q8_1 else None
 
     def product(self, x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
         """(T, in) -> (T, out), in the precision of x; sums are rounded to f16 in float32 alone."""
-        read = self.read(x, arithmetic, ties)
+        read = self.for_tokens(len(x), arithmetic).read(x, arithmetic, ties)
         values = read.values.to(x.dtype)
         in_halves = arithmetic.sums == Type.F16 and x.dtype == torch.float32
         y = x.new_empty(len(x), len(self.weight))
         for start in range(0, len(self.weight), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            weight = self.rows(rows).read_weight(arithmetic).to(x.dtype)
+            part = self.rows(rows).for_tokens(len(x), arithmetic)
+            weight = part.read_weight(arithmetic).to(x.dtype)
             if in_halves:  # in another order where ties go another way
                 y[:, rows] = summed_in_halves(values, weight, backwards=ties is not nearest)
             else:
                 y[:, rows] = values @ weight.T
-        if self.offsets is not None and self.dot_type == Type.Q8_1 and read.sum_error is not None:
-            y += read.sum_error.to(x.dtype) @ self.offsets.to(x.dtype).T
-        if self.lora is not None:  # in f32, and reads x as it was
-            a, b = self.lora.a.to(x.dtype), self.lora.b.to(x.dtype)
-            y += self.lora.scale * (x @ a.T @ b.T)
+            factors = part.sum_factors(arithmetic)
+            if factors is not None and read.sum_error is not None:
+                y[:, rows] += read.sum_error.to(x.dtype) @ factors.to(x.dtype).T
+        if self.lora is not None:
+            y += self.lora.product(x, ties, arithmetic)
         return y
 
     def rows(self, rows: slice) -> Matrix:
@@ -78,7 +102,8 @@ class Matrix:
             self,
             weight=self.weight[rows],
             offsets=None if self.offsets is None else self.offsets[rows],
-            lora=None if self.lora is None else replace(self.lora, b=self.lora.b[rows]),
+            lora=None if self.lora is None else replace(self.lora, b=self.lora.b.rows(rows)),
+            cuda=None if self.cuda is None else replace(self.cuda, rows=rows),
         )
 
 
@@ -106,6 +131,10 @@ class FileTensors:
         """What the CPU rounds activations to for a matrix. Raises GGUFError where it is missing."""
         return self._stored(name).qtype.dot_type
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape. Raises GGUFError where it is missing."""
+        return self._stored(name).shape
+
     def matrix(self, name: str) -> Matrix:
         """A matrix and how it is multiplied. Raises GGUFError where it is missing."""
         stored = self._stored(name)
@@ -115,6 +144,7 @@ class FileTensors:
             self.dot_type(name),
             self._offsets(stored),
             self._lora(name),
+            CudaWeights(stored) if stored.is_quantized else None,
         )
 
     def _stored(self, name: str) -> StoredTensor:
@@ -134,11 +164,12 @@ class FileTensors:
     def _lora(self, name: str) -> LoRA | None:
         if self.adapter is None or f"{name}.lora_a" not in self.adapter.tensors:
             return None
+        stored = {half: self.adapter.tensors[f"{name}.{half}"] for half in ("lora_a", "lora_b")}
         a, b = (
-            torch.from_numpy(self.adapter.tensors[f"{name}.{half}"].dequantized())
-            for half in ("lora_a", "lora_b")
+            Matrix(half, torch.from_numpy(tensor.dequantized()), tensor.qtype.dot_type)
+            for half, tensor in stored.items()
         )
-        return LoRA(a, b, self.lora_alpha / len(a))
+        return LoRA(a, b, self.lora_alpha / len(a.weight))
 
 
 class UnpackedTensors:

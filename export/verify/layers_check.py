@@ -29,6 +29,7 @@ from llmkit.export.verify.operations.table import bounded
 from llmkit.export.verify.target import VerifyTarget
 
 LIMIT = 1.0
+_TILE_ROWS = 32  # mmf_get_rows_per_block in ggml-cuda/mmf.cuh
 FEW_TOKENS = 2  # GPUs compute products of so few in another way than those of many
 
 
@@ -134,6 +135,7 @@ class _Walk:
 
         Products with weights of one type have one: the first that explains half of them. So a
         matrix that is slightly wrong is not explained by a coarser arithmetic than the others'.
+        Matrices whose rows no tile of CUDA's own kernels divides go to cuBLAS, so they are apart.
         """
         kinds = defaultdict(list)
         for outcomes in self._outcomes:
@@ -150,9 +152,10 @@ class _Walk:
             for outcomes in self._outcomes
         ]
 
-    def _kind(self, operation: Operation) -> Type | None:
+    def _kind(self, operation: Operation) -> tuple[Type, bool] | None:
         if isinstance(operation, Product):
-            return self._tensors.dot_type(operation.weight)
+            n_rows, _ = self._tensors.shape(operation.weight)
+            return self._tensors.dot_type(operation.weight), n_rows % _TILE_ROWS == 0
         return None
 
     @torch.inference_mode()

@@ -96,17 +96,21 @@ def nearest_comparison(
     texts: Sequence[TextSequence],
     arithmetics: Sequence[Arithmetic],
 ) -> LogitsComparison:
-    """Compare with the nearest arithmetic of those that explain llama.cpp's logits.
+    """Compare with each arithmetic: the nearest, with the spread of all of them."""
+    found = [compare_logits(llama, target, texts, arithmetic) for arithmetic in arithmetics]
+    return replace(nearest(found), spread=spread(target, texts))
 
-    If none does, with the one whose limit they exceed least. Arithmetics that differ in their noise
+
+def nearest(found: Sequence[LogitsComparison]) -> LogitsComparison:
+    """The nearest arithmetic of those that explain llama.cpp's logits.
+
+    If none does, the one whose limit they exceed least. Arithmetics that differ in their noise
     alone are equally near: the first counts.
     """
-    found = [compare_logits(llama, target, texts, arithmetic) for arithmetic in arithmetics]
     fitting = [one for one in found if one.value <= one.limit]
-    nearest = min(found, key=lambda one: one.value / one.limit)
     if fitting:
-        nearest = min(fitting, key=lambda one: Distance.of(one.conversion).rms_difference)
-    return replace(nearest, spread=spread(target, texts))
+        return min(fitting, key=lambda one: Distance.of(one.conversion).rms_difference)
+    return min(found, key=lambda one: one.value / one.limit)
 
 
 @torch.inference_mode()

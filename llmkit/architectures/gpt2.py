@@ -63,11 +63,27 @@ class GPTConfig:
             raise ConfigError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
 
 
-# nano and micro are for a laptop's CPU. Their widths are multiples of 256, so that every GGUF
-# type, K-quants included, can hold their rows. The others are OpenAI's GPT-2 sizes.
+def sizes_at_depth(depth: int) -> dict[str, int]:
+    """The sizes that follow from the number of layers. Raises ConfigError below 1.
+
+    64 channels a layer, as in nanochat, rounded up to a multiple of 256, so that every GGUF type,
+    K-quants included, can hold the rows.
+    """
+    if depth < 1:
+        raise ConfigError(f"depth must be at least 1, not {depth}")
+    width = 256 * math.ceil(depth / 4)
+    return {
+        "n_layer": depth,
+        "n_head": width // 64,
+        "n_embd": width,
+        "context_length": min(width, 1024),
+    }
+
+
+# nano and micro are for a laptop's CPU. The others are OpenAI's GPT-2 sizes.
 PRESETS: dict[str, dict[str, int]] = {
-    "nano": {"n_layer": 4, "n_head": 4, "n_embd": 256, "context_length": 256},
-    "micro": {"n_layer": 6, "n_head": 8, "n_embd": 512, "context_length": 512},
+    "nano": sizes_at_depth(4),
+    "micro": sizes_at_depth(6),
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "context_length": 1024},
     "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "context_length": 1024},
     "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "context_length": 1024},

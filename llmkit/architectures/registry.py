@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from llmkit.architectures.base import Family, LanguageModel, ModelConfig, TensorSpec, head_role
-from llmkit.architectures.gpt2 import GPT2
+from llmkit.architectures.gpt2 import GPT2, sizes_at_depth
 from llmkit.errors import ConfigError, unknown_name
 from llmkit.validation import validated
 
@@ -34,19 +34,31 @@ def presets() -> dict[str, Mapping[str, int]]:
     return {name: sizes for known in FAMILIES.values() for name, sizes in known.presets.items()}
 
 
-def model_config(preset: str, /, vocab_size: int, **changes: Any) -> ModelConfig:
-    """Sizes of `preset` for a vocabulary, with single fields changed by name.
+def model_config(preset: str | int, /, vocab_size: int, **changes: Any) -> ModelConfig:
+    """Sizes of a preset or a depth for a vocabulary, with single fields changed by name.
 
     Raises ConfigError for an unknown preset or field and for values that do not fit.
     """
     known = family_with(preset)
-    fields = {**known.presets[preset], "vocab_size": vocab_size, **changes}
+    fields = {**sizes_of(preset), "vocab_size": vocab_size, **changes}
     config: ModelConfig = validated(known.config, fields, "model")
     return config
 
 
-def family_with(preset: str) -> Family:
-    """The family that a preset is of. Raises ConfigError with the nearest name if there is none."""
+def sizes_of(preset: str | int) -> Mapping[str, int]:
+    """The sizes of a preset or a depth. Raises ConfigError where there is none."""
+    if isinstance(preset, int):
+        return sizes_at_depth(preset)
+    return family_with(preset).presets[preset]
+
+
+def family_with(preset: str | int) -> Family:
+    """The family that a preset or a depth is of.
+
+    Raises ConfigError with the nearest name if there is no such preset.
+    """
+    if isinstance(preset, int):
+        return GPT2
     for known in FAMILIES.values():
         if preset in known.presets:
             return known

@@ -38,7 +38,7 @@ from llmkit.cli import (
     train,
     verify,
 )
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, OtherProcessError
 
 BAD_INPUT = 2
 # Ctrl-C, kill or docker stop, a terminal that closes: all end a command in the same way.
@@ -115,6 +115,8 @@ def main(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _signal = _signal or signal.SIGINT
         return _fail("interrupted")
+    except OtherProcessError:
+        return _INTERRUPTED + _signal if _signal else BAD_INPUT
     except LlmkitError as error:
         return _fail(str(error))
     except TyperException as error:

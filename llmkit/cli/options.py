@@ -86,7 +86,8 @@ SourcesArgument = Annotated[
     list[Path],
     typer.Argument(
         metavar="SOURCE...",
-        help="Text, JSONL, Parquet or table files, or folders of them.",
+        help="Text, JSONL, Parquet or table files, folders, patterns such as 'corpus/*.txt', or "
+        "hf:USER/NAME[:CONFIG] for a data set of the Hugging Face hub.",
         show_default=False,
     ),
 ]

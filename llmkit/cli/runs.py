@@ -40,5 +40,7 @@ def _runs(
         save_figure(loss_figure(names), plot)
     if json_output:
         print_json({"runs": [asdict(run) for run in runs]})
-    else:
-        results.print(runs_table(runs, folder))
+        return
+    results.print(runs_table(runs, folder))
+    if plot is not None:
+        results.print(f"plot: {plot}", soft_wrap=True)

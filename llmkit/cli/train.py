@@ -35,17 +35,27 @@ def _train(
         typer.Option(
             metavar="PATH",
             help="Training text: a text, JSON, JSONL, Parquet, CSV or TSV file, a folder of text, "
-            "or a folder from `llmkit data prepare`.",
+            "a pattern, hf:USER/NAME, or a folder from `llmkit data prepare`.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Checkpoint folder to write.")],
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="Model size: nano, micro, gpt2, gpt2-medium, gpt2-large or gpt2-xl.",
+            show_default="nano",
         ),
-    ] = "nano",
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of layers, instead of --preset: sets width, heads, context and "
+            "learning rate.",
+            show_default=False,
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -123,7 +133,22 @@ def _train(
         int | None,
         typer.Option(metavar="N", help="Context length in tokens.", show_default=PRESETS),
     ] = None,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Divide weights, gradients and optimizer states among the processes of torchrun "
+            "(FSDP2).",
+        ),
+    ] = False,
     resume: ResumeOption = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Also write the evaluations for TensorBoard, into DIR/training/tensorboard.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -140,13 +165,16 @@ def _train(
     """Train a GPT and its tokenizer on text.
 
     Options override --config, which overrides the preset. The checkpoint folder also holds the
-    tokenizer and the metrics.
+    tokenizer and the metrics. `torchrun --nproc-per-node N -m llmkit train ...` trains in N
+    processes.
     """
     from llmkit.console import command, results
     from llmkit.training import dry_run as estimate
-    from llmkit.training import load_run_config, train
+    from llmkit.training import load_run_config, preset_or_depth, train
+    from llmkit.training.distributed import is_first
 
-    changes = load_run_config(config, preset) if config is not None else {}
+    size = preset_or_depth(preset, depth)
+    changes = load_run_config(config, size) if config is not None else {}
     sizes = _given(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context_length=context_length)
     settings = _given(
         steps=steps,
@@ -159,6 +187,7 @@ def _train(
     )
     options: dict[str, Any] = {
         "preset": preset,
+        "depth": depth,
         "tokenizer": tokenizer,
         "vocab_size": vocab_size,
         "model": {**changes.get("model", {}), **sizes},
@@ -167,8 +196,13 @@ def _train(
         "minutes": minutes,
         "device": device,
     }
+    reading: dict[str, Any] = {
+        "text_column": text_column,
+        "delimiter": delimiter,
+        "encoding": encoding,
+    }
     if dry_run:
-        found = estimate(data, **options)
+        found = estimate(data, **options, **reading)
         if json_output:
             print_json(asdict(found))
         else:
@@ -178,11 +212,13 @@ def _train(
         data,
         out,
         **options,
+        **reading,
         resume=resume,
-        text_column=text_column,
-        delimiter=delimiter,
-        encoding=encoding,
+        tensorboard=tensorboard,
+        shard=shard,
     )
+    if not is_first():
+        return
     save_loss_curve(result.checkpoint, result.metrics)
     if json_output:
         print_json(asdict(result))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from llmkit.console import say
+from llmkit.data.hub import is_on_hub, revision
 from llmkit.errors import DataError
-from llmkit.files import cannot_read
+from llmkit.files import cannot_read, sha256_of
 
 TEXT_SUFFIXES = (".txt", ".md")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
@@ -28,20 +32,50 @@ SHOWN_NAMES = 3
 
 
 def source_files(source: Path) -> list[Path]:
-    """The files that `source` names: itself, or the text, JSONL and Parquet files of a folder.
+    """The files that `source` names, sorted.
 
-    Sorted. Hidden and generated files of a folder are left out, and links to folders are followed
-    once; `note_left_out` tells. Raises DataError where there is no file.
+    That is the file itself, the text, JSONL and Parquet files of a folder, or the files that a
+    pattern such as `corpus/**/*.txt` matches. Hidden and generated files of a folder are left out,
+    and links to folders are followed once; `note_left_out` tells. Raises DataError where there is
+    no file, and for a data set of the hub.
     """
     if source.is_file():
         return [source]
+    if is_on_hub(source):
+        raise DataError(f"{source}: use train, data prepare or tokenizer train for data of the hub")
     if not source.is_dir():
+        if matches := [Path(match) for match in glob.glob(str(source), recursive=True)]:  # noqa: PTH207
+            return sorted(match for match in matches if match.is_file())
         fault = "is not a file or folder" if source.exists() else "does not exist"
-        raise DataError(f"{source} {fault}; give a text file, a folder or a JSONL file")
+        raise DataError(
+            f"{source} {fault}; give a text or JSONL file, a folder, a pattern or hf:USER/NAME"
+        )
     files = sorted(_Folder(source).files)
     if not files:
         raise DataError(f"{source} has no {', '.join(READ_SUFFIXES)} files")
     return files
+
+
+def content_sha256(sources: Iterable[Path]) -> str:
+    """One hash of all that the sources hold; of a data set of the hub its revision counts."""
+    on_hub, local = _divided(sources)
+    files = sha256_of(file for source in local for file in source_files(source))
+    revisions = [f"{source} {revision(source)}" for source in on_hub]
+    return sha256("\n".join((files, *revisions)).encode()).hexdigest() if on_hub else files
+
+
+def content_bytes(sources: Iterable[Path]) -> int:
+    """The size of all files; nobody knows that of a data set of the hub."""
+    _, local = _divided(sources)
+    return sum(file.stat().st_size for source in local for file in source_files(source))
+
+
+def _divided(sources: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    on_hub: list[Path] = []
+    local: list[Path] = []
+    for source in sources:
+        (on_hub if is_on_hub(source) else local).append(source)
+    return on_hub, local
 
 
 def note_left_out(source: Path) -> None:

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from hashlib import sha256
-from itertools import groupby
+from itertools import groupby, islice
 from operator import add
 from pathlib import Path
 from typing import Any
 
 from llmkit.console import Progress, progress, say
-from llmkit.data.folders import note_left_out, source_files
+from llmkit.data.folders import content_bytes, content_sha256, note_left_out
 from llmkit.data.sources import Piece, read_pieces
 from llmkit.data.tokens import (
     PARTS,
@@ -37,6 +37,9 @@ from llmkit.tokenizer_files import download_gpt2, load_tokenizer
 from llmkit.tokenizer_training import KINDS, train_kind
 
 SHARD_BYTES = 1 << 26  # of text, about 16 million tokens: less than a minute of two cores
+# Of text that a tokenizer is trained on. The library takes more than a kilobyte for each word that
+# is new to it, and a gigabyte of English has two million.
+TOKENIZER_BYTES = 1 << 25
 DEFAULT_VOCAB_SIZE = 2048
 INDEX_FILE, TOKENIZER_FILE = "index.json", "tokenizer.json"
 
@@ -97,6 +100,7 @@ def prepare_data(
 ) -> Prepared:
     """Tokenize text files, JSONL, Parquet or folders of them into the shards of the folder `out`.
 
+    A source may also be a pattern, or a data set of the hub: `hf:USER/NAME[:CONFIG]`.
     `tokenizer`: `bpe`, `word` or `char` (trained on the text), `gpt2`, a tokenizer file or its
     folder. An unfinished folder is continued, a finished one left alone.
     Raises DataError for what cannot be read and where `out` holds something else.
@@ -104,11 +108,10 @@ def prepare_data(
     given = [sources] if isinstance(sources, str | Path) else sources
     paths, folder = [Path(source) for source in given], Path(out)
     reading = Reading(text_column, None, delimiter, encoding)
-    files = [file for path in paths for file in source_files(path)]
     if any(path.is_dir() and folder.resolve().is_relative_to(path.resolve()) for path in paths):
         raise ConfigError(f"{folder} is inside the source; choose another --out")
     settings: dict[str, Any] = {
-        "data": sha256_of(files),
+        "data": content_sha256(paths),
         "reading": asdict(reading),
         "tokenizer": tokenizer,
         "vocab_size": checked_vocab_size(tokenizer, vocab_size),
@@ -124,10 +127,10 @@ def prepare_data(
 
     for path in paths:
         note_left_out(path)
-    total = sum(file.stat().st_size for file in files)
+    total = content_bytes(paths)
     if index is None:
         with progress("train tokenizer", total, "bytes") as bar:
-            made = make_tokenizer(tokenizer, watched(pieces(), bar), settings["vocab_size"])
+            made = make_tokenizer(tokenizer, watched(pieces(), bar), settings["vocab_size"], total)
         made.save(folder / TOKENIZER_FILE)
         index = {
             "settings": settings,
@@ -222,17 +225,32 @@ def refuse_vocab_size(tokenizer: str) -> None:
         )
 
 
-def make_tokenizer(name: str, pieces: Iterable[tuple[str, Piece]], vocab_size: int) -> Tokenizer:
-    """The tokenizer of that name, file or folder; KINDS are trained on the training part."""
+def make_tokenizer(
+    name: str, pieces: Iterable[tuple[str, Piece]], vocab_size: int, n_bytes: int = 0
+) -> Tokenizer:
+    """The tokenizer of that name, file or folder; KINDS are trained on the training part.
+
+    `n_bytes`: of all pieces, 0 where nobody knows. Of a long text, `bpe` and `word` see a part.
+    """
     if name in KINDS:
         texts = (piece.text for part, piece in pieces if part == "train")
-        return train_kind(name, texts, vocab_size)
+        return train_kind(name, texts if name == "char" else _some(texts, n_bytes), vocab_size)
     if name == "gpt2":
         return download_gpt2()
     if not Path(name).exists():
         kinds = ", ".join(KINDS)
         raise DataError(f"unknown tokenizer {name!r}; choose {kinds}, gpt2, a folder or a file")
     return load_tokenizer(Path(name))
+
+
+def _some(texts: Iterable[str], n_bytes: int) -> Iterator[str]:
+    """About TOKENIZER_BYTES of them, from all over the text."""
+    left = 2 * TOKENIZER_BYTES  # of compressed files, and where the size is not known
+    for text in islice(texts, 0, None, max(1, n_bytes // TOKENIZER_BYTES)):
+        if left <= 0:
+            return
+        left -= len(text)
+        yield text
 
 
 def watched(pieces: Iterable[tuple[str, Piece]], bar: Progress) -> Iterator[tuple[str, Piece]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from llmkit.data.folders import JSONL_SUFFIXES, source_files
+from llmkit.data.hub import hub_texts, is_on_hub
 from llmkit.errors import ConfigError, DataError
 from llmkit.files import cannot_read
 from llmkit.records.csv_tables import column_named, columns, is_table, read_rows
@@ -52,15 +53,23 @@ def read_documents(source: Path, reading: Reading = AS_IT_COMES) -> Iterator[str
 
 def read_pieces(sources: Sequence[Path], reading: Reading = AS_IT_COMES) -> Iterator[Piece]:
     """The documents of all sources in pieces, so that no text file has to fit into memory."""
-    for file in (file for source in sources for file in source_files(source)):
-        if _is_long_text(file, reading):
-            yield from _streamed(file)
+    for source in sources:
+        if is_on_hub(source):
+            yield from _pieces(hub_texts(source, reading.text_column or "text"))
             continue
-        for text in _documents(file, reading):
-            if text.strip():
-                *inner, last = safe_pieces(text)
-                yield from (Piece(piece, False) for piece in inner)
-                yield Piece(last, True)
+        for file in source_files(source):
+            if _is_long_text(file, reading):
+                yield from _streamed(file)
+            else:
+                yield from _pieces(_documents(file, reading))
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[Piece]:
+    for text in texts:
+        if text.strip():
+            *inner, last = safe_pieces(text)
+            yield from (Piece(piece, False) for piece in inner)
+            yield Piece(last, True)
 
 
 def _documents(file: Path, reading: Reading) -> Iterator[str]:

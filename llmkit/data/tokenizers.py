@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.console import progress
-from llmkit.data.folders import note_left_out, source_files
+from llmkit.data.folders import content_bytes, note_left_out
 from llmkit.data.prepared import checked_vocab_size, make_tokenizer, watched
 from llmkit.data.sources import read_pieces
 from llmkit.data.tokens import split_pieces
@@ -64,14 +64,14 @@ def train_tokenizer(
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another --out")
     size = checked_vocab_size(kind, vocab_size)
-    total = sum(file.stat().st_size for path in paths for file in source_files(path))
+    total = content_bytes(paths)
     if not any(piece.text for _, piece in split_pieces(lambda: read_pieces(paths, reading))):
         raise DataError(f"{paths[0]} has no text to train on")
     for path in paths:
         note_left_out(path)
     with progress("train tokenizer", total, "bytes") as bar:
         pieces = split_pieces(lambda: read_pieces(paths, reading))
-        made = make_tokenizer(kind, watched(pieces, bar), size)
+        made = make_tokenizer(kind, watched(pieces, bar), size, total)
     made.save(out)
     parts = split_pieces(lambda: read_pieces(paths, reading))
     return statistics(made, (piece.text for part, piece in parts if part == "validation"))

@@ -57,6 +57,9 @@ class Fact:
     origin: str
 
 
+TO_TRY = "not in the file"
+
+
 @dataclass(frozen=True)
 class ImportOptions:
     """What the user says of a checkpoint; None or empty where the user says nothing."""
@@ -116,6 +119,11 @@ class Facts:
         return replace(self, **{name: Fact(value, "tried")})
 
 
+def divisors(n: int) -> list[int]:
+    """Of a width: how many heads it could have."""
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
 def setting(source: Source, name: str) -> Fact | None:
     """A setting of the file, or of a file beside it, under any of its usual names."""
     for alias in _NAMES[name].split():
@@ -125,9 +133,17 @@ def setting(source: Source, name: str) -> Fact | None:
     return None
 
 
-def gather(source: Source, project: Project | None, parts: Parts, options: ImportOptions) -> Facts:
+def gather(
+    source: Source,
+    project: Project | None,
+    parts: Parts,
+    options: ImportOptions,
+    *,
+    has_reference: bool = False,
+) -> Facts:
     """Each fact from the option, the file, the shapes or the program, in this order.
 
+    With a reference the number of heads may be open: its origin is then TO_TRY.
     Raises ConfigError for one that none of them gives, naming the option.
     """
     known: Mapping[str, str] = project.facts if project else {}
@@ -157,7 +173,7 @@ def gather(source: Source, project: Project | None, parts: Parts, options: Impor
     by_layer = bool(flags.get("scale_attn_by_inverse_layer_idx", False))
     epsilon = _epsilon(source, options)
     return Facts(
-        _n_head(source, parts, options),
+        _n_head(source, parts, options, has_reference),
         fact("activation", ACTIVATIONS, None),
         fact("norm", NORMS, "pre"),
         fact("norm_type", NORM_TYPES, None),
@@ -203,23 +219,25 @@ def _epsilon(source: Source, options: ImportOptions) -> Fact:
     return Fact(1e-5, "assumed: PyTorch's default")
 
 
-def _n_head(source: Source, parts: Parts, options: ImportOptions) -> Fact:
+def _n_head(source: Source, parts: Parts, options: ImportOptions, has_reference: bool) -> Fact:
     width, layer = parts.n_embd, parts.layers[0]
     found = _stated_heads(source, layer_heads=len(layer.q) if len(layer.q) > 1 else None)
     if options.n_head is not None:
         if len(layer.q) > 1 and options.n_head != len(layer.q):
             raise ConfigError(f"--n-head {options.n_head}: the file has {len(layer.q)} heads")
         found = Fact(options.n_head, _yours(options.n_head, found))
-    divisors = [n for n in range(1, width + 1) if width % n == 0]
+    possible = divisors(width)
+    if found is None and has_reference:
+        return Fact(1, TO_TRY)
     if found is None:
         raise ConfigError(
             "the file does not say how many heads the model has; give --n-head, as in the program "
-            f"that trained it: one of {', '.join(map(str, divisors))}"
+            f"that trained it, or --reference: one of {', '.join(map(str, possible))}"
         )
-    if found.value not in divisors:
+    if found.value not in possible:
         raise ConfigError(
             f"n_head {found.value} ({found.origin}) does not divide the width {width}; "
-            f"possible are {', '.join(map(str, divisors))}"
+            f"possible are {', '.join(map(str, possible))}"
         )
     return found
 

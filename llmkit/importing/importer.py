@@ -25,7 +25,7 @@ from llmkit.checkpoint.tensors import fault_of, write_tensors
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath, optional_path
 from llmkit.importing.assemble import Assembly, Vocabulary, assemble
-from llmkit.importing.facts import Facts, ImportOptions, gather
+from llmkit.importing.facts import TO_TRY, Facts, ImportOptions, gather
 from llmkit.importing.gguf_file import import_gguf, is_gguf
 from llmkit.importing.locate import is_llmkit_checkpoint, local
 from llmkit.importing.lora import merged
@@ -42,6 +42,7 @@ from llmkit.importing.reference import (
     logits_of,
     prove,
     read_reference,
+    with_fitting_heads,
 )
 from llmkit.importing.refusals import check_sizes, refuse_impossible, refuse_project
 from llmkit.importing.source.opening import open_source
@@ -87,13 +88,15 @@ def import_checkpoint(
     _leave_out_zeros(opened, parts)
     options = _with_labels(opened, parts, options)
     known = read_reference(given) if given else None
-    facts = gather(opened, project, parts, options)
+    facts = gather(opened, project, parts, options, has_reference=known is not None)
     refuse_impossible(facts, project)
     implied = project.tokenizer if project else None
     found = find_tokenizer(opened, options.tokenizer, len(parts.tokens.weight), implied)
     tokenizer, vocabulary = _vocabulary(found, parts, options)
     if known is not None:
         check_reference(known, vocabulary.n_kept, len(parts.positions.weight))
+        if facts.n_head.origin == TO_TRY:
+            facts = with_fitting_heads(parts, facts, known)
     assembly = assemble(parts, facts, vocabulary, GPT2.config)
     template = chat_template_in(opened.folder)
     form, format_notes = find_prompt_format(options, template, found.end, tokenizer)

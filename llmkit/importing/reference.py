@@ -6,7 +6,7 @@ import itertools
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from llmkit.architectures.gpt2 import ACTIVATIONS
 from llmkit.console import progress
 from llmkit.errors import ConfigError
 from llmkit.importing.assemble import Vocabulary, in_order
-from llmkit.importing.facts import QKV_ORDERS, Facts
+from llmkit.importing.facts import QKV_ORDERS, Fact, Facts, divisors
 from llmkit.importing.naming.parts import Layer, Linear, Parts
 
 LIMIT = 1e-4  # of logits in float32, where the largest is below 10
@@ -148,7 +148,6 @@ def find_alternative(
     parts: Parts, facts: Facts, reference: ReferenceLogits, vocabulary: Vocabulary
 ) -> Alternative | None:
     """The known mistakes one by one, then two and three at once: which makes the logits agree."""
-    tokens, wanted = reference.tokens[0], reference.logits[0]
     end = time.monotonic() + _SEARCH_SECONDS
     for changes in _changes(parts, facts):
         if time.monotonic() > end:
@@ -156,28 +155,39 @@ def find_alternative(
         tried = facts
         for name, value in changes.items():
             tried = tried.with_value(name, value)
-        n = len(tokens)
-        if tried.mask.value == "causal" and len(wanted) == n:
-            n = min(n, _TRIED_TOKENS)  # later tokens do not change the logits of these
-        difference = _difference(logits_of(parts, tried, tokens[:n]), wanted[:n])
+        difference = _difference(parts, tried, reference)
         if difference <= reference.limit:
             return Alternative(changes, difference)
     return None
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
+def with_fitting_heads(parts: Parts, facts: Facts, reference: ReferenceLogits) -> Facts:
+    """The facts with the number of heads that makes the logits agree; as they are if none does."""
+    for n in _possible_heads(parts):
+        tried = replace(facts, n_head=Fact(n, "the only number with the logits of the reference"))
+        if _difference(parts, tried, reference) <= reference.limit:
+            return tried
+    return facts
+
+
+def _difference(parts: Parts, facts: Facts, reference: ReferenceLogits) -> float:
+    tokens, wanted = reference.tokens[0], reference.logits[0]
+    if facts.mask.value == "causal" and len(wanted) == len(tokens):
+        # Later tokens do not change the logits of these.
+        tokens, wanted = tokens[:_TRIED_TOKENS], wanted[:_TRIED_TOKENS]
+    found = logits_of(parts, facts, tokens)
     n = min(found.shape[1], wanted.shape[1])
     return float((found[-len(wanted) :, :n] - wanted[:, :n]).abs().max())
 
 
+def _possible_heads(parts: Parts) -> list[int]:
+    return [n for n in divisors(parts.n_embd) if n <= 128] if len(parts.layers[0].q) <= 1 else []
+
+
 def _changes(parts: Parts, facts: Facts) -> Iterator[dict[str, object]]:
-    width = parts.n_embd
-    heads = [n for n in range(1, width + 1) if width % n == 0 and n <= 128]
-    if len(parts.layers[0].q) > 1:
-        heads = []
     values: dict[str, list[object]] = {
         "activation": [*ACTIVATIONS, *_OTHER_ACTIVATIONS],
-        "n_head": list(heads),
+        "n_head": list(_possible_heads(parts)),
         "norm": ["pre", "post"],
         "norm_type": ["layer", "rms"],
         "mask": ["causal", "none"],

@@ -118,7 +118,11 @@ def _answer(
     with st.chat_message("user"):
         st.text(turn.question)
     with st.chat_message("assistant"):
-        turn.faq = None if context.faq is None else _faq(context.faq).answer(turn.question)
+        turn.faq = (
+            None
+            if context.faq is None
+            else _faq(context.faq, context.faq.stat().st_mtime_ns).answer(turn.question)
+        )
         if turn.faq is not None:
             turn.answer = turn.faq.answer
             _mark_faq(turn.faq)
@@ -160,7 +164,7 @@ def _pieces(
 
 
 @st.cache_resource(show_spinner=False)
-def _faq(path: Path) -> Faq:
+def _faq(path: Path, changed: int) -> Faq:
     from llmkit.faq import Faq
 
     return Faq.load(path)

@@ -90,8 +90,8 @@ def _show_comparison(context: Context, comparison: Comparison) -> None:
         [dict(zip(("measure", *columns), cells, strict=True)) for cells in measures],
         hide_index=True,
     )
-    files = {Path(row.file).name for row in comparison.rows}
-    found = [one for one in context.finding.models if one.path and one.path.name in files]
+    files = {Path(row.file).resolve() for row in comparison.rows}
+    found = [one for one in context.finding.models if one.path and one.path.resolve() in files]
     if found:
         st.subheader("Types in each file")
         st.dataframe(

@@ -40,7 +40,7 @@ from llmkit.report.facts import (
     TaskScores,
 )
 from llmkit.sampling import Sampling
-from llmkit.training.run_folder import RunFolder
+from llmkit.training.run_folder import RunFolder, run_of_kept
 from llmkit.training.run_state import RunState
 
 SPEED_TOKENS = 64
@@ -87,6 +87,10 @@ class _Collector:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.folder = checkpoint, checkpoint.folder
         self.missing: list[Missing] = []
+        kept_by = run_of_kept(self.folder)  # exports of a kept checkpoint stand beside its run
+        self.run = (
+            kept_by.with_name(f"{kept_by.name}-{self.folder.name}") if kept_by else self.folder
+        )
 
     def report(self, ggufs: Sequence[GGUFFile]) -> RunReport:
         """All parts."""
@@ -112,7 +116,7 @@ class _Collector:
         self._note_missing(files, scores)
         names = {file.model_name for file in files}
         return RunReport(
-            (names.pop() if len(names) == 1 else None) or self.folder.resolve().name,
+            (names.pop() if len(names) == 1 else None) or self.run.resolve().name,
             model_facts(self.checkpoint),
             bool(self.checkpoint.labels),
             stages,
@@ -142,8 +146,11 @@ class _Collector:
         state = self._try(run.read_state)
         if state is None:
             return []
-        metrics = self._try(run.metrics.read) or []
-        stage = Stage(checkpoint.folder.resolve().name, state, metrics)
+        if kept_by := run_of_kept(checkpoint.folder):
+            name, metrics = kept_by.name, RunFolder(kept_by).metrics.up_to(state.step)
+        else:
+            name, metrics = checkpoint.folder.resolve().name, self._try(run.metrics.read) or []
+        stage = Stage(name, state, metrics)
         if "base" not in state.settings:
             return [stage]
         base = _base_of(checkpoint.folder, state)
@@ -155,8 +162,8 @@ class _Collector:
 
     def _own_ggufs(self) -> list[Path]:
         """Those of this folder and its export, and proved ones beside it."""
-        parent = self.folder.parent if self.folder.name else self.folder.resolve().parent
-        export = parent / f"{self.folder.resolve().name}-export"
+        parent = self.run.parent if self.run.name else self.run.resolve().parent
+        export = parent / f"{self.run.resolve().name}-export"
         found: dict[Path, Path] = {}
         for folder in dict.fromkeys([self.folder, *_folders(self.folder), *_folders(parent)]):
             is_own = folder.is_relative_to(self.folder) or folder == export
@@ -254,7 +261,9 @@ class _Collector:
         """Commands for what has not been done."""
         run, paths = self.folder, [file.path for file in files]
         if not files:
-            words = command("export", run, "--out", f"{run}-export", "--quant", "f16,q8_0,q4_0")
+            words = command(
+                "export", run, "--out", f"{self.run}-export", "--quant", "f16,q8_0,q4_0"
+            )
             self.missing.append(Missing("no GGUF files", words))
         for file in files:
             if not file.checks:

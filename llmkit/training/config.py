@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from llmkit.architectures.registry import family_with
+from llmkit.architectures.registry import family_with, sizes_of
 from llmkit.errors import ConfigError, unknown_name, wrong_field
 from llmkit.files import cannot_read
 from llmkit.validation import validated
@@ -68,12 +68,25 @@ class TrainingConfig:
         return self.min_learning_rate + share * (self.learning_rate - self.min_learning_rate)
 
 
-# Muon learns more per step (docs/decisions.md). Its learning rate falls with the width's root.
+def training_at_depth(depth: int) -> dict[str, Any]:
+    """The settings that follow from the number of layers, by the study of docs/training.md.
+
+    Muon learns more per step (docs/decisions.md). Its learning rate falls with the width's root,
+    so that a step changes the outputs of a matrix equally far at every width.
+    """
+    rate = 6e-3 * (256 / sizes_of(depth)["n_embd"]) ** 0.5
+    return {
+        "optimizer": "muon",
+        "warmup_steps": 10,
+        "learning_rate": rate,
+        "min_learning_rate": rate / 10,
+    }
+
+
 # The large presets take GPT-2's and GPT-3's learning rates and batches.
-_MUON = {"optimizer": "muon", "warmup_steps": 10}
 PRESET_TRAINING: dict[str, dict[str, Any]] = {
-    "nano": {**_MUON, "learning_rate": 6e-3, "min_learning_rate": 6e-4},
-    "micro": {**_MUON, "learning_rate": 4e-3, "min_learning_rate": 4e-4, "steps": 2000},
+    "nano": training_at_depth(4),
+    "micro": {**training_at_depth(6), "steps": 2000},
     **{
         preset: {
             "learning_rate": learning_rate,
@@ -95,8 +108,15 @@ PRESET_TRAINING: dict[str, dict[str, Any]] = {
 }
 
 
-def training_config(preset: str, /, **changes: Any) -> TrainingConfig:
-    """Training settings of a preset with single fields changed by name; None leaves a field.
+def preset_or_depth(preset: str | None, depth: int | None) -> str | int:
+    """The one that was given, or the default. Raises ConfigError for both."""
+    if preset is not None and depth is not None:
+        raise ConfigError("preset and depth both set the sizes; give one of them")
+    return preset or "nano" if depth is None else depth
+
+
+def training_config(preset: str | int, /, **changes: Any) -> TrainingConfig:
+    """Settings of a preset or a depth with single fields changed by name; None leaves a field.
 
     A learning rate given alone brings its own minimum, a tenth of it.
     """
@@ -104,10 +124,13 @@ def training_config(preset: str, /, **changes: Any) -> TrainingConfig:
     rate = given.get("learning_rate")
     if isinstance(rate, int | float):  # anything else is refused below
         given.setdefault("min_learning_rate", rate / 10)
-    return validated(TrainingConfig, {**PRESET_TRAINING.get(preset, {}), **given}, "training")
+    known = (
+        training_at_depth(preset) if isinstance(preset, int) else PRESET_TRAINING.get(preset, {})
+    )
+    return validated(TrainingConfig, {**known, **given}, "training")
 
 
-def load_run_config(path: Path, preset: str) -> dict[str, dict[str, Any]]:
+def load_run_config(path: Path, preset: str | int) -> dict[str, dict[str, Any]]:
     """Read the `[model]` and `[training]` tables of a TOML file that change fields of `preset`.
 
     Raises ConfigError, which names the file, where it cannot be read or has another table, another
@@ -119,7 +142,7 @@ def load_run_config(path: Path, preset: str) -> dict[str, dict[str, Any]]:
         raise ConfigError(cannot_read(path, error)) from error
     known = family_with(preset)
     kinds: dict[str, tuple[type, Mapping[str, Any]]] = {
-        "model": (known.config, {**known.presets[preset], "vocab_size": 1}),
+        "model": (known.config, {**sizes_of(preset), "vocab_size": 1}),
         "training": (TrainingConfig, {}),
     }
     for name, table in tables.items():

@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 
 from llmkit.architectures.base import ModelConfig
-from llmkit.data.folders import source_files
+from llmkit.architectures.registry import model_without_weights
+from llmkit.console import say
+from llmkit.data.folders import content_bytes
 from llmkit.data.prepared import make_tokenizer
-from llmkit.data.tokens import TokenShards
+from llmkit.data.sources import read_pieces
+from llmkit.data.tokens import TokenShards, split_pieces
 from llmkit.device import choose_device
 from llmkit.files import StrPath
 from llmkit.memory import peak_memory_bytes
+from llmkit.records.text_files import Reading
 from llmkit.tokenizer_training import KINDS
 from llmkit.training.config import TrainingConfig
+from llmkit.training.distributed import ALONE, refuse_several
 from llmkit.training.flops import flops_per_token, peak_flops
 from llmkit.training.loop import PLANNED_AFTER, TrainingLoop, planned_steps
 from llmkit.training.pretraining import Pretraining
@@ -65,22 +70,33 @@ def dry_run(
     data: StrPath,
     *,
     device: str | None = None,
+    text_column: str | None = None,
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
     **options: Any,
 ) -> DryRun:
     """Time ten training steps on random tokens. Takes the options of `train`; writes nothing.
 
     Times one micro-batch where a step has several. Raises LlmkitError as `train` does.
     """
+    refuse_several()
     prepared, sizes, config = resolved(Path(data), **options)
     tokenizer = options.get("tokenizer", "bpe")
     if prepared is None:
-        source_files(Path(data))
-        if tokenizer not in KINDS:
-            sizes = replace(sizes, vocab_size=make_tokenizer(tokenizer, (), 0).vocab_size)
+        content_bytes([Path(data)])  # raises where there is none
+        if tokenizer not in KINDS or tokenizer == "char":  # whose text decides
+            reading = Reading(text_column, None, delimiter, encoding)
+            pieces = split_pieces(lambda: read_pieces([Path(data)], reading))
+            sizes = replace(sizes, vocab_size=make_tokenizer(tokenizer, pieces, 0).vocab_size)
     where = choose_device(device)
     n_parts = -(-config.batch_size // config.micro_batch)
     part = replace(config, batch_size=min(config.batch_size, config.micro_batch))
     task = RandomTokens(part, sizes)
+    n_parameters = model_without_weights(sizes).n_parameters()
+    say(
+        f"{n_parameters:,} parameters; timing {PLANNED_AFTER} steps of {task.batch_tokens:,} "
+        f"tokens, for {MAX_SECONDS:.0f} s at most after the first"
+    )
     loop = TrainingLoop(RunFolder(Path()), RunState({}, {}), part, task, where)
     float(loop.step(0))  # the first step is slow
     started, timed = time.monotonic(), 0
@@ -89,7 +105,6 @@ def dry_run(
         float(loop.step(timed))
     part_s = (time.monotonic() - started) / timed
     step_s = n_parts * part_s
-    n_parameters = loop.model.n_parameters()
     flops = flops_per_token(n_parameters, sizes)
     steps = config.steps
     if minutes := options.get("minutes"):
@@ -115,7 +130,7 @@ class RandomTokens(Pretraining):
     """Pretraining without a folder: the model, the batches and the loss of a run."""
 
     def __init__(self, config: TrainingConfig, sizes: ModelConfig) -> None:
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes, self.processes = config, sizes, ALONE
         self.batch_tokens = config.batch_size * sizes.context_length
         ids = np.random.default_rng(0).integers(0, sizes.vocab_size, 64 * sizes.context_length)
         self.tokens = TokenShards([ids])

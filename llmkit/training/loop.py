@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import pairwise
 from types import FrameType
@@ -30,12 +30,15 @@ from llmkit.quantization.packed import n_weights
 from llmkit.quantization.qat import Roundings, on_grid, packed
 from llmkit.training.config import TrainingConfig
 from llmkit.training.display import training_display
+from llmkit.training.distributed import ALONE, Processes, full
 from llmkit.training.flops import flops_per_token
 from llmkit.training.losses import READ_EVERY, DivergedError, Losses
 from llmkit.training.optimizer import make_optimizers
-from llmkit.training.run_folder import RunFolder
+from llmkit.training.optimizer_state import optimizer_tensors
+from llmkit.training.run_folder import OPTIMIZER_FILE, RunFolder
 from llmkit.training.run_state import Metrics, RunState
-from llmkit.training.task import Task, TensorFiles
+from llmkit.training.task import Task
+from llmkit.training.tensorboard import TensorBoard
 
 RATE_AFTER_DIVERGENCE = 0.5
 PLANNED_AFTER = 10  # steps, where a run has minutes instead of a number of steps
@@ -52,24 +55,29 @@ class TrainingLoop:
         task: Task,
         device: torch.device,
         grid: Roundings | None = None,  # what the weights are trained to be rounded to
+        processes: Processes = ALONE,
     ) -> None:
         if state.settings.get("minutes"):  # the plan that was made
             config = replace(config, steps=state.settings["training"]["steps"])
         self.folder, self.state, self.config, self.task = folder, state, config, task
-        self.device = device
+        self.device, self.processes = device, processes
         self.minutes: float | None = state.settings.get("minutes")
         self.tokens_per_step = task.tokens_per_step
         self.grid = grid or {}
         keep_freed_memory()
         self.bfloat16 = has_fast_bfloat16(device)
-        self.model = task.load_model(state.step, device).train()
+        self.model, self.called = processes.place(
+            lambda where: task.load_model(state.step, where), device
+        )
+        self.model.train()
         self.model.recompute_blocks = config.activation_checkpointing
         if config.compile:
             self.model.compiled_block = torch.compile(call_block, dynamic=False)
         self.optimizers = make_optimizers(self.model, config)
-        self.metrics = folder.metrics.up_to(state.step)
+        self.metrics = processes.first(lambda: folder.metrics.up_to(state.step))
+        self.tensorboard = TensorBoard(folder.tensorboard)
         if state.step:
-            files = self._trained_tensors()
+            files = [*self.task.trained_tensors(self.model), *([BLOCKS_FILE] if grid else [])]
             folder.load_optimizers(self.model, self.optimizers, state.step, files)
 
     def train(self) -> None:
@@ -77,14 +85,14 @@ class TrainingLoop:
 
         Raises DivergedError.
         """
-        say(f"model: {self._parameters()}, {self.device.type}, {self._precision()}")
+        say(f"model: {self._parameters()}, {self._where()}, {self._precision()}")
         started = time.monotonic() - self.state.elapsed_s
         losses = self._new_losses()
         interval = _Interval(self.state.step)
         steady = interval  # without the first step, which is slow
-        norm = math.nan
+        norm = last = math.nan
         done = self.state.step
-        flops = flops_per_token(n_weights(self.model), self.model.config)
+        flops = flops_per_token(n_weights(self.model), self.model.config) // self.processes.world
         all_trained = n_trainable(self.model) == n_weights(self.model)
         display = training_display(self.config.steps, self.device, flops if all_trained else None)
         with interrupts_deferred() as interrupted, display as shown:
@@ -100,14 +108,15 @@ class TrainingLoop:
                 shown.total = self.config.steps
                 if done % READ_EVERY == 0 or self.device.type == "cpu":
                     norm = float(self.grad_norm)
-                shown.update(done, losses.last, rate, self._learning_rate_at(done - 1), norm)
+                last = last if losses.last is None else losses.last
+                shown.update(done, last, rate, self._learning_rate_at(done - 1), norm)
                 if done % self.config.eval_interval == 0 or done == self.config.steps:
                     elapsed = time.monotonic() - started
                     mean = float(np.mean(losses.all()))
                     shown.evaluated(*self._evaluate_and_save(done, mean, rate, elapsed))
                     losses = self._new_losses()
                     interval = _Interval(done)
-                if interrupted.is_set():
+                if self.processes.any(interrupted.is_set()):
                     if self.state.step != done:
                         self._save(done, time.monotonic() - started, losses.all())
                     say(f"stopped at step {done} and saved; continue with --resume")
@@ -120,11 +129,13 @@ class TrainingLoop:
         is the same as one with that number from the start.
         """
         left = 60 * (self.minutes or 0) - (time.monotonic() - started)
-        more = planned_steps(self.config, 1 / steps_per_s, left, self.tokens_per_step)
+        more = self.processes.first(
+            lambda: planned_steps(self.config, 1 / steps_per_s, left, self.tokens_per_step)
+        )
         self.config = replace(self.config, steps=PLANNED_AFTER + more)
         training = {**self.state.settings["training"], "steps": self.config.steps}
         self.state = replace(self.state, settings={**self.state.settings, "training": training})
-        self.folder.write_state(self.state)
+        self.processes.first(lambda: self.folder.write_state(self.state))
         say(f"{1 / steps_per_s:.3g} s per step: {self.config.steps} steps in {self.minutes:g} min")
 
     def step(self, step: int) -> Tensor:
@@ -132,28 +143,34 @@ class TrainingLoop:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self._learning_rate_at(step)
-        torch.manual_seed(_mixed(self.config.seed, step))  # dropout
+        processes = self.processes
+        torch.manual_seed(_mixed(self.config.seed, step, processes.rank))  # dropout
         total = torch.zeros((), device=self.device)
+        last = self.task.n_parts - 1
         with on_grid(self.model, self.grid):
-            for part in range(self.task.n_parts):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                    loss = self.task.loss(self.model, step, part)
-                loss.backward()  # type: ignore[no-untyped-call]
+            for part in range(last + 1):
+                apart = processes.without_sync(self.called) if part < last else nullcontext()
+                with apart:
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                        loss = self.called(self.task.loss, step, part)
+                    (loss * processes.world).backward()  # PyTorch takes the mean over processes
                 total += loss.detach()
         parameters, limit = self.model.parameters(), self.config.grad_clip
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        self.grad_norm = full(torch.nn.utils.clip_grad_norm_(parameters, limit))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return total
+        return processes.add_up(total)
 
     def _evaluate_and_save(
         self, step: int, train_loss: float, rate: float, elapsed: float
     ) -> tuple[Metrics, list[str]]:
         self.model.eval()
         with on_grid(self.model, self.grid):
-            evaluation = self.task.evaluate(self.model)
-            samples = self.task.samples(self.model)
+            with torch.no_grad():
+                evaluation = self.called(self.task.evaluate)
+            with_samples = self.processes.rank == 0 and not self.processes.shard
+            samples = self.task.samples(self.model) if with_samples else []
         self.model.train()
         if not math.isfinite(evaluation.val_loss):
             raise DivergedError(f"the validation loss is {evaluation.val_loss}", step)
@@ -167,7 +184,7 @@ class TrainingLoop:
             tokens_per_s=rate,
             elapsed_s=elapsed,
         )
-        self.folder.metrics.append(metrics)
+        self.processes.first(lambda: self._write_metrics(metrics))
         self.metrics.append(metrics)
         self._save(step, elapsed, [])
         say(
@@ -183,10 +200,20 @@ class TrainingLoop:
             )
         return metrics, samples
 
+    def _write_metrics(self, metrics: Metrics) -> None:
+        self.folder.metrics.append(metrics)
+        self.tensorboard.add(metrics)
+
     def _save(self, step: int, elapsed: float, losses: list[float]) -> None:
         state = replace(self.state, step=step, elapsed_s=elapsed, losses=losses)
-        trained = self._trained_tensors()
-        self.state = self.folder.save(state, trained, self.model, self.optimizers)
+        files = {
+            **self.task.trained_tensors(self.model),
+            OPTIMIZER_FILE: optimizer_tensors(self.model, self.optimizers),
+        }
+        whole = {name: self.processes.gathered(tensors) for name, tensors in files.items()}
+        if self.grid:  # and the blocks that the weights are trained for
+            whole[BLOCKS_FILE] = packed(self.grid, whole[MODEL_FILE])
+        self.state = self.processes.first(lambda: self.folder.save(state, whole))
 
     def _learning_rate_at(self, step: int) -> float:
         rate = self.config.learning_rate_at(step)
@@ -195,18 +222,15 @@ class TrainingLoop:
     def _new_losses(self) -> Losses:
         return Losses(self.state, self.metrics[-1].train_loss if self.metrics else None)
 
-    def _trained_tensors(self) -> TensorFiles:
-        """What the task saves, and the blocks of it where it is trained for blocks."""
-        files = self.task.trained_tensors(self.model)
-        if not self.grid:
-            return files
-        return {**files, BLOCKS_FILE: packed(self.grid, files[MODEL_FILE])}
-
     def _parameters(self) -> str:
         n_all = n_weights(self.model)
         n_trained = n_trainable(self.model)
         trained = "" if n_trained == n_all else f" ({n_trained:,} trainable)"
         return f"{n_all:,} parameters{trained}"
+
+    def _where(self) -> str:
+        several = f"{self.processes.world} processes on " if self.processes.joined else ""
+        return f"{several}{self.device.type}"
 
     def _precision(self) -> str:
         return "bfloat16" if self.bfloat16 else "float32"
@@ -240,9 +264,9 @@ class _Interval:
         return (step - self.first) / max(time.monotonic() - self.started, 1e-9)
 
 
-def _mixed(seed: int, step: int) -> int:
-    """One 64-bit seed from two numbers."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
+def _mixed(seed: int, step: int, rank: int) -> int:
+    """One 64-bit seed from three numbers."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager

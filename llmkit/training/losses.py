@@ -42,9 +42,9 @@ class Losses:
             self.all()
 
     @property
-    def last(self) -> float:
-        """The last one that was read."""
-        return self._read[-1] if self._read else math.nan
+    def last(self) -> float | None:
+        """The last one that was read, if one was."""
+        return self._read[-1] if self._read else None
 
     def all(self) -> list[float]:
         """Every loss. Raises DivergedError where one is not finite or several have jumped."""

@@ -17,6 +17,7 @@ from llmkit.architectures.base import LanguageModel, Role
 from llmkit.architectures.registry import tensor_specs
 from llmkit.device import has_fast_bfloat16
 from llmkit.training.config import TrainingConfig
+from llmkit.training.distributed import divided, full, is_divided
 
 # Five steps of this quintic take singular values from (0, 1] to about 1 (Jordan et al. 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -58,15 +59,20 @@ class Muon(torch.optim.Optimizer):
         """Move the matrices that have a gradient."""
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
-            if not moved:
-                continue
-            updates = torch.stack([self._momentum(p, group["momentum"]) for p in moved])
-            n, rows, columns = updates.shape
-            parts = updates.view(n * group["n_parts"], rows // group["n_parts"], columns)
-            scale = ADAMW_RMS * max(parts.shape[1:]) ** 0.5
-            for p, update in zip(moved, orthogonalized(parts).view_as(updates), strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * scale)
+            # Of a divided model one matrix at a time is whole: all would not fit.
+            at_once = 1 if any(is_divided(p) for p in moved) else max(len(moved), 1)
+            for first in range(0, len(moved), at_once):
+                self._move(moved[first : first + at_once], group)
+
+    def _move(self, moved: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Move matrices that are orthogonalized in one product."""
+        updates = torch.stack([full(self._momentum(p, group["momentum"])) for p in moved])
+        n, rows, columns = updates.shape
+        parts = updates.view(n * group["n_parts"], rows // group["n_parts"], columns)
+        scale = ADAMW_RMS * max(parts.shape[1:]) ** 0.5
+        for p, update in zip(moved, orthogonalized(parts).view_as(updates), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(divided(update, p), alpha=-group["lr"] * scale)
 
     def _momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
         """The running mean of gradients, one step ahead (Nesterov's)."""

@@ -9,6 +9,7 @@ import torch
 
 from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.tensors import open_tensors
+from llmkit.training.distributed import divided
 
 
 def optimizer_tensors(
@@ -32,15 +33,13 @@ def load_optimizers(
     path: Path, model: LanguageModel, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
     """Put back what the file keeps."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer_of = {p: optimizer for optimizer in optimizers for p in _parameters_of(optimizer)}
+    parameters = dict(model.named_parameters())
     with open_tensors(path) as tensors:
-        saved: dict[str, dict[str, torch.Tensor]] = {}
         for key in tensors.keys():  # noqa: SIM118
             name, _, entry = key.rpartition(".")
-            saved.setdefault(name, {})[entry] = tensors.get_tensor(key)
-    for optimizer in optimizers:
-        for parameter in _parameters_of(optimizer):
-            entries = saved.get(names[parameter], {})
-            optimizer.state[parameter] = {
-                entry: tensor.to(parameter.device) for entry, tensor in entries.items()
-            }
+            parameter = parameters[name]
+            saved = tensors.get_tensor(key).to(parameter.device)
+            if saved.shape == parameter.shape:
+                saved = divided(saved, parameter)
+            optimizer_of[parameter].state[parameter][entry] = saved

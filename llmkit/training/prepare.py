@@ -11,7 +11,7 @@ from llmkit.architectures.base import ModelConfig
 from llmkit.checkpoint.config import CheckpointConfig, save_config
 from llmkit.checkpoint.layout import CHECKPOINT_FILES, TOKENIZER_FILE
 from llmkit.console import progress, say
-from llmkit.data.folders import note_left_out, source_files
+from llmkit.data.folders import content_bytes, note_left_out
 from llmkit.data.prepared import Prepared, make_tokenizer, watched
 from llmkit.data.sources import Piece, read_pieces
 from llmkit.data.tokens import PARTS, split_pieces, token_dtype, write_tokens
@@ -81,7 +81,8 @@ def prepare(
     training_text = (piece for part, piece in _split(data, reading) if part == "train")
     if next(training_text, None) is None:
         raise DataError(f"{data} has no text to train on")
-    tokenizer = make_tokenizer(settings["tokenizer"], _split(data, reading), sizes.vocab_size)
+    pieces, n_bytes = _split(data, reading), content_bytes([data])
+    tokenizer = make_tokenizer(settings["tokenizer"], pieces, sizes.vocab_size, n_bytes)
     folder.remove_half_written()
     data_bytes = write_token_files(folder, data, tokenizer, sizes.context_length, reading)
     return _committed(folder, settings, sizes, tokenizer, data_bytes, data)
@@ -140,7 +141,7 @@ def write_token_files(
     Raises DataError where a part is too short for one example.
     """
     note_left_out(data)
-    total = sum(file.stat().st_size for file in source_files(data))
+    total = content_bytes([data])
     with progress("tokenize", total, "bytes") as bar:
         pieces = watched(_split(data, reading), bar)
         counts = write_tokens({part: folder.token_file(part) for part in PARTS}, pieces, tokenizer)

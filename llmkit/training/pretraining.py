@@ -20,6 +20,7 @@ from llmkit.sampling import Sampling
 from llmkit.tokenizer_files import load_tokenizer
 from llmkit.training.config import TrainingConfig
 from llmkit.training.cross_entropy import head_cross_entropy
+from llmkit.training.distributed import ALONE, Processes
 from llmkit.training.evaluate import validation_loss
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_state import RunState
@@ -38,8 +39,9 @@ class Pretraining:
         config: TrainingConfig,
         sizes: ModelConfig,
         tokens: TokenShards | None = None,  # prepared data; else the token file of the run
+        processes: Processes = ALONE,
     ) -> None:
-        self.folder, self.config = folder.folder, config
+        self.folder, self.config, self.processes = folder.folder, config, processes
         self.tokenizer = load_tokenizer(self.folder)
         self.sizes = replace(sizes, vocab_size=self.tokenizer.vocab_size)
         self.tokens = tokens or TokenShards(
@@ -64,8 +66,8 @@ class Pretraining:
 
     @property
     def n_parts(self) -> int:
-        """Micro-batches in a batch."""
-        return math.ceil(self.config.batch_size / self.config.micro_batch)
+        """Micro-batches in this process's share of a batch."""
+        return math.ceil(self.processes.share(self.config.batch_size) / self.config.micro_batch)
 
     def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
         """Cross-entropy of every token of the part, given those before it."""
@@ -77,7 +79,7 @@ class Pretraining:
 
     def evaluate(self, model: LanguageModel) -> Evaluation:
         """Loss on fixed windows of the held-out text."""
-        loss = validation_loss(model, self.held_out, self.config.micro_batch)
+        loss = validation_loss(model, self.held_out, self.config.micro_batch, self.processes)
         return Evaluation(loss, val_bits_per_byte=loss / math.log(2) / self.bytes_per_token)
 
     def samples(self, model: LanguageModel) -> list[str]:
@@ -94,9 +96,10 @@ class Pretraining:
     def _part(self, step: int, part: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The windows of a part of a step: inputs and the tokens that follow them."""
         length, config = self.sizes.context_length, self.config
+        share = self.processes.share(config.batch_size)
         done = part * config.micro_batch
-        n = min(config.micro_batch, config.batch_size - done)
-        first = step * config.batch_size + done
+        n = min(config.micro_batch, share - done)
+        first = step * config.batch_size + self.processes.rank * share + done
         starts = window_starts(len(self.tokens), length, config.seed, first, n)
         examples = np.stack([self.tokens.read(int(start), length + 1) for start in starts])
         batch = torch.from_numpy(examples)

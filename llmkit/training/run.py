@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
-from llmkit.data.folders import source_files
+from llmkit.data.folders import content_sha256
 from llmkit.data.prepared import (
     DEFAULT_VOCAB_SIZE,
     Prepared,
@@ -23,18 +24,14 @@ from llmkit.data.prepared import (
     open_prepared,
     refuse_vocab_size,
 )
-from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, ConfigError
-from llmkit.files import StrPath, all_or_nothing, sha256_of
+from llmkit.files import StrPath, all_or_nothing
 from llmkit.quant import quant_names, quant_type
 from llmkit.quantization.qat import Roundings
 from llmkit.records.text_files import Reading
-from llmkit.training.config import TrainingConfig, training_config
-from llmkit.training.loop import (
-    PLANNED_AFTER,
-    RATE_AFTER_DIVERGENCE,
-    TrainingLoop,
-)
+from llmkit.training.config import TrainingConfig, preset_or_depth, training_config
+from llmkit.training.distributed import ALONE, Processes, joined, refuse_several
+from llmkit.training.loop import PLANNED_AFTER, RATE_AFTER_DIVERGENCE, TrainingLoop
 from llmkit.training.losses import SPIKE_STEPS, DivergedError
 from llmkit.training.prepare import prepare, prepare_from, refuse_foreign, refuse_other_run
 from llmkit.training.pretraining import Pretraining
@@ -42,6 +39,7 @@ from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_lock import locked
 from llmkit.training.run_state import Metrics, RunState
 from llmkit.training.task import Task
+from llmkit.training.tensorboard import TensorBoard, summary_writer
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ def train(
     data: StrPath,
     out: StrPath,
     *,
-    preset: str = "nano",
+    preset: str | None = None,
+    depth: int | None = None,
     tokenizer: str = "bpe",
     vocab_size: int | None = None,
     model: dict[str, Any] | None = None,
@@ -67,70 +66,87 @@ def train(
     device: str | None = None,
     batch_tokens: int | None = None,
     minutes: float | None = None,
+    tensorboard: bool = False,
     text_column: str | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
+    shard: bool = False,
 ) -> TrainingResult:
     """Train a GPT on the text in `data` and write the checkpoint folder `out`.
 
     `data`: a text file, JSON, JSONL or Parquet with a `text` field, a table, a folder of text,
     JSONL and Parquet files, or a folder that `prepare_data` wrote. `text_column` names another
     field, or the column of a table, which `delimiter` divides; `encoding` is that of text and
-    tables. `tokenizer`: `bpe`, `word` or `char` (trained on the data), `gpt2`, or a file.
+    tables. `preset` or `depth` (the number of layers, which sets the rest) gives the sizes, `nano`
+    unless given. `tokenizer`: `bpe`, `word` or `char` (trained on the data), `gpt2`, or a file.
     `batch_tokens` sets the batch size in tokens. `minutes` sets the number of steps to what fits
     into that time, preparation included, by the time of the first ten; a resumed run keeps that
-    number. `model` and `training` change single fields of the preset (GPTConfig, TrainingConfig).
+    number, also where neither is given. `tensorboard` also writes the evaluations into
+    `training/tensorboard`. `model` and `training` change single fields of the preset (GPTConfig,
+    TrainingConfig).
     With `resume` an unfinished run goes on where it stopped; a finished one is reported and left
-    alone.
+    alone. Processes that torchrun started train together; with `shard` they divide the model.
 
     Raises LlmkitError (DataError, ConfigError, CheckpointError) for what cannot be trained on,
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
     """
     data, out = Path(data), Path(out)
-    prepared, sizes, config = resolved(
-        data,
-        preset=preset,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        model=model,
-        training=training,
-        batch_tokens=batch_tokens,
-        minutes=minutes,
-    )
-    reading = Reading(text_column, None, delimiter, encoding)
-    where = choose_device(device)
-    if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise ConfigError(
-            f"{out} is inside {data}, so its files would become training text; choose another --out"
-        )
-    settings: dict[str, Any] = {
-        "data": prepared.sha256() if prepared else sha256_of(source_files(data)),
-        "reading": asdict(reading),
-        "tokenizer": tokenizer,
-        "minutes": minutes,
-        "model": asdict(sizes),
-        "training": asdict(config),
-    }
     folder = RunFolder(out)
+    if tensorboard:
+        summary_writer()  # before the work: whether it is there
+    with joined(device, shard) as (processes, where):
+        if resume and minutes is None and (training or {}).get("steps") is None:
+            minutes = processes.first(folder.minutes)
+        prepared, sizes, config = resolved(
+            data,
+            preset=preset,
+            depth=depth,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            model=model,
+            training=training,
+            batch_tokens=batch_tokens,
+            minutes=minutes,
+        )
+        reading = Reading(text_column, None, delimiter, encoding)
+        processes.share(config.batch_size)  # refuses a batch that cannot be divided
+        if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+            raise ConfigError(
+                f"{out} is inside {data}, so its files would become training text; choose another "
+                "--out"
+            )
+        settings: dict[str, Any] = {
+            "data": processes.first(
+                lambda: prepared.sha256() if prepared else content_sha256([data])
+            ),
+            "reading": asdict(reading),
+            "tokenizer": tokenizer,
+            "minutes": minutes,
+            "model": asdict(sizes),
+            "training": asdict(config),
+        }
 
-    def prepared_run() -> RunState:
-        if prepared:
-            return prepare_from(folder, prepared, settings, sizes)
-        return prepare(folder, data, settings, sizes, reading)
+        def prepared_run() -> RunState:
+            if prepared:
+                return prepare_from(folder, prepared, settings, sizes)
+            return prepare(folder, data, settings, sizes, reading)
 
-    with opened_run(folder, settings, resume, prepared_run) as state:
-        if not state.finished:
-            say(quantization_note(sizes))
-            tokens = prepared.tokens("train") if prepared else None
-            task = Pretraining(folder, state, config, sizes, tokens)
-            train_to_the_end(folder, state, config, task, where)
-    return _result(folder)
+        with opened_run(folder, settings, resume, prepared_run, processes) as state:
+            if not state.finished:
+                say(quantization_note(sizes))
+                tokens = prepared.tokens("train") if prepared else None
+                if tensorboard:
+                    processes.first(TensorBoard(folder.tensorboard).start)
+                task = Pretraining(folder, state, config, sizes, tokens, processes)
+                train_to_the_end(folder, state, config, task, where, processes=processes)
+        return processes.first(lambda: _result(folder))
 
 
 def resolved(
     data: Path,
     *,
-    preset: str = "nano",
+    preset: str | None = None,
+    depth: int | None = None,
     tokenizer: str = "bpe",
     vocab_size: int | None = None,
     model: dict[str, Any] | None = None,
@@ -139,6 +155,9 @@ def resolved(
     minutes: float | None = None,
 ) -> tuple[Prepared | None, ModelConfig, TrainingConfig]:
     """What the options of `train` come to: prepared data, sizes and settings."""
+    size = preset_or_depth(preset, depth)
+    if depth is not None and (twice := {"n_layer", "n_head", "n_embd"} & set(model or {})):
+        raise ConfigError(f"depth sets {', '.join(sorted(twice))}; omit either")
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
@@ -148,7 +167,7 @@ def resolved(
         if tokenizer != "bpe" or "vocab_size" in (model or {}) or vocab_size is not None:
             raise ConfigError(f"{data} is tokenized; omit tokenizer and vocab_size")
         changes["vocab_size"] = prepared.vocab_size
-    sizes = model_config(preset, **changes)
+    sizes = model_config(size, **changes)
     if batch_tokens is not None:
         if (training or {}).get("batch_size") is not None:
             raise ConfigError("batch_tokens and batch_size say the same; give one of them")
@@ -157,7 +176,7 @@ def resolved(
         if (training or {}).get("steps") is not None:
             raise ConfigError("minutes and steps say the same; give one of them")
         training = {**(training or {}), "steps": PLANNED_AFTER}  # until the plan
-    config = training_config(preset, **(training or {}))
+    config = training_config(size, **(training or {}))
     if minutes is not None and not (minutes > 0 and config.warmup_steps >= PLANNED_AFTER):
         raise ConfigError(
             f"minutes must be above 0 and warmup_steps at least {PLANNED_AFTER}, "
@@ -168,17 +187,28 @@ def resolved(
 
 @contextmanager
 def opened_run(
-    folder: RunFolder, settings: dict[str, Any], resume: bool, prepare: Callable[[], RunState]
+    folder: RunFolder,
+    settings: dict[str, Any],
+    resume: bool,
+    prepare: Callable[[], RunState],
+    processes: Processes = ALONE,
 ) -> Iterator[RunState]:
     """The state of the run in a folder: newly prepared, to be continued, or finished.
 
     Other processes cannot open it meanwhile. Raises CheckpointError where one has, where the
     folder holds something else, or an unfinished run without `resume`.
     """
-    if not folder.state_file.exists():
-        refuse_foreign(folder.folder)
-    with locked(folder):
-        yield _opened(folder, settings, resume, prepare)
+    if not processes.joined:
+        refuse_several()
+    with ExitStack() as lock:
+
+        def opened() -> RunState:
+            if not folder.state_file.exists():
+                refuse_foreign(folder.folder)
+            lock.enter_context(locked(folder))
+            return _opened(folder, settings, resume, prepare)
+
+        yield processes.first(opened)
 
 
 def _opened(
@@ -218,6 +248,7 @@ def train_to_the_end(
     task: Task,
     device: torch.device,
     make_grid: Callable[[], Roundings] = dict,
+    processes: Processes = ALONE,
 ) -> None:
     """Train what is left of a run; if it diverges, go back once with a lower learning rate.
 
@@ -225,26 +256,32 @@ def train_to_the_end(
     """
     while True:
         try:
-            TrainingLoop(folder, state, config, task, device, make_grid()).train()
+            TrainingLoop(folder, state, config, task, device, make_grid(), processes).train()
             return
         except DivergedError as error:
             diverged = error
-        committed = folder.read_state()
-        first = committed.diverged if committed else None
-        if first is not None:
-            raise ConfigError(
-                f"training diverged twice: {first}; with {RATE_AFTER_DIVERGENCE} times the "
-                f"learning rate {diverged}. Use a smaller learning_rate and another --out "
-                f"({folder.folder} keeps its checkpoints)"
-            )
-        found = folder.kept_before(diverged.step - SPIKE_STEPS)
-        settings = committed.settings if committed else found.state.settings  # with the plan
-        state = replace(found.state, settings=settings, diverged=str(diverged))
-        folder.go_back(state, found.place)
-        say(
-            f"training diverged: {diverged}; back to the checkpoint of step {state.step}, with "
-            f"{RATE_AFTER_DIVERGENCE} times the learning rate"
+        state = processes.first(partial(_gone_back, folder, diverged))
+
+
+def _gone_back(folder: RunFolder, diverged: DivergedError) -> RunState:
+    """A checkpoint from before, with a lower learning rate. Raises ConfigError the second time."""
+    committed = folder.read_state()
+    first = committed.diverged if committed else None
+    if first is not None:
+        raise ConfigError(
+            f"training diverged twice: {first}; with {RATE_AFTER_DIVERGENCE} times the "
+            f"learning rate {diverged}. Use a smaller learning_rate and another --out "
+            f"({folder.folder} keeps its checkpoints)"
         )
+    found = folder.kept_before(diverged.step - SPIKE_STEPS)
+    settings = committed.settings if committed else found.state.settings  # with the plan
+    state = replace(found.state, settings=settings, diverged=str(diverged))
+    folder.go_back(state, found.place)
+    say(
+        f"training diverged: {diverged}; back to the checkpoint of step {state.step}, with "
+        f"{RATE_AFTER_DIVERGENCE} times the learning rate"
+    )
+    return state
 
 
 def _result(folder: RunFolder) -> TrainingResult:

@@ -36,7 +36,7 @@ from llmkit.data.tokens import PARTS
 from llmkit.errors import CheckpointError, LlmkitError
 from llmkit.files import cannot_write, link_or_copy, sha256_of, write_text
 from llmkit.training.metrics_file import MetricsFile
-from llmkit.training.optimizer_state import load_optimizers, optimizer_tensors
+from llmkit.training.optimizer_state import load_optimizers
 from llmkit.training.run_state import RunState, unusable
 from llmkit.training.task import TensorFiles
 
@@ -44,6 +44,14 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 _TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
 _DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
+
+
+def run_of_kept(checkpoint: Path) -> Path | None:
+    """The folder of the run that keeps this checkpoint; None where it is not a kept one."""
+    place = checkpoint.resolve()
+    training = place.parent.parent if place.parent.name == "saves" else place.parent
+    is_kept = place.parent.name == "saves" or place.name == "best"
+    return training.parent if is_kept and training.name == TRAINING_FOLDER else None
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class RunFolder:
         self.state_file = self.training / STATE_FILE
         self.metrics = MetricsFile(self.training / "metrics.jsonl")
         self.lock_file = self.training / "lock"
+        self.tensorboard = self.training / "tensorboard"
         self.best = self.training / "best"
         self._next = self.training / "next"
         self._saves = self.training / "saves"
@@ -81,6 +90,11 @@ class RunFolder:
     def token_file(self, part: str) -> Path:
         """Token ids of the `train` or `validation` part."""
         return self.training / f"{part}.tokens"
+
+    def minutes(self) -> float | None:
+        """Of a run that has minutes instead of a number of steps. Raises CheckpointError."""
+        found = self.find()
+        return found.state.settings.get("minutes") if found else None
 
     def read_state(self) -> RunState | None:
         """The committed state, or None where no run has begun. Raises CheckpointError."""
@@ -110,19 +124,12 @@ class RunFolder:
         """Commit a state."""
         write_text(self.state_file, json.dumps(asdict(state), indent=2) + "\n")
 
-    def save(
-        self,
-        state: RunState,
-        trained: TensorFiles,
-        model: LanguageModel,
-        optimizers: Sequence[torch.optim.Optimizer],
-    ) -> RunState:
-        """Write trained tensors and optimizers of `state.step` and commit them together.
+    def save(self, state: RunState, tensor_files: TensorFiles) -> RunState:
+        """Write tensors of `state.step`, the optimizer's included, and commit them together.
 
         Returns the state with the files' hashes. Where that fails, such as on a full disk, the
         checkpoint before stays.
         """
-        tensor_files = {**trained, OPTIMIZER_FILE: optimizer_tensors(model, optimizers)}
         try:
             for name, tensors in tensor_files.items():
                 save_tensors(self._next / name, tensors, state.step)

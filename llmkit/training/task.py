@@ -63,7 +63,10 @@ class Task(Protocol):
         ...
 
     def loss(self, model: LanguageModel, step: int, part: int) -> Tensor:
-        """A float32 scalar; those of a step's parts add up to the mean loss of its batch."""
+        """A float32 scalar; those of a step's parts add up to the mean loss of its batch.
+
+        With several processes the parts of all of them add up to it.
+        """
         ...
 
     def evaluate(self, model: LanguageModel) -> Evaluation:

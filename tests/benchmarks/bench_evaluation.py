@@ -18,6 +18,7 @@ wait_without_spinning()
 
 from llmkit.data.tales import tales  # noqa: E402
 from llmkit.evaluation.evaluate import evaluate  # noqa: E402
+from llmkit.export.results import RESULTS_FILE  # noqa: E402
 
 CONTEXT, OPTION = 180, 60  # characters: about 45 and 15 tokens of the demo's tokenizer
 
@@ -35,6 +36,15 @@ def write_items(path: Path, n: int) -> None:
             file.write(json.dumps(record) + "\n")
 
 
+def link(model: Path, folder: Path) -> Path:
+    """The model by links in another folder, so that no result is kept beside it."""
+    folder.mkdir()
+    for file in (model if model.is_dir() else model.parent).iterdir():
+        if file.name != RESULTS_FILE:
+            (folder / file.name).symlink_to(file.resolve())
+    return folder if model.is_dir() else folder / model.name
+
+
 def main() -> None:
     """Print one line per model."""
     parser = argparse.ArgumentParser()
@@ -44,9 +54,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "items.jsonl"
         write_items(data, arguments.items)
-        for model in arguments.models:
+        for number, model in enumerate(arguments.models):
+            linked = link(Path(model), Path(folder) / str(number))
             started, cpu = time.perf_counter(), time.process_time()
-            found = evaluate(model, "hellaswag", data=data)
+            found = evaluate(linked, "hellaswag", data=data)
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
             accuracy = found.models[0].scores["accuracy"].value
             print(

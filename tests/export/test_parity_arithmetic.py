@@ -19,10 +19,10 @@ from llmkit.export.llamacpp.devices import Device, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify import layers_check, logits_check
 from llmkit.export.verify.arithmetic import CPU, EVERY, GPU, Arithmetic, Type
-from llmkit.export.verify.file_tensors import FileTensors, Matrix
+from llmkit.export.verify.file_tensors import FileTensors, LoRA, Matrix
 from llmkit.export.verify.target import VerifyTarget
 
-F32, F16, Q8_1, HALF_SUMS = GPU
+F32, F16, Q8_1, _CUDA, HALF_SUMS = GPU
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,28 @@ def test_the_bound_of_sums_in_f16_holds_and_that_of_f32_sums_does_not() -> None:
     )
     assert 0.05 < in_halves.ratio(found).max() <= 1
     assert in_floats.ratio(found).max() > 10
+
+
+def test_an_adapter_is_computed_as_any_f32_matrix_and_bounded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, a, b = (torch.randn(*shape, generator=generator) for shape in ((8, 64), (4, 64), (32, 4)))
+    lora = LoRA(Matrix("a", a, Type.F32), Matrix("b", b, Type.F32), 2.0)
+    matrix = Matrix("m", torch.zeros(32, 64), Type.Q8_0, lora=lora)
+    x_, a_, b_ = (values.half().double() for values in (x, a, b))
+    exact = 2 * (x.double() @ a.double().T) @ b.double().T
+    halves = 2 * (x_ @ a_.T).half().double() @ b_.T
+    for arithmetic, right, wrong in (
+        (CPU, [exact], [halves, 1.0001 * exact]),
+        (F32, [exact], [halves]),
+        (F16, [exact, halves], [1.05 * exact]),
+        (Q8_1, [exact, halves], [1.05 * exact]),
+    ):
+        bounded = bounded_alone(PRODUCT, x, arithmetic, weight=matrix)
+        for found in right:
+            assert bounded.ratio(found.float()).max() <= 1
+        for found in wrong:
+            assert bounded.ratio(found.float()).max() > 1
+    torch.testing.assert_close(lora.product(x.double(), arithmetic=F16), halves, rtol=1e-9, atol=0)
 
 
 def test_a_norm_in_one_pass_may_be_off_by_more() -> None:

@@ -177,6 +177,15 @@ def test_a_reference_names_the_fact_that_is_wrong(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_reference_gives_the_number_of_heads(bring: Any, tmp_path: Path) -> None:
+    gpt = Gpt()
+    reference = save_reference(tmp_path / "ref.npz", gpt.logits)
+    assert "--n-head" in refusal(bring, gpt.state_dict(FUSED), None, activation="gelu_erf")
+    done = bring(gpt.state_dict(FUSED), reference, activation="gelu_erf")
+    assert done.config.n_head == H
+    assert done.proof.passed
+
+
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_scaled_embeddings_are_found_and_folded(is_tied: bool, bring: Any, tmp_path: Path) -> None:
     gpt = Gpt()

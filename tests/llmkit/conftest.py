@@ -47,7 +47,9 @@ def processes() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llmkit.finetuning.instruct", "torch._dynamo"])
+    context.set_forkserver_preload(
+        ["llmkit.finetuning.instruct", "torch._dynamo", "torch.distributed.fsdp"]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONSAFEPATH", "1")  # import the installed package, not the folder here
         forkserver.ensure_running()

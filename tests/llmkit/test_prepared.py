@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_runs import killed_at, metrics, run
 
-from llmkit.data import prepared, sources
+from llmkit.data import folders, hub, prepared, sources
 from llmkit.data.prepared import Prepared, open_prepared, prepare_data
 from llmkit.data.sampler import window_starts
 from llmkit.data.tokens import PARTS
 from llmkit.errors import ConfigError, DataError
+from llmkit.tokenizer import Tokenizer
 from llmkit.tokenizer_files import load_tokenizer
+from llmkit.tokenizer_training import train_bpe
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,61 @@ def test_long_files_of_every_kind_give_the_same_documents(
     train, validation = (documents(data, part) for part in PARTS)
     assert sorted(train + validation) == sorted(texts)
     assert 10 < len(validation) < 45
+
+
+def test_a_pattern_names_files(tokenizer: str, tmp_path: Path) -> None:
+    for name in ("a/one.txt", "a/b/two.txt", "a/b/three.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"the tale of {name}, which is long enough", encoding="utf-8")
+    data = prepare_data(tmp_path / "a/**/*.txt", tmp_path / "out", tokenizer=tokenizer)
+    assert [text[:15] for text in documents(data, "train")] == [
+        "the tale of a/b",
+        "the tale of a/o",
+    ]
+    with pytest.raises(DataError, match=r"\*\.csv"):
+        prepare_data(tmp_path / "a/*.csv", tmp_path / "none", tokenizer=tokenizer)
+
+
+def test_a_data_set_of_the_hub_by_its_name(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    texts = [f"Tale {n}: the fox ran üß 日本" for n in range(30)]
+    (tmp_path / "set").mkdir()
+    lines = "".join(json.dumps({"story": text}) + "\n" for text in texts)
+    (tmp_path / "set" / "train.jsonl").write_text(lines, encoding="utf-8")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    commits = {f"hf:{tmp_path}/set": "first"}  # of a repository; here a folder stands for one
+    monkeypatch.setattr(folders, "revision", lambda source: commits[str(source)])
+    monkeypatch.setattr(hub, "revision", lambda source: commits[str(source)])
+    source, out = f"hf:{tmp_path}/set", tmp_path / "out"
+    data = prepare_data(source, out, tokenizer=tokenizer, text_column="story")
+    train, validation = (documents(data, part) for part in PARTS)
+    assert [a + b for a, b in zip(train, validation, strict=True)] == texts
+    with pytest.raises(DataError, match=r"no column 'text'.*story"):
+        prepare_data(source, tmp_path / "other", tokenizer=tokenizer)
+    commits[source] = "second"
+    with pytest.raises(DataError, match=r"other settings \(data\)"):
+        prepare_data(source, out, tokenizer=tokenizer, text_column="story")
+
+
+def test_a_tokenizer_is_trained_on_a_part_of_a_long_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "TOKENIZER_BYTES", 2000)
+    seen: list[str] = []
+
+    def train_kind(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        seen.extend(texts)
+        return train_bpe(seen, vocab_size)
+
+    monkeypatch.setattr(prepared, "train_kind", train_kind)
+    texts = [f"{n:04d}" * 10 for n in range(1000)]
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(texts), encoding="utf-8")
+    prepare_data(tmp_path / "a.txt", tmp_path / "out", vocab_size=257)
+    assert 1000 < sum(map(len, seen)) < 3000
+    assert int(seen[0][:4]) < 100
+    assert int(seen[-1][:4]) > 900
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(

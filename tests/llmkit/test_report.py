@@ -173,6 +173,20 @@ def test_a_fine_tuned_run_shows_its_base(made: Made, tmp_path: Path) -> None:
     assert "moved/tiny" in " ".join(one.what for one in found.missing)
 
 
+def test_a_kept_checkpoint_is_told_as_a_part_of_its_run(made: Made) -> None:
+    kept = made.run / "training" / "saves" / "20"
+    found = collected(kept)
+    (stage,) = found.stages
+    assert (stage.name, stage.metrics[-1].step) == ("tiny", 20)
+    assert found.name == "tiny-20"
+    (export,) = [one.command for one in found.missing if "no GGUF" in one.what]
+    assert f"export {kept} --out {made.run}-20-export" in str(export)
+    files = made.run.with_name("tiny-20-export")
+    files.mkdir()
+    shutil.copy(made.files[0], files)
+    assert [file.path for file in collected(kept).files] == [str(files / made.files[0].name)]
+
+
 def test_files_of_the_same_name_are_told_apart_and_copies_shown_once(made: Made) -> None:
     other = made.run / "other"
     other.mkdir()

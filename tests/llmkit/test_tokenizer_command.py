@@ -78,6 +78,14 @@ def test_the_longest_tokens_come_first(source: Path, tmp_path: Path) -> None:
     assert tokenizer_statistics(made).bytes_per_token is None
 
 
+def test_a_gguf_file_is_not_a_tokenizer_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x03\0\0\0\xff")
+    assert main(["tokenizer", "show", str(tmp_path / "m.gguf")]) == 2
+    assert "m.gguf is a GGUF file; give its checkpoint" in capsys.readouterr().err
+
+
 def test_what_cannot_be_trained_is_refused(source: Path, tmp_path: Path) -> None:
     for kind, size, out, word in (
         ("wrod", None, tmp_path / "o.json", "'word'"),

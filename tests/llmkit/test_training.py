@@ -23,7 +23,7 @@ from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
 from llmkit.training.prepare import refuse_other_run
 from llmkit.training.pretraining import Pretraining
-from llmkit.training.run import quantization_note
+from llmkit.training.run import quantization_note, resolved
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_state import RunState
 
@@ -463,6 +463,29 @@ def test_every_preset_has_valid_settings(preset: str) -> None:
     assert config.steps >= 500
     assert config.min_learning_rate == pytest.approx(config.learning_rate / 10)
     assert training_config(preset, steps=7).steps == 7
+
+
+def test_learning_rate_falls_with_the_width_of_a_depth(short_text: Path) -> None:
+    found = {depth: resolved(short_text, depth=depth) for depth in (4, 16)}
+    assert found[16][1].n_embd == 4 * found[4][1].n_embd
+    assert found[16][2].learning_rate == pytest.approx(found[4][2].learning_rate / 2)
+    given = resolved(short_text, depth=4, training={"learning_rate": 1e-5})[2]
+    assert given.min_learning_rate == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": "nano"}, "preset and depth"),
+        ({"model": {"n_embd": 256}}, "depth sets .*n_embd"),
+        ({"depth": 0}, "depth .* 0"),
+    ],
+)
+def test_settings_that_contradict_a_depth_are_refused(
+    short_text: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolved(short_text, **{"depth": 4, **changes})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,9 +13,9 @@ from rich.console import Console
 from training_runs import run
 
 from llmkit.cli.main import main
-from llmkit.export.report.runs import loss_figure
+from llmkit.export.report.runs import loss_figure, runs_table
 from llmkit.training import display as shown
-from llmkit.training.loop import overfits
+from llmkit.training.loop import TrainingLoop, overfits
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_lock import locked
 from llmkit.training.run_state import Metrics
@@ -99,12 +99,48 @@ def test_runs_command_lists_and_plots(
     table = capsys.readouterr().out
     for words in ("deep/b", "12/100", "22,880", "muon", "finished", "bits per byte"):
         assert words in table
+    assert str(picture) in table
     assert "<svg" in picture.read_text(encoding="utf-8")
     assert main(["runs", str(two_runs), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["runs"]
     assert [len(one["metrics"]) for one in found] == [3, 3]
     assert main(["runs", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_names_of_runs_are_whole_on_a_narrow_screen(two_runs: Path) -> None:
+    console = Console(file=io.StringIO(), width=70)
+    console.print(runs_table(find_runs(two_runs), two_runs.parent))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for found in find_runs(two_runs):
+        assert str(found.folder.relative_to(two_runs.parent)) in shown
+
+
+def test_tensorboard_gets_the_lines_of_metrics_jsonl(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is not installed: pip install 'llmkit[tensorboard]'",
+    )
+    original = TrainingLoop.step
+
+    def step(self: TrainingLoop, number: int) -> torch.Tensor:
+        if number == 9:
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            run(short_text, tmp_path / "run", tensorboard=True)
+    done = run(short_text, tmp_path / "run", resume=True)
+    events = reading.EventAccumulator(str(tmp_path / "run" / "training" / "tensorboard")).Reload()
+    for name in ("train_loss", "val_bits_per_byte", "lr", "grad_norm", "tokens_per_s"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        wanted = [(m.step, pytest.approx(getattr(m, name), rel=1e-6)) for m in done.metrics]
+        assert found == wanted, name
+    assert [m.step for m in done.metrics] == [4, 8, 12]
 
 
 def test_picture_has_the_losses() -> None:

@@ -23,7 +23,7 @@ from llmkit.training.loop import TrainingLoop, planned_steps
 MINUTES: dict[str, Any] = {"steps": None, "warmup_steps": 10}
 
 
-def of_minutes(data: Path, out: Path, *, minutes: float = 1.0, resume: bool = False) -> None:
+def of_minutes(data: Path, out: Path, *, minutes: float | None = 1.0, resume: bool = False) -> None:
     run(data, out, training=MINUTES, minutes=minutes, dropout=0.2, resume=resume)
 
 
@@ -74,7 +74,9 @@ def test_stopped_run_of_minutes_resumes_exactly(
         monkeypatch.setattr(loop, "planned_steps", lambda *_: 1000)
     with pytest.raises(CheckpointError, match=r"minutes was 1\.0, now 2\.0"):
         of_minutes(short_text, out, minutes=2.0, resume=True)
-    of_minutes(short_text, out, resume=True)
+    with pytest.raises(CheckpointError, match=r"minutes was 1\.0, now None"):
+        run(short_text, out, training={**MINUTES, "steps": 17}, dropout=0.2, resume=True)
+    of_minutes(short_text, out, minutes=None, resume=True)  # it need not be said again
     assert outcome(out) == outcome(whole)
 
 
@@ -141,8 +143,24 @@ def test_dry_run_counts_the_vocabulary_of_a_given_tokenizer(
     found = dry_run(short_text, tokenizer=str(tmp_path / "tokenizer.json"), **options)
     sizes = model_config("nano", 260, **MODEL)
     assert found.n_parameters == model_without_weights(sizes).n_parameters()
+    (tmp_path / "char.txt").write_text("aäö" * 20, encoding="utf-8")
+    found = dry_run(tmp_path / "char.txt", tokenizer="char", **options)
+    sizes = model_config("nano", 256 + 2 + 1, **MODEL)
+    assert found.n_parameters == model_without_weights(sizes).n_parameters()
     with pytest.raises(LlmkitError, match="nowhere"):
         dry_run(tmp_path / "nowhere.txt", **options)
+
+
+def test_dry_run_tells_the_size_before_the_first_step(
+    short_text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(self: TrainingLoop, number: int) -> Any:
+        raise StopError
+
+    monkeypatch.setattr(TrainingLoop, "step", step)
+    with pytest.raises(StopError):
+        dry_run(short_text, model=MODEL, vocab_size=300, device="cpu")
+    assert "22,880 parameters" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing(

@@ -38,6 +38,8 @@ def section(module: str, folder: Path, name: str) -> AppTest:
 
 
 def test_sizes_are_measured_once_and_then_read(folder: Path) -> None:
+    (folder / "other").mkdir()
+    shutil.copy(folder / SMALL, folder / "other")  # of the same name, and not measured
     shown = tab("compare", folder)
     assert not shown.dataframe
     assert shown.selectbox(key="compare_reference").value == "answers"

@@ -184,8 +184,10 @@ def test_a_question_of_the_faq_is_answered_from_there(page_folder: Path, tmp_pat
     shown.number_input(key="ask_length").set_value(3)
     shown.chat_input[0].set_value("When do you open?").run()
     shown.chat_input[0].set_value("Tell a tale of a cat").run()
-    first, second = shown.session_state["ask_conversation"].turns
-    assert first.answer == "At nine."
+    faq.write_text("question,answer\nWhen do you open?,At ten.\n")
+    shown.chat_input[0].set_value("When do you open?").run()
+    first, second, third = shown.session_state["ask_conversation"].turns
+    assert (first.answer, third.answer) == ("At nine.", "At ten.")
     assert any("FAQ" in text for text in texts(shown))
     assert second.faq is None
 

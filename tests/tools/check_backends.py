@@ -3,37 +3,50 @@
     make test-backends
     PYTHONPATH=FOLDER/vulkan python tests/tools/check_backends.py [--sets N] [CHECKPOINT...]
 
-FOLDER is what build_backends.sh made. Prints two tables for docs/parity.md. The exit code is 1 if a
-good file fails. Without checkpoints a tiny model is trained.
+FOLDER is what build_backends.sh made. The first checkpoint is also tried as a classifier and with
+an adapter; without checkpoints a tiny model is trained. Prints tables for docs/parity.md. The exit
+code is 1 if a good file fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
+
+from finetuned import with_adapter
+
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.data.tales import tales
+from llmkit.errors import LlmkitError
 from llmkit.export.convert import export
+from llmkit.export.evaluation.divergence import Divergence
 from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.devices import devices, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
-from llmkit.export.verify.arithmetic import CPU, GPU
+from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic
 from llmkit.export.verify.file_tensors import FileTensors
 from llmkit.export.verify.layers_check import LIMIT, layers_check
-from llmkit.export.verify.logits_check import compare_logits, nearest_comparison
+from llmkit.export.verify.logits_check import LogitsComparison, compare_logits, nearest
 from llmkit.export.verify.target import VerifyTarget, open_target
+from llmkit.finetuning.classify import finetune_classify
+from llmkit.finetuning.config import FinetuneConfig
 from llmkit.training import train
 
 CONFIGS = {
@@ -42,67 +55,126 @@ CONFIGS = {
 }
 N_TOKENS = 62  # two micro-batches
 DAMAGES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+COLUMNS = ("model", "type", "backend", "sets", "layers", "logits", "limit", "alarms", "with_cpu")
+COLUMNS += ("arithmetic", "seconds")
 
 
 def main() -> int:
-    """Run both tables."""
+    """Check all files, and find the smallest damage."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoints", nargs="*", type=Path)
     parser.add_argument("--sets", type=int, default=20, help="sets of tokens for each good file")
+    parser.add_argument("--files", type=Path, help="folder that keeps the models and their files")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--no-power", action="store_true", help="skip the table of damages")
     options = parser.parse_args()
     gpu = uses_gpu("auto")
     print("devices:", ", ".join(map(str, devices())), flush=True)
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        checkpoints = options.checkpoints or [_tiny(folder)]
+        folder = options.files or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         files = [
-            (f"{checkpoint.name} {method} {file.quant}", open_target(loaded, file.path))
-            for number, checkpoint in enumerate(checkpoints)
+            (checkpoint, method, path)
+            for checkpoint in _models(options.checkpoints, folder)
             for method, config in CONFIGS.items()
-            for loaded in [load_checkpoint(checkpoint)]
-            for file in export(checkpoint, folder / f"{number}-{method}", config, prove=False).files
+            for path in _exported(checkpoint, folder / "files" / checkpoint.name, method, config)
         ]
-        n_alarms = sum(_good(label, target, options.sets, gpu) for label, target in files)
-        for label, target in files[:5]:
-            _power(label, target, gpu)
+        rows = [_good(*file, options.sets, gpu) for file in files]
+        for file in [] if options.no_power else files[:5]:
+            _power(*file, gpu)
+    if options.json:
+        found = {"devices": list(map(str, devices())), "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    n_alarms = sum(row["alarms"] for row in rows)
+    print(f"{len(rows)} files, {sum(row['sets'] for row in rows)} sets, {n_alarms} alarms")
     return int(n_alarms > 0)
 
 
-def _tiny(folder: Path) -> Path:
-    text = folder / "tales.txt"
-    text.write_text("<|endoftext|>".join(itertools.islice(tales(5), 300)), encoding="utf-8")
-    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 256, "context_length": 64}
-    train(text, folder / "tiny", vocab_size=512, model=sizes, training={"steps": 30})
-    return folder / "tiny"
+def _models(checkpoints: Sequence[Path], folder: Path) -> list[Path]:
+    """The checkpoints, a classifier and an adapter of the first."""
+    if not checkpoints and not (folder / "tiny").exists():
+        text = folder / "tales.txt"
+        text.write_text("<|endoftext|>".join(itertools.islice(tales(5), 300)), encoding="utf-8")
+        sizes = {"n_layer": 2, "n_head": 4, "n_embd": 256, "context_length": 64}
+        train(text, folder / "tiny", vocab_size=512, model=sizes, training={"steps": 30})
+    checkpoints = checkpoints or [folder / "tiny"]
+    classifier, adapter = folder / "classifier", folder / "adapter"
+    if not classifier.exists():
+        texts = folder / "texts.tsv"
+        lines = [f"{'good' if n % 2 else 'bad'}\tword {n} and {n * n}" for n in range(80)]
+        texts.write_text("\n".join(lines), encoding="utf-8")
+        config = FinetuneConfig(epochs=1, add_tokens=True)
+        finetune_classify(checkpoints[0], texts, classifier, config=config)
+    if not adapter.exists():
+        with_adapter(load_checkpoint(checkpoints[0]), adapter)
+    return [*checkpoints, classifier, adapter]
 
 
-def _texts(target: VerifyTarget, n_sets: int) -> Iterator[TextSequence]:
+def _exported(checkpoint: Path, folder: Path, method: str, config: QuantConfig) -> list[Path]:
+    if not (folder / method).exists():
+        export(checkpoint, folder / method, config, prove=False)
+    name = checkpoint.resolve().name
+    return [folder / method / f"{name}-{quant}.gguf" for quant in config.quants]
+
+
+def token_sets(target: VerifyTarget, n_sets: int) -> list[TextSequence]:
+    """Sets of random tokens, the same in every run."""
     config = target.checkpoint.config
     n = min(N_TOKENS, config.context_length - 1)
-    for seed in range(n_sets):
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(config.vocab_size, (n + 1,), generator=generator)
-        yield TextSequence(ids.numpy(), np.ones(n, np.bool_))
+    seeds = (torch.Generator().manual_seed(seed) for seed in range(n_sets))
+    ids = (torch.randint(config.vocab_size, (n + 1,), generator=seed) for seed in seeds)
+    return [TextSequence(some.numpy(), np.ones(n, np.bool_)) for some in ids]
 
 
-def _good(label: str, target: VerifyTarget, n_sets: int, gpu: bool) -> int:
-    """Alarms of a good file: a line with the largest values."""
-    layers, logits, without, explained = [], [], [], Counter[str]()
-    n_alarms = 0
-    with LlamaCpp(target.file.path, gpu=gpu) as llama:
-        for text in _texts(target, n_sets):
-            layers.append(layers_check(target, text.inputs, gpu=gpu).value)
-            found = nearest_comparison(llama, target, [text], GPU if gpu else (CPU,))
-            logits.append(found.value)
-            n_alarms += layers[-1] > LIMIT or found.value > found.limit
-            explained[found.arithmetic.name] += 1
-            if gpu:
-                without.append(compare_logits(llama, target, [text]).value)
-    cells = [label, f"{max(layers):.2f}", f"{max(logits):.2f}", str(n_alarms)]
-    cells.append(", ".join(f"{name} {n}" for name, n in explained.items()))
-    cells.append(f"{max(without):.3g}" if gpu else "")
-    print("|", " | ".join(cells), "|", flush=True)
-    return n_alarms
+def compared(
+    llama: LlamaCpp,
+    target: VerifyTarget,
+    texts: Sequence[TextSequence],
+    arithmetics: Sequence[Arithmetic],
+) -> list[LogitsComparison]:
+    """For each text what `logits` compares; all texts go through the reference at once."""
+    found = [compare_logits(llama, target, texts, arithmetic) for arithmetic in arithmetics]
+    ends = np.cumsum([len(text.inputs) for text in texts])
+    return [
+        nearest([_part(one, slice(end - len(text.inputs), end)) for one in found])
+        for text, end in zip(texts, ends, strict=True)
+    ]
+
+
+def _part(found: LogitsComparison, positions: slice) -> LogitsComparison:
+    conversion, noise = (
+        Divergence(**{name: values[positions] for name, values in vars(divergence).items()})
+        for divergence in (found.conversion, found.noise)
+    )
+    return replace(found, conversion=conversion, noise=noise)
+
+
+def _good(checkpoint: Path, method: str, path: Path, n_sets: int, gpu: bool) -> dict[str, Any]:
+    """Largest values of a good file over all sets, as a row that is printed."""
+    started = time.monotonic()
+    target = open_target(load_checkpoint(checkpoint), path)
+    quant = target.file.quant + (" by GPTQ" if method == "gptq" else "")
+    row = {"model": checkpoint.name, "type": quant, "backend": devices()[0].name, "sets": n_sets}
+    try:
+        sets = token_sets(target, n_sets)
+        layers = [layers_check(target, text.inputs, gpu=gpu).value or 0.0 for text in sets]
+        with LlamaCpp(path, gpu=gpu) as llama:
+            found = compared(llama, target, sets, GPU if gpu else (CPU,))
+            as_cpu = compared(llama, target, sets, (CPU,)) if gpu else found
+        worst = max(found, key=lambda one: one.value / one.limit)
+        wrong = [one.value > one.limit for one in found] | np.greater(layers, LIMIT)
+        names = Counter(one.arithmetic.name for one in found)
+        row |= {"layers": max(layers), "logits": worst.value, "limit": worst.limit}
+        row |= {"alarms": int(wrong.sum()), "with_cpu": max(one.value for one in as_cpu)}
+        row["arithmetic"] = ", ".join(f"{name} {n}" for name, n in names.items())
+    except LlmkitError as error:
+        row |= {"alarms": n_sets, "arithmetic": f"error: {error}"}
+    row["seconds"] = time.monotonic() - started
+    cells = (row.get(name, "") for name in COLUMNS)
+    cells = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
+    print(f"| {' | '.join(cells)} |", flush=True)
+    return row
 
 
 def _scaled(part: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], None]:
@@ -135,9 +207,10 @@ def _damaged(name: str, part: str, size: float) -> Iterator[None]:
         FileTensors.tensor = tensor  # type: ignore[method-assign]
 
 
-def _power(label: str, target: VerifyTarget, gpu: bool) -> None:
+def _power(checkpoint: Path, _method: str, path: Path, gpu: bool) -> None:
     """The smallest damage that `layers` finds in each of three parts of one matrix."""
-    (text,) = _texts(target, 1)
+    target = open_target(load_checkpoint(checkpoint), path)
+    (text,) = token_sets(target, 1)
     name = "blk.1.ffn_up.weight"
     found = []
     for part in PARTS:
@@ -148,7 +221,7 @@ def _power(label: str, target: VerifyTarget, gpu: bool) -> None:
                     break
         else:
             found.append(f"{part} not found")
-    print("|", label, "|", " | ".join(found), "|", flush=True)
+    print("|", path.stem, "|", " | ".join(found), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from llmkit.export.verify.activations import rounded_to
 from llmkit.export.verify.arithmetic import Arithmetic, Type
 from llmkit.export.verify.operations.kind import UNIT, UNIT_F16, Computation, Kind, gamma
 
+_SMALLEST_F16 = 2.0**-24
 _SCORES_AT_ONCE = 1 << 20  # those of all heads would be as much as a layer's weights
 
 
@@ -39,7 +40,8 @@ def _bound(
     A score is off by e = gamma(D) scale sum |q k|, and its distance to the row's maximum rounded
     once; exp adds two units in the last place. A weight p is then off by p times its own e and
     the mean e of its row, by which it is divided; sums over keys follow. Where weights are read in
-    f16 each may be rounded to a neighbour.
+    f16 each may be rounded to a neighbour. TF32 of CUDA rounds as f16 does, but not to multiples of
+    f16's smallest number.
     """
     q, k, v = _read_heads(inputs[0].double(), operation.n_head, computation.arithmetic)
     n_tokens, width = q.shape[1:]
@@ -49,9 +51,12 @@ def _bound(
     below_largest = scores.amax(-1, keepdim=True) - scores
     e += UNIT * below_largest.masked_fill(_future(n_tokens), 0) + 4 * UNIT
     e += (p * e).sum(-1, keepdim=True)
-    if computation.arithmetic.attention == Type.F16:
+    in_halves = computation.arithmetic.attention == Type.F16
+    if in_halves:
         e += 2 * UNIT_F16
     bound: Tensor = (p * (e + gamma(2 * n_tokens + 8))) @ v.abs()  # (H, T, D)
+    if in_halves:
+        bound += _SMALLEST_F16
     return bound.transpose(0, 1).flatten(1)
 
 
