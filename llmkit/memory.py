@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
 
 def peak_rss_bytes() -> int:
     """The largest resident memory of this process so far, and of no other."""
@@ -32,3 +34,16 @@ def peak_memory_bytes(device: torch.device) -> int:
 
         return int(torch.cuda.max_memory_allocated(device))
     return peak_rss_bytes()
+
+
+def keep_freed_memory() -> None:
+    """Let malloc of glibc keep large freed blocks for the next step.
+
+    It returns them to the system at once, and touching new ones took a tenth of a step of `nano`.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures.base import LanguageModel
@@ -44,6 +43,7 @@ from llmkit.records.splits import split
 from llmkit.sampling import Sampling
 from llmkit.tokenizer import Tokenizer
 from llmkit.training.config import TrainingConfig
+from llmkit.training.cross_entropy import head_cross_entropy
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.task import Evaluation, TensorFiles
 
@@ -151,8 +151,8 @@ def summed_loss(
     row, place = (targets != IGNORED).nonzero(as_tuple=True)  # (n,) each; on a GPU this would wait
     moved = (copied_to(model.device, x) for x in (inputs, targets[row, place], row, place))
     inputs, wanted, row, place = moved
-    logits = model.logits(model.hidden_states(inputs)[row, place])  # (n, V)
-    return F.cross_entropy(logits.float(), wanted, reduction="sum"), len(wanted)
+    hidden = model.hidden_states(inputs)[row, place]  # (n, C)
+    return head_cross_entropy(hidden, model.head_weight, wanted), len(wanted)
 
 
 @torch.inference_mode()

@@ -38,11 +38,12 @@ def head_cross_entropy(
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits (n, V) and targets (n, 1): the summed loss and its gradient by the logits."""
+    """Of logits (n, V) and targets (n,): the summed loss and its gradient by the logits."""
     log_p = logits.log_softmax(1, dtype=torch.float32)
-    of_targets = log_p.gather(1, targets)
-    gradient = log_p.exp_().to(logits.dtype)  # the probabilities, less 1 at the target
-    gradient.scatter_(1, targets, of_targets.expm1().to(logits.dtype))
+    targets_of = torch.arange(len(logits), device=logits.device), targets
+    of_targets = log_p[targets_of]
+    gradient = log_p.exp().to(logits.dtype)  # the probabilities, less 1 at the target
+    gradient[targets_of] = of_targets.expm1().to(logits.dtype)  # scatter_ is slow on a CPU
     return -of_targets.sum(), gradient
 
 
@@ -68,11 +69,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
         n_rows = math.ceil(len(hidden) / n_chunks)  # chunks of one size
         for begin in range(0, len(hidden), n_rows):
             rows = slice(begin, begin + n_rows)
-            x, wanted = hidden[rows], targets[rows, None]  # (n, C), (n, 1)
+            x, wanted = hidden[rows], targets[rows]  # (n, C), (n,)
             logits = x @ weight.T  # (n, W)
             if not wants_hidden and not wants_weight:
-                log_p = logits[:, :n_words].log_softmax(1, dtype=torch.float32)
-                loss -= log_p.gather(1, wanted).sum()
+                loss += F.cross_entropy(logits[:, :n_words].float(), wanted, reduction="sum")
                 continue
             if n_filling:
                 logits[:, n_words:] = -torch.inf

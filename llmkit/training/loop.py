@@ -25,6 +25,7 @@ from llmkit.checkpoint.layout import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import say
 from llmkit.device import has_fast_bfloat16
 from llmkit.lora import n_trainable
+from llmkit.memory import keep_freed_memory
 from llmkit.quantization.packed import n_weights
 from llmkit.quantization.qat import Roundings, on_grid, packed
 from llmkit.training.config import TrainingConfig
@@ -63,6 +64,7 @@ class TrainingLoop:
         self.minutes: float | None = state.settings.get("minutes")
         self.tokens_per_step = task.tokens_per_step
         self.grid = grid or {}
+        keep_freed_memory()
         self.bfloat16 = has_fast_bfloat16(device)
         self.model, self.called = processes.place(
             lambda where: task.load_model(state.step, where), device

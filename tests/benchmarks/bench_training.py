@@ -5,7 +5,10 @@
     python tests/benchmarks/bench_training.py settings [ROUNDS]
 
 `step`: FLOPs per second of training steps, as a share of what matrix products of the same shapes
-reach in the same run. `quality`: held-out bits per byte after SECONDS of wall clock from raw text,
+reach in the same run, in float32 and in bfloat16. FLOPs are 6 N + 12 L C T per token, without
+padding. With OMP_NUM_THREADS=1 CPU seconds count, so that other programs disturb less. With
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2` it runs as on a CPU
+that has AVX2 only. `quality`: held-out bits per byte after SECONDS of wall clock from raw text,
 tokenizer and start of the program included, of `llmkit train --minutes` and of a plain PyTorch
 loop with nanoGPT's settings for a CPU. `settings`: milliseconds of a step with AdamW and Muon,
 float32 and bfloat16 products, sleeping and spinning threads, each in a process of its own.
@@ -24,11 +27,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from llmkit.architectures.base import LanguageModel
 
 LLMKIT = [sys.executable, "-P", "-c", "from llmkit.cli import run; run()"]
 STEPS = 6
@@ -70,44 +77,46 @@ def step_shares() -> None:
     """A line for each kind of step."""
     import torch
 
-    from llmkit.device import has_fast_bfloat16
+    from llmkit.memory import keep_freed_memory
 
+    keep_freed_memory()  # as the training loop does
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
-    print(f"{torch.get_num_threads()} threads, {dtype}")
+    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print("step | GFLOP/s | plain products, GFLOP/s | share")
-    for name, step, n_rows, sizes in (_pretraining(), _records()):
-        n_flops = _n_flops(step)
-        pairs = [(_seconds(step), _product_rate(n_rows, *sizes, dtype)) for _ in range(STEPS)]
+    for dtype, kind in itertools.product((torch.float32, torch.bfloat16), (_pretraining, _records)):
+        name, step, n_flops, n_rows = kind(dtype)
+        step()
+        pairs = [(_seconds(step), _product_rate(n_rows, 256, 1024, dtype)) for _ in range(STEPS)]
         rate = n_flops / statistics.median(seconds for seconds, _ in pairs)
         products = statistics.median(rate for _, rate in pairs)
-        print(f"{name} | {rate / 1e9:.0f} | {products / 1e9:.0f} | {rate / products:.0%}")
+        kind_of = str(dtype).removeprefix("torch.")
+        print(
+            f"{name}, {kind_of} | {rate / 1e9:.0f} | {products / 1e9:.0f} | {rate / products:.0%}",
+            flush=True,
+        )
 
 
-Step = tuple[str, Callable[[], None], int, tuple[int, int]]
+Step = tuple[str, Callable[[], None], float, int]  # name, work, its FLOPs, rows of a product
 
 
-def _pretraining() -> Step:
+def _pretraining(dtype: torch.dtype) -> Step:
     """`nano` on windows of its context."""
     import torch
 
     from llmkit.training.cross_entropy import head_cross_entropy
 
-    model, update = _model(256)
+    model, update = _model(dtype)
     tokens = torch.randint(model.config.vocab_size, (16, 257))
 
     def loss() -> Tensor:
         hidden = model.hidden_states(tokens[:, :-1])
         return head_cross_entropy(hidden, model.token_embedding.weight, tokens[:, 1:])
 
-    return "nano, pretraining", lambda: update(loss), 16 * 256, (256, 1024)
+    return "nano, pretraining", lambda: update(loss), _n_flops(model, [256] * 16), 16 * 256
 
 
-def _records() -> Step:
-    """`nano` on records of 20 to 200 tokens, batches as `finetune instruct` draws them.
-
-    FLOPs are those of the records' own tokens, so padding counts as lost.
-    """
+def _records(dtype: torch.dtype) -> Step:
+    """Four batches of records of 20 to 200 tokens, as `finetune instruct` draws them."""
     import numpy as np
 
     from llmkit.finetuning.examples import Batches, Example
@@ -115,38 +124,35 @@ def _records() -> Step:
 
     lengths = np.random.default_rng(0).integers(20, 200, 520).tolist()
     examples = [Example((1,) * n, (True,) * n, "") for n in lengths]
-    batches = Batches(lengths, 16, seed=1)
-    model, update = _model(256)
-    steps = itertools.count()
+    batches = [Batches(lengths, 16, seed=1).indices(step) for step in range(4)]
+    model, update = _model(dtype)
 
-    def loss() -> Tensor:
-        batch = [examples[index] for index in batches.indices(next(steps))]
+    def loss(batch: list[Example]) -> Tensor:
         total, n = summed_loss(model, batch, answers_only=True)
         return total / n
 
     def epoch() -> None:
-        for _ in range(len(lengths) // 16):
-            update(loss)
+        for indices in batches:
+            update(partial(loss, [examples[i] for i in indices]))
 
-    return "nano, records", epoch, 16 * 110, (256, 1024)
+    drawn = [lengths[i] - 1 for indices in batches for i in indices]
+    return "nano, records", epoch, _n_flops(model, drawn), sum(drawn) // 4
 
 
-def _model(context_length: int):  # type: ignore[no-untyped-def]
+def _model(dtype: torch.dtype):  # type: ignore[no-untyped-def]
     """`nano` and the update that the training loop makes."""
     import torch
 
     from llmkit.architectures.gpt2 import GPT
     from llmkit.architectures.registry import model_config
-    from llmkit.device import has_fast_bfloat16
     from llmkit.training.config import TrainingConfig
     from llmkit.training.optimizer import make_optimizers
 
-    model = GPT(model_config("nano", 2048, context_length=context_length))
+    model = GPT(model_config("nano", 2048))
     optimizers = make_optimizers(model, TrainingConfig())
-    bfloat16 = has_fast_bfloat16(torch.device("cpu"))
 
     def update(loss: Callable[[], Tensor]) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -157,18 +163,21 @@ def _model(context_length: int):  # type: ignore[no-untyped-def]
     return model, update
 
 
-def _n_flops(step: Callable[[], None]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
+def _n_flops(model: LanguageModel, lengths: list[int]) -> float:
+    """Of forward and backward pass over sequences of these lengths."""
+    from dataclasses import replace
 
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+    from llmkit.training.flops import flops_per_token
+
+    n = model.n_parameters()
+    return sum(t * flops_per_token(n, replace(model.config, context_length=t)) for t in lengths)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    clock = time.process_time if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _product_rate(n: int, n_in: int, n_out: int, dtype: object) -> float:
@@ -194,7 +203,9 @@ def print_quality(text: Path, seconds: int) -> None:
         out = Path(name) / "run"
         command = [*LLMKIT, "train", "--data", str(text), "--out", str(out)]
         command += ["--minutes", str(seconds / 60)]
-        took = _seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        took = time.perf_counter() - started
         metrics = (out / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         ours = json.loads(metrics[-1])["bits_per_byte"]
     command = [sys.executable, "-P", __file__, "plain", str(text), str(seconds)]
