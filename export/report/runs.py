@@ -26,8 +26,9 @@ def runs_table(runs: Sequence[Run], below: StrPath) -> Table:
     used = [n for n in range(len(COLUMNS)) if any(row[n] for row in rows)]
     for n in used:
         # The name is whole, to be copied; numbers are folded before a digit is lost.
-        side = "left" if n < 3 else "right"
-        table.add_column(COLUMNS[n], justify=side, overflow="fold", no_wrap=n == 0)
+        table.add_column(
+            COLUMNS[n], justify="left" if n < 3 else "right", overflow="fold", no_wrap=n == 0
+        )
     for row in rows:
         table.add_row(*(row[n] for n in used))
     return table
