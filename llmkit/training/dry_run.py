@@ -71,13 +71,13 @@ def dry_run(
 
     Times one micro-batch where a step has several. Raises LlmkitError as `train` does.
     """
-    prepared, sizes, config = resolved(Path(data), **options)
+    where = choose_device(device)
+    prepared, sizes, config = resolved(Path(data), device=where, **options)
     tokenizer = options.get("tokenizer", "bpe")
     if prepared is None:
         source_files(Path(data))
         if tokenizer not in KINDS:
             sizes = replace(sizes, vocab_size=make_tokenizer(tokenizer, (), 0).vocab_size)
-    where = choose_device(device)
     n_parts = -(-config.batch_size // config.micro_batch)
     part = replace(config, batch_size=min(config.batch_size, config.micro_batch))
     task = RandomTokens(part, sizes)

@@ -1,0 +1,51 @@
+"""Which depth learns most in the time that one has, by the study of docs/training.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmkit.architectures.base import ModelConfig
+from llmkit.architectures.registry import model_without_weights, sizes_of
+from llmkit.data.folders import source_files
+from llmkit.training.flops import flops_per_token
+
+# FLOPs per second that small models reach in training, roughly. Constants instead of a
+# measurement, so that a resumed run has the same sizes.
+TYPICAL_FLOPS = {"cpu": 1.5e11, "mps": 1e12, "cuda": 2e13}
+BYTES_PER_TOKEN = 3
+MANY_EPOCHS = 5
+DROPOUT = 0.1
+
+
+def depth_for(minutes: float, device_type: str) -> int:
+    """The largest depth whose FLOPs are at least 16 for each pair of weights in the blocks.
+
+    A step takes 6 FLOPs per weight and token, so these are 2.7 tokens per weight.
+    """
+    depth = 1
+    while 16 * _block_weights(depth + 1) ** 2 <= _flops(minutes, device_type):
+        depth += 1
+    return depth
+
+
+def dropout_for(minutes: float, device_type: str, sizes: ModelConfig, n_tokens: float) -> float:
+    """0.1 if a run reads a text of so many tokens more than five times: it would learn it by heart.
+
+    Else 0.
+    """
+    per_token = flops_per_token(model_without_weights(sizes).n_parameters(), sizes)
+    epochs = _flops(minutes, device_type) / per_token / max(n_tokens, 1)
+    return DROPOUT if epochs > MANY_EPOCHS else 0.0
+
+
+def guessed_tokens(data: Path) -> float:
+    """About how many tokens of BPE are in a text."""
+    return sum(file.stat().st_size for file in source_files(data)) / BYTES_PER_TOKEN
+
+
+def _flops(minutes: float, device_type: str) -> float:
+    return 60 * minutes * TYPICAL_FLOPS[device_type]
+
+
+def _block_weights(depth: int) -> int:
+    return 12 * depth * sizes_of(depth)["n_embd"] ** 2
