@@ -1,4 +1,4 @@
-"""Which depth learns most in the time that one has, by the study of docs/training.md."""
+"""Which depth learns most from the FLOPs that one has, by the study of docs/training.md."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ MANY_EPOCHS = 5
 DROPOUT = 0.1
 
 
-def depth_for(minutes: float, device_type: str) -> int:
+def flops_in(minutes: float, device_type: str) -> float:
+    """About how many FLOPs a run of so many minutes has."""
+    return 60 * minutes * TYPICAL_FLOPS[device_type]
+
+
+def depth_for(flops: float) -> int:
     """The largest depth whose FLOPs are at least 16 for each pair of weights in the blocks.
 
     A step takes 6 FLOPs per weight and token, so these are 2.7 tokens per weight.
     """
     depth = 1
-    while 16 * _block_weights(depth + 1) ** 2 <= _flops(minutes, device_type):
+    while 16 * _block_weights(depth + 1) ** 2 <= flops:
         depth += 1
     return depth
 
 
-def dropout_for(minutes: float, device_type: str, sizes: ModelConfig, n_tokens: float) -> float:
+def dropout_for(flops: float, sizes: ModelConfig, n_tokens: float) -> float:
     """0.1 if a run reads a text of so many tokens more than five times: it would learn it by heart.
 
     Else 0.
     """
     per_token = flops_per_token(model_without_weights(sizes).n_parameters(), sizes)
-    epochs = _flops(minutes, device_type) / per_token / max(n_tokens, 1)
+    epochs = flops / per_token / max(n_tokens, 1)
     return DROPOUT if epochs > MANY_EPOCHS else 0.0
 
 
 def guessed_tokens(data: Path) -> float:
     """About how many tokens of BPE are in a text."""
     return sum(file.stat().st_size for file in source_files(data)) / BYTES_PER_TOKEN
-
-
-def _flops(minutes: float, device_type: str) -> float:
-    return 60 * minutes * TYPICAL_FLOPS[device_type]
 
 
 def _block_weights(depth: int) -> int:

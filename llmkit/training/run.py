@@ -30,7 +30,7 @@ from llmkit.quant import quant_names, quant_type
 from llmkit.quantization.qat import Roundings
 from llmkit.records.text_files import Reading
 from llmkit.training.config import TrainingConfig, preset_or_depth, training_config
-from llmkit.training.depth import depth_for, dropout_for, guessed_tokens
+from llmkit.training.depth import depth_for, dropout_for, flops_in, guessed_tokens
 from llmkit.training.loop import (
     PLANNED_AFTER,
     RATE_AFTER_DIVERGENCE,
@@ -151,9 +151,10 @@ def resolved(
     given = {"n_layer", "n_head", "n_embd"} & set(model or {})
     if depth is not None and given:
         raise ConfigError(f"depth sets {', '.join(sorted(given))}; omit either")
-    time_alone = minutes if preset is None and depth is None and not given else None
-    if time_alone is not None:
-        size = depth_for(time_alone, device.type)
+    flops = None  # that alone set the size
+    if minutes is not None and preset is None and depth is None and not given:
+        flops = flops_in(minutes, device.type)
+        size = depth_for(flops)
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
@@ -164,9 +165,9 @@ def resolved(
             raise ConfigError(f"{data} is tokenized; omit tokenizer and vocab_size")
         changes["vocab_size"] = prepared.vocab_size
     sizes = model_config(size, **changes)
-    if time_alone is not None and "dropout" not in changes:
+    if flops is not None and "dropout" not in changes:
         n_tokens = prepared.total("train").tokens if prepared else guessed_tokens(data)
-        dropout = dropout_for(time_alone, device.type, sizes, n_tokens)
+        dropout = dropout_for(flops, sizes, n_tokens)
         sizes = model_config(size, **changes, dropout=dropout)
     if batch_tokens is not None:
         if (training or {}).get("batch_size") is not None:
