@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sys
+
 import torch
 from torch import Tensor
 
@@ -50,3 +55,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
     return False
+
+
+def refuse_compile(device: torch.device) -> None:
+    """Raise ConfigError where torch.compile lacks what it builds its code with."""
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which(compiler) is None:
+        raise ConfigError(f"--compile needs a C++ compiler, and {compiler} is not there; omit it")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ConfigError("--compile needs triton on a GPU; pip install triton, or omit it")

@@ -92,8 +92,10 @@ def _train(
     micro_batch: Annotated[
         int | None,
         typer.Option(
-            metavar="N",
-            help="Sequences in memory at a time; gradients add up to the batch.",
+            metavar="N|auto",
+            parser=lambda text: 0 if text == "auto" else int(text),
+            help="Sequences in memory at a time; gradients add up to the batch. auto: as many as "
+            "fit.",
             show_default=PRESETS,
         ),
     ] = None,
@@ -102,6 +104,12 @@ def _train(
         typer.Option(
             "--activation-checkpointing",
             help="Recompute activations in the backward pass: less memory, more time.",
+        ),
+    ] = False,
+    compile_: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile blocks and loss with torch.compile: faster on a GPU."
         ),
     ] = False,
     learning_rate: Annotated[
@@ -182,6 +190,7 @@ def _train(
         batch_size=batch_size,
         micro_batch=micro_batch,
         activation_checkpointing=activation_checkpointing or None,
+        compile=compile_ or None,
         learning_rate=learning_rate,
         eval_interval=eval_interval,
         seed=seed,

@@ -27,7 +27,8 @@ class TrainingConfig:
 
     steps: Count = 500
     batch_size: Count = 16  # with context 256: 4096 tokens a step, half a second on two cores
-    micro_batch: Count = 16  # sequences in memory at a time, in pretraining; gradients add up
+    # Sequences in memory at a time, in pretraining; gradients add up. 0: the largest that fits.
+    micro_batch: Annotated[int, Field(ge=0)] = 16
     activation_checkpointing: bool = False  # recompute blocks in backward: less memory, more time
     compile: bool = False  # blocks and loss by torch.compile
     learning_rate: Positive = 1e-3  # small models take more than GPT-2's 6e-4

@@ -7,25 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.registry import model_without_weights
 from llmkit.console import say
 from llmkit.data.folders import content_bytes
 from llmkit.data.prepared import make_tokenizer
 from llmkit.data.sources import read_pieces
-from llmkit.data.tokens import TokenShards, split_pieces
-from llmkit.device import choose_device
+from llmkit.data.tokens import split_pieces
+from llmkit.device import choose_device, refuse_compile
 from llmkit.files import StrPath
 from llmkit.memory import peak_memory_bytes
 from llmkit.records.text_files import Reading
 from llmkit.tokenizer_training import KINDS
-from llmkit.training.config import TrainingConfig
-from llmkit.training.distributed import ALONE, refuse_several
+from llmkit.training.distributed import refuse_several
 from llmkit.training.flops import flops_per_token, peak_flops
 from llmkit.training.loop import PLANNED_AFTER, TrainingLoop, planned_steps
-from llmkit.training.pretraining import Pretraining
+from llmkit.training.micro_batch import RandomTokens, with_micro_batch
 from llmkit.training.run import quantization_note, resolved
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_state import RunState
@@ -89,6 +85,9 @@ def dry_run(
             reading = Reading(text_column, None, delimiter, encoding)
             pieces = split_pieces(lambda: read_pieces([Path(data)], reading))
             sizes = replace(sizes, vocab_size=make_tokenizer(tokenizer, pieces, 0).vocab_size)
+    if config.compile:
+        refuse_compile(where)
+    config = with_micro_batch(config, sizes, where)
     n_parts = -(-config.batch_size // config.micro_batch)
     part = replace(config, batch_size=min(config.batch_size, config.micro_batch))
     task = RandomTokens(part, sizes)
@@ -124,13 +123,3 @@ def dry_run(
         peak_share=flops * task.tokens_per_step / part_s / peak_flops(where),
         quantization=quantization_note(sizes),
     )
-
-
-class RandomTokens(Pretraining):
-    """Pretraining without a folder: the model, the batches and the loss of a run."""
-
-    def __init__(self, config: TrainingConfig, sizes: ModelConfig) -> None:
-        self.config, self.sizes, self.processes = config, sizes, ALONE
-        self.batch_tokens = config.batch_size * sizes.context_length
-        ids = np.random.default_rng(0).integers(0, sizes.vocab_size, 64 * sizes.context_length)
-        self.tokens = TokenShards([ids])

@@ -24,6 +24,7 @@ from llmkit.data.prepared import (
     open_prepared,
     refuse_vocab_size,
 )
+from llmkit.device import refuse_compile
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath, all_or_nothing
 from llmkit.quant import quant_names, quant_type
@@ -34,6 +35,7 @@ from llmkit.training.depth import depth_for, dropout_for, flops_in, guessed_toke
 from llmkit.training.distributed import ALONE, Processes, joined, refuse_several
 from llmkit.training.loop import PLANNED_AFTER, RATE_AFTER_DIVERGENCE, TrainingLoop
 from llmkit.training.losses import SPIKE_STEPS, DivergedError
+from llmkit.training.micro_batch import with_micro_batch
 from llmkit.training.prepare import prepare, prepare_from, refuse_foreign, refuse_other_run
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.run_folder import RunFolder
@@ -111,6 +113,12 @@ def train(
             minutes=minutes,
             device=where,
         )
+        if config.compile:
+            refuse_compile(where)
+        if not config.micro_batch:
+            known = processes.first(folder.micro_batch)
+            given = replace(config, micro_batch=known or 0)
+            config = processes.first(lambda: with_micro_batch(given, sizes, where))
         reading = Reading(text_column, None, delimiter, encoding)
         processes.share(config.batch_size)  # refuses a batch that cannot be divided
         if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):

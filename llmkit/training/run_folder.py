@@ -96,6 +96,11 @@ class RunFolder:
         found = self.find()
         return found.state.settings.get("minutes") if found else None
 
+    def micro_batch(self) -> int | None:
+        """Of a run that has begun: one that was found stays. Raises CheckpointError."""
+        found = self.find()
+        return found.state.settings["training"]["micro_batch"] if found else None
+
     def read_state(self) -> RunState | None:
         """The committed state, or None where no run has begun. Raises CheckpointError."""
         return self._state() if self.state_file.exists() else None

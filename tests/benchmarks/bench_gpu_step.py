@@ -79,9 +79,9 @@ def measure(  # type: ignore[no-untyped-def]
     from llmkit.architectures.registry import model_config
     from llmkit.memory import peak_memory_bytes
     from llmkit.training.config import training_config
-    from llmkit.training.dry_run import RandomTokens
     from llmkit.training.flops import flops_per_token
     from llmkit.training.loop import TrainingLoop
+    from llmkit.training.micro_batch import RandomTokens
     from llmkit.training.run_folder import RunFolder
     from llmkit.training.run_state import RunState
 

@@ -26,8 +26,7 @@ def test_bench_prints_each_setting(
     monkeypatch.setattr(bench, "VOCAB_SIZE", 50)
     sizes = {"n_layer": 1, "n_head": 1, "n_embd": 16, "context_length": 16}
     monkeypatch.setitem(PRESETS, "nano", sizes)
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f.__name__) or f)
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     options = ["--cpu", "--preset", "nano", "--sequences", "1", "--steps", "1"]
     monkeypatch.setattr(sys, "argv", ["bench_gpu_step.py", *options])
@@ -41,4 +40,3 @@ def test_bench_prints_each_setting(
     } <= set(rows)
     losses = [float(row[-1]) for name, row in rows.items() if name != "setting"]
     assert losses == pytest.approx([3.9] * len(losses), abs=0.2)  # ln 50
-    assert {"call_block", "_loss_and_gradient"} == set(compiled)
