@@ -16,21 +16,4 @@ for file in "$1"/demo/export/*.gguf; do
 done
 time "$bin/llmkit" export "$1/demo/checkpoint" --quant q4_0 --method gptq --out "$1/gptq"
 "$bin/python" "$tools/check_backends.py" --sets 5 "$1/demo/base"
-"$bin/python" - <<'PYTHON'
-import statistics, time
-import torch
-from llmkit.architectures.registry import model_config, new_model
-config = model_config("gpt2", 50257)
-model = new_model(config).cuda()
-ids = torch.randint(50257, (8, 1024), device="cuda")
-seconds = []
-for _ in range(10):
-    started = time.perf_counter()
-    with torch.autocast("cuda", torch.bfloat16):
-        torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
-    torch.cuda.synchronize()
-    seconds.append(time.perf_counter() - started)
-n = sum(weight.numel() for weight in model.parameters())
-flops = ids.numel() * (6 * n + 12 * config.n_layer * config.n_embd * 1024)
-print(f"training step: {flops / statistics.median(seconds) / 1e12:.1f} TFLOP/s in bfloat16")
-PYTHON
+"$bin/python" "$tools/../benchmarks/bench_gpu_step.py"
