@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import torch
+from torch import Tensor
 
 from llmkit.errors import ConfigError, unknown_name
 
@@ -31,6 +32,13 @@ def choose_device(name: str | None = None) -> torch.device:
     if not available[name]:
         raise ConfigError(f"this machine has no {name} device; omit --device or use cpu")
     return torch.device(name)
+
+
+def copied_to(device: torch.device, x: Tensor) -> Tensor:
+    """A tensor of the CPU on a device. The host does not wait until CUDA has done what it has."""
+    if device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def device_with_float64(chosen: torch.device | None = None) -> torch.device:

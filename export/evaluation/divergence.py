@@ -87,11 +87,11 @@ class Distance:
             divergence.top1,
         )
 
-    def in_units_of(self, noise: Distance) -> float:
-        """The largest of four ratios: mean and 99.9 % KL, largest and RMS difference."""
+    def in_units_of(self, noise: Distance, *, tail: bool = True) -> float:
+        """The largest ratio of mean KL, largest and RMS difference, and with `tail` 99.9 % KL."""
         return max(
             _ratio(self.mean_kl, noise.mean_kl),
-            _ratio(self.p999_kl, noise.p999_kl),
+            _ratio(self.p999_kl, noise.p999_kl) if tail else 0.0,
             _ratio(self.max_difference, noise.max_difference),
             _ratio(self.rms_difference, noise.rms_difference),
         )

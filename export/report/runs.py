@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -27,8 +26,9 @@ def runs_table(runs: Sequence[Run], below: StrPath) -> Table:
     used = [n for n in range(len(COLUMNS)) if any(row[n] for row in rows)]
     for n in used:
         # The name is whole, to be copied; numbers are folded before a digit is lost.
-        justify: Literal["left", "right"] = "left" if n < 3 else "right"
-        table.add_column(COLUMNS[n], justify=justify, overflow="fold", no_wrap=n == 0)
+        table.add_column(
+            COLUMNS[n], justify="left" if n < 3 else "right", overflow="fold", no_wrap=n == 0
+        )
     for row in rows:
         table.add_row(*(row[n] for n in used))
     return table

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmkit.export.verify.arithmetic import Type
+from llmkit.quant import dequantize, quant_type, quantize
 
 _FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 CODE_MAX = 127
@@ -93,4 +95,8 @@ def rounded_to(x: Tensor, kind: Type) -> Tensor:
     """Numbers (..., n) as they are kept in a type, in their own precision."""
     if kind == Type.F32:
         return x
+    if kind == Type.Q4_0:
+        q4_0, rows = quant_type("q4_0"), x.flatten(0, -2).float().numpy()
+        blocks = quantize(np.ascontiguousarray(rows), q4_0, "keys and values")
+        return torch.from_numpy(dequantize(blocks, q4_0)).view(x.shape).to(x.dtype)
     return rounded(x.flatten(0, -2), kind).values.reshape(x.shape).to(x.dtype)

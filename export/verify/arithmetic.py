@@ -22,7 +22,8 @@ class Arithmetic:
     # F16 weights are rounded to f16 as well.
     activations: Type | None = None
     sums: Type = Type.F32  # of products
-    attention: Type = Type.F32  # what the two products of attention read
+    attention: Type = Type.F32  # what the two products of attention read; Q8_0: queries alone
+    flash: bool = False  # attention is fused: its weights are f32, with f16 values its sums f16
     kv: Type = Type.F32  # stored keys and values
     gelu_table: bool = False  # GELU is looked up in a table from f16 to f16
     cuda: bool = False  # quantized weights as CUDA's kernels read them (cuda.py)
@@ -42,6 +43,25 @@ class Arithmetic:
     def with_cache(self, kv: Type) -> Arithmetic:
         """The same with keys and values stored as another type."""
         return replace(self, name=f"{self.name}, {kv.name.lower()} KV cache", kv=kv)
+
+    def served(self) -> tuple[Arithmetic, ...]:
+        """As Ollama may run it: with each OLLAMA_KV_CACHE_TYPE and OLLAMA_FLASH_ATTENTION.
+
+        Quantized keys and values need flash attention. Of a GPU's only the types are known.
+        """
+        if self is not CPU:
+            return tuple(self.with_cache(kv) for kv in (Type.F16, Type.Q8_0, Type.Q4_0))
+        f16 = replace(self.with_cache(Type.F16), attention=Type.F16)
+        flash = replace(f16, name=f"{f16.name}, flash attention", flash=True)
+        return (
+            f16,
+            flash,
+            *(
+                replace(self.with_cache(kv), attention=Type.Q8_0, flash=True)
+                for kv in (Type.Q8_0, Type.Q4_0)
+            ),
+            self.with_cache(Type.F32),
+        )
 
 
 CPU = Arithmetic("CPU", gelu_table=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
 
-from llmkit.export.check import Outcome
+from llmkit.export.check import Check, Outcome
 from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.arithmetic import CPU, GPU
@@ -30,7 +30,7 @@ N_TEXTS = 50  # of the user's own, for the tokenizer
 class Needs(Enum):
     """What has to be there for a check. Checks run in the order of these."""
 
-    FILES = auto()
+    FILES = auto()  # nothing is computed: the result is the same on any hardware
     OWN_LLAMA_CPP = auto()  # loads the file by itself, before the others, so memory holds it once
     LLAMA_CPP = auto()  # loaded once for all
     OLLAMA = auto()  # a running server that has the model
@@ -65,7 +65,14 @@ class RegisteredCheck:
 
     name: str
     needs: Needs
-    run: Callable[[CheckContext], Outcome]
+    compute: Callable[[CheckContext], Outcome]
+
+    def run(self, context: CheckContext) -> Check:
+        """The result, which says so where no hardware can change it."""
+        found = self.compute(context)
+        if self.needs is Needs.FILES and found.passed:
+            found = replace(found, detail=f"{found.detail}; does not depend on hardware")
+        return found.named(self.name)
 
 
 def _tokenizer(context: CheckContext) -> Outcome:

@@ -58,8 +58,8 @@ def compared_logprobs(
 ) -> Compared:
     """Greedy tokens and their log-probabilities, as far as Ollama tells them.
 
-    PyTorch computes them with each arithmetic that the server's device may have, and each type of
-    keys and values; the nearest counts.
+    PyTorch computes them with each arithmetic that the server's device may have, each type of keys
+    and values, and on the CPU with and without flash attention; the nearest counts.
     """
     source = target.checkpoint
     read = [as_ollama_reads(prompt, source.tokenizer) for prompt in prompts[:N_PROMPTS]]
@@ -69,13 +69,13 @@ def compared_logprobs(
     share = server.gpu_share(name) if answers.heard else None
     width = source.config.n_embd // source.config.n_head
     candidates = [
-        (arithmetic, kv)
-        for kv in (Type.F16, Type.Q8_0)
-        if not width % gguf.GGML_QUANT_SIZES[kv][0]
+        served
         for arithmetic in (CPU, *(GPU if share is None or share > 0 else ()))
+        for served in arithmetic.served()
+        if not width % gguf.GGML_QUANT_SIZES[served.kv][0]
     ]
     logprobs = _computed_once(target, answers.heard)
-    found = [_compared_as(*one, answers, logprobs) for one in candidates]
+    found = [_compared_as(one, answers, logprobs) for one in candidates]
     nearest = min(found, key=lambda one: (bool(one.faults), one.largest / (one.limit or 1)))
     nearest.place = _place(share)
     return _judged(nearest, answers)
@@ -128,36 +128,34 @@ def _place(share: float | None) -> str:
 
 
 def _computed_once(target: VerifyTarget, heard: Sequence[Heard]) -> LogProbs:
-    """PyTorch's log-probabilities of the n-th thing heard, (entries, V)."""
+    """PyTorch's log-probabilities of each thing heard, (entries, V)."""
 
     @cache
-    def logprobs(arithmetic: Arithmetic, dtype: torch.dtype, number: int) -> Tensor:
-        one = heard[number]
+    def logprobs(arithmetic: Arithmetic, dtype: torch.dtype) -> list[Tensor]:
         reference = Reference(target, dtype, arithmetic=arithmetic)
-        return one.logprobs(next(reference.last_logits([one.ids], [len(one.path)])))
+        texts, lengths = [one.ids for one in heard], [len(one.path) for one in heard]
+        found = reference.last_logits(texts, lengths)
+        return [one.logprobs(logits) for one, logits in zip(heard, found, strict=True)]
 
     return logprobs
 
 
-LogProbs = Callable[[Arithmetic, torch.dtype, int], Tensor]
+LogProbs = Callable[[Arithmetic, torch.dtype], list[Tensor]]
 
 
-def _compared_as(
-    arithmetic: Arithmetic, kv: Type, answers: Answers, logprobs: LogProbs
-) -> Compared:
+def _compared_as(arithmetic: Arithmetic, answers: Answers, logprobs: LogProbs) -> Compared:
     """Compare all that Ollama said with one arithmetic.
 
     The noise is what keys and values in f16 change, or sums where they are in f16.
     """
-    own = arithmetic if kv == Type.F16 else arithmetic.with_cache(kv)
     pairs = [((CPU, torch.float64), (CPU.with_cache(Type.F16), torch.float64))]
     if arithmetic.sums == Type.F16:
-        pairs.append(((own, torch.float64), (own, torch.float32)))
-    compared = Compared(arithmetic=arithmetic.with_cache(kv))
+        pairs.append(((arithmetic, torch.float64), (arithmetic, torch.float32)))
+    compared = Compared(arithmetic=arithmetic)
     for number, one in enumerate(answers.heard):
-        differences = [logprobs(*a, number) - logprobs(*b, number) for a, b in pairs]
+        differences = [logprobs(*a)[number] - logprobs(*b)[number] for a, b in pairs]
         noise = torch.stack(differences).abs().amax(0)
-        wanted = logprobs(own, torch.float64, number)
+        wanted = logprobs(arithmetic, torch.float64)[number]
         _compare_tokens(one, answers.ids_of, wanted, noise, compared)
     return compared
 

@@ -125,7 +125,7 @@ def _results(context: CheckContext, unreachable: OllamaError | None) -> list[Che
 
 
 def _run(context: CheckContext, needs: Needs) -> dict[str, Check]:
-    return {c.name: c.run(context).named(c.name) for c in CHECKS if c.needs is needs}
+    return {c.name: c.run(context) for c in CHECKS if c.needs is needs}
 
 
 def _not_run(error: LlmkitError, *needs: Needs) -> dict[str, Check]:

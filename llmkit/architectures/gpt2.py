@@ -67,7 +67,8 @@ def sizes_at_depth(depth: int) -> dict[str, int]:
     """The sizes that follow from the number of layers. Raises ConfigError below 1.
 
     64 channels a layer, as in nanochat, rounded up to a multiple of 256, so that every GGUF type,
-    K-quants included, can hold the rows.
+    K-quants included, can hold the rows. 64 positions a layer: short runs learn more from many
+    short windows (docs/training.md).
     """
     if depth < 1:
         raise ConfigError(f"depth must be at least 1, not {depth}")
@@ -76,7 +77,7 @@ def sizes_at_depth(depth: int) -> dict[str, int]:
         "n_layer": depth,
         "n_head": width // 64,
         "n_embd": width,
-        "context_length": min(width, 1024),
+        "context_length": min(64 * depth, 1024),
     }
 
 

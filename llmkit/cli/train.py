@@ -51,8 +51,8 @@ def _train(
         int | None,
         typer.Option(
             metavar="N",
-            help="Number of layers, instead of --preset: sets width, heads, context and "
-            "learning rate.",
+            help="Number of layers, instead of --preset: sets width, heads, context, batch size "
+            "and learning rate.",
             show_default=False,
         ),
     ] = None,
@@ -72,7 +72,8 @@ def _train(
         float | None,
         typer.Option(
             metavar="N",
-            help="Train for about N minutes instead of --steps: ten timed steps give the number.",
+            help="Train for about N minutes instead of --steps: ten timed steps give the number. "
+            "Without --preset and --depth, N also sets the depth.",
             show_default=False,
         ),
     ] = None,

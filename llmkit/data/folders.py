@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -56,26 +56,21 @@ def source_files(source: Path) -> list[Path]:
     return files
 
 
-def content_sha256(sources: Iterable[Path]) -> str:
+def content_sha256(sources: Sequence[Path]) -> str:
     """One hash of all that the sources hold; of a data set of the hub its revision counts."""
-    on_hub, local = _divided(sources)
-    files = sha256_of(file for source in local for file in source_files(source))
-    revisions = [f"{source} {revision(source)}" for source in on_hub]
-    return sha256("\n".join((files, *revisions)).encode()).hexdigest() if on_hub else files
+    files = sha256_of(_files(sources))
+    revisions = [f"{source} {revision(source)}" for source in sources if is_on_hub(source)]
+    return sha256("\n".join((files, *revisions)).encode()).hexdigest() if revisions else files
 
 
-def content_bytes(sources: Iterable[Path]) -> int:
+def content_bytes(sources: Sequence[Path]) -> int:
     """The size of all files; nobody knows that of a data set of the hub."""
-    _, local = _divided(sources)
-    return sum(file.stat().st_size for source in local for file in source_files(source))
+    return sum(file.stat().st_size for file in _files(sources))
 
 
-def _divided(sources: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    on_hub: list[Path] = []
-    local: list[Path] = []
+def _files(sources: Sequence[Path]) -> Iterator[Path]:
     for source in sources:
-        (on_hub if is_on_hub(source) else local).append(source)
-    return on_hub, local
+        yield from [] if is_on_hub(source) else source_files(source)
 
 
 def note_left_out(source: Path) -> None:

@@ -68,4 +68,5 @@ def _parts(source: Path) -> tuple[str, str | None]:
 
 
 def _unreadable(source: Path, error: Exception) -> DataError:
-    return DataError(f"cannot read {source}: {str(error).strip().partition(chr(10))[0]}")
+    reason = str(error).strip().partition("\n")[0]
+    return DataError(f"cannot read {source} ({reason}); check the name and the network")

@@ -15,6 +15,7 @@ from llmkit.architectures.base import HEAD, LanguageModel
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import ADAPTER_FILE, MODEL_FILE
 from llmkit.checkpoint.tensors import open_tensors
+from llmkit.device import copied_to
 from llmkit.errors import ConfigError
 from llmkit.files import StrPath, optional_path, sha256_of
 from llmkit.finetuning.config import FinetuneConfig, seed_of
@@ -105,7 +106,7 @@ class Classify:
         indices = self.batches.indices(step)
         batch = [self.train[index] for index in indices]
         logits = model.logits(last_states(model, [text.ids for text in batch]))  # (B, n_labels)
-        truth = torch.tensor([text.label for text in batch], device=model.device)  # (B,)
+        truth = copied_to(model.device, torch.tensor([text.label for text in batch]))  # (B,)
         return F.cross_entropy(logits.float(), truth)
 
     def evaluate(self, model: LanguageModel) -> Evaluation:

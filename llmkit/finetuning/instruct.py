@@ -14,6 +14,7 @@ from llmkit.architectures.base import LanguageModel
 from llmkit.batch_generation import ModelBatch, generate_batch
 from llmkit.checkpoint.checkpoint import load_checkpoint, stop_ids
 from llmkit.console import progress
+from llmkit.device import copied_to
 from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
 from llmkit.finetuning.examples import (
@@ -147,11 +148,11 @@ def summed_loss(
 ) -> tuple[Tensor, int]:
     """Sum of the tokens' cross-entropy, and their number; logits are computed only where needed."""
     inputs, targets = padded(batch, pad_id=0, answers_only=answers_only)
-    inputs, targets = inputs.to(model.device), targets.to(model.device)  # (B, T) each
-    hidden = model.hidden_states(inputs)  # (B, T, C)
-    counts = targets != IGNORED
-    total = head_cross_entropy(hidden[counts], model.head_weight, targets[counts])
-    return total, int(counts.sum())
+    row, place = (targets != IGNORED).nonzero(as_tuple=True)  # (n,) each; on a GPU this would wait
+    moved = (copied_to(model.device, x) for x in (inputs, targets[row, place], row, place))
+    inputs, wanted, row, place = moved
+    hidden = model.hidden_states(inputs)[row, place]  # (n, C)
+    return head_cross_entropy(hidden, model.head_weight, wanted), len(wanted)
 
 
 @torch.inference_mode()

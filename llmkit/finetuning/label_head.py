@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from llmkit.architectures.base import LanguageModel
+from llmkit.device import copied_to
 from llmkit.errors import ConfigError
 
 TEXTS_AT_ONCE = 32
@@ -64,8 +65,8 @@ def train_only(model: LanguageModel, n_blocks: int | None) -> None:
 def last_states(model: LanguageModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """Hidden states (B, C) of each text's own last token, whatever it is filled up with."""
     rows = pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True)  # (B, T)
-    hidden = model.hidden_states(rows.to(model.device))  # (B, T, C)
-    last = torch.tensor([len(ids) - 1 for ids in texts], device=model.device)
+    hidden = model.hidden_states(copied_to(model.device, rows))  # (B, T, C)
+    last = copied_to(model.device, torch.tensor([len(ids) - 1 for ids in texts]))
     return hidden[torch.arange(len(texts), device=model.device), last]
 
 

@@ -19,7 +19,7 @@ from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.tensors import open_tensors, save_tensors
 from llmkit.console import say
-from llmkit.device import choose_device
+from llmkit.device import choose_device, copied_to
 from llmkit.errors import ConfigError
 from llmkit.files import StrPath
 from llmkit.finetuning.config import FinetuneConfig, seed_of
@@ -107,7 +107,7 @@ class Prefer:
         """DPO's loss of the step's pairs."""
         indices = self.batches.indices(step)
         log_probs = pair_log_probs(model, [self.train[index] for index in indices])  # (B, 2)
-        reference = self.train_reference[indices].to(log_probs)
+        reference = copied_to(log_probs.device, self.train_reference[indices])
         return -F.logsigmoid(margins(log_probs, reference, self.beta)).mean()
 
     def evaluate(self, model: LanguageModel) -> Evaluation:
@@ -156,12 +156,12 @@ def pair_log_probs(model: LanguageModel, pairs: Sequence[Pair]) -> Tensor:
     """Sum of the log-probabilities of each answer's tokens, (B, 2) in nats: chosen, rejected."""
     both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     inputs, targets = padded(both, pad_id=0, answers_only=True)  # (2B, T) each
-    inputs, targets = inputs.to(model.device), targets.to(model.device)
+    row, place = (targets >= 0).nonzero(as_tuple=True)  # (n,) each; on a GPU this would wait
+    moved = (copied_to(model.device, x) for x in (inputs, targets[row, place], row, place))
+    inputs, wanted, row, place = moved
     hidden = model.hidden_states(inputs)  # (2B, T, C)
-    counts = targets >= 0
-    logits = model.logits(hidden[counts]).float()  # (n, V)
-    each = -F.cross_entropy(logits, targets[counts], reduction="none")  # (n,)
-    row = counts.nonzero()[:, 0]  # (n,)
+    logits = model.logits(hidden[row, place]).float()  # (n, V)
+    each = -F.cross_entropy(logits, wanted, reduction="none")  # (n,)
     total = torch.zeros(len(both), device=each.device).index_add(0, row, each)  # (2B,)
     return total.view(2, len(pairs)).T
 

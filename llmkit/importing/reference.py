@@ -164,7 +164,7 @@ def find_alternative(
 def with_fitting_heads(parts: Parts, facts: Facts, reference: ReferenceLogits) -> Facts:
     """The facts with the number of heads that makes the logits agree; as they are if none does."""
     for n in _possible_heads(parts):
-        tried = replace(facts, n_head=Fact(n, "the only number with the logits of the reference"))
+        tried = replace(facts, n_head=Fact(n, "the logits of the reference"))
         if _difference(parts, tried, reference) <= reference.limit:
             return tried
     return facts

@@ -88,9 +88,8 @@ class _Collector:
         self.checkpoint, self.folder = checkpoint, checkpoint.folder
         self.missing: list[Missing] = []
         kept_by = run_of_kept(self.folder)  # exports of a kept checkpoint stand beside its run
-        self.run = (
-            kept_by.with_name(f"{kept_by.name}-{self.folder.name}") if kept_by else self.folder
-        )
+        name = self.folder.resolve().name
+        self.run = kept_by.with_name(f"{kept_by.name}-{name}") if kept_by else self.folder
 
     def report(self, ggufs: Sequence[GGUFFile]) -> RunReport:
         """All parts."""

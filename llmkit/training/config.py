@@ -76,7 +76,10 @@ def training_at_depth(depth: int) -> dict[str, Any]:
     so that a step changes the outputs of a matrix equally far at every width.
     """
     rate = 6e-3 * (256 / sizes_of(depth)["n_embd"]) ** 0.5
+    batch_size = 32 if depth == 1 else 16  # of 64 tokens a layer
     return {
+        "batch_size": batch_size,
+        "micro_batch": batch_size,
         "optimizer": "muon",
         "warmup_steps": 10,
         "learning_rate": rate,

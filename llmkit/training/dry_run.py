@@ -76,7 +76,8 @@ def dry_run(
     Times one micro-batch where a step has several. Raises LlmkitError as `train` does.
     """
     refuse_several()
-    prepared, sizes, config = resolved(Path(data), **options)
+    where = choose_device(device)
+    prepared, sizes, config = resolved(Path(data), device=where, **options)
     tokenizer = options.get("tokenizer", "bpe")
     if prepared is None:
         content_bytes([Path(data)])  # raises where there is none
@@ -84,7 +85,6 @@ def dry_run(
             reading = Reading(text_column, None, delimiter, encoding)
             pieces = split_pieces(lambda: read_pieces([Path(data)], reading))
             sizes = replace(sizes, vocab_size=make_tokenizer(tokenizer, pieces, 0).vocab_size)
-    where = choose_device(device)
     if config.compile:
         refuse_compile(where)
     config = with_micro_batch(config, sizes, where)

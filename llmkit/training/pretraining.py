@@ -15,6 +15,7 @@ from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.checkpoint.layout import MODEL_FILE
 from llmkit.data.sampler import window_starts
 from llmkit.data.tokens import TokenShards, open_token_file, windows
+from llmkit.device import copied_to
 from llmkit.generation import generate_ids
 from llmkit.sampling import Sampling
 from llmkit.tokenizer_files import load_tokenizer
@@ -102,9 +103,5 @@ class Pretraining:
         first = step * config.batch_size + self.processes.rank * share + done
         starts = window_starts(len(self.tokens), length, config.seed, first, n)
         examples = np.stack([self.tokens.read(int(start), length + 1) for start in starts])
-        batch = torch.from_numpy(examples)
-        if device.type == "cuda":  # pinned, so that the copy does not wait for the GPU
-            batch = batch.pin_memory().to(device, non_blocking=True)
-        else:
-            batch = batch.to(device)
+        batch = copied_to(device, torch.from_numpy(examples))
         return batch[:, :-1], batch[:, 1:]

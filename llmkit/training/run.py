@@ -31,6 +31,7 @@ from llmkit.quant import quant_names, quant_type
 from llmkit.quantization.qat import Roundings
 from llmkit.records.text_files import Reading
 from llmkit.training.config import TrainingConfig, preset_or_depth, training_config
+from llmkit.training.depth import depth_for, dropout_for, flops_in, guessed_tokens
 from llmkit.training.distributed import ALONE, Processes, joined, refuse_several
 from llmkit.training.loop import PLANNED_AFTER, RATE_AFTER_DIVERGENCE, TrainingLoop
 from llmkit.training.losses import SPIKE_STEPS, DivergedError
@@ -79,8 +80,9 @@ def train(
     `data`: a text file, JSON, JSONL or Parquet with a `text` field, a table, a folder of text,
     JSONL and Parquet files, or a folder that `prepare_data` wrote. `text_column` names another
     field, or the column of a table, which `delimiter` divides; `encoding` is that of text and
-    tables. `preset` or `depth` (the number of layers, which sets the rest) gives the sizes, `nano`
-    unless given. `tokenizer`: `bpe`, `word` or `char` (trained on the data), `gpt2`, or a file.
+    tables. `preset` or `depth` (the number of layers, which sets the rest) gives the sizes; else
+    they follow from `minutes`, or are those of `nano`. `tokenizer`: `bpe`, `word` or `char`
+    (trained on the data), `gpt2`, or a file.
     `batch_tokens` sets the batch size in tokens. `minutes` sets the number of steps to what fits
     into that time, preparation included, by the time of the first ten; a resumed run keeps that
     number, also where neither is given. `tensorboard` also writes the evaluations into
@@ -109,6 +111,7 @@ def train(
             training=training,
             batch_tokens=batch_tokens,
             minutes=minutes,
+            device=where,
         )
         if config.compile:
             refuse_compile(where)
@@ -161,11 +164,18 @@ def resolved(
     training: dict[str, Any] | None = None,
     batch_tokens: int | None = None,
     minutes: float | None = None,
+    device: torch.device,
 ) -> tuple[Prepared | None, ModelConfig, TrainingConfig]:
     """What the options of `train` come to: prepared data, sizes and settings."""
     size = preset_or_depth(preset, depth)
-    if depth is not None and (twice := {"n_layer", "n_head", "n_embd"} & set(model or {})):
-        raise ConfigError(f"depth sets {', '.join(sorted(twice))}; omit either")
+    given = {"n_layer", "n_head", "n_embd"} & set(model or {})
+    if depth is not None and given:
+        raise ConfigError(f"depth sets {', '.join(sorted(given))}; omit either")
+    flops = None  # that alone set the size
+    if minutes is not None and preset is None and depth is None and not given:
+        flops = flops_in(minutes, device.type)
+        size = depth_for(flops)
+        say(f"depth {size}: learns most in about {minutes:g} minutes on this kind of device")
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
@@ -176,6 +186,10 @@ def resolved(
             raise ConfigError(f"{data} is tokenized; omit tokenizer and vocab_size")
         changes["vocab_size"] = prepared.vocab_size
     sizes = model_config(size, **changes)
+    if flops is not None and "dropout" not in changes:
+        n_tokens = prepared.total("train").tokens if prepared else guessed_tokens(data)
+        dropout = dropout_for(flops, sizes, n_tokens)
+        sizes = model_config(size, **changes, dropout=dropout)
     if batch_tokens is not None:
         if (training or {}).get("batch_size") is not None:
             raise ConfigError("batch_tokens and batch_size say the same; give one of them")

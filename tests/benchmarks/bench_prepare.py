@@ -90,7 +90,8 @@ def main() -> None:
 def measured(*words: object) -> Run:
     """Run Python in a process of its own. Memory is looked at every 50 ms."""
     started, cpu_s, peak = time.monotonic(), 0.0, 0
-    process = psutil.Popen([sys.executable, *map(str, words)], stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = psutil.Popen([sys.executable, *map(str, words)], **quiet)
     while process.poll() is None:
         try:
             tree = [process, *process.children(recursive=True)]

@@ -21,79 +21,58 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-VOCAB_SIZES = (512, 1024, 2048, 4096)
 TEXTS = ("shakespeare", "wikipedia")
+VOCAB_SIZES = (1024, 2048, 4096)
 EVALUATIONS = 3
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a model is trained on, how large it is, and how."""
+    """What a model is trained on and how. None: what `--depth` sets."""
 
-    text: str = "shakespeare"
-    depth: int = 4
-    flops: float = 8e12
+    text: str
+    depth: int
+    flops: float
     vocab_size: int = 2048
-    context_length: int = 256
-    batch_tokens: int = 4096
-    learning_rate: float = 6e-3
-    min_ratio: float = 0.1
-    schedule: str = "cosine"
-    decay_share: float = 0.2
-    embedding_rate: float = 1.0  # learning rate of AdamW, in those of Muon
-    weight_decay: float = 0.1
-    dropout: float = 0.0
-    momentum: float = 0.95
-    beta2: float = 0.99
-    warmup_steps: int = 10
-    seed: int = 1337
-    positions: str = "normal"
-
-    @property
-    def width(self) -> int:
-        return 256 * math.ceil(self.depth / 4)
+    context_length: int | None = None
+    batch_tokens: int | None = None
+    learning_rate: float | None = None
+    dropout: float | None = None
 
 
 def plan() -> list[Run]:
     """All runs, the most important first."""
-    runs: list[Run] = []
+    runs = [
+        Run(text, depth, flops)
+        for flops, depths in (
+            (1e13, (1, 2, 4)),
+            (1e14, (2, 4, 6, 8)),
+            (3e12, (1, 2, 4)),
+            (3e13, (1, 2, 4)),
+            (1e12, (1, 2)),
+            (3e14, (4, 6, 8)),
+        )
+        for text in TEXTS
+        for depth in depths
+    ]
 
     def vary(run: Run, **choices: tuple[Any, ...]) -> None:
         """Each choice alone."""
         runs.extend(replace(run, **{name: v}) for name, values in choices.items() for v in values)
 
-    # A minute of two cores.
-    one = Run(depth=1, context_length=128, batch_tokens=2048, positions="sinusoids")
-    for context in (64, 128, 256):
-        vary(replace(one, context_length=context), positions=("normal", "sinusoids"))
-    vary(one, learning_rate=(3e-3, 1.2e-2), batch_tokens=(1024,), vocab_size=(1024, 4096))
-    vary(replace(one, depth=2), context_length=(64, 128), vocab_size=(4096,))
-    # Five minutes of two cores.
-    five = replace(one, flops=4.5e13, batch_tokens=4096)
-    for context in (64, 128, 256):
-        vary(replace(five, depth=2, context_length=context), dropout=(0.1, 0.0))
-    for depth in (1, 3, 4):
-        vary(replace(five, depth=depth), dropout=(0.1, 0.0))
-    # Depths and budgets; the learning rate falls with the root of the width.
-    for flops in (1e13, 1e14, 3e13, 3e12):
-        for text in TEXTS:
-            for depth in (1, 2, 4, 6, 8):
-                run = Run(text, depth, flops, positions="sinusoids", context_length=128)
-                rate = 6e-3 * (256 / run.width) ** 0.5
-                run = replace(run, batch_tokens=2048 if flops < 5e13 else 4096, learning_rate=rate)
-                runs.append(run)
-    vary(
-        replace(five, depth=2, dropout=0.1),
-        vocab_size=(1024, 4096),
-        weight_decay=(0.3, 1.0),
-        learning_rate=(3e-3,),
-        positions=("normal",),
-        batch_tokens=(2048,),
-    )
-    # Learning rates of other widths.
-    for depth in (5, 9):
-        wide = Run("wikipedia", depth, 3e13, context_length=128, positions="sinusoids")
-        vary(wide, learning_rate=(2e-3, 4e-3, 8e-3))
+    # What a minute and five minutes of two cores learn.
+    for depth, flops in ((1, 8e12), (2, 4.5e13)):
+        vary(
+            Run("shakespeare", depth, flops),
+            depth=(1, 2, 3, 4),
+            context_length=(64, 128, 256),
+            batch_tokens=(1024, 4096),
+            learning_rate=(3e-3, 1.2e-2),
+            dropout=(0.0, 0.1, 0.2),
+            vocab_size=(1024, 4096),
+        )
+    for depth, flops in ((5, 3e14), (9, 1e15)):  # 512 and 768 wide
+        vary(Run("wikipedia", depth, flops), learning_rate=(2e-3, 4e-3, 8e-3))
     return list(dict.fromkeys(runs))
 
 
@@ -101,13 +80,14 @@ def train(run: Run, folder: Path, device_name: str, deadline: float) -> dict[str
     """One run; None where the deadline came first."""
     import torch
 
-    from llmkit.architectures.registry import model_config, new_model
+    from llmkit.architectures.registry import model_config, new_model, sizes_of
     from llmkit.data.prepared import open_prepared
     from llmkit.data.sampler import window_starts
     from llmkit.data.tokens import windows
     from llmkit.device import has_fast_bfloat16
-    from llmkit.training.config import TrainingConfig
+    from llmkit.training.config import training_config
     from llmkit.training.cross_entropy import head_cross_entropy
+    from llmkit.training.depth import dropout_for
     from llmkit.training.evaluate import validation_loss
     from llmkit.training.flops import flops_per_token
     from llmkit.training.optimizer import make_optimizers
@@ -118,59 +98,42 @@ def train(run: Run, folder: Path, device_name: str, deadline: float) -> dict[str
     device = torch.device(device_name)
     prepared = open_prepared(folder / f"{run.text}-{run.vocab_size}")
     shards = prepared.tokens("train")
-    length = run.context_length
     tokens = torch.from_numpy(shards.read(0, len(shards))).to(device)
+    changes = {} if run.context_length is None else {"context_length": run.context_length}
+    sizes = model_config(run.depth, prepared.vocab_size, **changes)
+    dropout = run.dropout
+    if dropout is None:
+        dropout = dropout_for(run.flops, sizes, len(tokens))
+    sizes = replace(sizes, dropout=dropout)  # type: ignore[call-arg]
+    length = sizes.context_length
+    known = training_config(run.depth, learning_rate=run.learning_rate)
+    batch_tokens = run.batch_tokens or known.batch_size * sizes_of(run.depth)["context_length"]
+    n = batch_tokens // length
     validation = prepared.tokens("validation")
-    held_out = windows(validation.read(0, len(validation)), length, len(validation))
+    held_out = windows(validation.read(0, len(validation)), length, known.eval_tokens)
     total = prepared.total("validation")
-    sizes = model_config(
-        "nano",
-        prepared.vocab_size,
-        n_layer=run.depth,
-        n_embd=run.width,
-        n_head=run.width // 64,
-        context_length=length,
-        dropout=run.dropout,
-    )
-    torch.manual_seed(run.seed)
+    torch.manual_seed(known.seed)
     model = new_model(sizes).to(device).train()
-    if run.positions == "sinusoids":
-        angles = torch.arange(length)[:, None] / 1000 ** torch.linspace(0, 1, run.width // 2)
-        rows = 0.02 * 2**0.5 * torch.cat([angles.sin(), angles.cos()], 1)
-        model.load_state_dict({"wpe.weight": rows}, strict=False)
-    flops = flops_per_token(model.n_parameters(), sizes) * run.batch_tokens
+    flops = flops_per_token(model.n_parameters(), sizes) * n * length
     steps = max(round(run.flops / flops), 2)
-    config = TrainingConfig(
-        steps=steps,
-        learning_rate=run.learning_rate,
-        min_learning_rate=run.min_ratio * run.learning_rate,
-        warmup_steps=run.warmup_steps,
-        schedule=run.schedule,  # type: ignore[arg-type]
-        decay_share=run.decay_share,
-        weight_decay=run.weight_decay,
-        optimizer="muon",
-        momentum=run.momentum,
-        beta2=run.beta2,
-    )
-    adamw, muon = make_optimizers(model, config)
-    n = run.batch_tokens // length
-    starts = torch.from_numpy(window_starts(len(tokens), length, run.seed, 0, n * steps)).to(device)
-    offsets = torch.arange(length + 1, device=device)
+    config = replace(known, steps=steps)
+    optimizers = make_optimizers(model, config)
+    starts = window_starts(len(tokens), length, config.seed, 0, n * steps)
+    places = torch.from_numpy(starts[:, None]).to(device) + torch.arange(length + 1, device=device)
     bfloat16 = has_fast_bfloat16(device)
     evaluated = {round(steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
     curve = []
     for step in range(steps):
-        rate = config.learning_rate_at(step)
-        for optimizer, share in ((adamw, run.embedding_rate), (muon, 1.0)):
+        for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = share * rate
-        batch = tokens[starts[step * n : (step + 1) * n, None] + offsets]  # (n, length + 1)
+                group["lr"] = config.learning_rate_at(step)
+        batch = tokens[places[step * n : (step + 1) * n]]  # (n, length + 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             hidden = model.hidden_states(batch[:, :-1])
-            loss = head_cross_entropy(hidden, model.head_weight, batch[:, 1:]) / run.batch_tokens
+            loss = head_cross_entropy(hidden, model.head_weight, batch[:, 1:]) / (n * length)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in (adamw, muon):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if step + 1 in evaluated:
@@ -182,13 +145,13 @@ def train(run: Run, folder: Path, device_name: str, deadline: float) -> dict[str
                 return None
     return {
         **asdict(run),
-        "width": run.width,
+        "sizes": asdict(sizes),  # type: ignore[call-overload]
         "n_parameters": model.n_parameters(),
         "steps": steps,
         "total_flops": steps * flops,
-        "bits_per_byte": curve[-1][2],
-        "best_bits_per_byte": min(bits for _, _, bits in curve),
-        "curve": curve,  # step, training loss of its batch, bits per byte of all held-out text
+        "epochs": round(n * length * steps / len(tokens), 2),
+        "bits_per_byte": min(bits for _, _, bits in curve),
+        "curve": curve,  # step, training loss of its batch, held-out bits per byte
         "seconds": round(time.time() - started, 2),
     }
 
@@ -225,7 +188,7 @@ def train_all(folder: Path, device: str, jobs: int, minutes: float, runs: list[R
                 print(
                     f"{time.time() - started:.0f} s: {result['text']} depth {result['depth']} "
                     f"{result['total_flops']:.2g} FLOP {result['steps']} steps "
-                    f"rate {result['learning_rate']:.2g}: {result['bits_per_byte']} bits per byte "
+                    f"({result['epochs']} epochs): {result['bits_per_byte']} bits per byte "
                     f"in {result['seconds']} s",
                     flush=True,
                 )
@@ -233,24 +196,28 @@ def train_all(folder: Path, device: str, jobs: int, minutes: float, runs: list[R
 
 
 def draw(results: list[dict[str, Any]], picture: Path) -> None:
-    """A panel for each text, a curve for each depth: the best result at each number of FLOPs."""
+    """A panel for each text, a curve for each depth with the settings that it sets."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(TEXTS))
+    panels = figure.subplots(1, len(TEXTS), sharey=True)
     for panel, text in zip(panels, TEXTS, strict=True):
         for depth in sorted({result["depth"] for result in results}):
-            best: dict[float, float] = {}
-            for result in results:
-                if (result["text"], result["depth"]) == (text, depth):
-                    bits = best.get(result["flops"], math.inf)
-                    best[result["flops"]] = min(bits, result["best_bits_per_byte"])
-            if best:
-                panel.plot(*zip(*sorted(best.items()), strict=True), "o-", label=f"depth {depth}")
+            points = sorted(
+                (result["total_flops"], result["bits_per_byte"])
+                for result in results
+                if all(
+                    result[name] == v
+                    for name, v in asdict(Run(text, depth, 0)).items()
+                    if name != "flops"
+                )
+            )
+            if points:
+                panel.plot(*zip(*points, strict=True), "o-", label=f"depth {depth}")
         panel.set(title=text, xlabel="training FLOPs", xscale="log")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("bits per byte, held-out text")
-    panels[0].legend()
+    panels[0].set_ylabel("held-out bits per byte")
+    panels[1].legend()
     figure.savefig(picture, dpi=110)
 
 

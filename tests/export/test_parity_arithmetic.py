@@ -13,6 +13,7 @@ from single_operations import GELU, NORM, PRODUCT, attention, bounded_alone
 from verify_targets import written
 
 from llmkit.errors import ConfigError
+from llmkit.export.evaluation.divergence import Divergence
 from llmkit.export.evaluation.eval_data import proof_sequences
 from llmkit.export.llamacpp import devices
 from llmkit.export.llamacpp.devices import Device, uses_gpu
@@ -20,6 +21,7 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify import layers_check, logits_check
 from llmkit.export.verify.arithmetic import CPU, EVERY, GPU, Arithmetic, Type
 from llmkit.export.verify.file_tensors import FileTensors, LoRA, Matrix
+from llmkit.export.verify.logits_check import LogitsComparison
 from llmkit.export.verify.target import VerifyTarget
 
 F32, F16, Q8_1, _CUDA, HALF_SUMS = GPU
@@ -149,6 +151,15 @@ def test_an_adapter_is_computed_as_any_f32_matrix_and_bounded() -> None:
         for found in wrong:
             assert bounded.ratio(found.float()).max() > 1
     torch.testing.assert_close(lora.product(x.double(), arithmetic=F16), halves, rtol=1e-9, atol=0)
+
+
+def test_the_kl_of_one_position_counts_except_in_sums_in_f16() -> None:
+    ones, same = np.ones(100), np.ones(100, np.bool_)
+    noise = Divergence(ones, same, ones, ones, ones, ones)
+    conversion = replace(noise, kl=np.where(np.arange(100) == 5, 20.0, 1.0))
+    for arithmetic, value in ((F16, 18.12), (HALF_SUMS, 1.19)):
+        found = LogitsComparison(conversion, noise, noise, np.empty((0, 2)), arithmetic)
+        assert found.value == pytest.approx(value, abs=0.01)
 
 
 def test_a_norm_in_one_pass_may_be_off_by_more() -> None:

@@ -248,18 +248,50 @@ def test_it_says_where_the_model_runs(
     assert "f16 KV cache" in found.detail
 
 
-def test_another_type_of_keys_and_values_is_recognised(
-    server: StandIn, exported: tuple[Checkpoint, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def in_f32(
+    server: StandIn, exported: tuple[Checkpoint, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Checkpoint, Path]:
+    """A model of one head of 64, which llama.cpp rotates, stored as `f32`."""
+    folder = tmp_path_factory.mktemp("f32")
+    tokenizer = exported[0].tokenizer
+    made = make_checkpoint(folder / "c", tokenizer=tokenizer, context_length=128, n_head=1)
+    assert made.config.n_embd == 64
+    save_config(made.folder, CheckpointConfig(made.config, ALPACA))
+    done = export(made.folder, folder / "out", QuantConfig(["f32"]), prove=False)
+    stored = Stored(done.files[0].path, read_modelfile(done.modelfile).modelfile)
+    server.models["f32:latest"] = stored
+    return load_checkpoint(made.folder), stored.gguf
+
+
+@pytest.mark.parametrize(
+    ("kv", "flash", "name"),
+    [
+        (Type.F32, False, "CPU, f32 KV cache"),
+        (Type.F16, False, "CPU, f16 KV cache"),
+        (Type.F16, True, "CPU, f16 KV cache, flash attention"),
+        (Type.Q8_0, True, "CPU, q8_0 KV cache"),
+        (Type.Q4_0, True, "CPU, q4_0 KV cache"),
+    ],
+)
+def test_how_the_server_keeps_keys_and_values_is_recognised(
+    kv: Type,
+    flash: bool,
+    name: str,
+    server: StandIn,
+    in_f32: tuple[Checkpoint, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As with OLLAMA_KV_CACHE_TYPE=q8_0, which needs OLLAMA_FLASH_ATTENTION=1."""
+    """As with OLLAMA_KV_CACHE_TYPE and OLLAMA_FLASH_ATTENTION."""
     start = llama_cpp.llama_init_from_model
 
-    def with_bytes(model: Any, params: Any) -> Any:
-        if params.type_k != Type.F32:  # the server's run
-            params.type_k = params.type_v = Type.Q8_0
+    def configured(model: Any, params: Any) -> Any:
+        if params.flash_attn_type != llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED:  # the server's run
+            params.type_k = params.type_v = int(kv)
+            params.flash_attn_type = int(flash)
         return start(model, params)
 
-    monkeypatch.setattr(llama_cpp, "llama_init_from_model", with_bytes)
-    found = check(server, exported)
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", configured)
+    found = check(server, in_f32, "f32")
     assert found.passed, found.detail
-    assert "q8_0 KV cache" in found.detail
+    assert f"as with {name}:" in found.detail

@@ -55,7 +55,7 @@ def test_llama_cpp_is_loaded_once_after_layers(
             loaded[check.name] = getattr(context, "llama", None)
             return Outcome(True, "")
 
-        return replace(check, run=run)
+        return replace(check, compute=run)
 
     noted = tuple(noting(check) for check in CHECKS if check.needs is not Needs.OLLAMA)
     monkeypatch.setattr("llmkit.export.verify.verify.CHECKS", noted)
@@ -66,3 +66,5 @@ def test_llama_cpp_is_loaded_once_after_layers(
     assert [loaded.pop(name) for name in ("metadata", "tensors", "layers")] == [None] * 3
     assert isinstance(loaded["logits"], LlamaCpp)
     assert len(set(map(id, loaded.values()))) == 1
+    exact = [check.name for check in proof.checks if "depend on hardware" in check.detail]
+    assert exact == ["metadata", "tensors"]

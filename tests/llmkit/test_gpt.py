@@ -144,7 +144,7 @@ def test_presets_have_the_published_number_of_parameters(preset: str, n_paramete
 @pytest.mark.parametrize(("depth", "width"), [(1, 256), (4, 256), (5, 512), (12, 768), (32, 2048)])
 def test_depth_sets_the_sizes(depth: int, width: int) -> None:
     config = model_config(depth, vocab_size=300)
-    context = min(width, 1024)
+    context = min(64 * depth, 1024)
     assert config == GPTConfig(300, context, depth, n_head=width // 64, n_embd=width)
 
 

@@ -465,11 +465,14 @@ def test_every_preset_has_valid_settings(preset: str) -> None:
     assert training_config(preset, steps=7).steps == 7
 
 
+CPU = torch.device("cpu")
+
+
 def test_learning_rate_falls_with_the_width_of_a_depth(short_text: Path) -> None:
-    found = {depth: resolved(short_text, depth=depth) for depth in (4, 16)}
+    found = {depth: resolved(short_text, depth=depth, device=CPU) for depth in (4, 16)}
     assert found[16][1].n_embd == 4 * found[4][1].n_embd
     assert found[16][2].learning_rate == pytest.approx(found[4][2].learning_rate / 2)
-    given = resolved(short_text, depth=4, training={"learning_rate": 1e-5})[2]
+    given = resolved(short_text, depth=4, training={"learning_rate": 1e-5}, device=CPU)[2]
     assert given.min_learning_rate == pytest.approx(1e-6)
 
 
@@ -485,7 +488,7 @@ def test_settings_that_contradict_a_depth_are_refused(
     short_text: Path, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        resolved(short_text, **{"depth": 4, **changes})
+        resolved(short_text, device=CPU, **{"depth": 4, **changes})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -19,6 +19,7 @@ from llmkit.tokenizer_training import train_kind
 from llmkit.training import dry_run, loop
 from llmkit.training.config import TrainingConfig
 from llmkit.training.loop import TrainingLoop, planned_steps
+from llmkit.training.run import resolved
 
 MINUTES: dict[str, Any] = {"steps": None, "warmup_steps": 10}
 
@@ -171,3 +172,20 @@ def test_dry_run_writes_nothing(
     assert main(words.split()) == 0
     assert json.loads(capsys.readouterr().out)["timed_steps"] == 10
     assert not out.exists()
+
+
+def test_minutes_alone_set_the_depth_and_the_dropout(tmp_path: Path) -> None:
+    def sizes(minutes: float, device: str = "cpu", **options: Any) -> tuple[int, float]:
+        config = resolved(text, minutes=minutes, device=torch.device(device), **options)[1]
+        return config.n_layer, config.dropout
+
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"a word " * 150_000)
+    assert [sizes(minutes) for minutes in (1, 5, 20)] == [(1, 0.0), (2, 0.1), (4, 0.1)]
+    assert sizes(5, "cuda")[0] > 4
+    assert sizes(5, preset="nano") == (4, 0.0)
+    assert sizes(5, depth=3) == (3, 0.0)
+    assert sizes(5, model={"n_layer": 1}) == (1, 0.0)
+    assert sizes(5, model={"dropout": 0.3}) == (2, 0.3)
+    text.write_bytes(b"a word " * 1_500_000)
+    assert sizes(5) == (2, 0.0)

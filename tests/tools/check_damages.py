@@ -32,7 +32,7 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
 from llmkit.export.verify.arithmetic import CPU, GPU
 from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.logits_check import spread
+from llmkit.export.verify.logits_check import NOISE_MULTIPLE, nearest, spread
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import VerifyTarget, open_target
@@ -122,12 +122,13 @@ def _seen(good: VerifyTarget, path: Path, gpu: bool) -> set[str]:
     computing = replace(good, file=replace(good.file, path=path))  # llama.cpp reads the damaged one
     sets = token_sets(good, 1)
     with LlamaCpp(path, gpu=gpu) as llama:
-        (logits,) = compared(llama, computing, sets, GPU if gpu else (CPU,))
+        (of_text,) = compared(llama, computing, sets, GPU if gpu else (CPU,))
+    logits = nearest(of_text)
     passed = {
         "tensors": tensors_check(bad).passed,
         "metadata": metadata_check(bad).passed,
         "layers": layers_check(computing, sets[0].inputs, gpu=gpu).passed,
-        "logits": logits.value <= logits.limit,
+        "logits": logits.value <= NOISE_MULTIPLE,
         "moves": not _moves(good, bad, sets),
     }
     return {name for name, fine in passed.items() if not fine}

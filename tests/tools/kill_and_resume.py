@@ -1,8 +1,9 @@
 """Kill a training run with SIGKILL at random moments, resume it, and compare the final weights.
 
-    python tests/tools/kill_and_resume.py [KILLS] [SEED]
+    python tests/tools/kill_and_resume.py [KILLS] [SEED] [PROCESSES] [OPTION...]
 
-Every process is a real `llmkit train --resume`. Prints the step that each kill found, and fails if
+Every run is a real `llmkit train --resume`; of several processes under torchrun, one is killed.
+Options, such as --shard, are those of `train`. Prints the step that each kill found, and fails if
 the weights, the optimizer or the metrics differ from those of a run that nothing stopped.
 """
 
@@ -16,6 +17,8 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
+
+import psutil
 
 from llmkit.data.tales import tales
 
@@ -33,17 +36,18 @@ batch_size = 4
 eval_interval = 5
 eval_tokens = 256
 """
-LLMKIT = [sys.executable, "-P", "-c", "from llmkit.cli import run; run()"]
 
 
-def main(kills: int, seed: int) -> None:
+def main(kills: int = 20, seed: int = 0, processes: int = 1, *options: str) -> None:
     """Run, kill, resume, compare."""
     random.seed(seed)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    llmkit = [sys.executable, *(torchrun if processes > 1 else ["-P"]), "-m", "llmkit"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "tales.txt").write_text("<|endoftext|>".join(islice(tales(5), 300)))
         (folder / "run.toml").write_text(CONFIG)
-        command = [*LLMKIT, "train", "--data", str(folder / "tales.txt"), "--resume"]
+        command = [*llmkit, "train", *options, "--data", str(folder / "tales.txt"), "--resume"]
         command += ["--config", str(folder / "run.toml"), "--vocab-size", "400", "--out"]
         whole, out = folder / "whole", folder / "out"
         started = time.monotonic()
@@ -58,7 +62,7 @@ def main(kills: int, seed: int) -> None:
             while kill % 3 and step(out) == before and time.monotonic() < limit:
                 time.sleep(0.005)
             time.sleep(random.uniform(0, seconds / 20))
-            process.kill()
+            random.choice(psutil.Process(process.pid).children() or [process]).kill()
             process.wait()
             print(f"kill {kill}: step {step(out)}", flush=True)
         subprocess.run([*command, str(out)], check=True, capture_output=True)
@@ -82,4 +86,4 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in (*sys.argv[1:], *("20", "0")[len(sys.argv) - 1 :])))
+    main(*map(int, sys.argv[1:4]), *sys.argv[4:])

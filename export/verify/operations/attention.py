@@ -13,6 +13,7 @@ from llmkit.export.verify.arithmetic import Arithmetic, Type
 from llmkit.export.verify.operations.kind import UNIT, UNIT_F16, Computation, Kind, gamma
 
 _SMALLEST_F16 = 2.0**-24
+_ROTATED = 64  # numbers of a head that are rotated together, or twice as many and so on
 _SCORES_AT_ONCE = 1 << 20  # those of all heads would be as much as a layer's weights
 
 
@@ -27,9 +28,37 @@ def _of_text(qkv: Tensor, n_head: int, arithmetic: Arithmetic) -> Tensor:
     heads = max(1, _SCORES_AT_ONCE // len(qkv) ** 2)
     attended = []
     for some_q, some_k, some_v in zip(*(torch.split(x, heads) for x in (q, k, v)), strict=True):
-        weights = _scores(some_q, some_k).softmax(-1)
-        attended.append(rounded_to(weights, arithmetic.attention) @ some_v)  # (H, T, D)
-    return torch.cat(attended).transpose(0, 1).flatten(1)
+        scores = _scores(some_q, some_k)
+        if arithmetic.flash and arithmetic.kv == Type.F16:
+            attended.append(_with_half_sums(scores, some_v))  # (H, T, D)
+            continue
+        weights = scores.softmax(-1)
+        if not arithmetic.flash:
+            weights = rounded_to(weights, arithmetic.attention)
+        attended.append(weights @ some_v)
+    found = torch.cat(attended)
+    if _is_rotated(found, arithmetic):
+        found = _rotated(found, _ROTATED)
+    return found.transpose(0, 1).flatten(1)
+
+
+def _with_half_sums(scores: Tensor, v: Tensor) -> Tensor:
+    """`ggml_compute_forward_flash_attn_ext_f16_one_chunk`: values are summed in f16, key by key.
+
+    A larger score than before scales the sum so far. (H, T, T) and (H, T, D) -> (H, T, D).
+    """
+    largest = torch.full_like(scores[..., :1], -torch.inf)  # (H, T, 1)
+    total, summed = torch.zeros_like(largest), torch.zeros_like(v)
+    for key in range(scores.shape[-1]):
+        rows = slice(key, None)  # the queries that see this key
+        score = scores[:, rows, key, None]
+        now = torch.maximum(largest[:, rows], score)
+        scale, weight = (largest[:, rows] - now).exp(), (score - now).exp()
+        kept = rounded_to(summed[:, rows] * scale, Type.F16)
+        summed[:, rows] = rounded_to(kept + weight * v[:, None, key], Type.F16)
+        total[:, rows] = total[:, rows] * scale + weight
+        largest[:, rows] = now
+    return summed / total
 
 
 def _bound(
@@ -63,9 +92,30 @@ def _bound(
 def _read_heads(qkv: Tensor, n_head: int, arithmetic: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
     """What the products read of queries, keys and values: (T, 3C) -> three of (H, T, D)."""
     q, k, v = (part.reshape(len(qkv), n_head, -1).transpose(0, 1) for part in qkv.chunk(3, dim=-1))
+    if _is_rotated(v, arithmetic):
+        width = v.shape[-1]
+        q, k = (_rotated(x, width & -width) for x in (q, k))  # the largest power of 2 in it
+        v = _rotated(v, _ROTATED)
     k, v = (rounded_to(kept, arithmetic.kv) for kept in (k, v))
-    q, k, v = (rounded_to(x, arithmetic.attention) for x in (q, k, v))
+    q = rounded_to(q, arithmetic.attention)
+    if arithmetic.attention == Type.F16:
+        k, v = (rounded_to(x, Type.F16) for x in (k, v))
     return q, k, v
+
+
+def _is_rotated(v: Tensor, arithmetic: Arithmetic) -> bool:
+    """Whether llama.cpp rotates heads to round them better (`attn_rot_k` in llama-kv-cache.cpp)."""
+    return arithmetic.kv in (Type.Q8_0, Type.Q4_0) and v.shape[-1] % _ROTATED == 0
+
+
+def _rotated(x: Tensor, n: int) -> Tensor:
+    """Each n numbers of the last dimension multiplied by Hadamard's matrix, its own inverse."""
+    hadamard = torch.ones(1, 1, dtype=x.dtype)
+    while len(hadamard) < n:
+        upper, lower = torch.cat((hadamard, hadamard), 1), torch.cat((hadamard, -hadamard), 1)
+        hadamard = torch.cat((upper, lower))
+    rotated: Tensor = x.reshape(*x.shape[:-1], -1, n) @ hadamard / n**0.5
+    return rotated.flatten(-2)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ _FLIP_ROUNDINGS = 2 + 3  # between two CPUs' x in units of the step: see `_bound
 _FLIP_ROUNDINGS_OF_CUDA = 2 + 6  # its division by -use_fast_math is off by two units more
 # Standard deviations that the sum of many roundings to f16 stays within: one sum in 10**9 does not.
 _DEVIATIONS = 6
-_PRODUCTS_AT_ONCE = 1 << 24  # whose running sums are held
 
 
 def _exact(operation: Product, inputs: Sequence[Tensor], computation: Computation) -> Tensor:
@@ -110,11 +109,12 @@ def _of_lora(x: Tensor, lora: LoRA, arithmetic: Arithmetic) -> Tensor:
 
 def _of_half_sums(x: Tensor, weight: Tensor) -> Tensor:
     """How far sums of products (T, out) are off that are rounded to f16 one after the other."""
-    rows = max(1, _PRODUCTS_AT_ONCE // x.numel())
-    squares = [
-        (x[:, None, :] * part).cumsum(-1).square().sum(-1) for part in torch.split(weight, rows)
-    ]
-    return _DEVIATIONS * UNIT_F16 * torch.cat(squares, dim=1).sqrt()
+    columns, sums = weight.T.contiguous(), x.new_zeros(len(x), len(weight))
+    squares = torch.zeros_like(sums)
+    for k in range(x.shape[1]):
+        sums.addcmul_(x[:, k : k + 1], columns[k])
+        squares.addcmul_(sums, sums)
+    return _DEVIATIONS * UNIT_F16 * squares.sqrt()
 
 
 PRODUCT = Kind(_exact, _bound)
