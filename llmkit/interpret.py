@@ -1,7 +1,7 @@
 """What happens inside a model: attention weights, logits after each layer, embeddings' neighbours.
 
 Everything is read from the model while it runs, so it holds for any family whose blocks call
-`F.scaled_dot_product_attention`.
+`F.scaled_dot_product_attention`. GPT-2's do in float32, in which models are read.
 """
 
 from __future__ import annotations

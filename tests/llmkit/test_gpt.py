@@ -33,6 +33,19 @@ def test_model_with_attention_by_hand_gives_the_same_logits(
     torch.testing.assert_close(model(tokens), fused, rtol=1e-4, atol=1e-4)
 
 
+def test_training_in_bfloat16_on_a_cpu_spells_attention_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokens = random_model(), random_tokens(2, 20)
+    wanted = model(tokens)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(tokens).float()
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+    with pytest.raises(TypeError):
+        model(tokens)  # float32: the fused kernel
+
+
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("layer_norm_epsilon", [1e-5, 1e-2])
