@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from llmkit.architectures.base import ModelConfig
@@ -44,6 +43,8 @@ def with_micro_batch(
     if config.micro_batch:
         return config
     if device.type == "cpu":
+        import psutil  # slow to load
+
         _two_steps(config, sizes, device, 1)
         before = peak_rss_bytes()
         _two_steps(config, sizes, device, 2)

@@ -235,7 +235,8 @@ def test_attention_without_its_scale_is_named(
     def unscaled(operation: Attention, inputs: list[Tensor], _: Any) -> Tensor:
         parts = inputs[0].chunk(3, dim=-1)
         q, k, v = (p.unflatten(1, (operation.n_head, -1)).transpose(0, 1) for p in parts)
-        return attention_by_hand(q * q.shape[-1] ** 0.5, k, v).transpose(0, 1).flatten(1)
+        mixed = attention_by_hand(q[None] * q.shape[-1] ** 0.5, k[None], v[None])[0]
+        return mixed.transpose(0, 1).flatten(1)
 
     with_exact(monkeypatch, Attention, unscaled)
     assert failure(target).startswith("blk.0: qkv -> attention: ")
