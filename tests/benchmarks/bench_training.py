@@ -207,7 +207,7 @@ def print_quality(text: Path, seconds: int) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         took = time.perf_counter() - started
         metrics = (out / "training" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        ours = json.loads(metrics[-1])["bits_per_byte"]
+        ours = json.loads(metrics[-1])["val_bits_per_byte"]
     command = [sys.executable, "-P", __file__, "plain", str(text), str(seconds)]
     plain = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(
