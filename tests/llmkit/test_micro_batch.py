@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from training_runs import run
@@ -50,7 +51,7 @@ def test_two_small_steps_tell_what_fits_on_a_cpu(monkeypatch: pytest.MonkeyPatch
     peaks = iter([1000, 1010])
     monkeypatch.setattr(micro_batch, "peak_rss_bytes", lambda: next(peaks))
     free = SimpleNamespace(available=2 * 40 * 10)  # half of it: 40 sequences more than the two
-    monkeypatch.setattr(micro_batch.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     config = TrainingConfig(batch_size=100, micro_batch=0)
     assert with_micro_batch(config, SIZES, torch.device("cpu")).micro_batch == 32
 
