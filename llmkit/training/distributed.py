@@ -68,11 +68,11 @@ class Processes:
         return batch_size // self.world
 
     def place(
-        self, load: Callable[[torch.device], LanguageModel], device: torch.device, bfloat16: bool
+        self, load: Callable[[torch.device], LanguageModel], device: torch.device
     ) -> tuple[LanguageModel, nn.Module]:
         """A model on the device, and the module that calls functions of it."""
         if self.shard:
-            return self._sharded(load, device, bfloat16)
+            return self._sharded(load, device)
         model = load(device)
         if not self.joined:
             return model, Called(model)
@@ -81,11 +81,11 @@ class Processes:
         return model, DistributedDataParallel(called, devices, gradient_as_bucket_view=True)
 
     def _sharded(
-        self, load: Callable[[torch.device], LanguageModel], device: torch.device, bfloat16: bool
+        self, load: Callable[[torch.device], LanguageModel], device: torch.device
     ) -> tuple[LanguageModel, nn.Module]:
         """Only rank 0 loads the whole model, into the CPU's memory."""
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import fully_shard
 
         weights: dict[str, Tensor] = {}
 
@@ -97,16 +97,8 @@ class Processes:
         model = model_without_weights(self.first(load_whole))
         called = Called(model)
         mesh = init_device_mesh(device.type, (self.world,))
-        # Autocast would keep its own bfloat16 copy of every weight until the backward pass.
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if bfloat16 else None,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,
-        )
         for block in model.blocks:
-            for norm in (part for part in block.modules() if isinstance(part, nn.LayerNorm)):
-                fully_shard(norm, mesh=mesh)  # stays float32, as under autocast
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh)
         fully_shard(called, mesh=mesh, reshard_after_forward=True)
         model.to_empty(device=device)
         with torch.no_grad():

@@ -67,7 +67,7 @@ class TrainingLoop:
         keep_freed_memory()
         self.bfloat16 = has_fast_bfloat16(device)
         self.model, self.called = processes.place(
-            lambda where: task.load_model(state.step, where), device, self.bfloat16
+            lambda where: task.load_model(state.step, where), device
         )
         self.model.train()
         self.model.recompute_blocks = config.activation_checkpointing
