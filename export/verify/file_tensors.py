@@ -50,7 +50,7 @@ class Matrix:
     def read(self, x: Tensor, arithmetic: Arithmetic = CPU, ties: Ties = nearest) -> Activations:
         """What the product reads of x (T, in)."""
         if self.cuda is not None and arithmetic.cuda:
-            return self.cuda.read(x, ties)
+            return replace(self.cuda, many=len(x) > MMVQ_TOKENS).read(x, ties)
         kind = arithmetic.reads(self.dot_type)
         return Activations(x) if kind == Type.F32 else rounded(x, kind, ties)
 
@@ -77,7 +77,7 @@ class Matrix:
 
     def product(self, x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
         """(T, in) -> (T, out), in the precision of x; sums are rounded to f16 in float32 alone."""
-        read = self.for_tokens(len(x), arithmetic).read(x, arithmetic, ties)
+        read = self.read(x, arithmetic, ties)
         values = read.values.to(x.dtype)
         in_halves = arithmetic.sums == Type.F16 and x.dtype == torch.float32
         y = x.new_empty(len(x), len(self.weight))

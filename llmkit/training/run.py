@@ -175,7 +175,7 @@ def resolved(
     if minutes is not None and preset is None and depth is None and not given:
         flops = flops_in(minutes, device.type)
         size = depth_for(flops)
-        say(f"depth {size}: learns most in about {minutes:g} minutes on this kind of device")
+        say(f"depth {size}: learns most in about {minutes:g} min on this kind of device")
     changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)

@@ -17,18 +17,20 @@ MINUTE = 60
 
 
 def run_jobs(jobs: list[Job]) -> None:
-    """Do every job in float32; beside its folder note the losses and what it raised in each rank.
+    """Do every job; beside its folder note the losses and what it raised in each rank.
 
-    Three options are for the test alone: `signal_at` (rank, step, signal), which the process of
-    that rank sends itself, and `stop_at`, a step at which every rank raises an error.
+    Options for the test alone: `signal_at` (rank, step, signal), which the process of that rank
+    sends itself, `stop_at`, a step at which every rank raises an error, and `bfloat16`.
     """
     from llmkit.training import loop, optimizer
 
-    # In bfloat16 the gradient of half a batch is rounded, where single processes round the whole.
-    loop.has_fast_bfloat16 = optimizer.has_fast_bfloat16 = lambda device: False
     rank, original = int(os.environ.get("RANK", "0")), loop.TrainingLoop.step
     for data, out, options in jobs:
         stop_at = options.pop("stop_at", None)
+        # In bfloat16 the gradient of half a batch is rounded, where one process rounds the whole.
+        bfloat16 = options.pop("bfloat16", False)
+        loop.has_fast_bfloat16 = lambda device, fast=bfloat16: fast  # type: ignore[misc]
+        optimizer.has_fast_bfloat16 = loop.has_fast_bfloat16
         signal_rank, signal_step, number = options.pop("signal_at", (None, None, None))
 
         def step(self: loop.TrainingLoop, step: int, at: Any = (stop_at, out)) -> Any:

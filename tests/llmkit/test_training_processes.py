@@ -44,6 +44,7 @@ def folder(short_text: Path, processes: Any, tmp_path_factory: pytest.TempPathFa
     jobs = [
         job("ddp"),
         job("shard", shard=True, **CHECKPOINTING),
+        job("bfloat16", shard=True, bfloat16=True, training={"steps": 2, "batch_size": 2}),
         job("interrupted", signal_at=(1, 10, signal.SIGINT)),
         job("uneven", training={**OPTIONS["training"], "batch_size": 9}),
         job("one-then-two", shard=True, resume=True),
@@ -58,6 +59,11 @@ def folder(short_text: Path, processes: Any, tmp_path_factory: pytest.TempPathFa
     alone.start()
     alone.join()
     return made
+
+
+def test_a_divided_model_trains_and_evaluates_in_bfloat16(folder: Path) -> None:
+    assert raised(folder / "bfloat16") == ["nothing", "nothing"]
+    assert len(metrics(folder / "bfloat16")) == 1
 
 
 @pytest.mark.parametrize(
