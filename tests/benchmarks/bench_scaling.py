@@ -198,6 +198,7 @@ def train_all(folder: Path, device: str, jobs: int, minutes: float, runs: list[R
 def draw(results: list[dict[str, Any]], picture: Path) -> None:
     """A panel for each text, a curve for each depth with the settings that it sets."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, len(TEXTS), sharey=True)
@@ -215,6 +216,7 @@ def draw(results: list[dict[str, Any]], picture: Path) -> None:
             if points:
                 panel.plot(*zip(*points, strict=True), "o-", label=f"depth {depth}")
         panel.set(title=text, xlabel="training FLOPs", xscale="log")
+        panel.xaxis.set_minor_formatter(NullFormatter())  # the labels would overlap
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("held-out bits per byte")
     panels[1].legend()
