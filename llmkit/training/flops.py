@@ -23,8 +23,8 @@ def peak_flops(device: torch.device) -> float:
     """Operations per second of plain matrix products in the type that training uses."""
     dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     n = CPU_MATRIX_SIZE if device.type == "cpu" else GPU_MATRIX_SIZE
-    a = torch.ones(n, n, dtype=dtype, device=device)
-    b = torch.ones_like(a)
+    a = torch.randn(n, n, dtype=dtype, device=device)  # a GPU multiplies ones faster
+    b = torch.randn_like(a)
     best = 0.0
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
