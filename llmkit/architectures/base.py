@@ -137,7 +137,7 @@ class LanguageModel(nn.Module, ABC):
     config: ModelConfig
     lm_head: nn.Linear | None  # None where the token embedding is the head
     recompute_blocks = False  # keep only what blocks read, and run them again in backward
-    compiled_block: Callable[..., Tensor] | None = None  # `call_block` by torch.compile
+    compiled_transform: Callable[[Tensor], Tensor] | None = None  # `transform` by torch.compile
 
     @property
     @abstractmethod
@@ -175,7 +175,11 @@ class LanguageModel(nn.Module, ABC):
         n_new = tokens.shape[1]
         self.refuse_too_long(n_new + (cache.n_text if cache is not None else 0))
         if cache is None:
-            return self.transform(self.embed(tokens))
+            x, kind = self.embed(tokens), self.device.type
+            if torch.is_autocast_enabled(kind):
+                x = x.to(torch.get_autocast_dtype(kind))  # half of the bytes between the products
+            transform = self.compiled_transform if self.training else None
+            return (transform or self.transform)(x)
         x = self.embed(tokens, cache.positions(n_new, tokens.device))
         hidden = self.transform(x, cache)
         cache.length += n_new
@@ -191,10 +195,9 @@ class LanguageModel(nn.Module, ABC):
 
     def run_block(self, block: nn.Module, x: Tensor, cache: KVCache | None) -> Tensor:
         """What a block makes of (B, T, C)."""
-        call = self.compiled_block if self.compiled_block and self.training else call_block
         if self.recompute_blocks and torch.is_grad_enabled():
-            return checkpoint(call, block, x, cache, use_reentrant=False)  # type: ignore[no-any-return]
-        return call(block, x, cache)
+            return checkpoint(block, x, cache, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x, cache)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What the head says of hidden states: (..., C) -> (..., V)."""
@@ -213,11 +216,6 @@ class LanguageModel(nn.Module, ABC):
     def n_parameters(self) -> int:
         """Number of trained numbers."""
         return sum(p.numel() for p in self.parameters())
-
-
-def call_block(block: nn.Module, x: Tensor, cache: KVCache | None) -> Tensor:
-    """What a block makes of (B, T, C): a function, since one that is compiled serves all blocks."""
-    return block(x, cache)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

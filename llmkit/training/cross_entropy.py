@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits at a time: products that are still large. 64 MB in float32, on a GPU 1 GB.
-CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+from llmkit.device import by_compiler
+
+# Logits at a time: products that are still large. 64 MB in float32, on a GPU 2 GB in bfloat16.
+CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 30}
 # A GPU multiplies matrices several times slower if their rows are not aligned, as 50,257 are not.
 ROW_MULTIPLE = {"cuda": 64}
 
@@ -57,7 +59,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight, *_ = ctx.needs_input_grad
         loss_and_gradient = _loss_and_gradient
         if compiled:
-            loss_and_gradient = torch.compile(_loss_and_gradient, dynamic=False)
+            loss_and_gradient = by_compiler(_loss_and_gradient)
         kind, n_words = hidden.device.type, len(weight)
         n_filling = -n_words % ROW_MULTIPLE.get(kind, 1)
         weight = F.pad(weight, (0, 0, 0, n_filling)) if n_filling else weight  # (W, C), W >= V

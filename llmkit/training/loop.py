@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmkit.architectures.base import call_block
 from llmkit.checkpoint.layout import BLOCKS_FILE, MODEL_FILE
 from llmkit.console import say
-from llmkit.device import has_fast_bfloat16
+from llmkit.device import by_compiler, has_fast_bfloat16
 from llmkit.lora import n_trainable
 from llmkit.memory import keep_freed_memory
 from llmkit.quantization.packed import n_weights
@@ -72,7 +71,7 @@ class TrainingLoop:
         self.model.train()
         self.model.recompute_blocks = config.activation_checkpointing
         if config.compile:
-            self.model.compiled_block = torch.compile(call_block, dynamic=False)
+            self.model.compiled_transform = by_compiler(self.model.transform)
         self.optimizers = make_optimizers(self.model, config)
         self.metrics = processes.first(lambda: folder.metrics.up_to(state.step))
         self.tensorboard = TensorBoard(folder.tensorboard)

@@ -64,7 +64,8 @@ def _two_steps(
     config: TrainingConfig, sizes: ModelConfig, device: torch.device, n_sequences: int
 ) -> bool:
     """Whether two steps fit; the second one has the optimizer's states beside its activations."""
-    one = replace(config, batch_size=n_sequences, micro_batch=n_sequences)
+    # Compiled steps take less memory, but compiling each of them takes long.
+    one = replace(config, batch_size=n_sequences, micro_batch=n_sequences, compile=False)
     try:
         task = RandomTokens(one, sizes)
         loop = TrainingLoop(RunFolder(Path()), RunState({}, {}), one, task, device)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from gpt_twin import SIZES, random_model, random_tokens, transformers_twin
 
 from llmkit.architectures.cache import KVCache
-from llmkit.architectures.gpt2 import GPT, PRESETS, GPTConfig, attention_by_hand
+from llmkit.architectures.gpt2 import GPT, PRESETS, GPTConfig, attention_by_hand, gelu_tanh
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.device import choose_device
 from llmkit.errors import ConfigError
@@ -19,6 +19,13 @@ def test_attention_by_hand_is_what_the_model_runs() -> None:
     q, k, v = torch.randn(3, 2, 4, 17, 8).double()
     fused = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(attention_by_hand(q, k, v), fused, rtol=1e-12, atol=1e-12)
+
+
+def test_gelu_to_be_compiled_is_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.linspace(-12, 12, 1001, dtype=torch.float64)
+    wanted = gelu_tanh(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(gelu_tanh(x), wanted, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("cached", [False, True])

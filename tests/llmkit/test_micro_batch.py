@@ -83,4 +83,4 @@ def test_compile_compiles_blocks_and_loss(
     monkeypatch.setattr(training_run, "refuse_compile", lambda device: None)
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.add(f.__name__) or f)
     run(short_text, tmp_path / "out", training={"compile": True})
-    assert compiled == {"call_block", "_loss_and_gradient"}
+    assert compiled == {"transform", "_loss_and_gradient"}
