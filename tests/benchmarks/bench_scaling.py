@@ -42,24 +42,26 @@ class Run:
 
 def plan() -> list[Run]:
     """All runs, the most important first."""
-    runs = [
-        Run(text, depth, flops)
-        for flops, depths in (
-            (1e13, (1, 2, 4)),
-            (1e14, (2, 4, 6, 8)),
-            (3e12, (1, 2, 4)),
-            (3e13, (1, 2, 4)),
-            (1e12, (1, 2)),
-            (3e14, (4, 6, 8)),
-        )
-        for text in TEXTS
-        for depth in depths
-    ]
+    runs = [Run(text, depth, 1e14) for text in TEXTS for depth in (2, 4, 6, 8)]
 
     def vary(run: Run, **choices: tuple[Any, ...]) -> None:
         """Each choice alone."""
         runs.extend(replace(run, **{name: v}) for name, values in choices.items() for v in values)
 
+    for depth, flops in ((5, 3e14), (9, 1e15)):  # 512 and 768 wide
+        vary(Run("wikipedia", depth, flops), learning_rate=(2e-3, 4e-3, 8e-3))
+    runs += [
+        Run(text, depth, flops)
+        for flops, depths in (
+            (1e13, (1, 2, 4)),
+            (3e14, (4, 6, 8)),
+            (3e12, (1, 2, 4)),
+            (3e13, (1, 2, 4)),
+            (1e12, (1, 2)),
+        )
+        for text in TEXTS
+        for depth in depths
+    ]
     # What a minute and five minutes of two cores learn.
     for depth, flops in ((1, 8e12), (2, 4.5e13)):
         vary(
@@ -71,8 +73,6 @@ def plan() -> list[Run]:
             dropout=(0.0, 0.1, 0.2),
             vocab_size=(1024, 4096),
         )
-    for depth, flops in ((5, 3e14), (9, 1e15)):  # 512 and 768 wide
-        vary(Run("wikipedia", depth, flops), learning_rate=(2e-3, 4e-3, 8e-3))
     return list(dict.fromkeys(runs))
 
 
