@@ -42,7 +42,7 @@ def _cells(run: Run, below: Path) -> list[str]:
         run.kind,
         run.status,
         f"{run.n_parameters:,}",
-        f"{run.steps[0]}/{run.steps[1]}",
+        f"{run.steps[0]}/{run.steps[1] or '?'}",
         training["optimizer"],
         f"{training['learning_rate']:.3g}",
         str(training["batch_size"]),

@@ -72,7 +72,7 @@ def _train(
         float | None,
         typer.Option(
             metavar="N",
-            help="Train for about N minutes instead of --steps: ten timed steps give the number. "
+            help="Train for N minutes instead of --steps, which are chosen on the way. "
             "Without --preset and --depth, N also sets the depth.",
             show_default=False,
         ),

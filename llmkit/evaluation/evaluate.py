@@ -69,6 +69,7 @@ class Evaluation:
     lower_is_better: bool
     models: list[ModelScores]
     shots: int = 0  # examples before each question, where they fit
+    against: str | None = None  # the model whose answers a win rate is against
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
@@ -107,7 +108,8 @@ def evaluate(
 
 def keep_evaluation(evaluation: Evaluation) -> None:
     """Write the result to `results.json` beside the first model on disk, for `llmkit report`."""
-    names = [model.model for model in evaluation.models]
+    against = [] if evaluation.against is None else [evaluation.against]
+    names = [*against, *(model.model for model in evaluation.models)]
     on_disk = [name for name in dict.fromkeys(names) if not name.startswith(OLLAMA)]
     about = {
         "task": evaluation.task,
@@ -143,6 +145,7 @@ def summed_up(
     *,
     lower: bool = False,
     shots: int = 0,
+    against: str | None = None,
     left_out: str = "longer than a model's context",
 ) -> Evaluation:
     """Scores of each model's outcomes, over the items that all models have some of.
@@ -171,6 +174,7 @@ def summed_up(
             for name, own in zip(names, outcomes, strict=True)
         ],
         shots,
+        against,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.errors import ConfigError
 from llmkit.evaluation.answers import answered
-from llmkit.evaluation.evaluate import Evaluation, model_names, summed_up
+from llmkit.evaluation.evaluate import Evaluation, keep_evaluation, model_names, summed_up
 from llmkit.evaluation.items import Outcome
 from llmkit.evaluation.judge import WINS
 from llmkit.evaluation.ledger import Ledger
@@ -78,9 +78,10 @@ class BlindTest:
         return summed_up(
             "human",
             self._data,
-            [f"{self.names[1]} against {self.names[0]}"],
+            self.names[1:],
             [self.questions[place] for place, _ in rated],
             [[[Outcome({WINS: value}, is_tie=value == 0.5)] for _, value in rated]],
+            against=self.names[0],
         )
 
     def _won(self, place: int) -> float | None:
@@ -124,4 +125,6 @@ def rate(
             break
         if key in KEYS:  # anything else: asked again
             test.choose(pair, key)
-    return test.evaluation()
+    evaluation = test.evaluation()
+    keep_evaluation(evaluation)
+    return evaluation

@@ -98,12 +98,16 @@ def judge(
                 found = [work.compared(questions, answers[0], own) for own in answers[1:]]
             else:
                 found = [work.scored(questions, own) for own in answers]
-    shown = [f"{name} against {names[0]}" for name in names[1:]] if pairwise else names
     evaluation = summed_up(
-        "judge", str(data), shown, questions, found, left_out="without a valid reply"
+        "judge",
+        str(data),
+        names[1:] if pairwise else names,
+        questions,
+        found,
+        against=names[0] if pairwise else None,
+        left_out="without a valid reply",
     )
-    if not pairwise:
-        keep_evaluation(evaluation)
+    keep_evaluation(evaluation)
     agreement = sum(work.agreed) / len(work.agreed) if work.agreed else None
     return Judged(
         evaluation, judge, template, repeats, agreement, work.invalid, server.asked,

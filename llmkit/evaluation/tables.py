@@ -69,7 +69,8 @@ def _summary(evaluation: Evaluation) -> Table:
     chance = "" if evaluation.chance is None else f", chance {evaluation.chance:.1%}"
     of = "" if evaluation.source == evaluation.task else f" of {evaluation.source}"
     shots = f", {evaluation.shots}-shot" if evaluation.shots else ""
-    title = f"{evaluation.task}: {evaluation.items:,} items{of}{shots}{chance}"
+    against = "" if evaluation.against is None else f", against {names[evaluation.against]}"
+    title = f"{evaluation.task}: {evaluation.items:,} items{of}{shots}{chance}{against}"
     return plain_table(title, columns + ["ties"] * has_ties, rows)
 
 
@@ -122,7 +123,8 @@ def _confusion_figure(evaluation: Evaluation) -> Figure:
 
 
 def _names(evaluation: Evaluation) -> dict[str, str]:
-    return short_names(model.model for model in evaluation.models)
+    against = [] if evaluation.against is None else [evaluation.against]
+    return short_names([*against, *(model.model for model in evaluation.models)])
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
@@ -134,8 +136,7 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
             end = "/".join(parts[-n:])
             if sum(f"/{other}".endswith(f"/{end}") for other in models) == 1:
                 break
-        is_path = " " not in model and not model.startswith(OLLAMA)
-        found[model] = end if is_path else model
+        found[model] = model if model.startswith(OLLAMA) else end
     return found
 
 

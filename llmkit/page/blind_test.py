@@ -64,6 +64,8 @@ def _default(models: Sequence[Found]) -> list[str]:
 
 
 def _ask(test: BlindTest, pair: Pair) -> None:
+    from llmkit.evaluation.evaluate import keep_evaluation
+
     st.subheader(f"{pair.number} of {len(test.questions)}")
     st.text(pair.question)
     for column, number, answer in zip(st.columns(2), "12", pair.answers, strict=True):
@@ -74,6 +76,8 @@ def _ask(test: BlindTest, pair: Pair) -> None:
     for key, title in (("1", "1 is better"), ("=", "Equal"), ("2", "2 is better")):
         if buttons.button(title, key=f"blind_{key}"):
             test.choose(pair, key)
+            if test.next_pair() is None:
+                keep_evaluation(test.evaluation())
             st.rerun()
 
 

@@ -17,7 +17,7 @@ from llmkit.checkpoint.layout import CONFIG_FILE
 from llmkit.console import command, progress
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, LlmkitError
-from llmkit.evaluation.evaluate import Evaluation, Score
+from llmkit.evaluation.evaluate import Evaluation
 from llmkit.evaluation.tables import short_names
 from llmkit.evaluation.tasks import TASKS
 from llmkit.export.compare import Comparison, ComparisonRow
@@ -39,6 +39,7 @@ from llmkit.report.facts import (
     Stage,
     TaskScores,
 )
+from llmkit.report.scores import task_scores
 from llmkit.sampling import Sampling
 from llmkit.training.run_folder import RunFolder, run_of_kept
 from llmkit.training.run_state import RunState
@@ -109,13 +110,14 @@ class _Collector:
         }
         files = list(self._files(ggufs, rows))
         own_rows = [file.comparison for file in files if file.comparison]
-        scores = self._scores(self._kept(folders, "evaluations", Evaluation), files)
+        names = {file.sha256: file.name for file in files} | {self.checkpoint.sha256: CHECKPOINT}
+        scores = task_scores(self._kept(folders, "evaluations", Evaluation), names)
         sampling = ANSWER_SAMPLING if self.checkpoint.held_out_file.exists() else TEXT_SAMPLING
         samples = self._try(self._samples, model, sampling) or []
         self._note_missing(files, scores)
-        names = {file.model_name for file in files}
+        titles = {file.model_name for file in files}
         return RunReport(
-            (names.pop() if len(names) == 1 else None) or self.run.resolve().name,
+            (titles.pop() if len(titles) == 1 else None) or self.run.resolve().name,
             model_facts(self.checkpoint),
             bool(self.checkpoint.labels),
             stages,
@@ -216,31 +218,6 @@ class _Collector:
             str(path.parent / PROOF_FILE) if proof else None,
             file.metadata.get(gguf.Keys.General.NAME),
         )
-
-    def _scores(
-        self, evaluations: Sequence[KeptResult[Evaluation]], files: Sequence[FileFacts]
-    ) -> list[TaskScores]:
-        """By task and measure. Scores of other models and of other weights are left out."""
-        names = {file.sha256: file.name for file in files} | {self.checkpoint.sha256: CHECKPOINT}
-        found: dict[tuple[object, ...], TaskScores] = {}
-        for kept in evaluations:
-            evaluation = kept.result
-            shown = {name: names.get(sha256) for name, sha256 in kept.sha256.items()}
-            with_base = shown.get(evaluation.models[0].model) == CHECKPOINT
-            for model in evaluation.models:
-                if (name := shown.get(model.model)) is None:
-                    continue
-                for measure, score in model.scores.items():
-                    facts = (evaluation.task, evaluation.source, evaluation.items)
-                    chance = evaluation.chance
-                    task = found.setdefault(
-                        (*facts, measure), TaskScores(*facts, chance, measure, {})
-                    )
-                    if not with_base:
-                        score = Score(score.value, score.interval)
-                    if with_base or name not in task.scores:
-                        task.scores[name] = score
-        return list(found.values())
 
     def _samples(self, model: LanguageModel, sampling: Sampling) -> list[Sample]:
         """Answers to questions that fine-tuning held out; or what follows held-out text."""

@@ -77,7 +77,7 @@ def _stage_facts(stage: Stage) -> dict[str, str]:
     facts = {
         "kind": str(state.settings.get("kind", "pretraining")),
         "data": f"{data} ({megabytes(n_bytes)} MB)" if n_bytes else data,
-        "steps": f"{state.step:,} of {settings['steps']:,}",
+        "steps": f"{state.step:,} of " + (f"{state.steps:,}" if state.steps else "?"),
         "batch": f"{settings['batch_size']:,} sequences",
         "optimizer": f"{settings['optimizer']}, {settings['schedule']} schedule",
         "learning rate": f"{settings['learning_rate']:g}",

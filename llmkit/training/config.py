@@ -35,7 +35,7 @@ class TrainingConfig:
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4  # a tenth, as in Chinchilla and nanoGPT
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: warm-up, stable, decay
-    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the steps, in wsd (MiniCPM: 0.1)
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.3  # of wsd: docs/training.md
     weight_decay: Annotated[float, Field(ge=0)] = 0.1  # GPT-3's; on matrices only
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95  # of muon, as Jordan et al. 2024 have it

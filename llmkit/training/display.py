@@ -24,7 +24,7 @@ from llmkit.training.run_state import Metrics
 class Display:
     """The numbers of the last step and of the last evaluation."""
 
-    total: int
+    total: int  # 0 where nobody knows
     device: torch.device
     flops_per_token: int | None = None  # None where not all weights are trained
     lines: Progress | None = None  # instead of the table
@@ -45,13 +45,14 @@ class Display:
         if self._first is None:
             self._first, self._started = done, time.monotonic()
         left = (time.monotonic() - self._started) / max(done - self._first, 1) * (self.total - done)
+        is_known = done > self._first and self.total
         self._done = done
         self._rows = {
             "train loss": f"{loss:.4f}",
             "learning rate": f"{lr:.3g}",
             "gradient norm": f"{grad_norm:.3g}",
             "tokens/s": f"{rate:,.0f}",
-            "time left": f"{left // 60:.0f} min {left % 60:.0f} s" if done > self._first else "",
+            "time left": f"{left // 60:.0f} min {left % 60:.0f} s" if is_known else "",
             "memory": f"{peak_memory_bytes(self.device) / 1e9:.2f} GB peak",
         }
         if self.flops_per_token is not None and self.peak:
@@ -76,8 +77,8 @@ class Display:
             table.add_row(*cells[first : first + columns])
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            Text(f"step {self._done}/{self.total}"),
-            ProgressBar(total=self.total, completed=self._done, width=40),
+            Text(f"step {self._done}/{self.total or '?'}"),
+            ProgressBar(total=self.total or None, completed=self._done, width=40),
         )
         return Group(bar, table, Text(self.sample, style="dim"))
 

@@ -20,12 +20,13 @@ from llmkit.records.text_files import Reading
 from llmkit.tokenizer_training import KINDS
 from llmkit.training.distributed import refuse_several
 from llmkit.training.flops import flops_per_token, peak_flops
-from llmkit.training.loop import PLANNED_AFTER, TrainingLoop, planned_steps
+from llmkit.training.loop import TrainingLoop, evaluation_seconds, planned_steps
 from llmkit.training.micro_batch import RandomTokens, with_micro_batch
 from llmkit.training.run import quantization_note, resolved
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_state import RunState
 
+TIMED_STEPS = 10
 MAX_SECONDS = 30.0  # a step of a large model may take minutes
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW, float32
 
@@ -93,13 +94,13 @@ def dry_run(
     task = RandomTokens(part, sizes)
     n_parameters = model_without_weights(sizes).n_parameters()
     say(
-        f"{n_parameters:,} parameters; timing {PLANNED_AFTER} steps of {task.batch_tokens:,} "
+        f"{n_parameters:,} parameters; timing {TIMED_STEPS} steps of {task.batch_tokens:,} "
         f"tokens, for {MAX_SECONDS:.0f} s at most after the first"
     )
     loop = TrainingLoop(RunFolder(Path()), RunState({}, {}), part, task, where)
     float(loop.step(0))  # the first step is slow
     started, timed = time.monotonic(), 0
-    while timed < PLANNED_AFTER and time.monotonic() - started < MAX_SECONDS:
+    while timed < TIMED_STEPS and time.monotonic() - started < MAX_SECONDS:
         timed += 1
         float(loop.step(timed))
     part_s = (time.monotonic() - started) / timed
@@ -107,9 +108,8 @@ def dry_run(
     flops = flops_per_token(n_parameters, sizes)
     steps = config.steps
     if minutes := options.get("minutes"):
-        steps = planned_steps(
-            config, step_s, 60 * minutes, config.batch_size * sizes.context_length
-        )
+        evaluation_s = evaluation_seconds(config, part_s, task.tokens_per_step)
+        steps = planned_steps(config, step_s, evaluation_s, 60 * minutes)
     return DryRun(
         n_parameters=n_parameters,
         steps=steps,

@@ -10,6 +10,7 @@ import math
 import signal
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -40,7 +41,9 @@ from llmkit.training.task import Task
 from llmkit.training.tensorboard import TensorBoard
 
 RATE_AFTER_DIVERGENCE = 0.5
-PLANNED_AFTER = 10  # steps, where a run has minutes instead of a number of steps
+# A run of minutes keeps back what the start of Python and the last picture take (3.5 s on two
+# cores), and a share of the time, as machines do not always run at one speed.
+START_AND_END_S, KEPT_BACK = 4.0, 0.02
 
 
 class TrainingLoop:
@@ -56,11 +59,10 @@ class TrainingLoop:
         grid: Roundings | None = None,  # what the weights are trained to be rounded to
         processes: Processes = ALONE,
     ) -> None:
-        if state.settings.get("minutes"):  # the plan that was made
-            config = replace(config, steps=state.settings["training"]["steps"])
+        self.started = time.monotonic() - state.elapsed_s
+        config = replace(config, **state.plan)
         self.folder, self.state, self.config, self.task = folder, state, config, task
         self.device, self.processes = device, processes
-        self.minutes: float | None = state.settings.get("minutes")
         self.tokens_per_step = task.tokens_per_step
         self.grid = grid or {}
         keep_freed_memory()
@@ -85,57 +87,59 @@ class TrainingLoop:
         Raises DivergedError.
         """
         say(f"model: {self._parameters()}, {self._where()}, {self._precision()}")
-        started = time.monotonic() - self.state.elapsed_s
         losses = self._new_losses()
         interval = _Interval(self.state.step)
-        steady = interval  # without the first step, which is slow
+        pace: _Pace | None = None
         norm = last = math.nan
         done = self.state.step
         flops = flops_per_token(n_weights(self.model), self.model.config) // self.processes.world
         all_trained = n_trainable(self.model) == n_weights(self.model)
-        display = training_display(self.config.steps, self.device, flops if all_trained else None)
+        total = self.state.steps or 0
+        display = training_display(total, self.device, flops if all_trained else None)
         with interrupts_deferred() as interrupted, display as shown:
             while done < self.config.steps:
                 losses.add(self.step(done))
                 done += 1
-                if done == PLANNED_AFTER == self.config.steps and self.minutes is not None:
-                    losses.all()  # waits for a GPU
-                    self._plan(steady.rate(done) or interval.rate(done), started)
-                if steady is interval:
-                    steady = _Interval(done)
+                pace = pace or _Pace(done)
                 rate = interval.rate(done) * self.tokens_per_step
-                shown.total = self.config.steps
                 if done % READ_EVERY == 0 or self.device.type == "cpu":
-                    norm = float(self.grad_norm)
+                    norm = float(self.grad_norm)  # waits for a GPU
+                    if self.state.steps is None and done > pace.first:
+                        shown.total = self._plan(done, pace)
                 last = last if losses.last is None else losses.last
                 shown.update(done, last, rate, self._learning_rate_at(done - 1), norm)
                 if done % self.config.eval_interval == 0 or done == self.config.steps:
-                    elapsed = time.monotonic() - started
+                    begun = time.monotonic()
                     mean = float(np.mean(losses.all()))
+                    elapsed = begun - self.started
                     shown.evaluated(*self._evaluate_and_save(done, mean, rate, elapsed))
+                    pace.evaluations_s.append(time.monotonic() - begun)
                     losses = self._new_losses()
                     interval = _Interval(done)
                 if self.processes.any(interrupted.is_set()):
                     if self.state.step != done:
-                        self._save(done, time.monotonic() - started, losses.all())
+                        self._save(done, time.monotonic() - self.started, losses.all())
                     say(f"stopped at step {done} and saved; continue with --resume")
                     raise KeyboardInterrupt
 
-    def _plan(self, steps_per_s: float, started: float) -> None:
-        """Choose the number of steps so that the run ends with its minutes, and commit it.
+    def _plan(self, done: int, pace: _Pace) -> int:
+        """How many steps fit into the minutes; where the decay has to begin, commit this number.
 
-        Until here the learning rate was in its warm-up, which no number of steps changes: the run
-        is the same as one with that number from the start.
+        Until there the learning rate is at its peak, whatever the number is: the run is the same
+        as one with this number from the start.
         """
-        left = 60 * (self.minutes or 0) - (time.monotonic() - started)
-        more = self.processes.first(
-            lambda: planned_steps(self.config, 1 / steps_per_s, left, self.tokens_per_step)
-        )
-        self.config = replace(self.config, steps=PLANNED_AFTER + more)
-        training = {**self.state.settings["training"], "steps": self.config.steps}
-        self.state = replace(self.state, settings={**self.state.settings, "training": training})
-        self.processes.first(lambda: self.folder.write_state(self.state))
-        say(f"{1 / steps_per_s:.3g} s per step: {self.config.steps} steps in {self.minutes:g} min")
+        seconds = (1 - KEPT_BACK) * 60 * self.state.settings["minutes"] - START_AND_END_S
+        elapsed, config = time.monotonic() - self.started, self.config
+        step_s = pace.step_s(done)
+        evaluation_s = pace.evaluation_s or evaluation_seconds(config, step_s, self.tokens_per_step)
+        more = max(planned_steps(config, step_s, evaluation_s, seconds - elapsed, done), 1)
+        if self.processes.any(elapsed >= (1 - config.decay_share) * seconds):
+            more = self.processes.first(lambda: more)
+            self.state = self.state.planned(done + more, decay_share=more / (done + more))
+            self.config = replace(config, **self.state.plan)
+            self.processes.first(lambda: self.folder.write_state(self.state))
+            say(f"{step_s:.3g} s per step: {done + more} steps, the last {more} with decay")
+        return done + more
 
     def step(self, step: int) -> Tensor:
         """One update; returns the loss of its batch, which may still be computed on the device."""
@@ -245,12 +249,22 @@ def overfits(metrics: Sequence[Metrics]) -> bool:
     return apart[-2:] == [True, True] and apart[-3:-2] != [True]
 
 
+def evaluation_seconds(config: TrainingConfig, step_s: float, tokens_per_step: float) -> float:
+    """About what an evaluation takes: half of a step with as many tokens is backward."""
+    return step_s * config.eval_tokens / tokens_per_step / 2
+
+
 def planned_steps(
-    config: TrainingConfig, step_s: float, seconds: float, tokens_per_step: float
+    config: TrainingConfig, step_s: float, evaluation_s: float, seconds: float, done: int = 0
 ) -> int:
-    """How many steps and their evaluations fit into so many seconds."""
-    evaluation_s = step_s * config.eval_tokens / tokens_per_step / 2  # half of it is backward
-    return max(0, int((seconds - evaluation_s) / (step_s + evaluation_s / config.eval_interval)))
+    """How many steps after `done` fit into so many seconds with their evaluations."""
+
+    def needed(more: int) -> float:
+        last, interval = done + more, config.eval_interval
+        n_evaluations = last // interval - done // interval + (last % interval > 0)
+        return more * step_s + n_evaluations * evaluation_s
+
+    return max(bisect_right(range(int(seconds / step_s) + 1), seconds, key=needed) - 1, 0)
 
 
 class _Interval:
@@ -261,6 +275,24 @@ class _Interval:
 
     def rate(self, step: int) -> float:
         return (step - self.first) / max(time.monotonic() - self.started, 1e-9)
+
+
+class _Pace:
+    """What steps and evaluations take, without the first step, which is slow."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.started = first, time.monotonic()
+        self.evaluations_s: list[float] = []
+
+    def step_s(self, step: int) -> float:
+        """Mean seconds of a step."""
+        taken = time.monotonic() - self.started - sum(self.evaluations_s)
+        return max(taken, 1e-9) / (step - self.first)
+
+    @property
+    def evaluation_s(self) -> float | None:
+        """Mean seconds of an evaluation with its save; None where there was none."""
+        return float(np.mean(self.evaluations_s)) if self.evaluations_s else None
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:

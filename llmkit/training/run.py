@@ -33,14 +33,14 @@ from llmkit.records.text_files import Reading
 from llmkit.training.config import TrainingConfig, preset_or_depth, training_config
 from llmkit.training.depth import depth_for, dropout_for, flops_in, guessed_tokens
 from llmkit.training.distributed import ALONE, Processes, joined, refuse_several
-from llmkit.training.loop import PLANNED_AFTER, RATE_AFTER_DIVERGENCE, TrainingLoop
+from llmkit.training.loop import RATE_AFTER_DIVERGENCE, TrainingLoop
 from llmkit.training.losses import SPIKE_STEPS, DivergedError
 from llmkit.training.micro_batch import with_micro_batch
 from llmkit.training.prepare import prepare, prepare_from, refuse_foreign, refuse_other_run
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_lock import locked
-from llmkit.training.run_state import Metrics, RunState
+from llmkit.training.run_state import UNPLANNED, Metrics, RunState
 from llmkit.training.task import Task
 from llmkit.training.tensorboard import TensorBoard, summary_writer
 
@@ -83,9 +83,9 @@ def train(
     tables. `preset` or `depth` (the number of layers, which sets the rest) gives the sizes; else
     they follow from `minutes`, or are those of `nano`. `tokenizer`: `bpe`, `word` or `char`
     (trained on the data), `gpt2`, or a file.
-    `batch_tokens` sets the batch size in tokens. `minutes` sets the number of steps to what fits
-    into that time, preparation included, by the time of the first ten; a resumed run keeps that
-    number, also where neither is given. `tensorboard` also writes the evaluations into
+    `batch_tokens` sets the batch size in tokens. `minutes` trains for so long, preparation
+    included, with the schedule wsd: the number of steps is chosen where the decay begins. A resumed
+    run keeps it, also where neither is given. `tensorboard` also writes the evaluations into
     `training/tensorboard`. `model` and `training` change single fields of the preset (GPTConfig,
     TrainingConfig).
     With `resume` an unfinished run goes on where it stopped; a finished one is reported and left
@@ -197,12 +197,11 @@ def resolved(
     if minutes is not None:
         if (training or {}).get("steps") is not None:
             raise ConfigError("minutes and steps say the same; give one of them")
-        training = {**(training or {}), "steps": PLANNED_AFTER}  # until the plan
+        training = {"schedule": "wsd", **(training or {}), "steps": UNPLANNED}
     config = training_config(size, **(training or {}))
-    if minutes is not None and not (minutes > 0 and config.warmup_steps >= PLANNED_AFTER):
+    if minutes is not None and not (minutes > 0 and config.schedule == "wsd"):
         raise ConfigError(
-            f"minutes must be above 0 and warmup_steps at least {PLANNED_AFTER}, "
-            f"not {minutes:g} and {config.warmup_steps}"
+            f"minutes must be above 0 and schedule wsd, not {minutes:g} and {config.schedule}"
         )
     return prepared, sizes, config
 
@@ -244,9 +243,7 @@ def _opened(
         folder.keep(state)
         return replace(state, elapsed_s=time.monotonic() - started)
     state = found.state
-    if settings.get("minutes") is not None:  # the number of steps is what was planned
-        planned = {**settings["training"], "steps": state.settings["training"]["steps"]}
-        settings = {**settings, "training": planned}
+    settings = {**settings, "training": {**settings["training"], **state.plan}}
     refuse_other_run(folder, state, settings)
     if not resume and found.damaged is not None:
         raise CheckpointError(

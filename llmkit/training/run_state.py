@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError
+
+UNPLANNED = 1 << 50  # steps of a run of minutes, until it has a plan
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,25 @@ class RunState:
     def finished(self) -> bool:
         """Whether all steps are done."""
         return bool(self.step >= self.settings["training"]["steps"])
+
+    @property
+    def steps(self) -> int | None:
+        """Of the whole run; None for a run of minutes that has no plan yet."""
+        steps: int = self.settings["training"]["steps"]
+        return None if steps == UNPLANNED else steps
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The settings of training that a run of minutes finds out; empty for other runs."""
+        if self.settings.get("minutes") is None:
+            return {}
+        return {name: self.settings["training"][name] for name in ("steps", "decay_share")}
+
+    def planned(self, steps: int, decay_share: float) -> RunState:
+        """The state with a plan."""
+        plan = {"steps": steps, "decay_share": decay_share}
+        training = {**self.settings["training"], **plan}
+        return replace(self, settings={**self.settings, "training": training})
 
 
 @dataclass(frozen=True, kw_only=True)

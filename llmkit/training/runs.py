@@ -25,7 +25,7 @@ class Run:
     kind: str  # train, or what was fine-tuned
     status: str  # finished, running, stopped
     n_parameters: int
-    steps: tuple[int, int]  # done, of all
+    steps: tuple[int, int | None]  # done, of all; None where no plan has a number yet
     settings: dict[str, Any]  # of training
     metrics: list[Metrics]
 
@@ -74,7 +74,7 @@ def _runs(folder: Path) -> Iterator[Run]:
             kind=state.settings.get("kind", "train"),
             status="finished" if state.finished else running,
             n_parameters=model_without_weights(config.model).n_parameters(),
-            steps=(state.step, state.settings["training"]["steps"]),
+            steps=(state.step, state.steps),
             settings=state.settings["training"],
             metrics=metrics,
         )

@@ -19,6 +19,7 @@ from llmkit.evaluation import answers as answers_module
 from llmkit.evaluation.human import rate
 from llmkit.evaluation.judge import SCORE, WINS, Judged, judge, letter_of, score_of
 from llmkit.evaluation.ledger import Ledger
+from llmkit.evaluation.tables import evaluation_tables
 from llmkit.export.doctor import machine
 
 GB = 1_000_000_000
@@ -191,7 +192,8 @@ def test_a_pair_is_won_in_both_orders_or_not_at_all(server: StandIn, data: Path)
     server.says = says
     found = judged(server, data, ["a", "b"], pairwise=True)
     (against,) = found.evaluation.models
-    assert against.model == "b against a"
+    assert (against.model, found.evaluation.against) == ("b", "a")
+    assert "against a" in str(evaluation_tables(found.evaluation)[0].title)
     assert against.scores[WINS].value == pytest.approx((1 + 1 + 0.5) / 3)
     assert (against.ties, found.invalid, found.evaluation.left_out) == (1, 2, 1)
     assert found.agreement == pytest.approx(2 / 3)

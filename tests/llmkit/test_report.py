@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.cli.main import main
 from llmkit.errors import CheckpointError, ConfigError, GGUFError
-from llmkit.evaluation.evaluate import Evaluation, evaluate
+from llmkit.evaluation.evaluate import Evaluation, ModelScores, Score, evaluate, keep_evaluation
+from llmkit.evaluation.judge import WINS
 from llmkit.export import compare as comparing
 from llmkit.export.check import Check, Proof
 from llmkit.export.compare import Comparison, compare
@@ -126,20 +127,45 @@ def test_the_page_is_whole_and_the_card_is_one_for_hugging_face(made: Made) -> N
     assert result.metric_value == evaluation.models[0].scores["accuracy"].value
 
 
+def change(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
+    content[-4] ^= 1
+    weights.write_bytes(content)
+
+
 def collected(run: Path, files: Sequence[Path] = ()) -> RunReport:
     return collecting.collect(load_checkpoint(run), files)
 
 
 def test_results_and_proofs_of_other_weights_are_left_out(made: Made) -> None:
     run, files = made.run, made.files
-    weights = bytearray((run / "model.safetensors").read_bytes())
-    weights[-4] ^= 1
-    (run / "model.safetensors").write_bytes(weights)
+    change(run / "model.safetensors")
     found = collected(run)
     assert all(file.comparison is None and not file.checks for file in found.files)
     (scores,) = found.scores  # the file is the same, but not what it was compared with
     assert set(scores.scores) == {files[1].name}
     assert scores.scores[files[1].name].difference is None
+
+
+def test_win_rates_are_shown_from_the_side_of_the_run(made: Made, tmp_path: Path) -> None:
+    def keep_win_rate(model: Path, against: Path) -> None:
+        models = [ModelScores(str(model), {WINS: Score(0.75, (0.4, 0.9))}, {}, 0, None)]
+        one = Evaluation("human", "q.json", 8, 0, None, False, models, against=str(against))
+        keep_evaluation(one)
+
+    run, q4_0, other = made.run, made.files[1], tmp_path / "polite"
+    shutil.copytree(run, other)
+    change(other / "model.safetensors")
+    keep_win_rate(q4_0, run)
+    keep_win_rate(other, run)
+    rates = {one.measure: one.scores for one in collected(run).scores if one.task == "human"}
+    assert list(rates) == [f"{WINS} against checkpoint", f"{WINS} against polite"]
+    assert rates[f"{WINS} against checkpoint"] == {q4_0.name: Score(0.75, (0.4, 0.9))}
+    (rate,) = rates[f"{WINS} against polite"].values()
+    assert (rate.value, rate.interval) == (0.25, pytest.approx((0.1, 0.6)))
+    (other / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    left = [one.measure for one in collected(run).scores if one.task == "human"]
+    assert left == [f"{WINS} against checkpoint"]
 
 
 def test_results_are_kept_once_with_the_hashes_of_their_models(made: Made) -> None:

@@ -17,27 +17,77 @@ from llmkit.cli.main import main
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError
 from llmkit.tokenizer_training import train_kind
 from llmkit.training import dry_run, loop
+from llmkit.training import run as run_module
 from llmkit.training.config import TrainingConfig
-from llmkit.training.loop import TrainingLoop, planned_steps
+from llmkit.training.loop import TrainingLoop, evaluation_seconds, planned_steps
 from llmkit.training.run import resolved
 
-MINUTES: dict[str, Any] = {"steps": None, "warmup_steps": 10}
+MINUTES: dict[str, Any] = {"steps": None}
+STEP_S, EVALUATION_S = 2.5, 2.0
+
+
+class Clock:
+    """Time passes in steps and evaluations alone, in the first step five times as much."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slower: tuple[int, float] = (1, 1.0)  # from which step, and how much
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock, step, save = Clock(), TrainingLoop.step, TrainingLoop._evaluate_and_save
+
+    def timed_step(self: TrainingLoop, number: int) -> Any:
+        begin, factor = clock.slower
+        clock.now += STEP_S * (5 if number == 0 else factor if number >= begin else 1)
+        return step(self, number)
+
+    def timed_save(self: TrainingLoop, *args: Any) -> Any:
+        clock.now += EVALUATION_S
+        return save(self, *args)
+
+    monkeypatch.setattr(TrainingLoop, "step", timed_step)
+    monkeypatch.setattr(TrainingLoop, "_evaluate_and_save", timed_save)
+    for module in (loop, run_module):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def of_minutes(data: Path, out: Path, *, minutes: float | None = 1.0, resume: bool = False) -> None:
     run(data, out, training=MINUTES, minutes=minutes, dropout=0.2, resume=resume)
 
 
-@pytest.fixture(autouse=True)
-def planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "planned_steps", lambda *_: 7)
+def settings(out: Path) -> dict[str, Any]:
+    state = json.loads((out / "training" / "state.json").read_text())
+    found: dict[str, Any] = state["settings"]["training"]
+    return found
 
 
-def test_run_of_minutes_is_the_run_with_the_planned_steps(short_text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("slower", [(1, 1.0), (10, 1.12), (10, 0.8), (40, 1.12)])
+def test_run_of_minutes_ends_within_them(
+    short_text: Path, tmp_path: Path, clock: Clock, slower: tuple[int, float]
+) -> None:
+    clock.slower, begun = slower, clock.now
+    training = {**MINUTES, "eval_interval": 25}
+    result = run(short_text, tmp_path, training=training, minutes=5.0)
+    assert 0.94 * 300 < clock.now - begun < 300 - loop.START_AND_END_S
+    assert result.steps == settings(tmp_path)["steps"]
+
+
+def test_run_of_minutes_is_the_run_with_the_planned_steps(
+    short_text: Path, tmp_path: Path, clock: Clock
+) -> None:
+    clock.slower = (5, 0.9)
     of_minutes(short_text, tmp_path / "minutes")
-    run(short_text, tmp_path / "steps", training={**MINUTES, "steps": 17}, dropout=0.2)
+    planned = settings(tmp_path / "minutes")
+    training = {name: planned[name] for name in ("steps", "schedule", "decay_share")}
+    run(short_text, tmp_path / "steps", training=training, dropout=0.2)
     found, expected = (outcome(tmp_path / name) for name in ("minutes", "steps"))
-    assert [line["step"] for line in found["metrics"]] == [4, 8, 12, 16, 17]
+    assert [line["step"] for line in found["metrics"]] == [4, 8, 12, 15]
     assert found["metrics"] == expected["metrics"]
     assert found["files"]["model.safetensors"] == expected["files"]["model.safetensors"]
 
@@ -47,12 +97,13 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("stop", "error"), [(2, None), (9, None), (10, StopError), (11, StopError), (13, None)]
+    ("stop", "error"), [(2, None), (9, None), (10, StopError), (11, StopError), (12, None)]
 )
 def test_stopped_run_of_minutes_resumes_exactly(
     short_text: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
     stop: int,
     error: type[StopError] | None,
 ) -> None:
@@ -72,7 +123,7 @@ def test_stopped_run_of_minutes_resumes_exactly(
         with pytest.raises(error or KeyboardInterrupt):
             of_minutes(short_text, out)
     if stop > 9:  # the plan that was made stays, however fast the machine is now
-        monkeypatch.setattr(loop, "planned_steps", lambda *_: 1000)
+        clock.slower = (0, 0.1)
     with pytest.raises(CheckpointError, match=r"minutes was 1\.0, now 2\.0"):
         of_minutes(short_text, out, minutes=2.0, resume=True)
     with pytest.raises(CheckpointError, match=r"minutes was 1\.0, now None"):
@@ -82,36 +133,41 @@ def test_stopped_run_of_minutes_resumes_exactly(
 
 
 def test_diverged_run_of_minutes_keeps_its_plan(
-    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     original = TrainingLoop.step
 
     def step(self: TrainingLoop, number: int) -> torch.Tensor:
         loss = original(self, number)
-        return loss + math.nan if number == 11 and not self.state.diverged else loss
+        if number == 13 and not self.state.diverged:
+            clock.slower = (0, 0.1)
+            return loss + math.nan
+        return loss
 
-    plans = iter([6, 1000])
-    monkeypatch.setattr(loop, "planned_steps", lambda *_: next(plans))
     monkeypatch.setattr(TrainingLoop, "step", step)
-    training = {**MINUTES, "eval_interval": 16}
+    training = {**MINUTES, "eval_interval": 32}
     run(short_text, tmp_path, training=training, minutes=1.0)
     state = json.loads((tmp_path / "training" / "state.json").read_text())
     assert state["diverged"]
-    assert state["step"] == 16
+    assert state["step"] == 17
 
 
 def test_steps_and_evaluations_fit_into_the_time() -> None:
     config = TrainingConfig(eval_interval=10, eval_tokens=4000)
     # An evaluation reads as many tokens as 4 steps, forward alone: 2 steps' time.
-    assert planned_steps(config, 0.5, 101.0, 1000) == pytest.approx(100 / 0.6, abs=1)
-    assert planned_steps(config, 0.5, -5.0, 1000) == 0
+    assert evaluation_seconds(config, 0.5, 1000) == 1.0
+    assert planned_steps(config, 0.5, 1.0, 18.1) == 30  # and evaluations at 10, 20 and 30
+    assert planned_steps(config, 0.5, 1.0, 19.4) == 30  # one more would need another evaluation
+    assert planned_steps(config, 0.5, 1.0, 19.6) == 31
+    assert planned_steps(config, 0.5, 1.0, 5.1, done=28) == 6  # evaluations at 30 and 34
+    assert planned_steps(config, 0.5, 1.0, -5.0) == 0
 
 
 @pytest.mark.parametrize(
     ("training", "minutes", "words"),
     [
         ({"steps": 5}, 1.0, "minutes and steps"),
-        ({"warmup_steps": 9}, 1.0, "warmup_steps .* 9"),
+        ({"schedule": "cosine"}, 1.0, "schedule .* cosine"),
         ({}, 0.0, "minutes"),
     ],
 )
