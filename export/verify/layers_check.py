@@ -24,7 +24,7 @@ from llmkit.export.llamacpp.eval_callback import EvalCallback
 from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp, lengthened
 from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic, ProductKind, Type, product_kind
 from llmkit.export.verify.file_tensors import FileTensors, UnpackedTensors
-from llmkit.export.verify.operations.kind import UNIT, UNIT_F16, Bounded, Computation
+from llmkit.export.verify.operations.kind import UNIT, Bounded, Computation
 from llmkit.export.verify.operations.table import bounded
 from llmkit.export.verify.target import VerifyTarget
 
@@ -47,7 +47,7 @@ class _Outcome:
     output: int
     wrong_parts: tuple[str, ...]  # of a product whose outputs have parts, unless all are wrong
     distance: float  # of half of the outputs
-    rounding: float = 0.0  # of a product: what distance the rounding of its sums makes, at most
+    rounding: float  # of a product: by how much half of the sums in f32 may be off
 
 
 @dataclass(frozen=True)
@@ -222,15 +222,14 @@ class _Walk:
         inputs = [self._held[name] for name in operation.inputs]
         self._outcomes.append([])
         computation = Computation([self._ids], UnpackedTensors(self._tensors))
+        rounding = 0.0
+        if isinstance(operation, Product):
+            weight = computation.tensors.matrix(operation.weight).weight
+            sizes = torch.outer(inputs[0].norm(dim=1), weight.norm(dim=1)) + found.abs()
+            rounding = _TYPICAL * UNIT * float(sizes.median())
         for arithmetic in self._arithmetics:
             expected = bounded(operation, inputs, replace(computation, arithmetic=arithmetic))
-            outcome = _outcome(operation, arithmetic, expected, found)
-            if isinstance(operation, Product):
-                unit = UNIT_F16 if arithmetic.sums == Type.F16 else UNIT
-                weight = computation.tensors.matrix(operation.weight).weight
-                sizes = torch.outer(inputs[0].norm(dim=1), weight.norm(dim=1)) + found.abs()
-                outcome = replace(outcome, rounding=_TYPICAL * unit * float(sizes.median()))
-            self._outcomes[-1].append(outcome)
+            self._outcomes[-1].append(_outcome(operation, arithmetic, expected, found, rounding))
         self._held[name] = found
         still_read = {name for later in self._waiting.values() for name in later.inputs}
         self._held = {name: held for name, held in self._held.items() if name in still_read}
@@ -249,14 +248,11 @@ def _nearest(outcomes: Sequence[_Outcome]) -> tuple[int, ...]:
 
 
 def _explaining(outcomes: Sequence[_Outcome]) -> tuple[int, ...]:
-    """Those of the nearest whose sums are rounded as much, but no looser one beside a tight one.
-
-    The last if none's are.
-    """
+    """The nearest arithmetics, if f32 sums are off by as much; else the last, with f16 sums."""
     near = _nearest(outcomes)
-    fitting = [i for i in near if outcomes[i].distance <= outcomes[i].rounding]
-    tightest = min((outcomes[i].rounding for i in fitting), default=0.0)
-    return tuple(i for i in fitting if outcomes[i].rounding == tightest) or near[-1:]
+    fitting = (i for i in near if outcomes[i].distance <= outcomes[i].rounding)
+    in_floats = tuple(i for i in fitting if outcomes[i].arithmetic.sums == Type.F32)
+    return in_floats or (len(outcomes) - 1,)
 
 
 def _most_common(found: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -265,7 +261,11 @@ def _most_common(found: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _outcome(
-    operation: Operation, arithmetic: Arithmetic, expected: Bounded, found: Tensor
+    operation: Operation,
+    arithmetic: Arithmetic,
+    expected: Bounded,
+    found: Tensor,
+    rounding: float,
 ) -> _Outcome:
     ratio = expected.ratio(found)
     token, output = divmod(int(ratio.argmax()), ratio.shape[1])
@@ -279,4 +279,4 @@ def _outcome(
     at = float(ratio[token, output])
     wrong = () if len(wrong) == len(names) else wrong
     distance = (found.double() - expected.exact).abs().nan_to_num(nan=torch.inf).median()
-    return _Outcome(operation, arithmetic, at, token, output, wrong, float(distance))
+    return _Outcome(operation, arithmetic, at, token, output, wrong, float(distance), rounding)

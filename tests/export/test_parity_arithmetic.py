@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -267,6 +268,24 @@ def test_logits_accepts_only_the_arithmetic_that_layers_tells(
         assert logits_check.logits_check(told).passed is passes
         if hardware in (F32, F16):  # sums in f16 would excuse the damage
             assert logits_check.logits_check(loosest).passed
+
+
+@pytest.mark.parametrize(
+    ("distances", "explaining"),
+    [
+        ((1.0, 1e-4, 2e-3, 1e-4, 1e-4), (1, 3)),
+        ((0.10, 0.12, 0.12, 0.12, 0.12), (4,)),  # the nearest by chance, but too far for f32 sums
+        ((math.inf,) * 5, (4,)),
+    ],
+)
+def test_what_f32_sums_do_not_explain_are_sums_in_f16(
+    distances: tuple[float, ...], explaining: tuple[int, ...]
+) -> None:
+    outcomes = [
+        layers_check._Outcome(PRODUCT, arithmetic, 0.0, 0, 0, (), distance, rounding=0.01)
+        for arithmetic, distance in zip(GPU, distances, strict=True)
+    ]
+    assert layers_check._explaining(outcomes) == explaining
 
 
 def test_a_small_damage_is_not_explained_by_a_coarser_arithmetic(
