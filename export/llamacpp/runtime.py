@@ -6,7 +6,7 @@ import ctypes
 import json
 import os
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -175,6 +175,21 @@ class LlamaCpp(Vocabulary):
         self._past += ids
         return logits
 
+    def evaluate_text(self, ids: Sequence[int], positions: range) -> NDArray[np.float32]:
+        """Logits (len(positions), vocab_size) of a text's positions; ask for its first ones first.
+
+        GPUs compute few tokens in another way than many. So all are computed with as many others,
+        EXACT_BATCH in exact runs: the last ones with some before them again, a short text with
+        more tokens behind it. Raises GGUFError where llama.cpp fails or the context is full.
+        """
+        ids, n = lengthened(ids, self._batch), self._batch
+        found = []
+        for start in positions[::n]:
+            first = min(start, len(ids) - n)
+            self._keep(first)
+            found.append(self.evaluate(ids[first : first + n])[start - first :])
+        return np.concatenate(found)[: len(positions)]
+
     def evaluate_branches(
         self, prefix: Sequence[int], branches: Sequence[Sequence[int]]
     ) -> list[NDArray[np.float32]]:
@@ -246,6 +261,11 @@ class LlamaCpp(Vocabulary):
         n_rows = sum(token.wants_logits for token in tokens)
         logits = llama_cpp.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, shape=(n_rows, self.vocab_size)).copy()
+
+
+def lengthened(ids: Sequence[int], n: int) -> list[int]:
+    """Token ids, repeated until they are `n` at least."""
+    return [*ids, *islice(cycle(ids), max(0, n - len(ids)))]
 
 
 def shared_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -11,6 +11,15 @@ from dataclasses import dataclass, replace
 import gguf
 
 Type = gguf.GGMLQuantizationType
+# The dot type of a matrix's type, and whether whole tiles of CUDA's own kernels cover its rows: the
+# others go to cuBLAS (mmf_get_rows_per_block in ggml-cuda/mmf.cuh).
+ProductKind = tuple[Type, bool]
+_TILE_ROWS = 32
+
+
+def product_kind(dot_type: Type, n_rows: int) -> ProductKind:
+    """Products of one kind are computed by the same kernel, for the same number of tokens."""
+    return dot_type, n_rows % _TILE_ROWS == 0
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,17 @@ class Arithmetic:
     gelu_table: bool = False  # GELU is looked up in a table from f16 to f16
     cuda: bool = False  # quantized weights as CUDA's kernels read them (cuda.py)
     norm_in_one_pass: bool = False  # variance as the mean of squares minus the square of the mean
+    # Kinds of products that are computed in another arithmetic.
+    products: tuple[tuple[ProductKind, Arithmetic], ...] = ()
+
+    def of_product(self, dot_type: Type, n_rows: int) -> Arithmetic:
+        """The arithmetic of the products with a matrix."""
+        return dict(self.products).get(product_kind(dot_type, n_rows), self)
+
+    @property
+    def has_half_sums(self) -> bool:
+        """Whether sums of some products are kept in f16."""
+        return Type.F16 in (self.sums, *(other.sums for _, other in self.products))
 
     def reads(self, dot_type: Type) -> Type:
         """What a product reads, with a matrix of a type that has this dot type."""

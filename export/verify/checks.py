@@ -10,10 +10,9 @@ from pathlib import Path
 from llmkit.export.check import Check, Outcome
 from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.runtime import LlamaCpp
-from llmkit.export.verify.arithmetic import CPU, GPU
 from llmkit.export.verify.generation_check import generation_check
-from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.logits_check import LogitsComparison, logits_check, nearest_comparison
+from llmkit.export.verify.layers_check import LayersComparison, compare_layers
+from llmkit.export.verify.logits_check import LogitsComparison, compare_logits, logits_check, spread
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.ollama_check import ollama_check
 from llmkit.export.verify.prompt_check import prompt_check
@@ -49,13 +48,16 @@ class CheckContext:
     gpu: bool = False  # where llama.cpp runs
     reference: Reference = field(init=False)
     llama: LlamaCpp = field(init=False)
+    layers: LayersComparison = field(init=False)  # set by `layers`, which runs before `logits`
     comparison: LogitsComparison | None = None
 
     def compared(self) -> LogitsComparison:
         """The comparison of logits, made by the first check that asks for it."""
         if self.comparison is None:
-            arithmetics = GPU if self.gpu else (CPU,)
-            self.comparison = nearest_comparison(self.llama, self.target, self.texts, arithmetics)
+            ways = self.layers.arithmetics
+            found = compare_logits(self.llama, self.target, self.texts, ways[0])
+            apart = spread(self.target, self.texts, ways)
+            self.comparison = replace(found, spread=apart, ways=ways)
         return self.comparison
 
 
@@ -81,6 +83,12 @@ def _tokenizer(context: CheckContext) -> Outcome:
     return tokenizer_check(context.target, context.llama, texts)
 
 
+def _layers(context: CheckContext) -> Outcome:
+    inputs = context.texts[0].inputs
+    context.layers = compare_layers(context.target, inputs, gpu=context.gpu)
+    return context.layers.outcome
+
+
 def _generation(context: CheckContext) -> Outcome:
     noise = context.compared().logit_noise
     return generation_check(context.llama, context.reference, context.prompts, noise)
@@ -101,7 +109,7 @@ CHECKS = (
     RegisteredCheck(
         "layers",
         Needs.OWN_LLAMA_CPP,
-        lambda c: layers_check(c.target, c.texts[0].inputs, gpu=c.gpu),
+        _layers,
     ),
     RegisteredCheck("logits", Needs.LLAMA_CPP, lambda c: logits_check(c.compared())),
     RegisteredCheck("generation", Needs.LLAMA_CPP, _generation),

@@ -77,6 +77,7 @@ class Matrix:
 
     def product(self, x: Tensor, ties: Ties = nearest, arithmetic: Arithmetic = CPU) -> Tensor:
         """(T, in) -> (T, out), in the precision of x; sums are rounded to f16 in float32 alone."""
+        arithmetic = arithmetic.of_product(self.dot_type, len(self.weight))
         read = self.read(x, arithmetic, ties)
         values = read.values.to(x.dtype)
         in_halves = arithmetic.sums == Type.F16 and x.dtype == torch.float32

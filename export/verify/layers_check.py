@@ -17,20 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmkit.architectures.graph import Operation, Product
+from llmkit.architectures.graph import Attention, Operation, Product
 from llmkit.architectures.registry import family_of
 from llmkit.export.check import Outcome
 from llmkit.export.llamacpp.eval_callback import EvalCallback
-from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp
-from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic, Type
+from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp, lengthened
+from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic, ProductKind, Type, product_kind
 from llmkit.export.verify.file_tensors import FileTensors, UnpackedTensors
-from llmkit.export.verify.operations.kind import Computation
+from llmkit.export.verify.operations.kind import UNIT, Bounded, Computation
 from llmkit.export.verify.operations.table import bounded
 from llmkit.export.verify.target import VerifyTarget
 
 LIMIT = 1.0
-_TILE_ROWS = 32  # mmf_get_rows_per_block in ggml-cuda/mmf.cuh
 FEW_TOKENS = 2  # GPUs compute products of so few in another way than those of many
+_EQUALLY_NEAR = 1.1  # times the least distance
+# Half of the sums w x are off by at most so many units of |w| |x|. On an H200 it was 0.05 to 2 in
+# f32, where tensor cores cut sums off, and 220 to 340 f32 units where the last sum alone is in f16.
+_TYPICAL = 8.0
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,37 @@ class _Outcome:
     token: int
     output: int
     wrong_parts: tuple[str, ...]  # of a product whose outputs have parts, unless all are wrong
+    distance: float  # of half of the outputs
+    rounding: float  # of a product: by how much half of the sums in f32 may be off
+
+
+@dataclass(frozen=True)
+class LayersComparison:
+    """What `layers` found, and the arithmetic of the run of many tokens, on a GPU also of few."""
+
+    outcome: Outcome
+    arithmetics: tuple[Arithmetic, ...]
 
 
 def layers_check(target: VerifyTarget, ids: Tensor, *, gpu: bool = False) -> Outcome:
     """Each operation on token ids (T,), within the rounding of float32. Value: errors / bounds.
 
-    Only the first EXACT_BATCH tokens are compared, which llama.cpp computes at once; on a GPU also
-    the first FEW_TOKENS by themselves. The file's tensors must have the shapes that the
-    checkpoint's sizes need.
+    EXACT_BATCH tokens are compared, which llama.cpp computes at once: the first ones, or all ids
+    again and again. On a GPU also the first FEW_TOKENS by themselves. The file's tensors must have
+    the shapes that the checkpoint's sizes need.
     """
-    walks = [_walked(target, ids[:n], gpu) for n in (EXACT_BATCH, FEW_TOKENS)[: 1 + gpu]]
+    return compare_layers(target, ids, gpu=gpu).outcome
+
+
+def compare_layers(target: VerifyTarget, ids: Tensor, *, gpu: bool = False) -> LayersComparison:
+    """`layers_check`, with the arithmetics that `logits` expects."""
+    n = min(EXACT_BATCH, target.checkpoint.config.context_length)
+    ids = torch.tensor(lengthened(ids.tolist(), n)[:n])
+    walks = [_walked(target, ids[:n], gpu) for n in (n, FEW_TOKENS)[: 1 + gpu]]
+    return LayersComparison(_outcome_of(walks, n, gpu), tuple(walk.arithmetic() for walk in walks))
+
+
+def _outcome_of(walks: Sequence[_Walk], n_tokens: int, gpu: bool) -> Outcome:
     for walk in walks:
         missing = walk.missing()
         if missing is not None:
@@ -62,7 +86,6 @@ def layers_check(target: VerifyTarget, ids: Tensor, *, gpu: bool = False) -> Out
     worst = max(outcomes, key=lambda outcome: outcome.ratio)
     wrong = [outcome for outcome in outcomes if not outcome.ratio <= LIMIT]
     value = min(worst.ratio, sys.float_info.max)  # JSON has no infinity
-    n_tokens = min(len(ids), EXACT_BATCH)
     if wrong:
         detail = _failure(wrong, len(outcomes))
     else:
@@ -152,10 +175,41 @@ class _Walk:
             for outcomes in self._outcomes
         ]
 
-    def _kind(self, operation: Operation) -> tuple[Type, bool] | None:
+    def arithmetic(self) -> Arithmetic:
+        """The one in which llama.cpp computed: of most products, and of other kinds their own.
+
+        It is told by what is typical of the outputs, so that no single weight changes it. Bounds
+        cannot tell it: they grow faster with a sum's length than what arithmetics differ by.
+        """
+        products: dict[ProductKind, list[tuple[int, ...]]] = defaultdict(list)
+        attentions = []
+        for outcomes in self._outcomes:
+            kind = self._kind(outcomes[0].operation)
+            if kind is not None:
+                products[kind].append(_explaining(outcomes))
+            elif isinstance(outcomes[0].operation, Attention):
+                attentions.append(_nearest(outcomes))
+        if not products or not attentions:
+            return self._arithmetics[-1]  # the loosest; `layers` fails then
+        explaining = {kind: _most_common(found) for kind, found in products.items()}
+        most = explaining[max(products, key=lambda kind: len(products[kind]))]
+        attention = _most_common(attentions)
+        both = [number for number in most if number in attention]
+        found = self._arithmetics[[*both, *most][0]]
+        if not both:
+            kept = self._arithmetics[attention[0]].attention
+            name = f"{found.name}, attention in {kept.name.lower()}"
+            found = replace(found, name=name, attention=kept)
+        others = {k: self._arithmetics[n[0]] for k, n in explaining.items() if n != most}
+        if others:
+            names = dict.fromkeys((found.name, *(other.name for other in others.values())))
+            found = replace(found, name=" and ".join(names), products=tuple(others.items()))
+        return found
+
+    def _kind(self, operation: Operation) -> ProductKind | None:
         if isinstance(operation, Product):
             n_rows, _ = self._tensors.shape(operation.weight)
-            return self._tensors.dot_type(operation.weight), n_rows % _TILE_ROWS == 0
+            return product_kind(self._tensors.dot_type(operation.weight), n_rows)
         return None
 
     @torch.inference_mode()
@@ -168,9 +222,14 @@ class _Walk:
         inputs = [self._held[name] for name in operation.inputs]
         self._outcomes.append([])
         computation = Computation([self._ids], UnpackedTensors(self._tensors))
+        rounding = 0.0
+        if isinstance(operation, Product):
+            weight = computation.tensors.matrix(operation.weight).weight
+            sizes = torch.outer(inputs[0].norm(dim=1), weight.norm(dim=1)) + found.abs()
+            rounding = _TYPICAL * UNIT * float(sizes.median())
         for arithmetic in self._arithmetics:
             expected = bounded(operation, inputs, replace(computation, arithmetic=arithmetic))
-            self._outcomes[-1].append(_outcome(operation, arithmetic, expected.ratio(found)))
+            self._outcomes[-1].append(_outcome(operation, arithmetic, expected, found, rounding))
         self._held[name] = found
         still_read = {name for later in self._waiting.values() for name in later.inputs}
         self._held = {name: held for name, held in self._held.items() if name in still_read}
@@ -182,7 +241,33 @@ def _explains(products: Sequence[Sequence[_Outcome]], arithmetic: int) -> tuple[
     return 2 * n >= len(products), 0 if 2 * n >= len(products) else n
 
 
-def _outcome(operation: Operation, arithmetic: Arithmetic, ratio: Tensor) -> _Outcome:
+def _nearest(outcomes: Sequence[_Outcome]) -> tuple[int, ...]:
+    """The arithmetics that are nearest to llama.cpp's output."""
+    least = min(outcome.distance for outcome in outcomes)
+    return tuple(i for i, one in enumerate(outcomes) if one.distance <= _EQUALLY_NEAR * least)
+
+
+def _explaining(outcomes: Sequence[_Outcome]) -> tuple[int, ...]:
+    """The nearest arithmetics, if f32 sums are off by as much; else the last, with f16 sums."""
+    near = _nearest(outcomes)
+    fitting = (i for i in near if outcomes[i].distance <= outcomes[i].rounding)
+    in_floats = tuple(i for i in fitting if outcomes[i].arithmetic.sums == Type.F32)
+    return in_floats or (len(outcomes) - 1,)
+
+
+def _most_common(found: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The arithmetics that most products have, the loosest of several."""
+    return max(set(found), key=lambda numbers: (found.count(numbers), numbers))
+
+
+def _outcome(
+    operation: Operation,
+    arithmetic: Arithmetic,
+    expected: Bounded,
+    found: Tensor,
+    rounding: float,
+) -> _Outcome:
+    ratio = expected.ratio(found)
     token, output = divmod(int(ratio.argmax()), ratio.shape[1])
     names = operation.parts if isinstance(operation, Product) else ()
     parts = ratio.amax(0).tensor_split(len(names)) if names else ()
@@ -193,4 +278,5 @@ def _outcome(operation: Operation, arithmetic: Arithmetic, ratio: Tensor) -> _Ou
     )
     at = float(ratio[token, output])
     wrong = () if len(wrong) == len(names) else wrong
-    return _Outcome(operation, arithmetic, at, token, output, wrong)
+    distance = (found.double() - expected.exact).abs().nan_to_num(nan=torch.inf).median()
+    return _Outcome(operation, arithmetic, at, token, output, wrong, float(distance), rounding)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ from llmkit.console import progress
 from llmkit.export.check import Outcome
 from llmkit.export.evaluation.divergence import Distance, Divergence, divergence, joined, larger
 from llmkit.export.evaluation.eval_data import TextSequence
-from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp
 from llmkit.export.verify.activations import other_of_near_ties
-from llmkit.export.verify.arithmetic import CPU, EVERY, Arithmetic, Type
+from llmkit.export.verify.arithmetic import CPU, EVERY, Arithmetic
 from llmkit.export.verify.original import original_head as read_original_head
 from llmkit.export.verify.original import original_hidden_states
 from llmkit.export.verify.reference import Reference, hidden_states
@@ -39,7 +39,7 @@ from llmkit.export.verify.target import VerifyTarget
 NOISE_MULTIPLE = 2.0
 PAIRS_PER_TEXT = 100  # for the plot
 SPREAD_TOKENS = 128
-_POSITIONS_AT_ONCE = 128  # whose logits are held, in float64 50 MB of 50k tokens
+_POSITIONS_AT_ONCE = 4 * EXACT_BATCH  # whose logits are held, in float64 50 MB of 50k tokens
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class LogitsComparison:
     arithmetic: Arithmetic = CPU  # of the three
     # By arithmetic, how far it is from the CPU's on SPREAD_TOKENS positions: what hardware may do.
     spread: dict[str, Distance] = field(default_factory=dict)
+    ways: tuple[Arithmetic, ...] = ()  # in which llama.cpp computes many tokens, and few
 
     @property
     def distances(self) -> dict[str, Distance]:
@@ -73,48 +74,27 @@ class LogitsComparison:
         """
         noise = Distance.of(self.noise)
         return Distance.of(self.conversion).in_units_of(
-            noise, tail=self.arithmetic.sums != Type.F16
+            noise, tail=not self.arithmetic.has_half_sums
         )
 
     @property
     def logit_noise(self) -> float:
         """The largest logit difference that rounding explains.
 
-        A GPU computes one token in another way than many, so there it is also what its ways differ.
+        A GPU computes one token in another way than many, so there it is also how far its ways are
+        from the CPU's.
         """
-        largest = float(self.noise.max_logit_difference.max())
-        if self.arithmetic is not CPU:
-            largest = max(largest, *(far.max_difference for far in self.spread.values()))
-        return NOISE_MULTIPLE * largest
-
-
-def nearest_comparison(
-    llama: LlamaCpp,
-    target: VerifyTarget,
-    texts: Sequence[TextSequence],
-    arithmetics: Sequence[Arithmetic],
-) -> LogitsComparison:
-    """Compare with each arithmetic: the nearest, with the spread of all of them."""
-    found = [compare_logits(llama, target, texts, arithmetic) for arithmetic in arithmetics]
-    return replace(nearest(found), spread=spread(target, texts))
-
-
-def nearest(found: Sequence[LogitsComparison]) -> LogitsComparison:
-    """The nearest arithmetic of those that explain llama.cpp's logits.
-
-    If none does, the one of the smallest value. Arithmetics that differ in their noise alone are
-    equally near: the first counts.
-    """
-    fitting = [one for one in found if one.value <= NOISE_MULTIPLE]
-    if fitting:
-        return min(fitting, key=lambda one: Distance.of(one.conversion).rms_difference)
-    return min(found, key=lambda one: one.value)
+        apart = [self.spread[way.name].max_difference for way in self.ways if way is not CPU]
+        return NOISE_MULTIPLE * max(float(self.noise.max_logit_difference.max()), *apart, 0.0)
 
 
 @torch.inference_mode()
-def spread(target: VerifyTarget, texts: Sequence[TextSequence]) -> dict[str, Distance]:
+def spread(
+    target: VerifyTarget, texts: Sequence[TextSequence], ways: Sequence[Arithmetic] = ()
+) -> dict[str, Distance]:
     """How far the logits of each arithmetic are from the CPU's, on the first positions."""
-    references = [Reference(target, torch.float32, arithmetic=a) for a in (CPU, *EVERY)]
+    others = {way.name: way for way in (*EVERY, *ways) if way is not CPU}
+    references = [Reference(target, torch.float32, arithmetic=a) for a in (CPU, *others.values())]
     text = texts[0]
     inputs, targets = text.inputs[:SPREAD_TOKENS], text.targets[:SPREAD_TOKENS]
     states = hidden_states(references, [inputs])
@@ -124,8 +104,8 @@ def spread(target: VerifyTarget, texts: Sequence[TextSequence]) -> dict[str, Dis
         for reference, hidden in zip(references, states, strict=True)
     ]
     return {
-        arithmetic.name: Distance.of(divergence(logits[0], other, targets))
-        for arithmetic, other in zip(EVERY, logits[1:], strict=True)
+        name: Distance.of(divergence(logits[0], other, targets))
+        for name, other in zip(others, logits[1:], strict=True)
     }
 
 
@@ -138,11 +118,12 @@ def compare_logits(
 ) -> LogitsComparison:
     """Evaluate every text in llama.cpp and four times in PyTorch.
 
+    `arithmetic`: in which llama.cpp computes many tokens at once, as `layers` found.
     PyTorch takes all texts through one layer after the other. Logits are made and compared some
     positions at a time, because those of all texts take more memory than the model.
     """
     exact = Reference(target, torch.float64, arithmetic=arithmetic)
-    other_dtype = torch.float32 if arithmetic.sums == Type.F16 else torch.float64
+    other_dtype = torch.float32 if arithmetic.has_half_sums else torch.float64
     other_ties = Reference(target, other_dtype, other_of_near_ties, arithmetic)
     single = Reference(target, torch.float32, arithmetic=arithmetic)
     references = exact, single, other_ties
@@ -155,13 +136,12 @@ def compare_logits(
         generator = torch.Generator().manual_seed(0)
         done = 0
         for text in texts:
-            llama.reset()
-            n = len(text.inputs)
+            n, ids = len(text.inputs), text.inputs.tolist()
             drawn = torch.randint(n * llama.vocab_size, (PAIRS_PER_TEXT,), generator=generator)
             for start in range(0, n, _POSITIONS_AT_ONCE):
                 here = slice(start, min(start + _POSITIONS_AT_ONCE, n))
                 rows = slice(done, done + here.stop - here.start)
-                logits = torch.from_numpy(llama.evaluate(text.inputs[here].tolist()))  # (T, V)
+                logits = torch.from_numpy(llama.evaluate_text(ids, range(n)[here]))  # (T, V)
                 targets = text.targets[here]
                 wanted = exact.head_logits(states[0][rows], head)
                 conversion.append(divergence(wanted, logits, targets))

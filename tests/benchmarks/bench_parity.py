@@ -30,7 +30,7 @@ from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.verify.activations import Ties, nearest, other_of_near_ties
 from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic, Type
 from llmkit.export.verify.file_tensors import FileTensors, Matrix
-from llmkit.export.verify.logits_check import LogitsComparison, compare_logits
+from llmkit.export.verify.logits_check import LogitsComparison, compare_logits, logits_check
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import open_target
 
@@ -96,13 +96,10 @@ class Power:
         FileTensors.matrix = damaged  # type: ignore[method-assign]
         logits = self.logits(arithmetic, torch.float32)
         FileTensors.matrix = matrix  # type: ignore[method-assign]
-        for explanation in (CPU,) if arithmetic is CPU else GPU:
-            wanted, noise = self.known[explanation]
-            apart = divergence(wanted, logits, self.targets)
-            found = LogitsComparison(apart, noise, apart, np.empty((0, 2)), explanation)
-            if found.value <= found.limit:
-                return False
-        return True
+        wanted, noise = self.known[arithmetic]
+        apart = divergence(wanted, logits, self.targets)
+        found = LogitsComparison(apart, noise, apart, np.empty((0, 2)), arithmetic)
+        return not logits_check(found).passed
 
     def smallest(self, arithmetic: Arithmetic) -> str:
         """In per cent, of each part."""

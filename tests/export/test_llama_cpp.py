@@ -19,7 +19,7 @@ from llmkit.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from llmkit.errors import DataError, GGUFError
 from llmkit.export.gguf.writer import write_gguf
 from llmkit.export.llamacpp.devices import build_features, devices
-from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp
 from llmkit.quantization.tensor_types import quantization
 from llmkit.tokenizer import Tokenizer, byte_alphabet, byte_level, with_end_of_text
 from llmkit.tokenizer_files import load_tokenizer
@@ -57,6 +57,21 @@ def test_tokens_one_by_one_give_the_logits_of_all_at_once(llama: LlamaCpp) -> No
     steps = [llama.evaluate([token_id])[0] for token_id in IDS]
     assert whole.shape == (32, 512)
     np.testing.assert_allclose(np.stack(steps), whole, atol=2e-4)
+
+
+@pytest.mark.parametrize(("n", "n_batches"), [(5, 1), (31, 1), (32, 2), (64, 3)])
+def test_all_tokens_of_a_text_are_computed_with_as_many_others(
+    n: int, n_batches: int, llama: LlamaCpp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = list(range(40, 40 + n))
+    llama.reset()
+    whole = llama.evaluate(ids)
+    sizes = []
+    decode = llama._decode_part
+    monkeypatch.setattr(llama, "_decode_part", lambda some: sizes.append(len(some)) or decode(some))
+    parts = [llama.evaluate_text(ids, range(n)[start : start + 31]) for start in range(0, n, 31)]
+    assert sizes == [EXACT_BATCH] * n_batches
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=2e-4)
 
 
 def test_going_on_after_some_tokens_gives_the_same_logits(llama: LlamaCpp) -> None:

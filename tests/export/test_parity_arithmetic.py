@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -10,18 +13,24 @@ import torch
 from gguf_surgery import make_checkpoint
 from numpy.typing import NDArray
 from single_operations import GELU, NORM, PRODUCT, attention, bounded_alone
+from torch import Tensor
 from verify_targets import written
 
+from llmkit.architectures.registry import family_of
 from llmkit.errors import ConfigError
 from llmkit.export.evaluation.divergence import Divergence
-from llmkit.export.evaluation.eval_data import proof_sequences
+from llmkit.export.evaluation.eval_data import TextSequence, proof_sequences
 from llmkit.export.llamacpp import devices
 from llmkit.export.llamacpp.devices import Device, uses_gpu
-from llmkit.export.llamacpp.runtime import LlamaCpp
+from llmkit.export.llamacpp.runtime import EXACT_BATCH, LlamaCpp
 from llmkit.export.verify import layers_check, logits_check
-from llmkit.export.verify.arithmetic import CPU, EVERY, GPU, Arithmetic, Type
-from llmkit.export.verify.file_tensors import FileTensors, LoRA, Matrix
+from llmkit.export.verify.arithmetic import CPU, EVERY, GPU, Arithmetic, Type, product_kind
+from llmkit.export.verify.checks import CHECKS, CheckContext
+from llmkit.export.verify.file_tensors import FileTensors, LoRA, Matrix, UnpackedTensors
 from llmkit.export.verify.logits_check import LogitsComparison
+from llmkit.export.verify.operations.kind import Computation
+from llmkit.export.verify.operations.table import kind_of
+from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import VerifyTarget
 
 F32, F16, Q8_1, _CUDA, HALF_SUMS = GPU
@@ -65,6 +74,8 @@ def test_what_a_product_reads() -> None:
         (HALF_SUMS, halves),
         (CPU, (in_bytes(x), wide[1])),
         (Q8_1, (in_bytes(x), wide[1])),
+        (replace(F16, products=((product_kind(Type.Q8_0, 8), Q8_1),)), (in_bytes(x), wide[1])),
+        (replace(F16, products=((product_kind(Type.Q8_0, 32), Q8_1),)), halves),
     ):
         np.testing.assert_allclose(product(arithmetic), a @ b.T, rtol=1e-12)
 
@@ -176,17 +187,105 @@ def test_numbers_of_another_arithmetic_are_explained_and_named(
 ) -> None:
     """llama.cpp's CPU stands for a GPU whose arithmetic is the CPU's: one of two is right."""
     _, texts = proof_sequences(target.checkpoint, None, 64)
-    with LlamaCpp(target.file.path) as llama:
-        found = logits_check.nearest_comparison(llama, target, texts, (F32, CPU))
+    monkeypatch.setattr(layers_check, "GPU", (F32, CPU))
+    context = CheckContext(target, texts, [], None, None, None, gpu=True)
+    (layers,) = (check for check in CHECKS if check.name == "layers")
+    check = layers.run(context)
+    assert check.passed
+    assert "CPU (18)" in check.detail  # both runs of 9 products
+    assert context.layers.arithmetics == (CPU, CPU)
+
+    with LlamaCpp(target.file.path) as context.llama:
+        found = context.compared()
     assert found.arithmetic == CPU
     assert logits_check.logits_check(found).passed
     assert set(found.spread) == {arithmetic.name for arithmetic in EVERY}
     assert all(far.max_difference > 0 for far in found.spread.values())
 
-    monkeypatch.setattr(layers_check, "GPU", (F32, CPU))
-    check = layers_check.layers_check(target, texts[0].inputs, gpu=True)
-    assert check.passed
-    assert "CPU (18)" in check.detail  # both runs of 9 products
+
+class StandIn:
+    """Hardware whose arithmetic is known: the reference in float32, with one matrix damaged."""
+
+    vocab_size = 96
+
+    def __init__(
+        self, target: VerifyTarget, arithmetic: Arithmetic, damage: float, patch: pytest.MonkeyPatch
+    ) -> None:
+        self._target, self._arithmetic, self._patch = target, arithmetic, patch
+        self._matrix, self._damage = FileTensors.matrix, damage
+
+    @contextmanager
+    def damaged(self) -> Iterator[None]:
+        def matrix(tensors: FileTensors, name: str) -> Matrix:
+            found = self._matrix(tensors, name)
+            factor = 1 + self._damage * (name == "blk.0.ffn_up.weight")
+            return replace(found, weight=factor * found.weight)
+
+        with self._patch.context() as patch:
+            patch.setattr(FileTensors, "matrix", matrix)
+            yield
+
+    def evaluate_text(self, ids: list[int], positions: range) -> NDArray[np.float32]:
+        with self.damaged():
+            reference = Reference(self._target, torch.float32, arithmetic=self._arithmetic)
+            logits = reference.logits(torch.tensor(ids)).numpy()
+        return logits[positions.start : positions.stop]
+
+    def told(self, ids: Tensor) -> Arithmetic:
+        """What `layers` makes of its outputs, each of its own inputs."""
+        config = self._target.checkpoint.config
+        operations = list(family_of(config).graph(config))
+        tensors = FileTensors(self._target.file, None, 0.0)
+        walk = layers_check._Walk(operations, tensors, ids, GPU)
+        held: dict[str, Tensor] = {}
+        for operation in operations:
+            with self.damaged():
+                weights = UnpackedTensors(tensors)
+                computation = Computation([ids], weights, torch.float32, self._arithmetic)
+                inputs = [held[name] for name in operation.inputs]
+                held[operation.output] = kind_of(operation).exact(operation, inputs, computation)
+            walk._receive(operation.output, held[operation.output].numpy())
+        return walk.arithmetic()
+
+
+@pytest.mark.parametrize(
+    ("hardware", "damage"),
+    [(F32, 0.003), (F16, 0.003), (Q8_1, 0.03), (_CUDA, 0.03), (HALF_SUMS, 0.03)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_logits_accepts_only_the_arithmetic_that_layers_tells(
+    hardware: Arithmetic, damage: float, target: VerifyTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.arange(EXACT_BATCH) % StandIn.vocab_size
+    text = TextSequence(np.append(ids.numpy(), 0), np.ones(EXACT_BATCH, np.bool_))
+    for factor, passes in ((0.0, True), (damage, False)):
+        stand_in = StandIn(target, hardware, factor, monkeypatch)
+        assert stand_in.told(ids) == hardware
+        told, loosest = (
+            logits_check.compare_logits(stand_in, target, [text], arithmetic)  # type: ignore[arg-type]
+            for arithmetic in (hardware, HALF_SUMS)
+        )
+        assert logits_check.logits_check(told).passed is passes
+        if hardware in (F32, F16):  # sums in f16 would excuse the damage
+            assert logits_check.logits_check(loosest).passed
+
+
+@pytest.mark.parametrize(
+    ("distances", "explaining"),
+    [
+        ((1.0, 1e-4, 2e-3, 1e-4, 1e-4), (1, 3)),
+        ((0.10, 0.12, 0.12, 0.12, 0.12), (4,)),  # the nearest by chance, but too far for f32 sums
+        ((math.inf,) * 5, (4,)),
+    ],
+)
+def test_what_f32_sums_do_not_explain_are_sums_in_f16(
+    distances: tuple[float, ...], explaining: tuple[int, ...]
+) -> None:
+    outcomes = [
+        layers_check._Outcome(PRODUCT, arithmetic, 0.0, 0, 0, (), distance, rounding=0.01)
+        for arithmetic, distance in zip(GPU, distances, strict=True)
+    ]
+    assert layers_check._explaining(outcomes) == explaining
 
 
 def test_a_small_damage_is_not_explained_by_a_coarser_arithmetic(

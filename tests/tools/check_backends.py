@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,10 @@ from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.devices import devices, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
-from llmkit.export.verify.arithmetic import CPU, GPU, Arithmetic
+from llmkit.export.verify.arithmetic import CPU, Arithmetic
 from llmkit.export.verify.file_tensors import FileTensors
-from llmkit.export.verify.layers_check import LIMIT, layers_check
-from llmkit.export.verify.logits_check import (
-    NOISE_MULTIPLE,
-    LogitsComparison,
-    compare_logits,
-    nearest,
-)
+from llmkit.export.verify.layers_check import LIMIT, compare_layers, layers_check
+from llmkit.export.verify.logits_check import NOISE_MULTIPLE, LogitsComparison, compare_logits
 from llmkit.export.verify.target import VerifyTarget, open_target
 from llmkit.finetuning.classify import finetune_classify
 from llmkit.finetuning.config import FinetuneConfig
@@ -137,15 +131,13 @@ def compared(
     llama: LlamaCpp,
     target: VerifyTarget,
     texts: Sequence[TextSequence],
-    arithmetics: Sequence[Arithmetic],
-) -> list[list[LogitsComparison]]:
-    """What `logits` compares, of each text by arithmetic. The reference takes all texts at once."""
-    once = cache(lambda ids: LlamaCpp.evaluate(llama, ids))
-    llama.evaluate = lambda ids: once(tuple(ids))  # type: ignore[method-assign]
-    found = [compare_logits(llama, target, texts, arithmetic) for arithmetic in arithmetics]
+    arithmetic: Arithmetic,
+) -> list[LogitsComparison]:
+    """What `logits` compares, of each text. The reference takes all texts at once."""
+    found = compare_logits(llama, target, texts, arithmetic)
     ends = np.cumsum([len(text.inputs) for text in texts])
     return [
-        [_part(one, slice(end - len(text.inputs), end)) for one in found]
+        _part(found, slice(end - len(text.inputs), end))
         for text, end in zip(texts, ends, strict=True)
     ]
 
@@ -166,16 +158,18 @@ def _good(checkpoint: Path, method: str, path: Path, n_sets: int, gpu: bool) -> 
     row = {"model": checkpoint.name, "type": quant, "backend": devices()[0].name, "sets": n_sets}
     try:
         sets = token_sets(target, n_sets)
-        layers = [layers_check(target, text.inputs, gpu=gpu).value or 0.0 for text in sets]
+        compared_layers = [compare_layers(target, text.inputs, gpu=gpu) for text in sets]
+        layers = [one.outcome.value for one in compared_layers]
+        names = Counter(one.arithmetics[0] for one in compared_layers)
         with LlamaCpp(path, gpu=gpu) as llama:
-            every = compared(llama, target, sets, (CPU, *GPU) if gpu else (CPU,))
-        found = [nearest(of_text[gpu:]) for of_text in every]
-        logits = [one.value for one in found]
+            logits, with_cpu = (
+                [one.value for one in compared(llama, target, sets, arithmetic)]
+                for arithmetic in (names.most_common(1)[0][0], CPU)
+            )
         wrong = np.greater(logits, NOISE_MULTIPLE) | np.greater(layers, LIMIT)
-        names = Counter(one.arithmetic.name for one in found)
         row |= {"layers": max(layers), "logits": max(logits)}
-        row |= {"alarms": int(wrong.sum()), "with_cpu": max(first.value for first, *_ in every)}
-        row["arithmetic"] = ", ".join(f"{name} {n}" for name, n in names.items())
+        row |= {"alarms": int(wrong.sum()), "with_cpu": max(with_cpu)}
+        row["arithmetic"] = ", ".join(f"{one.name} {n}" for one, n in names.items())
     except LlmkitError as error:
         row |= {"alarms": n_sets, "arithmetic": f"error: {error}"}
     row["seconds"] = time.monotonic() - started

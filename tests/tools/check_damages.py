@@ -30,9 +30,8 @@ from llmkit.export.evaluation.eval_data import TextSequence
 from llmkit.export.llamacpp.devices import devices, uses_gpu
 from llmkit.export.llamacpp.runtime import LlamaCpp
 from llmkit.export.quantization.config import QuantConfig
-from llmkit.export.verify.arithmetic import CPU, GPU
-from llmkit.export.verify.layers_check import layers_check
-from llmkit.export.verify.logits_check import NOISE_MULTIPLE, nearest, spread
+from llmkit.export.verify.layers_check import compare_layers
+from llmkit.export.verify.logits_check import NOISE_MULTIPLE, spread
 from llmkit.export.verify.metadata_check import metadata_check
 from llmkit.export.verify.reference import Reference
 from llmkit.export.verify.target import VerifyTarget, open_target
@@ -121,13 +120,13 @@ def _seen(good: VerifyTarget, path: Path, gpu: bool) -> set[str]:
     bad = open_target(good.checkpoint, path)
     computing = replace(good, file=replace(good.file, path=path))  # llama.cpp reads the damaged one
     sets = token_sets(good, 1)
+    layers = compare_layers(computing, sets[0].inputs, gpu=gpu)
     with LlamaCpp(path, gpu=gpu) as llama:
-        (of_text,) = compared(llama, computing, sets, GPU if gpu else (CPU,))
-    logits = nearest(of_text)
+        (logits,) = compared(llama, computing, sets, layers.arithmetics[0])
     passed = {
         "tensors": tensors_check(bad).passed,
         "metadata": metadata_check(bad).passed,
-        "layers": layers_check(computing, sets[0].inputs, gpu=gpu).passed,
+        "layers": layers.outcome.passed,
         "logits": logits.value <= NOISE_MULTIPLE,
         "moves": not _moves(good, bad, sets),
     }
