@@ -30,7 +30,7 @@ from llmkit.export.verify.target import VerifyTarget
 
 LIMIT = 1.0
 FEW_TOKENS = 2  # GPUs compute products of so few in another way than those of many
-_EQUALLY_NEAR = 1.1  # times the least distance
+_EQUALLY_NEAR = 2.0  # times the least distance; those of two arithmetics differ by tens or more
 # Half of the sums w x are off by at most so many units of |w| |x|. On an H200 it was 0.05 to 2 in
 # f32, where tensor cores cut sums off, and 220 to 340 f32 units where the last sum alone is in f16.
 _TYPICAL = 8.0
@@ -248,11 +248,11 @@ def _nearest(outcomes: Sequence[_Outcome]) -> tuple[int, ...]:
 
 
 def _explaining(outcomes: Sequence[_Outcome]) -> tuple[int, ...]:
-    """The nearest arithmetics, if f32 sums are off by as much; else the last, with f16 sums."""
+    """The nearest arithmetics, if f32 sums are off by as much; else the loosest of them."""
     near = _nearest(outcomes)
     fitting = (i for i in near if outcomes[i].distance <= outcomes[i].rounding)
     in_floats = tuple(i for i in fitting if outcomes[i].arithmetic.sums == Type.F32)
-    return in_floats or (len(outcomes) - 1,)
+    return in_floats or near[-1:]
 
 
 def _most_common(found: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

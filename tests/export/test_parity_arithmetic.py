@@ -275,6 +275,7 @@ def test_logits_accepts_only_the_arithmetic_that_layers_tells(
     [
         ((1.0, 1e-4, 2e-3, 1e-4, 1e-4), (1, 3)),
         ((0.10, 0.12, 0.12, 0.12, 0.12), (4,)),  # the nearest by chance, but too far for f32 sums
+        ((1.0, 1.0, 1.0, 0.05, 1.0), (3,)),  # an adapter in another arithmetic
         ((math.inf,) * 5, (4,)),
     ],
 )

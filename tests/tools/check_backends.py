@@ -16,10 +16,12 @@ import json
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,15 +216,17 @@ def _power(checkpoint: Path, _method: str, path: Path, gpu: bool) -> None:
     target = open_target(load_checkpoint(checkpoint), path)
     (text,) = token_sets(target, 1)
     name = "blk.1.ffn_up.weight"
+
+    def finds(size: float, part: str) -> bool:
+        with _damaged(name, part, size):
+            return not layers_check(target, text.inputs, gpu=gpu).passed
+
     found = []
     for part in PARTS:
-        for size in DAMAGES:
-            with _damaged(name, part, size):
-                if not layers_check(target, text.inputs, gpu=gpu).passed:
-                    found.append(f"{part} {100 * size:g} %")
-                    break
-        else:
-            found.append(f"{part} not found")
+        at = bisect_left(DAMAGES, True, key=partial(finds, part=part))
+        found.append(
+            f"{part} {100 * DAMAGES[at]:g} %" if at < len(DAMAGES) else f"{part} not found"
+        )
     print("|", path.stem, "|", " | ".join(found), "|", flush=True)
 
 
