@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import MODEL, outcome, run
+from training_runs import MODEL, StopError, outcome, run
 
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.cli.main import main
@@ -90,10 +90,6 @@ def test_run_of_minutes_is_the_run_with_the_planned_steps(
     assert [line["step"] for line in found["metrics"]] == [4, 8, 12, 15]
     assert found["metrics"] == expected["metrics"]
     assert found["files"]["model.safetensors"] == expected["files"]["model.safetensors"]
-
-
-class StopError(Exception):
-    """Ends a run without a save."""
 
 
 @pytest.mark.parametrize(
