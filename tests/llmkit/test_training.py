@@ -21,9 +21,9 @@ from llmkit.errors import CheckpointError, ConfigError, DataError, LlmkitError
 from llmkit.training import TrainingConfig, load_run_config, train
 from llmkit.training.config import training_config
 from llmkit.training.loop import TrainingLoop
+from llmkit.training.options import quantization_note, resolved
 from llmkit.training.prepare import refuse_other_run
 from llmkit.training.pretraining import Pretraining
-from llmkit.training.run import quantization_note, resolved
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_state import RunState
 
