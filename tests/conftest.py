@@ -33,7 +33,7 @@ SLOW_MODULES = frozenset(
         *("test_report", "test_evaluation_results"),
         *("test_page_tabs", "test_page_browser", "test_page_compare"),
         *("test_training_minutes", "test_training_display", "test_training_processes"),
-        *("test_training_minutes", "test_training_display", "test_devices"),
+        *("test_training_kept", "test_devices"),
     )
 )
 

@@ -20,9 +20,10 @@ from llmkit.records.text_files import Reading
 from llmkit.tokenizer_training import KINDS
 from llmkit.training.distributed import refuse_several
 from llmkit.training.flops import flops_per_token, peak_flops
-from llmkit.training.loop import TrainingLoop, evaluation_seconds, planned_steps
+from llmkit.training.loop import TrainingLoop
 from llmkit.training.micro_batch import RandomTokens, with_micro_batch
-from llmkit.training.run import quantization_note, resolved
+from llmkit.training.options import quantization_note, resolved
+from llmkit.training.pace import evaluation_seconds, planned_steps, usable_seconds
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_state import RunState
 
@@ -109,7 +110,7 @@ def dry_run(
     steps = config.steps
     if minutes := options.get("minutes"):
         evaluation_s = evaluation_seconds(config, part_s, task.tokens_per_step)
-        steps = planned_steps(config, step_s, evaluation_s, 60 * minutes)
+        steps = planned_steps(config, step_s, evaluation_s, usable_seconds(minutes))
     return DryRun(
         n_parameters=n_parameters,
         steps=steps,

@@ -10,7 +10,6 @@ import math
 import signal
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -35,15 +34,13 @@ from llmkit.training.flops import flops_per_token
 from llmkit.training.losses import READ_EVERY, DivergedError, Losses
 from llmkit.training.optimizer import make_optimizers
 from llmkit.training.optimizer_state import optimizer_tensors
+from llmkit.training.pace import Interval, Pace, usable_seconds
 from llmkit.training.run_folder import OPTIMIZER_FILE, RunFolder
 from llmkit.training.run_state import Metrics, RunState
 from llmkit.training.task import Task
 from llmkit.training.tensorboard import TensorBoard
 
 RATE_AFTER_DIVERGENCE = 0.5
-# A run of minutes keeps back what the start of Python and the last picture take (3.5 s on two
-# cores), and a share of the time, as machines do not always run at one speed.
-START_AND_END_S, KEPT_BACK = 4.0, 0.02
 
 
 class TrainingLoop:
@@ -88,8 +85,8 @@ class TrainingLoop:
         """
         say(f"model: {self._parameters()}, {self._where()}, {self._precision()}")
         losses = self._new_losses()
-        interval = _Interval(self.state.step)
-        pace: _Pace | None = None
+        interval = Interval(self.state.step)
+        pace: Pace | None = None
         norm = last = math.nan
         done = self.state.step
         flops = flops_per_token(n_weights(self.model), self.model.config) // self.processes.world
@@ -100,7 +97,7 @@ class TrainingLoop:
             while done < self.config.steps:
                 losses.add(self.step(done))
                 done += 1
-                pace = pace or _Pace(done)
+                pace = pace or Pace(done)
                 rate = interval.rate(done) * self.tokens_per_step
                 if done % READ_EVERY == 0 or self.device.type == "cpu":
                     norm = float(self.grad_norm)  # waits for a GPU
@@ -115,30 +112,28 @@ class TrainingLoop:
                     shown.evaluated(*self._evaluate_and_save(done, mean, rate, elapsed))
                     pace.evaluations_s.append(time.monotonic() - begun)
                     losses = self._new_losses()
-                    interval = _Interval(done)
+                    interval = Interval(done)
                 if self.processes.any(interrupted.is_set()):
                     if self.state.step != done:
                         self._save(done, time.monotonic() - self.started, losses.all())
                     say(f"stopped at step {done} and saved; continue with --resume")
                     raise KeyboardInterrupt
 
-    def _plan(self, done: int, pace: _Pace) -> int:
+    def _plan(self, done: int, pace: Pace) -> int:
         """How many steps fit into the minutes; where the decay has to begin, commit this number.
 
         Until there the learning rate is at its peak, whatever the number is: the run is the same
         as one with this number from the start.
         """
-        seconds = (1 - KEPT_BACK) * 60 * self.state.settings["minutes"] - START_AND_END_S
+        seconds = usable_seconds(self.state.settings["minutes"])
         elapsed, config = time.monotonic() - self.started, self.config
-        step_s = pace.step_s(done)
-        evaluation_s = pace.evaluation_s or evaluation_seconds(config, step_s, self.tokens_per_step)
-        more = max(planned_steps(config, step_s, evaluation_s, seconds - elapsed, done), 1)
+        more = pace.steps_in(seconds - elapsed, config, done, self.tokens_per_step)
         if self.processes.any(elapsed >= (1 - config.decay_share) * seconds):
             more = self.processes.first(lambda: more)
             self.state = self.state.planned(done + more, decay_share=more / (done + more))
             self.config = replace(config, **self.state.plan)
             self.processes.first(lambda: self.folder.write_state(self.state))
-            say(f"{step_s:.3g} s per step: {done + more} steps, the last {more} with decay")
+            say(f"{pace.step_s(done):.3g} s per step: {done + more} steps, {more} of them to come")
         return done + more
 
     def step(self, step: int) -> Tensor:
@@ -247,52 +242,6 @@ def overfits(metrics: Sequence[Metrics]) -> bool:
     pairs = list(pairwise(metrics))
     apart = [b.val_loss > a.val_loss and b.train_loss < a.train_loss for a, b in pairs]
     return apart[-2:] == [True, True] and apart[-3:-2] != [True]
-
-
-def evaluation_seconds(config: TrainingConfig, step_s: float, tokens_per_step: float) -> float:
-    """About what an evaluation takes: half of a step with as many tokens is backward."""
-    return step_s * config.eval_tokens / tokens_per_step / 2
-
-
-def planned_steps(
-    config: TrainingConfig, step_s: float, evaluation_s: float, seconds: float, done: int = 0
-) -> int:
-    """How many steps after `done` fit into so many seconds with their evaluations."""
-
-    def needed(more: int) -> float:
-        last, interval = done + more, config.eval_interval
-        n_evaluations = last // interval - done // interval + (last % interval > 0)
-        return more * step_s + n_evaluations * evaluation_s
-
-    return max(bisect_right(range(int(seconds / step_s) + 1), seconds, key=needed) - 1, 0)
-
-
-class _Interval:
-    """Steps per second since the last evaluation."""
-
-    def __init__(self, step: int) -> None:
-        self.first, self.started = step, time.monotonic()
-
-    def rate(self, step: int) -> float:
-        return (step - self.first) / max(time.monotonic() - self.started, 1e-9)
-
-
-class _Pace:
-    """What steps and evaluations take, without the first step, which is slow."""
-
-    def __init__(self, first: int) -> None:
-        self.first, self.started = first, time.monotonic()
-        self.evaluations_s: list[float] = []
-
-    def step_s(self, step: int) -> float:
-        """Mean seconds of a step."""
-        taken = time.monotonic() - self.started - sum(self.evaluations_s)
-        return max(taken, 1e-9) / (step - self.first)
-
-    @property
-    def evaluation_s(self) -> float | None:
-        """Mean seconds of an evaluation with its save; None where there was none."""
-        return float(np.mean(self.evaluations_s)) if self.evaluations_s else None
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:

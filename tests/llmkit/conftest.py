@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
@@ -23,6 +24,23 @@ def short_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("short") / "tales.txt"
     path.write_text("<|endoftext|>".join(islice(tales(7), 40)), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(
+    short_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[float], dict[str, Any]]:
+    """What a run comes to that nothing stops, for a dropout."""
+    outcomes: dict[float, dict[str, Any]] = {}
+
+    def of(dropout: float) -> dict[str, Any]:
+        if dropout not in outcomes:
+            out = tmp_path_factory.mktemp("uninterrupted") / "out"
+            training_runs.run(short_text, out, dropout=dropout)
+            outcomes[dropout] = training_runs.outcome(out)
+        return outcomes[dropout]
+
+    return of
 
 
 @pytest.fixture(scope="session")

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import MODEL, outcome, run
+from training_runs import MODEL, StopError, outcome, run
 
 from llmkit.architectures.registry import model_config, model_without_weights
 from llmkit.cli.main import main
 from llmkit.errors import CheckpointError, ConfigError, LlmkitError
 from llmkit.tokenizer_training import train_kind
-from llmkit.training import dry_run, loop
+from llmkit.training import dry_run, loop, pace
 from llmkit.training import run as run_module
 from llmkit.training.config import TrainingConfig
-from llmkit.training.loop import TrainingLoop, evaluation_seconds, planned_steps
-from llmkit.training.run import resolved
+from llmkit.training.loop import TrainingLoop
+from llmkit.training.options import resolved
+from llmkit.training.pace import START_AND_END_S, evaluation_seconds, planned_steps
 
 MINUTES: dict[str, Any] = {"steps": None}
 STEP_S, EVALUATION_S = 2.5, 2.0
@@ -52,7 +53,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr(TrainingLoop, "step", timed_step)
     monkeypatch.setattr(TrainingLoop, "_evaluate_and_save", timed_save)
-    for module in (loop, run_module):
+    for module in (loop, pace, run_module):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -74,7 +75,7 @@ def test_run_of_minutes_ends_within_them(
     clock.slower, begun = slower, clock.now
     training = {**MINUTES, "eval_interval": 25}
     result = run(short_text, tmp_path, training=training, minutes=5.0)
-    assert 0.94 * 300 < clock.now - begun < 300 - loop.START_AND_END_S
+    assert 0.94 * 300 < clock.now - begun < 300 - START_AND_END_S
     assert result.steps == settings(tmp_path)["steps"]
 
 
@@ -90,10 +91,6 @@ def test_run_of_minutes_is_the_run_with_the_planned_steps(
     assert [line["step"] for line in found["metrics"]] == [4, 8, 12, 15]
     assert found["metrics"] == expected["metrics"]
     assert found["files"]["model.safetensors"] == expected["files"]["model.safetensors"]
-
-
-class StopError(Exception):
-    """Ends a run without a save."""
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 
 import llmkit.checkpoint.tensors
 from llmkit.training import TrainingResult, train
+from llmkit.training.loop import TrainingLoop
 
 MODEL: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 32, "context_length": 16}
 TRAINING: dict[str, Any] = {
@@ -165,3 +166,27 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+class StopError(Exception):
+    """Ends a run in the middle."""
+
+
+def before_step(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None], call: str = "step"
+) -> None:
+    original = getattr(TrainingLoop, call)
+
+    def step(self: TrainingLoop, number: int, *rest: Any) -> Any:
+        act(number)
+        return original(self, number, *rest)
+
+    monkeypatch.setattr(TrainingLoop, call, step)
+
+
+def stop_at(stops: int, error: type[BaseException] = StopError) -> Callable[[int], None]:
+    def act(number: int) -> None:
+        if number == stops:
+            raise error
+
+    return act

@@ -1,0 +1,93 @@
+"""What the options of `train` come to, for a run and for a dry run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkit.architectures.base import ModelConfig
+from llmkit.architectures.registry import model_config
+from llmkit.console import say
+from llmkit.data.prepared import (
+    DEFAULT_VOCAB_SIZE,
+    Prepared,
+    is_prepared,
+    open_prepared,
+    refuse_vocab_size,
+)
+from llmkit.errors import ConfigError
+from llmkit.quant import quant_names, quant_type
+from llmkit.training.config import TrainingConfig, preset_or_depth, training_config
+from llmkit.training.depth import depth_for, dropout_for, flops_in, guessed_tokens
+from llmkit.training.run_state import UNPLANNED
+
+
+def resolved(
+    data: Path,
+    *,
+    preset: str | None = None,
+    depth: int | None = None,
+    tokenizer: str = "bpe",
+    vocab_size: int | None = None,
+    model: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    batch_tokens: int | None = None,
+    minutes: float | None = None,
+    device: torch.device,
+) -> tuple[Prepared | None, ModelConfig, TrainingConfig]:
+    """What the options of `train` come to: prepared data, sizes and settings."""
+    size = preset_or_depth(preset, depth)
+    given = {"n_layer", "n_head", "n_embd"} & set(model or {})
+    if depth is not None and given:
+        raise ConfigError(f"depth sets {', '.join(sorted(given))}; omit either")
+    flops = None  # that alone set the size
+    if minutes is not None and preset is None and depth is None and not given:
+        flops = flops_in(minutes, device.type)
+        size = depth_for(flops)
+        say(f"depth {size}: learns most in about {minutes:g} min on this kind of device")
+    changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
+    if vocab_size is not None:
+        refuse_vocab_size(tokenizer)
+        changes["vocab_size"] = vocab_size
+    prepared = open_prepared(data) if is_prepared(data) else None
+    if prepared is not None:
+        if tokenizer != "bpe" or "vocab_size" in (model or {}) or vocab_size is not None:
+            raise ConfigError(f"{data} is tokenized; omit tokenizer and vocab_size")
+        changes["vocab_size"] = prepared.vocab_size
+    sizes = model_config(size, **changes)
+    if flops is not None and "dropout" not in changes:
+        n_tokens = prepared.total("train").tokens if prepared else guessed_tokens(data)
+        dropout = dropout_for(flops, sizes, n_tokens)
+        sizes = model_config(size, **changes, dropout=dropout)
+    if batch_tokens is not None:
+        if (training or {}).get("batch_size") is not None:
+            raise ConfigError("batch_tokens and batch_size say the same; give one of them")
+        training = {**(training or {}), "batch_size": max(batch_tokens // sizes.context_length, 1)}
+    if minutes is not None:
+        if (training or {}).get("steps") is not None:
+            raise ConfigError("minutes and steps say the same; give one of them")
+        training = {"schedule": "wsd", **(training or {}), "steps": UNPLANNED}
+    config = training_config(size, **(training or {}))
+    if minutes is not None and not (minutes > 0 and config.schedule == "wsd"):
+        raise ConfigError(
+            f"minutes must be above 0 and schedule wsd, not {minutes:g} and {config.schedule}"
+        )
+    return prepared, sizes, config
+
+
+def quantization_note(sizes: ModelConfig) -> str:
+    """What exports store instead of types that do not fit n_embd, without the IQ and TQ types."""
+    instead: dict[str, list[str]] = {}
+    for name in (name for name in quant_names() if name.startswith("q")):
+        stored = quant_type(name).fitting(sizes.n_embd).name
+        if stored != name:
+            instead.setdefault(stored, []).append(name)
+    if not instead:
+        return f"n_embd {sizes.n_embd}: every quantization type fits"
+    pairs = [f"{stored} instead of {', '.join(names)}" for stored, names in instead.items()]
+    return (
+        f"n_embd {sizes.n_embd} does not fit every quantization type; "
+        f"exports will use {'; '.join(pairs)}"
+    )
