@@ -239,8 +239,13 @@ def _gone_back(folder: RunFolder, diverged: DivergedError) -> RunState:
             f"({folder.folder} keeps its checkpoints)"
         )
     found = folder.kept_before(diverged.step - SPIKE_STEPS)
-    settings = committed.settings if committed else found.state.settings  # with the plan
-    state = replace(found.state, settings=settings, diverged=str(diverged))
+    newest = committed or found.state  # with the plan, and the time that was used
+    state = replace(
+        found.state,
+        settings=newest.settings,
+        elapsed_s=newest.elapsed_s,
+        diverged=str(diverged),
+    )
     folder.go_back(state, found.place)
     say(
         f"training diverged: {diverged}; back to the checkpoint of step {state.step}, with "
