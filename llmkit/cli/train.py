@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -177,6 +178,7 @@ def _train(
     tokenizer and the metrics. `torchrun --nproc-per-node N -m llmkit train ...` trains in N
     processes.
     """
+    started = time.monotonic()  # before PyTorch is imported
     from llmkit.console import command, results
     from llmkit.training import dry_run as estimate
     from llmkit.training import load_run_config, preset_or_depth, train
@@ -224,6 +226,7 @@ def _train(
         **options,
         **reading,
         resume=resume,
+        started=started,
         tensorboard=tensorboard,
         shard=shard,
     )

@@ -7,8 +7,8 @@ from bisect import bisect_right
 
 from llmkit.training.config import TrainingConfig
 
-# A run of minutes keeps back what the start of Python and the last picture take (3.5 s on two
-# cores), and a share of the time, as machines do not always run at one speed.
+# A run of minutes keeps back what the start of Python and the end of the command take (1.5 s on
+# two cores, more on busy ones), and a share of the time, as machines do not run at one speed.
 START_AND_END_S, KEPT_BACK = 4.0, 0.02
 
 

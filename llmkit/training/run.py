@@ -60,6 +60,7 @@ def train(
     device: str | None = None,
     batch_tokens: int | None = None,
     minutes: float | None = None,
+    started: float | None = None,
     tensorboard: bool = False,
     text_column: str | None = None,
     delimiter: str | None = None,
@@ -76,7 +77,8 @@ def train(
     (trained on the data), `gpt2`, or a file.
     `batch_tokens` sets the batch size in tokens. `minutes` trains for so long, preparation
     included, with the schedule wsd: the number of steps is chosen where the decay begins. A resumed
-    run keeps it, also where neither is given. `tensorboard` also writes the evaluations into
+    run keeps it, also where neither is given. The minutes count from `started`, a time of
+    time.monotonic(); by default from now. `tensorboard` also writes the evaluations into
     `training/tensorboard`. `model` and `training` change single fields of the preset (GPTConfig,
     TrainingConfig).
     With `resume` an unfinished run goes on where it stopped; a finished one is reported and left
@@ -85,6 +87,7 @@ def train(
     Raises LlmkitError (DataError, ConfigError, CheckpointError) for what cannot be trained on,
     and KeyboardInterrupt after Ctrl-C, with the step reached saved.
     """
+    started = time.monotonic() if started is None else started
     data, out = Path(data), Path(out)
     folder = RunFolder(out)
     if tensorboard:
@@ -133,7 +136,7 @@ def train(
                 return prepare_from(folder, prepared, settings, sizes)
             return prepare(folder, data, settings, sizes, reading)
 
-        with opened_run(folder, settings, resume, prepared_run, processes) as state:
+        with opened_run(folder, settings, resume, prepared_run, processes, started) as state:
             if not state.finished:
                 say(quantization_note(sizes))
                 tokens = prepared.tokens("train") if prepared else None
@@ -151,6 +154,7 @@ def opened_run(
     resume: bool,
     prepare: Callable[[], RunState],
     processes: Processes = ALONE,
+    started: float | None = None,
 ) -> Iterator[RunState]:
     """The state of the run in a folder: newly prepared, to be continued, or finished.
 
@@ -165,17 +169,21 @@ def opened_run(
             if not folder.state_file.exists():
                 refuse_foreign(folder.folder)
             lock.enter_context(locked(folder))
-            return _opened(folder, settings, resume, prepare)
+            since = time.monotonic() if started is None else started
+            return _opened(folder, settings, resume, prepare, since)
 
         yield processes.first(opened)
 
 
 def _opened(
-    folder: RunFolder, settings: dict[str, Any], resume: bool, prepare: Callable[[], RunState]
+    folder: RunFolder,
+    settings: dict[str, Any],
+    resume: bool,
+    prepare: Callable[[], RunState],
+    started: float,
 ) -> RunState:
     found = folder.find()
     if found is None:
-        started = time.monotonic()
         with all_or_nothing(folder.folder), all_or_nothing(folder.training):
             state = prepare()
         folder.keep(state)
@@ -231,8 +239,13 @@ def _gone_back(folder: RunFolder, diverged: DivergedError) -> RunState:
             f"({folder.folder} keeps its checkpoints)"
         )
     found = folder.kept_before(diverged.step - SPIKE_STEPS)
-    settings = committed.settings if committed else found.state.settings  # with the plan
-    state = replace(found.state, settings=settings, diverged=str(diverged))
+    newest = committed or found.state  # with the plan, and the time that was used
+    state = replace(
+        found.state,
+        settings=newest.settings,
+        elapsed_s=newest.elapsed_s,
+        diverged=str(diverged),
+    )
     folder.go_back(state, found.place)
     say(
         f"training diverged: {diverged}; back to the checkpoint of step {state.step}, with "
