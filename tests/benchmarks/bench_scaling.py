@@ -202,8 +202,9 @@ def draw(results: list[dict[str, Any]], picture: Path) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, len(TEXTS), sharey=True)
+    depths = sorted({result["depth"] for result in results})
     for panel, text in zip(panels, TEXTS, strict=True):
-        for depth in sorted({result["depth"] for result in results}):
+        for i, depth in enumerate(depths):
             points = sorted(
                 (result["total_flops"], result["bits_per_byte"])
                 for result in results
@@ -214,12 +215,12 @@ def draw(results: list[dict[str, Any]], picture: Path) -> None:
                 )
             )
             if points:
-                panel.plot(*zip(*points, strict=True), "o-", label=f"depth {depth}")
+                panel.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=f"depth {depth}")
         panel.set(title=text, xlabel="training FLOPs", xscale="log")
         panel.xaxis.set_minor_formatter(NullFormatter())  # the labels would overlap
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("held-out bits per byte")
-    panels[1].legend()
+    panels[0].legend()
     figure.savefig(picture, dpi=110)
 
 
