@@ -16,6 +16,8 @@ from torch import Tensor
 
 # Logits at a time: products that are still large. 64 MB in float32, on a GPU 1 GB.
 CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+# Logits of one softmax on a CPU, for each thread: 1 MB in float32, which its cache holds.
+CACHED_LOGITS = 1 << 18
 # A GPU multiplies matrices several times slower if their rows are not aligned, as 50,257 are not.
 ROW_MULTIPLE = {"cuda": 64}
 
@@ -37,14 +39,15 @@ def head_cross_entropy(
     return loss
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits (n, V) and targets (n,): the summed loss and its gradient by the logits."""
-    log_p = logits.log_softmax(1, dtype=torch.float32)
+def _loss_and_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """The summed loss of logits (n, V) and targets (n,). The logits become its gradient by them."""
     targets_of = torch.arange(len(logits), device=logits.device), targets
-    of_targets = log_p[targets_of]
-    gradient = log_p.exp().to(logits.dtype)  # the probabilities, less 1 at the target
-    gradient[targets_of] = of_targets.expm1().to(logits.dtype)  # scatter_ is slow on a CPU
-    return -of_targets.sum(), gradient
+    p = logits.softmax(1, dtype=torch.float32)
+    log_of_sum = logits.amax(1).float() - p.amax(1).log()  # of the exponentials
+    log_p = logits[targets_of].float() - log_of_sum
+    logits.copy_(p)  # the gradient: the probabilities, less 1 at the target
+    logits[targets_of] = log_p.expm1().to(logits.dtype)  # scatter_ is slow on a CPU
+    return -log_p.sum()
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -67,6 +70,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         n_rows = max(CHUNK_LOGITS.get(kind, CHUNK_LOGITS["cpu"]) // n_words, 1)
         n_chunks = max(math.ceil(len(hidden) / n_rows), 1)
         n_rows = math.ceil(len(hidden) / n_chunks)  # chunks of one size
+        n_at_once = max(CACHED_LOGITS * torch.get_num_threads() // n_words, 1)
+        n_at_once = n_rows if compiled or kind != "cpu" else n_at_once
         for begin in range(0, len(hidden), n_rows):
             rows = slice(begin, begin + n_rows)
             x, wanted = hidden[rows], targets[rows]  # (n, C), (n,)
@@ -76,8 +81,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 continue
             if n_filling:
                 logits[:, n_words:] = -torch.inf
-            of_chunk, d_logits = loss_and_gradient(logits, wanted)
-            loss += of_chunk
+            pieces = (torch.split(whole, n_at_once) for whole in (logits, wanted))
+            for piece, its_targets in zip(*pieces, strict=True):
+                loss += loss_and_gradient(piece, its_targets)  # and the piece becomes the gradient
+            d_logits = logits
             if d_hidden is not None:
                 torch.mm(d_logits, weight, out=d_hidden[rows])
             if d_weight is not None:
