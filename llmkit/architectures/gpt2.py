@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from llmkit.architectures import cpu_training
 from llmkit.architectures.base import (
     GGUF_HEAD,
     HEAD,
@@ -36,6 +37,7 @@ from llmkit.errors import ConfigError
 Size = Annotated[int, Field(gt=0)]
 Activation = Literal["gelu_tanh", "gelu_erf", "relu"]
 SHORT_CONTEXT = 256
+FAST_TYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -111,23 +113,25 @@ def causal_attention(
 ) -> Tensor:
     """Attention of queries (B, H, T, D) to keys and values (B, H, S, D): (B, H, T, D).
 
-    The fused kernel, except where spelling it out takes half the time: in training on a CPU with
-    bfloat16, in contexts so short that the weights are no burden for memory.
+    PyTorch's fused kernel, except on a CPU with bfloat16, where it takes more than twice the time
+    of `short_attention`: that serves contexts so short that the weights are no burden for memory.
     """
     T = q.shape[2]
     is_bfloat16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
     if is_bfloat16_on_cpu and mask is None and dropout == 0 and 1 < T <= SHORT_CONTEXT:
-        return attention_by_hand(q, k, v)
+        return cpu_training.short_attention(q, k, v)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, dropout_p=dropout
     )
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by the tanh formula, of any shape: x (1 + tanh u) / 2, which is x sigmoid(2 u)."""
-    if not torch.compiler.is_compiling():
-        return F.gelu(x, approximate="tanh")
-    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * x * (1 + 0.044715 * x * x))  # faster
+    """GELU by the tanh formula: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    if torch.compiler.is_compiling():  # the sigmoid of twice the tanh's argument is faster there
+        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * x * (1 + 0.044715 * x * x))
+    if x.device.type == "cpu" and x.requires_grad and x.dtype in FAST_TYPES:
+        return cpu_training.gelu(x)
+    return F.gelu(x, approximate="tanh")
 
 
 # GPT-2 and llama.cpp's gpt2 graph have GELU by the tanh formula. Imported models may have another:

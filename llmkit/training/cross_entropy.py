@@ -18,6 +18,8 @@ from llmkit.device import by_compiler
 
 # Logits at a time: products that are still large. 64 MB in float32, on a GPU 2 GB in bfloat16.
 CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 30}
+# Logits of one softmax on a CPU, for each thread: 1 MB in float32, which its cache holds.
+CACHED_LOGITS = 1 << 18
 # A GPU multiplies matrices several times slower if their rows are not aligned, as 50,257 are not.
 ROW_MULTIPLE = {"cuda": 64}
 
@@ -49,6 +51,17 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     return -of_targets.sum(), gradient
 
 
+def _in_pieces(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, with pieces that the cache of a CPU holds. The logits become the gradient."""
+    n = max(CACHED_LOGITS * torch.get_num_threads() // logits.shape[1], 1)
+    loss = torch.zeros(())
+    for piece, its_targets in zip(logits.split(n), targets.split(n), strict=True):
+        of_piece, gradient = _loss_and_gradient(piece, its_targets)
+        loss += of_piece
+        piece.copy_(gradient)
+    return loss, logits
+
+
 class _HeadCrossEntropy(torch.autograd.Function):
     """Both gradients are ready when the loss is; backward only scales them."""
 
@@ -57,10 +70,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, compiled: bool
     ) -> Tensor:
         wants_hidden, wants_weight, *_ = ctx.needs_input_grad
-        loss_and_gradient = _loss_and_gradient
+        kind, n_words = hidden.device.type, len(weight)
+        loss_and_gradient = _in_pieces if kind == "cpu" else _loss_and_gradient
         if compiled:
             loss_and_gradient = by_compiler(_loss_and_gradient)
-        kind, n_words = hidden.device.type, len(weight)
         n_filling = -n_words % ROW_MULTIPLE.get(kind, 1)
         weight = F.pad(weight, (0, 0, 0, n_filling)) if n_filling else weight  # (W, C), W >= V
         loss = torch.zeros((), device=hidden.device)
