@@ -55,7 +55,7 @@ def _in_pieces(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The same, with pieces that the cache of a CPU holds. The logits become the gradient."""
     n = max(CACHED_LOGITS * torch.get_num_threads() // logits.shape[1], 1)
     loss = torch.zeros(())
-    for piece, its_targets in zip(logits.split(n), targets.split(n), strict=True):
+    for piece, its_targets in zip(torch.split(logits, n), torch.split(targets, n), strict=True):
         of_piece, gradient = _loss_and_gradient(piece, its_targets)
         loss += of_piece
         piece.copy_(gradient)
