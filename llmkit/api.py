@@ -7,9 +7,9 @@ Progress goes to stderr, results come back as frozen dataclasses; `comparison_ta
 strings.
 """
 
-from llmkit.threads import wait_without_spinning
+from llmkit.threads import let_waiting_threads_sleep
 
-wait_without_spinning()  # counts only before torch is imported
+let_waiting_threads_sleep()  # counts only before torch is imported
 
 from llmkit.data.known_sets import get_data
 from llmkit.data.prepared import prepare_data

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 
-from llmkit.threads import wait_without_spinning
+from llmkit.threads import let_waiting_threads_sleep
 
 # What a console of another encoding than UTF-8 shows instead, such as Windows' cp1252 in a pipe.
 _IN_ASCII = {"✔": "+", "✘": "x", "→": "->", "…": "...", "–": "-", "—": "-", "×": "x", "≥": ">="}
@@ -13,7 +13,7 @@ _IN_ASCII = {"✔": "+", "✘": "x", "→": "->", "…": "...", "–": "-", "—
 
 def run() -> None:
     """Run the command of this process's arguments and exit with its code."""
-    wait_without_spinning()
+    let_waiting_threads_sleep()
     replace_what_cannot_be_written()
     try:
         # Imported here, so that Ctrl-C while it loads ends as quietly as later.

@@ -12,9 +12,9 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from llmkit.threads import n_cores, wait_without_spinning
+from llmkit.threads import let_waiting_threads_sleep, n_cores
 
-wait_without_spinning()
+let_waiting_threads_sleep()
 
 from llmkit.data.tales import tales  # noqa: E402
 from llmkit.evaluation.evaluate import evaluate  # noqa: E402

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,19 @@ def test_checkpoint_and_gguf_go_on_the_same_way(
     assert ours
 
 
-# With other seeds a draw can fall so near a border that the rounding of logits decides.
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(seed=3), Sampling(top_k=20, seed=8), Sampling(top_p=0.8, seed=5, max_tokens=20)],
-)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=20), Sampling(top_p=0.8)])
 def test_the_same_seed_gives_the_same_text(
     sampling: Sampling, files: dict[str, Path], tiny_checkpoint: Path
 ) -> None:
-    first = text_of(files["f32"], "The fox", sampling)
-    assert first == text_of(files["f32"], "The fox", sampling)
-    assert first == text_of(tiny_checkpoint, "The fox", sampling)
+    of_seeds = [replace(sampling, seed=seed, max_tokens=10) for seed in range(6)]
+    by_file, again, by_pytorch = (
+        [text_of(model, "The fox", one) for one in of_seeds]
+        for model in (files["f32"], files["f32"], tiny_checkpoint)
+    )
+    assert by_file == again
+    # A draw can fall so near a border that the rounding of logits decides.
+    assert sum(map(str.__eq__, by_file, by_pytorch)) >= 4
+    assert len(set(by_file)) == 6
 
 
 def test_a_context_slides_the_same_way_in_both(
