@@ -13,8 +13,8 @@ that has AVX2 only. `quality`: held-out bits per byte after SECONDS of wall cloc
 tokenizer and start of the program included, of `llmkit train --minutes` and of a plain PyTorch
 loop with nanoGPT's settings for a CPU, whose learning rate ends with the time. `nanogpt`: that
 loop for 2000 steps; nanoGPT's README states a held-out loss of 1.88 nats for them. `settings`:
-milliseconds of a step with AdamW and Muon, float32 and bfloat16 products, sleeping and spinning
-threads, each in a process of its own.
+milliseconds of a step with AdamW and Muon, float32 and bfloat16 products, threads that wait asleep,
+spin briefly before, or spin, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -342,17 +342,23 @@ def step_milliseconds(products: str, optimizer: str) -> float:
     return statistics.median(times[1:])
 
 
+WAITING: dict[str, dict[str, str]] = {
+    "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "briefly spinning": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"},  # llmkit's
+    "spinning": {},
+}
+
+
 def print_settings(rounds: int) -> None:
     """Print the median of each combination."""
-    choices = (("float32", "bfloat16"), ("adamw", "muon"), ("sleeping", "default"))
+    choices = (("float32", "bfloat16"), ("adamw", "muon"), WAITING)
     found: dict[tuple[str, ...], list[float]] = {}
     for _ in range(rounds):
         for combination in itertools.product(*choices):
             products, optimizer, waiting = combination
-            policy = {"OMP_WAIT_POLICY": "PASSIVE"} if waiting == "sleeping" else {}
             command = [sys.executable, "-P", __file__, "one-setting", products, optimizer]
             run = subprocess.run(
-                command, capture_output=True, text=True, check=True, env=os.environ | policy
+                command, capture_output=True, text=True, check=True, env=os.environ | WAITING[waiting]
             )
             found.setdefault(combination, []).append(float(run.stdout))
     for (products, optimizer, waiting), times in found.items():
