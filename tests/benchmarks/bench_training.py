@@ -358,7 +358,11 @@ def print_settings(rounds: int) -> None:
             products, optimizer, waiting = combination
             command = [sys.executable, "-P", __file__, "one-setting", products, optimizer]
             run = subprocess.run(
-                command, capture_output=True, text=True, check=True, env=os.environ | WAITING[waiting]
+                command,
+                capture_output=True,
+                text=True,
+                check=True,
+                env=os.environ | WAITING[waiting],
             )
             found.setdefault(combination, []).append(float(run.stdout))
     for (products, optimizer, waiting), times in found.items():
