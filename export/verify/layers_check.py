@@ -89,8 +89,9 @@ def _outcome_of(walks: Sequence[_Walk], n_tokens: int, gpu: bool) -> Outcome:
     if wrong:
         detail = _failure(wrong, len(outcomes))
     else:
+        tokens = f"{n_tokens} and {FEW_TOKENS}" if gpu else n_tokens
         detail = (
-            f"{len(outcomes)} operations on {n_tokens} tokens are within float32 rounding; "
+            f"{len(outcomes)} operations on {tokens} tokens are within float32 rounding; "
             f"largest error: {worst.operation.title}"
         )
     if gpu:
