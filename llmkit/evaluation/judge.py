@@ -99,7 +99,7 @@ def judge(
             else:
                 found = [work.scored(questions, own) for own in answers]
     evaluation = summed_up(
-        "judge",
+        f"judge {judge}",
         str(data),
         names[1:] if pairwise else names,
         questions,

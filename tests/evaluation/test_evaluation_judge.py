@@ -144,6 +144,7 @@ def test_scores_are_means_and_differences_are_paired(server: StandIn, data: Path
     found = judged(server, data, ["a", "b"], repeats=2)
     scores = [model.scores[SCORE] for model in found.evaluation.models]
     assert [score.value for score in scores] == [40, 65]
+    assert found.evaluation.task == "judge small"  # another judge's results stand beside these
     assert scores[1].difference == 25
     assert (found.agreement, found.invalid, found.asked, found.tokens) == (0.5, 0, 16, 160)
     prompt = server.prompts[0][0]
