@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,12 @@ from llmkit.modelfiles.prompt_format import USER_ASSISTANT
 from llmkit.page.finding import file_hash
 
 LABELS = ("he", "and")
+
+
+@pytest.fixture(autouse=True)
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put __main__ back, which AppTest replaces: processes started later would run its script."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 def _classifier(base: Checkpoint, folder: Path, seed: int) -> Checkpoint:
