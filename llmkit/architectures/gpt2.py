@@ -108,28 +108,45 @@ def attention_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights @ v.flatten(0, 1)).view_as(q)
 
 
+def is_trained_on_cpu(x: Tensor) -> bool:
+    """Whether cpu_training.py serves this tensor."""
+    return x.device.type == "cpu" and x.requires_grad and x.dtype in FAST_TYPES
+
+
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
     """Attention of queries (B, H, T, D) to keys and values (B, H, S, D): (B, H, T, D).
 
-    PyTorch's fused kernel, except on a CPU with bfloat16, where it takes more than twice the time
-    of `short_attention`: that serves contexts so short that the weights are no burden for memory.
+    PyTorch's kernel, except on a CPU with bfloat16 or dropout, where it takes more than twice the
+    time of `short_attention`: that serves contexts so short that the weights are no burden for
+    memory.
     """
     T = q.shape[2]
-    is_bfloat16_on_cpu = q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    if is_bfloat16_on_cpu and mask is None and dropout == 0 and 1 < T <= SHORT_CONTEXT:
-        return cpu_training.short_attention(q, k, v)
+    is_short = mask is None and 1 < T <= SHORT_CONTEXT
+    is_slow = q.device.type == "cpu" and (dropout > 0 or q.dtype == torch.bfloat16)
+    if is_short and is_slow and q.dtype in FAST_TYPES:
+        return cpu_training.short_attention(q, k, v, dropout)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, dropout_p=dropout
     )
+
+
+class Dropout(nn.Dropout):
+    """Dropout in training: each value is 0 with probability p, else divided by 1 - p."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A tensor of any shape."""
+        if self.training and self.p and is_trained_on_cpu(x) and not torch.compiler.is_compiling():
+            return cpu_training.dropout(x, self.p)
+        return super().forward(x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU by the tanh formula: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
     if torch.compiler.is_compiling():  # the sigmoid of twice the tanh's argument is faster there
         return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * x * (1 + 0.044715 * x * x))
-    if x.device.type == "cpu" and x.requires_grad and x.dtype in FAST_TYPES:
+    if is_trained_on_cpu(x):
         return cpu_training.gelu(x)
     return F.gelu(x, approximate="tanh")
 
@@ -196,7 +213,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         """Add what attention and feed-forward say: (B, T, C) -> (B, T, C)."""
@@ -212,7 +229,7 @@ class GPT(LanguageModel):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.context_length, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         # A tied head is the token embedding itself and has no parameters of its own.

@@ -13,8 +13,8 @@ that has AVX2 only. `quality`: held-out bits per byte after SECONDS of wall cloc
 tokenizer and start of the program included, of `llmkit train --minutes` and of a plain PyTorch
 loop with nanoGPT's settings for a CPU, whose learning rate ends with the time. `nanogpt`: that
 loop for 2000 steps; nanoGPT's README states a held-out loss of 1.88 nats for them. `settings`:
-milliseconds of a step with AdamW and Muon, float32 and bfloat16 products, threads that wait asleep,
-spin briefly before, or spin, each in a process of its own.
+milliseconds of a step of depth 2 with AdamW and Muon, float32 and bfloat16 products, without and
+with dropout, threads that wait asleep, spin briefly before, or spin, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -315,26 +315,27 @@ def plain_loop(path: Path, seconds: float = math.inf, steps: int | None = None) 
 # --- settings -----------------------------------------------------------------------------------
 
 
-def step_milliseconds(products: str, optimizer: str) -> float:
-    """Median over a few steps of the demo's size."""
+def step_milliseconds(products: str, optimizer: str, dropout: str) -> float:
+    """Median over a few steps of depth 2."""
     import torch
-    import torch.nn.functional as F
 
     from llmkit.architectures.gpt2 import GPT
     from llmkit.architectures.registry import model_config
-    from llmkit.demo import MODEL
-    from llmkit.training.config import TrainingConfig
+    from llmkit.training.config import training_config
+    from llmkit.training.cross_entropy import head_cross_entropy
     from llmkit.training.optimizer import make_optimizers
 
-    model = GPT(model_config("nano", 1512, **MODEL))
-    optimizers = make_optimizers(model, TrainingConfig(optimizer=optimizer))
-    tokens = torch.randint(0, 1512, (16, model.config.context_length + 1))
+    model = GPT(model_config(2, 2048, dropout=float(dropout)))
+    config = training_config(2, optimizer=optimizer)
+    optimizers = make_optimizers(model, config)
+    tokens = torch.randint(2048, (config.batch_size, model.config.context_length + 1))
     times = []
-    for _ in range(STEPS + 1):
+    for _ in range(2 * STEPS + 1):
         started = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=products == "bfloat16"):
-            logits = model(tokens[:, :-1])
-        F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
+            hidden = model.hidden_states(tokens[:, :-1])
+            loss = head_cross_entropy(hidden, model.token_embedding.weight, tokens[:, 1:])
+        loss.backward()
         for each in optimizers:
             each.step()
             each.zero_grad(set_to_none=True)
@@ -351,12 +352,12 @@ WAITING: dict[str, dict[str, str]] = {
 
 def print_settings(rounds: int) -> None:
     """Print the median of each combination."""
-    choices = (("float32", "bfloat16"), ("adamw", "muon"), WAITING)
+    choices = (("float32", "bfloat16"), ("adamw", "muon"), ("0", "0.1"), WAITING)
     found: dict[tuple[str, ...], list[float]] = {}
     for _ in range(rounds):
         for combination in itertools.product(*choices):
-            products, optimizer, waiting = combination
-            command = [sys.executable, "-P", __file__, "one-setting", products, optimizer]
+            *setting, waiting = combination
+            command = [sys.executable, "-P", __file__, "one-setting", *setting]
             run = subprocess.run(
                 command,
                 capture_output=True,
@@ -365,9 +366,11 @@ def print_settings(rounds: int) -> None:
                 env=os.environ | WAITING[waiting],
             )
             found.setdefault(combination, []).append(float(run.stdout))
-    for (products, optimizer, waiting), times in found.items():
-        median = statistics.median(times)
-        print(f"{products}, {optimizer}, {waiting} threads: {median:.0f} ms a step")
+    for (products, optimizer, dropout, waiting), times in found.items():
+        print(
+            f"{products}, {optimizer}, dropout {dropout}, {waiting} threads: "
+            f"{statistics.median(times):.0f} ms a step"
+        )
 
 
 if __name__ == "__main__":

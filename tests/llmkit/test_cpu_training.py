@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures import cpu_training
-from llmkit.architectures.gpt2 import gelu_tanh
+from llmkit.architectures.gpt2 import Dropout, gelu_tanh
 
 
 def with_gradients(f: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -30,6 +30,63 @@ def test_short_attention_is_that_of_pytorch(n_tokens: int) -> None:
         with_gradients(cpu_training.short_attention, *qkv), wanted, strict=True
     ):
         torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_tokens", [64, 150])
+def test_dropout_of_attention_is_of_its_weights(
+    monkeypatch: pytest.MonkeyPatch, n_tokens: int
+) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(3, 2, n_tokens, 3, 8, dtype=torch.float64).transpose(2, 3)
+    factors = torch.zeros(2 * 3, n_tokens, n_tokens, dtype=torch.float64)
+    drawn, first = cpu_training._kept, 0
+
+    def recorded(weights: Tensor, p: float) -> Tensor:
+        nonlocal first
+        last, found = first + weights.shape[1], drawn(weights, p)
+        factors[:, first:last, : weights.shape[2]] = found
+        first = last
+        return found
+
+    monkeypatch.setattr(cpu_training, "_kept", recorded)
+    found = with_gradients(lambda q, k, v: cpu_training.short_attention(q, k, v, 0.3), *qkv)
+
+    def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        future = torch.full((n_tokens, n_tokens), -torch.inf, dtype=q.dtype).triu(1)
+        weights = (q @ k.mT / 8**0.5 + future).softmax(-1)
+        return (weights * factors.view_as(weights)) @ v
+
+    for ours, exact in zip(found, with_gradients(by_hand, *qkv), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
+def test_dropout_keeps_each_value_with_its_probability(p: float) -> None:
+    n = 1 << 18
+    torch.manual_seed(3)
+    x = torch.linspace(1, 2, n + 3).requires_grad_()
+    y = cpu_training.dropout(x, p)
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x.detach()[kept] / (1 - p))
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, kept / (1 - p))
+    for one_of_a_draw in kept[:n].view(-1, 4).T.double():
+        rare = min(p, 1 - p)
+        assert one_of_a_draw.mean().item() == pytest.approx(1 - p, abs=6 * (rare / n * 4) ** 0.5)
+    pairs = (kept[:n].view(-1, 4).double() - (1 - p)) / max(p * (1 - p), 1e-9) ** 0.5
+    together = pairs.T @ pairs / len(pairs)  # correlations of the four values of a draw
+    assert p == 0.999 or together.fill_diagonal_(0).abs().max() < 0.03
+    torch.manual_seed(3)
+    assert torch.equal(cpu_training.dropout(x, p), y)
+    cpu_training.dropout(x, 1 - 1e-9)  # below the smallest share that a draw can keep
+
+
+def test_dropout_is_ours_where_a_model_trains_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_training, "dropout", lambda x, p: x * 7)
+    x, layer = torch.ones(3, requires_grad=True), Dropout(0.1)
+    assert layer(x).tolist() == [7, 7, 7]
+    assert layer.eval()(x).tolist() == [1, 1, 1]
+    assert 7 not in layer.train()(x.detach())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 2**-8)])
