@@ -44,8 +44,8 @@ def _chat(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="CSV, JSON or JSONL file of questions and answers. A question near one of them "
-            "gets its answer, marked [FAQ: ...]; the model answers the others.",
+            help="CSV, TSV, JSON or JSONL file of questions and answers. A question near one of "
+            "them gets its answer, marked [FAQ: ...]; the model answers the others.",
             show_default=False,
         ),
     ] = None,

@@ -99,7 +99,7 @@ def _evaluate(
 ) -> None:
     """Score models on a task, with confidence intervals.
 
-    Ollama only answers: ollama:NAME works with the tasks answers and classify.
+    Ollama only answers: ollama:NAME works with the tasks answers, classify, judge and human.
     """
     from llmkit.console import results
     from llmkit.errors import ConfigError

@@ -131,7 +131,7 @@ def with_log_probabilities(model: Model | OllamaModel) -> Model:
     if isinstance(model, OllamaModel):
         raise ConfigError(
             f"{model.name}: Ollama gives no log-probabilities of a given text; use the tasks "
-            "answers, judge or human, or give the GGUF file itself"
+            "answers, classify, judge or human, or give the GGUF file itself"
         )
     return model
 

@@ -29,7 +29,7 @@ def _instruct(
         Path,
         typer.Option(
             metavar="FILE",
-            help="JSON or JSONL file of Alpaca, Dolly, chat or prompt/completion records.",
+            help="Alpaca, Dolly, chat or prompt/completion records: JSON, JSONL, CSV or TSV.",
         ),
     ],
     out: options.OutOption,

@@ -27,7 +27,8 @@ def _prefer(
         Path,
         typer.Option(
             metavar="FILE",
-            help="JSON or JSONL file with fields prompt (or instruction), chosen, rejected.",
+            help="JSON, JSONL, CSV or TSV file with fields prompt (or question, messages, "
+            "instruction), chosen, rejected.",
         ),
     ],
     out: options.OutOption,
