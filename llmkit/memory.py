@@ -21,10 +21,12 @@ def peak_rss_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss would include the parent's peak
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
+        if "VmHWM" in fields:  # gVisor has none
+            return int(fields["VmHWM"].split()[0]) * 1024
     import resource
 
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def peak_memory_bytes(device: torch.device) -> int:

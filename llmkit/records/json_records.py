@@ -53,7 +53,7 @@ class Record:
         Numbers, true and false are the text that a table has for them, and NaN is empty.
         """
         if isinstance(value, int | float):
-            value = "" if math.isnan(value) else str(value)
+            value = "" if isinstance(value, float) and math.isnan(value) else str(value)
         if not isinstance(value, str):
             raise self.fault(f"{name}: expected text, found {_kind(value)}")
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,7 +122,8 @@ def preset_or_depth(preset: str | None, depth: int | None) -> str | int:
 def training_config(preset: str | int, /, **changes: Any) -> TrainingConfig:
     """Settings of a preset or a depth with single fields changed by name; None leaves a field.
 
-    A learning rate given alone brings its own minimum, a tenth of it.
+    A learning rate given alone brings its own minimum, a tenth of it. The warm-up takes at most a
+    tenth of the steps, or ten steps, unless it is given.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     rate = given.get("learning_rate")
@@ -131,7 +132,13 @@ def training_config(preset: str | int, /, **changes: Any) -> TrainingConfig:
     known = (
         training_at_depth(preset) if isinstance(preset, int) else PRESET_TRAINING.get(preset, {})
     )
-    return validated(TrainingConfig, {**known, **given}, "training")
+    config = validated(TrainingConfig, {**known, **given}, "training")
+    return config if "warmup_steps" in given else with_warmup_in(config.steps, config)
+
+
+def with_warmup_in(n_steps: int, config: TrainingConfig) -> TrainingConfig:
+    """The settings with a warm-up that is short for a run of so many steps."""
+    return replace(config, warmup_steps=min(config.warmup_steps, max(n_steps // 10, 10)))
 
 
 def load_run_config(path: Path, preset: str | int) -> dict[str, dict[str, Any]]:

@@ -41,6 +41,7 @@ from llmkit.training.task import Task
 from llmkit.training.tensorboard import TensorBoard
 
 RATE_AFTER_DIVERGENCE = 0.5
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; kill or docker stop; a terminal that closes
 
 
 class TrainingLoop:
@@ -93,13 +94,15 @@ class TrainingLoop:
         all_trained = n_trainable(self.model) == n_weights(self.model)
         total = self.state.steps or 0
         display = training_display(total, self.device, flops if all_trained else None)
-        with interrupts_deferred() as interrupted, display as shown:
+        # torchrun sends SIGTERM where another process has failed, which no step would outlast.
+        signals = SIGNALS[:1] if self.processes.joined else SIGNALS
+        with interrupts_deferred(signals) as interrupted, display as shown:
             while done < self.config.steps:
                 losses.add(self.step(done))
                 done += 1
                 pace = pace or Pace(done)
                 rate = interval.rate(done) * self.tokens_per_step
-                if done % READ_EVERY == 0 or self.device.type == "cpu":
+                if done % READ_EVERY == 0 or self.device.type == "cpu" or math.isnan(norm):
                     norm = float(self.grad_norm)  # waits for a GPU
                     if self.state.steps is None and done > pace.first:
                         shown.total = self._plan(done, pace)
@@ -167,11 +170,11 @@ class TrainingLoop:
         with on_grid(self.model, self.grid):
             with torch.no_grad():
                 evaluation = self.called(self.task.evaluate)
+            if not math.isfinite(evaluation.val_loss):
+                raise DivergedError(f"the validation loss is {evaluation.val_loss}", step)
             with_samples = self.processes.rank == 0 and not self.processes.shard
             samples = self.task.samples(self.model) if with_samples else []
         self.model.train()
-        if not math.isfinite(evaluation.val_loss):
-            raise DivergedError(f"the validation loss is {evaluation.val_loss}", step)
         metrics = Metrics(
             step=step,
             tokens=round(step * self.tokens_per_step),
@@ -250,11 +253,17 @@ def _mixed(seed: int, step: int, rank: int) -> int:
 
 
 @contextmanager
-def interrupts_deferred() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, to be looked at between steps; a second one raises at once."""
-    event = threading.Event()
+def interrupts_deferred(names: Sequence[str]) -> Iterator[threading.Event]:
+    """The first of these signals sets the event, to be looked at between steps.
 
-    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    A second one raises KeyboardInterrupt at once. Signals without a handler stay as they are. When
+    a KeyboardInterrupt leaves the block, the handler from before learns which signal it was.
+    """
+    event = threading.Event()
+    received: list[int] = []
+
+    def on_interrupt(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
@@ -262,12 +271,17 @@ def interrupts_deferred() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event  # only the main thread gets signals
         return
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {n: handler for n in numbers if callable(handler := signal.getsignal(n))}
+    for number in before:
+        signal.signal(number, on_interrupt)
     try:
         yield event
-    except DivergedError:
-        if event.is_set():  # a run that is resumed diverges again
+    except (KeyboardInterrupt, DivergedError):  # a run that is resumed diverges again
+        if received:
+            before[received[0]](received[0], None)
             raise KeyboardInterrupt from None
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -38,7 +38,7 @@ class Losses:
     def add(self, loss: Tensor) -> None:
         """Note the loss of the next step."""
         self._unread.append(loss)
-        if len(self._unread) == READ_EVERY or loss.device.type == "cpu":
+        if len(self._unread) == READ_EVERY or loss.device.type == "cpu" or not self._read:
             self.all()
 
     @property

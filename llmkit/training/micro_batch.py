@@ -71,10 +71,13 @@ def _two_steps(
         loop = TrainingLoop(RunFolder(Path()), RunState({}, {}), one, task, device)
         for step in range(2):
             float(loop.step(step))  # waits for a GPU
-    except torch.OutOfMemoryError:
-        return False
+    except RuntimeError as error:
+        # MPS has no type of its own for this.
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+            return False
+        raise
     finally:
         loop = None  # type: ignore[assignment]
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        if device.type in ("cuda", "mps"):
+            getattr(torch, device.type).empty_cache()
     return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,26 @@ from llmkit.data.prepared import (
     DEFAULT_VOCAB_SIZE,
     Prepared,
     is_prepared,
+    make_tokenizer,
     open_prepared,
     refuse_vocab_size,
 )
+from llmkit.data.sources import read_pieces
+from llmkit.data.tokens import split_pieces
 from llmkit.errors import ConfigError
 from llmkit.quant import quant_names, quant_type
-from llmkit.training.config import TrainingConfig, preset_or_depth, training_config
+from llmkit.records.text_files import Reading
+from llmkit.tokenizer_training import KINDS
+from llmkit.training.config import (
+    TrainingConfig,
+    preset_or_depth,
+    training_config,
+    with_warmup_in,
+)
 from llmkit.training.depth import depth_for, dropout_for, flops_in, guessed_tokens
 from llmkit.training.run_state import UNPLANNED
+
+STEPS_PER_MINUTE = 100  # for the warm-up: how many there will be is not known yet
 
 
 def resolved(
@@ -62,6 +76,8 @@ def resolved(
         dropout = dropout_for(flops, sizes, n_tokens)
         sizes = model_config(size, **changes, dropout=dropout)
     if batch_tokens is not None:
+        if batch_tokens < 1:
+            raise ConfigError(f"batch_tokens {batch_tokens}: expected at least 1")
         if (training or {}).get("batch_size") is not None:
             raise ConfigError("batch_tokens and batch_size say the same; give one of them")
         training = {**(training or {}), "batch_size": max(batch_tokens // sizes.context_length, 1)}
@@ -70,11 +86,21 @@ def resolved(
             raise ConfigError("minutes and steps say the same; give one of them")
         training = {"schedule": "wsd", **(training or {}), "steps": UNPLANNED}
     config = training_config(size, **(training or {}))
+    if minutes is not None and (training or {}).get("warmup_steps") is None:
+        config = with_warmup_in(STEPS_PER_MINUTE * math.ceil(minutes), config)
     if minutes is not None and not (minutes > 0 and config.schedule == "wsd"):
         raise ConfigError(
             f"minutes must be above 0 and schedule wsd, not {minutes:g} and {config.schedule}"
         )
     return prepared, sizes, config
+
+
+def sized_for(data: Path, tokenizer: str, reading: Reading, sizes: ModelConfig) -> ModelConfig:
+    """The sizes with the vocabulary that a tokenizer of this text has, where it is not trained."""
+    if tokenizer in KINDS and tokenizer != "char":
+        return sizes
+    pieces = split_pieces(lambda: read_pieces([data], reading))
+    return replace(sizes, vocab_size=make_tokenizer(tokenizer, pieces, 0).vocab_size)
 
 
 def quantization_note(sizes: ModelConfig) -> str:

@@ -16,6 +16,7 @@ from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
 from llmkit.data.folders import content_sha256
+from llmkit.data.hub import is_on_hub
 from llmkit.device import refuse_compile
 from llmkit.errors import CheckpointError, ConfigError
 from llmkit.files import StrPath, all_or_nothing
@@ -26,7 +27,7 @@ from llmkit.training.distributed import ALONE, Processes, joined, refuse_several
 from llmkit.training.loop import RATE_AFTER_DIVERGENCE, TrainingLoop
 from llmkit.training.losses import SPIKE_STEPS, DivergedError
 from llmkit.training.micro_batch import with_micro_batch
-from llmkit.training.options import quantization_note, resolved
+from llmkit.training.options import quantization_note, resolved, sized_for
 from llmkit.training.prepare import prepare, prepare_from, refuse_foreign, refuse_other_run
 from llmkit.training.pretraining import Pretraining
 from llmkit.training.run_folder import RunFolder
@@ -109,11 +110,12 @@ def train(
         )
         if config.compile:
             refuse_compile(where)
+        reading = Reading(text_column, None, delimiter, encoding)
         if not config.micro_batch:
             known = processes.first(folder.micro_batch)
             given = replace(config, micro_batch=known or 0)
-            config = processes.first(lambda: with_micro_batch(given, sizes, where))
-        reading = Reading(text_column, None, delimiter, encoding)
+            with_vocabulary = sized_for(data, tokenizer, reading, sizes) if not prepared else sizes
+            config = processes.first(lambda: with_micro_batch(given, with_vocabulary, where))
         processes.share(config.batch_size)  # refuses a batch that cannot be divided
         if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
             raise ConfigError(
@@ -122,7 +124,7 @@ def train(
             )
         settings: dict[str, Any] = {
             "data": processes.first(
-                lambda: prepared.sha256() if prepared else content_sha256([data])
+                lambda: prepared.sha256() if prepared else _sha256_of(data, folder, resume)
             ),
             "reading": asdict(reading),
             "tokenizer": tokenizer,
@@ -206,6 +208,14 @@ def _opened(
     return state
 
 
+def _sha256_of(data: Path, folder: RunFolder, resume: bool) -> str:
+    """Of the text. A run whose tokens are there does not ask the hub which revision is newest."""
+    state = folder.read_state() if resume and is_on_hub(data) else None
+    if state is not None and state.sources.get("data") == str(data):
+        return str(state.settings["data"])
+    return content_sha256([data])
+
+
 def train_to_the_end(
     folder: RunFolder,
     state: RunState,
@@ -224,7 +234,7 @@ def train_to_the_end(
             TrainingLoop(folder, state, config, task, device, make_grid(), processes).train()
             return
         except DivergedError as error:
-            diverged = error
+            diverged = error.with_traceback(None)  # it holds the loop with its model
         state = processes.first(partial(_gone_back, folder, diverged))
 
 

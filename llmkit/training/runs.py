@@ -12,7 +12,7 @@ from llmkit.checkpoint.config import read_config
 from llmkit.checkpoint.layout import CONFIG_FILE, TRAINING_FOLDER
 from llmkit.errors import CheckpointError, DataError
 from llmkit.files import StrPath
-from llmkit.training.run_folder import STATE_FILE, RunFolder
+from llmkit.training.run_folder import STATE_FILE, RunFolder, run_of_kept
 from llmkit.training.run_lock import is_locked
 from llmkit.training.run_state import Metrics
 
@@ -57,16 +57,17 @@ def find_runs(folder: StrPath) -> list[Run]:
 def _runs(folder: Path) -> Iterator[Run]:
     for state_file in sorted(folder.rglob(f"{TRAINING_FOLDER}/{STATE_FILE}")):
         place = state_file.parent.parent
-        if TRAINING_FOLDER in place.relative_to(folder).parts:  # a kept checkpoint of a run
+        if run_of_kept(place) is not None:
             continue
         run = RunFolder(place)
         try:
             state = run.read_state()
             config = read_config(place / CONFIG_FILE)
             metrics = run.metrics.up_to(state.step) if state else []
-        except CheckpointError:
+            settings = state.settings["training"] if state else None
+        except (CheckpointError, KeyError, TypeError):
             continue
-        if state is None:
+        if state is None or settings is None:
             continue
         running = "running" if is_locked(run) else "stopped"
         yield Run(
@@ -75,6 +76,6 @@ def _runs(folder: Path) -> Iterator[Run]:
             status="finished" if state.finished else running,
             n_parameters=model_without_weights(config.model).n_parameters(),
             steps=(state.step, state.steps),
-            settings=state.settings["training"],
+            settings=settings,
             metrics=metrics,
         )

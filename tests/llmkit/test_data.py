@@ -68,6 +68,13 @@ def test_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     assert list(read_documents(tmp_path)) == expected
 
 
+def test_numbers_of_any_size_and_texts_about_gguf_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": 10**310}) + "\n")
+    assert list(read_documents(tmp_path / "a.jsonl")) == [str(10**310)]
+    (tmp_path / "a.txt").write_text("GGUF is a file format.")
+    assert list(read_documents(tmp_path / "a.txt")) == ["GGUF is a file format."]
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "JSONL"])
 def test_jsonl_lines_are_documents(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"data.{suffix}"

@@ -203,7 +203,7 @@ def test_a_step_does_not_wait_for_the_device(
         assert [float(loss) for loss in losses] == pytest.approx(on_cpu, rel=tolerance, abs=1e-6)
     load_checkpoint(result.checkpoint).load_model()
     if device == "cuda" and task != "qlora":  # whose blocks NumPy unpacks
-        assert len(set(waits)) == 1
+        assert len(set(waits[2:])) == 1  # the loss and norm of the first step are shown at once
 
 
 @pytest.mark.parametrize("name", FAKES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,12 @@ from llmkit.training.micro_batch import with_micro_batch
 SIZES = model_config("nano", 50, n_layer=1, n_head=1, n_embd=8, context_length=4)
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("MPS backend out of memory")]
+)
 @pytest.mark.parametrize(("batch_size", "most", "wanted"), [(64, 21, 16), (12, 99, 12), (8, 8, 8)])
 def test_steps_double_until_memory_of_the_gpu_is_exhausted(
-    monkeypatch: pytest.MonkeyPatch, batch_size: int, most: int, wanted: int
+    monkeypatch: pytest.MonkeyPatch, error: Exception, batch_size: int, most: int, wanted: int
 ) -> None:
     tried = []
 
@@ -36,7 +40,7 @@ def test_steps_double_until_memory_of_the_gpu_is_exhausted(
 
         def step(self, step: int) -> float:
             if step == 1 and self.n > most:  # the first has no optimizer states
-                raise torch.OutOfMemoryError
+                raise error
             return 0.0
 
     monkeypatch.setattr(micro_batch, "TrainingLoop", FakeLoop)
@@ -65,6 +69,22 @@ def test_micro_batch_that_was_found_stays(
     assert state["settings"]["training"]["micro_batch"] == 4  # the batch
     monkeypatch.setattr(micro_batch, "_two_steps", None)
     assert run(short_text, out, training=training, resume=True).steps == 12
+
+
+def test_micro_batch_is_found_with_the_vocabulary_of_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def with_one(config: TrainingConfig, sizes: Any, device: torch.device) -> TrainingConfig:
+        found.append(sizes.vocab_size)
+        return replace(config, micro_batch=1)
+
+    monkeypatch.setattr(training_run, "with_micro_batch", with_one)
+    text = tmp_path / "text.txt"
+    text.write_text("aäö" * 300, encoding="utf-8")
+    run(text, tmp_path / "out", tokenizer="char", training={"micro_batch": 0})
+    assert found == [256 + 2 + 1]
 
 
 def test_compile_is_refused_without_a_compiler(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ def test_peak_of_a_child_is_its_own_and_not_its_parents() -> None:
     assert 1e6 < alone < 100e6
     freed = peak_of_child("b'x' * 200_000_000")
     assert alone + 190e6 < freed < alone + 210e6
+
+
+def test_peak_where_the_system_does_not_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = peak_rss_bytes()
+    monkeypatch.setattr(Path, "read_text", lambda self: "VmSize:\t5 kB\n")
+    assert 0.9 * known < peak_rss_bytes() < 1.5 * known
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from llmkit.data import folders, hub, prepared, sources
 from llmkit.data.prepared import Prepared, open_prepared, prepare_data
 from llmkit.data.sampler import window_starts
 from llmkit.data.tokens import PARTS
-from llmkit.errors import ConfigError, DataError
+from llmkit.errors import CheckpointError, ConfigError, DataError
 from llmkit.tokenizer import Tokenizer
 from llmkit.tokenizer_files import load_tokenizer
 from llmkit.tokenizer_training import train_bpe
@@ -113,7 +114,12 @@ def test_a_data_set_of_the_hub_by_its_name(
     assert [a + b for a, b in zip(train, validation, strict=True)] == texts
     with pytest.raises(DataError, match=r"no column 'text'.*story"):
         prepare_data(source, tmp_path / "other", tokenizer=tokenizer)
+    options: dict[str, Any] = {"text_column": "story", "training": {"steps": 2, "batch_size": 2}}
+    run(source, tmp_path / "run", **options)
     commits[source] = "second"
+    run(source, tmp_path / "run", **options, resume=True)  # its tokens are there
+    with pytest.raises(CheckpointError, match="data differ"):
+        run(source, tmp_path / "run", **options)
     with pytest.raises(DataError, match=r"other settings \(data\)"):
         prepare_data(source, out, tokenizer=tokenizer, text_column="story")
 
@@ -189,6 +195,13 @@ def test_other_settings_and_foreign_folders_are_refused(
     (tmp_path / "out" / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         run(tmp_path / "out", tmp_path / "run", vocab_size=None)
+
+
+def test_text_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match=r"empty\.txt"):
+        prepare_data(tmp_path / "empty.txt", tmp_path / "out")
+    assert not (tmp_path / "out" / "index.json").exists()
 
 
 def test_bad_byte_of_a_long_text_is_named_with_its_line(tmp_path: Path) -> None:

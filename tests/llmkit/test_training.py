@@ -425,6 +425,13 @@ def test_gradients_are_clipped(
     assert norms == pytest.approx([0.01] * 12, rel=1e-3)
 
 
+def test_warm_up_is_short_beside_the_run() -> None:
+    assert training_config("gpt2").warmup_steps == 700
+    assert training_config("gpt2", steps=500).warmup_steps == 50
+    assert training_config("nano", steps=20).warmup_steps == 10
+    assert training_config("gpt2", steps=500, warmup_steps=400).warmup_steps == 400
+
+
 def test_wsd_stays_at_the_peak_and_falls_in_a_line() -> None:
     config = TrainingConfig(
         steps=101, learning_rate=1.0, min_learning_rate=0.0, warmup_steps=10, schedule="wsd"

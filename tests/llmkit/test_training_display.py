@@ -77,6 +77,9 @@ def two_runs(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     file.write_text(json.dumps(state))
     (folder / "damaged" / "training").mkdir(parents=True)
     (folder / "damaged" / "training" / "state.json").write_text("{")
+    shutil.copytree(folder / "a", folder / "other" / "training")
+    file = folder / "other" / "training" / "training" / "state.json"
+    file.write_text(json.dumps({**state, "settings": {}}))
     return folder
 
 
@@ -87,6 +90,10 @@ def test_runs_below_a_folder_are_found(two_runs: Path) -> None:
     assert a.n_parameters == 22_880
     assert a.last is not None
     assert a.last.step == 12
+    below = two_runs / "deep" / "training" / "c"  # a folder that is called as the runs' own
+    shutil.copytree(two_runs / "a", below)
+    assert [found.folder for found in find_runs(two_runs)] == [a.folder, b.folder, below]
+    shutil.rmtree(below.parent)
     with locked(RunFolder(b.folder)):
         assert [found.status for found in find_runs(two_runs)] == ["finished", "running"]
 

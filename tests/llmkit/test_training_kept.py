@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
 import signal
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -148,6 +150,34 @@ def test_diverged_run_goes_back_once_with_a_lower_rate(
             run(short_text, out, training=training)
     run(short_text, out, training=training, resume=True)
     assert outcome(out) == outcome(whole)
+
+
+def test_weights_that_are_no_numbers_at_an_evaluation_go_back(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An evaluation also draws samples, which such weights do not give."""
+    original, loops = TrainingLoop.step, []
+
+    def step(self: TrainingLoop, number: int) -> torch.Tensor:
+        loss = original(self, number)
+        if not self.state.diverged and number == 7:
+            loops.append(weakref.ref(self))
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(math.nan)
+        if self.state.diverged and len(loops) == 1:
+            gc.collect()
+            loops.append(loops[0])
+            assert loops[0]() is None  # its model leaves the memory before the next one trains
+        return loss
+
+    monkeypatch.setattr(TrainingLoop, "step", step)
+    run(short_text, tmp_path, resume=True)
+    assert len(loops) == 2
+    assert capsys.readouterr().err.count("training diverged") == 1
+    assert [line["step"] for line in metrics(tmp_path)] == [4, 8, 12]
 
 
 def test_noisy_losses_are_no_spike() -> None:

@@ -115,6 +115,8 @@ def test_batch_can_be_given_in_tokens(short_text: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path / "out")[0]["tokens"] == 4 * 6 * 16  # six windows of 16
     with pytest.raises(ConfigError, match="batch_size"):
         run(short_text, tmp_path / "both", batch_tokens=100)
+    with pytest.raises(ConfigError, match="at least 1"):
+        run(short_text, tmp_path / "none", training=training, batch_tokens=0)
 
 
 def test_loss_that_is_not_finite_stops_before_it_is_saved(

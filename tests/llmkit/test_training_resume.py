@@ -29,6 +29,7 @@ from training_runs import (
 )
 
 from llmkit.errors import CheckpointError, LlmkitError
+from llmkit.training.loop import interrupts_deferred
 from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_lock import is_locked
 
@@ -82,6 +83,31 @@ def test_run_stopped_in_an_evaluation_resumes_exactly(
             run(short_text, out)
     with (out / "training" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 4, "tok')  # as a kill while writing leaves it
+    run(short_text, out, resume=True)
+    assert outcome(out) == uninterrupted(0.0)
+
+
+def test_other_signals_save_too_and_their_handler_learns_of_it(
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: Callable[[float], dict[str, Any]],
+) -> None:
+    out, told = tmp_path / "out", []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        with monkeypatch.context() as patch:
+            before_step(patch, lambda number: number == 6 and signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(KeyboardInterrupt):
+                run(short_text, out)
+        assert told == [signal.SIGTERM]
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup leaves SIGHUP
+        with interrupts_deferred(["SIGTERM"]) as interrupted:
+            signal.raise_signal(signal.SIGTERM)
+        assert not interrupted.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert step_reached(out) == 7
     run(short_text, out, resume=True)
     assert outcome(out) == uninterrupted(0.0)
 
