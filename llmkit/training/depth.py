@@ -15,7 +15,9 @@ from llmkit.training.flops import flops_per_token
 TYPICAL_FLOPS = {"cpu": 1.5e11, "mps": 1e12, "cuda": 2e13}
 BYTES_PER_TOKEN = 3
 MANY_EPOCHS = 5
+# For a text that is read more often than that. Tokens that are rare in it are learned by heart.
 DROPOUT = 0.1
+SMALL_VOCAB_SIZE = 1024
 
 
 def flops_in(minutes: float, device_type: str) -> float:
@@ -34,14 +36,10 @@ def depth_for(flops: float) -> int:
     return depth
 
 
-def dropout_for(flops: float, sizes: ModelConfig, n_tokens: float) -> float:
-    """0.1 if a run reads a text of so many tokens more than five times: it would learn it by heart.
-
-    Else 0.
-    """
+def reads_often(flops: float, sizes: ModelConfig, n_tokens: float) -> bool:
+    """Whether a run reads a text of so many tokens more than five times."""
     per_token = flops_per_token(model_without_weights(sizes).n_parameters(), sizes)
-    epochs = flops / per_token / max(n_tokens, 1)
-    return DROPOUT if epochs > MANY_EPOCHS else 0.0
+    return flops / per_token / max(n_tokens, 1) > MANY_EPOCHS
 
 
 def guessed_tokens(data: Path) -> float:

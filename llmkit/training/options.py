@@ -32,7 +32,14 @@ from llmkit.training.config import (
     training_config,
     with_warmup_in,
 )
-from llmkit.training.depth import depth_for, dropout_for, flops_in, guessed_tokens
+from llmkit.training.depth import (
+    DROPOUT,
+    SMALL_VOCAB_SIZE,
+    depth_for,
+    flops_in,
+    guessed_tokens,
+    reads_often,
+)
 from llmkit.training.run_state import UNPLANNED
 
 STEPS_PER_MINUTE = 100  # for the warm-up: how many there will be is not known yet
@@ -61,20 +68,22 @@ def resolved(
         flops = flops_in(minutes, device.type)
         size = depth_for(flops)
         say(f"depth {size}: learns most in about {minutes:g} min on this kind of device")
-    changes = {"vocab_size": DEFAULT_VOCAB_SIZE, **(model or {})}
+    changes = dict(model or {})
     if vocab_size is not None:
         refuse_vocab_size(tokenizer)
         changes["vocab_size"] = vocab_size
     prepared = open_prepared(data) if is_prepared(data) else None
     if prepared is not None:
-        if tokenizer != "bpe" or "vocab_size" in (model or {}) or vocab_size is not None:
+        if tokenizer != "bpe" or "vocab_size" in changes:
             raise ConfigError(f"{data} is tokenized; omit tokenizer and vocab_size")
         changes["vocab_size"] = prepared.vocab_size
-    sizes = model_config(size, **changes)
-    if flops is not None and "dropout" not in changes:
+    sizes = model_config(size, **{"vocab_size": DEFAULT_VOCAB_SIZE, **changes})
+    if flops is not None:
         n_tokens = prepared.total("train").tokens if prepared else guessed_tokens(data)
-        dropout = dropout_for(flops, sizes, n_tokens)
-        sizes = model_config(size, **changes, dropout=dropout)
+        if reads_often(flops, sizes, n_tokens):
+            vocab_size = SMALL_VOCAB_SIZE if tokenizer == "bpe" else sizes.vocab_size
+            often = {"vocab_size": vocab_size, "dropout": DROPOUT}
+            sizes = model_config(size, **{**often, **changes})
     if batch_tokens is not None:
         if batch_tokens < 1:
             raise ConfigError(f"batch_tokens {batch_tokens}: expected at least 1")

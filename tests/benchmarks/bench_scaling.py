@@ -87,7 +87,7 @@ def train(run: Run, folder: Path, device_name: str, deadline: float) -> dict[str
     from llmkit.device import has_fast_bfloat16
     from llmkit.training.config import training_config
     from llmkit.training.cross_entropy import head_cross_entropy
-    from llmkit.training.depth import dropout_for
+    from llmkit.training.depth import DROPOUT, reads_often
     from llmkit.training.evaluate import validation_loss
     from llmkit.training.flops import flops_per_token
     from llmkit.training.optimizer import make_optimizers
@@ -103,7 +103,7 @@ def train(run: Run, folder: Path, device_name: str, deadline: float) -> dict[str
     sizes = model_config(run.depth, prepared.vocab_size, **changes)
     dropout = run.dropout
     if dropout is None:
-        dropout = dropout_for(run.flops, sizes, len(tokens))
+        dropout = DROPOUT if reads_often(run.flops, sizes, len(tokens)) else 0.0
     sizes = replace(sizes, dropout=dropout)  # type: ignore[call-arg]
     length = sizes.context_length
     known = training_config(run.depth, learning_rate=run.learning_rate)

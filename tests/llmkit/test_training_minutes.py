@@ -228,9 +228,11 @@ def test_dry_run_writes_nothing(
     assert not out.exists()
 
 
-def test_minutes_alone_set_the_depth_and_the_dropout(tmp_path: Path) -> None:
+def test_minutes_alone_set_depth_dropout_and_vocabulary(tmp_path: Path) -> None:
     def sizes(minutes: float, device: str = "cpu", **options: Any) -> tuple[int, float]:
         config = resolved(text, minutes=minutes, device=torch.device(device), **options)[1]
+        is_small = config.vocab_size == 1024
+        assert is_small is (config.dropout == 0.1 and not options.keys() - {"model"})
         return config.n_layer, config.dropout
 
     text = tmp_path / "text.txt"
@@ -240,6 +242,11 @@ def test_minutes_alone_set_the_depth_and_the_dropout(tmp_path: Path) -> None:
     assert sizes(5, preset="nano") == (4, 0.0)
     assert sizes(5, depth=3) == (3, 0.0)
     assert sizes(5, model={"n_layer": 1}) == (1, 0.0)
-    assert sizes(5, model={"dropout": 0.3}) == (2, 0.3)
+    assert sizes(5, vocab_size=3000) == (2, 0.1)
+    assert sizes(5, tokenizer="word") == (2, 0.1)
+    often = resolved(
+        text, minutes=5, device=torch.device("cpu"), model={"dropout": 0.3, "vocab_size": 700}
+    )[1]
+    assert (often.dropout, often.vocab_size) == (0.3, 700)
     text.write_bytes(b"a word " * 1_500_000)
     assert sizes(5) == (2, 0.0)
