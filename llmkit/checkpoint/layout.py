@@ -1,4 +1,8 @@
-"""Names of the files in a checkpoint folder."""
+"""Names of the files in a checkpoint folder, and of the folders of kept checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
@@ -17,3 +21,11 @@ CHECKPOINT_FILES = (
 TRAINING_FOLDER = "training"
 HELD_OUT_FILE = "held_out.jsonl"  # records that fine-tuning held out
 TRAINED_FILE = "trained.jsonl"  # records that fine-tuning trained on
+
+
+def run_of_kept(checkpoint: Path) -> Path | None:
+    """The folder of the run that keeps this checkpoint; None where it is not a kept one."""
+    place = checkpoint.resolve()
+    training = place.parent.parent if place.parent.name == "saves" else place.parent
+    is_kept = place.parent.name == "saves" or place.name == "best"
+    return training.parent if is_kept and training.name == TRAINING_FOLDER else None

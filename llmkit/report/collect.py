@@ -13,7 +13,7 @@ import gguf
 
 from llmkit.architectures.base import LanguageModel
 from llmkit.checkpoint.checkpoint import Checkpoint
-from llmkit.checkpoint.layout import CONFIG_FILE
+from llmkit.checkpoint.layout import CONFIG_FILE, run_of_kept
 from llmkit.console import command, progress
 from llmkit.device import choose_device
 from llmkit.errors import CheckpointError, LlmkitError
@@ -41,7 +41,7 @@ from llmkit.report.facts import (
 )
 from llmkit.report.scores import task_scores
 from llmkit.sampling import Sampling
-from llmkit.training.run_folder import RunFolder, run_of_kept
+from llmkit.training.run_folder import RunFolder
 from llmkit.training.run_state import RunState
 
 SPEED_TOKENS = 64

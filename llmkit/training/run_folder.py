@@ -46,14 +46,6 @@ _TENSOR_FILES = (MODEL_FILE, BLOCKS_FILE, ADAPTER_FILE, OPTIMIZER_FILE)
 _DATA_FILES = (*(f"{part}.tokens" for part in PARTS), HELD_OUT_FILE, TRAINED_FILE)
 
 
-def run_of_kept(checkpoint: Path) -> Path | None:
-    """The folder of the run that keeps this checkpoint; None where it is not a kept one."""
-    place = checkpoint.resolve()
-    training = place.parent.parent if place.parent.name == "saves" else place.parent
-    is_kept = place.parent.name == "saves" or place.name == "best"
-    return training.parent if is_kept and training.name == TRAINING_FOLDER else None
-
-
 @dataclass(frozen=True)
 class FoundState:
     """The newest undamaged checkpoint of a run."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.config import read_config
-from llmkit.checkpoint.layout import CONFIG_FILE, TRAINING_FOLDER
+from llmkit.checkpoint.layout import CONFIG_FILE, TRAINING_FOLDER, run_of_kept
 from llmkit.errors import CheckpointError, DataError
 from llmkit.files import StrPath
-from llmkit.training.run_folder import STATE_FILE, RunFolder, run_of_kept
+from llmkit.training.run_folder import STATE_FILE, RunFolder
 from llmkit.training.run_lock import is_locked
 from llmkit.training.run_state import Metrics
 
