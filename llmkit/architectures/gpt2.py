@@ -124,8 +124,9 @@ def causal_attention(
     """
     T = q.shape[2]
     is_short = mask is None and 1 < T <= SHORT_CONTEXT
-    is_slow = q.device.type == "cpu" and (dropout > 0 or q.dtype == torch.bfloat16)
-    if is_short and is_slow and q.dtype in FAST_TYPES:
+    by_compiler = torch.compiler.is_compiling()  # it cannot follow the random numbers of dropout
+    is_slow = not by_compiler if dropout else q.dtype == torch.bfloat16
+    if is_short and is_slow and q.device.type == "cpu" and q.dtype in FAST_TYPES:
         return cpu_training.short_attention(q, k, v, dropout)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, dropout_p=dropout

@@ -100,7 +100,7 @@ def dry_run(
     part_s = step_s
     if n_parts > 1:  # the optimizer's time is once in a step
         two_s, more = _timed(config, sizes, where, n_steps, 2)
-        part_s = max(two_s - step_s, step_s / 10)  # above 0, also where other programs disturb
+        part_s = max(two_s - step_s, step_s / 2)  # also where other programs disturb
         step_s, timed = step_s + (n_parts - 1) * part_s, timed + more
     flops = flops_per_token(n_parameters, sizes)
     steps = config.steps

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import pairwise
 from types import FrameType
@@ -119,7 +119,8 @@ class TrainingLoop:
                 if self.processes.any(interrupted.is_set()):
                     if self.state.step != done:
                         self._save(done, time.monotonic() - self.started, losses.all())
-                    say(f"stopped at step {done} and saved; continue with --resume")
+                    with suppress(OSError):  # of a terminal that has closed
+                        say(f"stopped at step {done} and saved; continue with --resume")
                     raise KeyboardInterrupt
 
     def _plan(self, done: int, pace: Pace) -> int:
@@ -256,15 +257,16 @@ def _mixed(seed: int, step: int, rank: int) -> int:
 def interrupts_deferred(names: Sequence[str]) -> Iterator[threading.Event]:
     """The first of these signals sets the event, to be looked at between steps.
 
-    A second one raises KeyboardInterrupt at once. Signals without a handler stay as they are. When
-    a KeyboardInterrupt leaves the block, the handler from before learns which signal it was.
+    A second one raises KeyboardInterrupt at once, unless it is SIGHUP: shells send it twice.
+    Signals without a handler stay as they are. When a KeyboardInterrupt leaves the block, the
+    handler from before learns which signal it was.
     """
     event = threading.Event()
     received: list[int] = []
 
     def on_interrupt(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        if event.is_set():
+        if event.is_set() and signal.Signals(number).name != "SIGHUP":
             raise KeyboardInterrupt
         event.set()
 

@@ -95,12 +95,13 @@ def resolved(
             raise ConfigError("minutes and steps say the same; give one of them")
         training = {"schedule": "wsd", **(training or {}), "steps": UNPLANNED}
     config = training_config(size, **(training or {}))
-    if minutes is not None and (training or {}).get("warmup_steps") is None:
-        config = with_warmup_in(STEPS_PER_MINUTE * math.ceil(minutes), config)
-    if minutes is not None and not (minutes > 0 and config.schedule == "wsd"):
-        raise ConfigError(
-            f"minutes must be above 0 and schedule wsd, not {minutes:g} and {config.schedule}"
-        )
+    if minutes is not None:
+        if not (0 < minutes < math.inf and config.schedule == "wsd"):
+            raise ConfigError(
+                f"minutes must be above 0 and schedule wsd, not {minutes:g} and {config.schedule}"
+            )
+        if (training or {}).get("warmup_steps") is None:
+            config = with_warmup_in(STEPS_PER_MINUTE * math.ceil(minutes), config)
     return prepared, sizes, config
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llmkit.architectures.base import ModelConfig
 from llmkit.architectures.registry import model_without_weights
 from llmkit.checkpoint.checkpoint import load_checkpoint
 from llmkit.console import say
@@ -112,10 +113,9 @@ def train(
             refuse_compile(where)
         reading = Reading(text_column, None, delimiter, encoding)
         if not config.micro_batch:
-            known = processes.first(folder.micro_batch)
-            given = replace(config, micro_batch=known or 0)
-            with_vocabulary = sized_for(data, tokenizer, reading, sizes) if not prepared else sizes
-            config = processes.first(lambda: with_micro_batch(given, with_vocabulary, where))
+            text = None if prepared else (data, tokenizer, reading)
+            find = partial(_with_micro_batch, folder, config, sizes, where, text)
+            config = processes.first(find)
         processes.share(config.batch_size)  # refuses a batch that cannot be divided
         if prepared is None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
             raise ConfigError(
@@ -206,6 +206,19 @@ def _opened(
     if state.finished:
         say(f"{folder.folder} is already finished ({state.step} steps)")
     return state
+
+
+def _with_micro_batch(
+    folder: RunFolder,
+    config: TrainingConfig,
+    sizes: ModelConfig,
+    device: torch.device,
+    text: tuple[Path, str, Reading] | None,
+) -> TrainingConfig:
+    """The micro-batch that the run has, or the largest that fits with the text's vocabulary."""
+    if known := folder.micro_batch():
+        return replace(config, micro_batch=known)
+    return with_micro_batch(config, sized_for(*text, sizes) if text else sizes, device)
 
 
 def _sha256_of(data: Path, folder: RunFolder, resume: bool) -> str:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.architectures import cpu_training
-from llmkit.architectures.gpt2 import Dropout, gelu_tanh
+from llmkit.architectures.gpt2 import GPT, Dropout, causal_attention, gelu_tanh
+from llmkit.architectures.registry import model_config
 
 
 def with_gradients(f: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -87,6 +88,24 @@ def test_dropout_is_ours_where_a_model_trains_on_a_cpu(monkeypatch: pytest.Monke
     assert layer(x).tolist() == [7, 7, 7]
     assert layer.eval()(x).tolist() == [1, 1, 1]
     assert 7 not in layer.train()(x.detach())
+    model = GPT(model_config("nano", 50, n_layer=1, n_head=1, n_embd=8, dropout=0.1))
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert [type(module) for module in layers] == [Dropout, Dropout]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "p", "is_ours"),
+    [
+        *((torch.float32, 0.0, False), (torch.float32, 0.1, True)),
+        *((torch.bfloat16, 0.0, True), (torch.bfloat16, 0.1, True), (torch.float64, 0.1, False)),
+    ],
+)
+def test_short_attention_is_taken_where_pytorchs_is_slow(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, p: float, is_ours: bool
+) -> None:
+    monkeypatch.setattr(cpu_training, "short_attention", lambda q, k, v, p: q * 7)
+    q = torch.ones(1, 1, 3, 8, dtype=dtype, requires_grad=True)
+    assert bool((causal_attention(q, q, q, None, p) == 7).all()) is is_ours
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 2**-8)])

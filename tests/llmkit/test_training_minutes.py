@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,17 @@ def test_dry_run_tells_what_a_run_would_need(short_text: Path) -> None:
     assert "q8_0 instead of q6_k" in found.quantization
 
 
+def test_dry_run_counts_the_optimizer_once(
+    short_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {1: (3.0, 5), 2: (5.0, 5)}
+    module = sys.modules["llmkit.training.dry_run"]
+    monkeypatch.setattr(module, "_timed", lambda *arguments: times[arguments[-1]])
+    training = {"steps": 30, "batch_size": 8, "micro_batch": 3}
+    found = dry_run(short_text, model=MODEL, vocab_size=300, training=training, device="cpu")
+    assert (found.step_s, found.timed_steps) == (3 + 2 * 2, 10)
+
+
 def test_dry_run_counts_the_vocabulary_of_a_given_tokenizer(
     short_text: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +256,9 @@ def test_minutes_alone_set_depth_dropout_and_vocabulary(tmp_path: Path) -> None:
     assert sizes(5, model={"n_layer": 1}) == (1, 0.0)
     assert sizes(5, vocab_size=3000) == (2, 0.1)
     assert sizes(5, tokenizer="word") == (2, 0.1)
+    for minutes, warmup_steps in ((1, 10), (5, 50), (100, 700)):
+        large = resolved(text, minutes=minutes, preset="gpt2", device=torch.device("cpu"))[2]
+        assert large.warmup_steps == warmup_steps
     often = resolved(
         text, minutes=5, device=torch.device("cpu"), model={"dropout": 0.3, "vocab_size": 700}
     )[1]

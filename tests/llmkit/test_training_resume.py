@@ -105,6 +105,13 @@ def test_other_signals_save_too_and_their_handler_learns_of_it(
         with interrupts_deferred(["SIGTERM"]) as interrupted:
             signal.raise_signal(signal.SIGTERM)
         assert not interrupted.is_set()
+        signal.signal(signal.SIGTERM, before)
+        hangup = signal.signal(signal.SIGHUP, lambda *_: None)
+        with interrupts_deferred(["SIGHUP"]) as interrupted:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)  # as bash does where a terminal closes
+        assert interrupted.is_set()
+        signal.signal(signal.SIGHUP, hangup)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert step_reached(out) == 7
