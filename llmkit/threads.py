@@ -3,7 +3,7 @@
 PyTorch and llama.cpp each have an OpenMP pool on the same cores. Threads that spin while they
 wait take the cores from the other pool and from other programs: several times slower on a busy
 machine. Threads that sleep at once are woken for each operation: a training step of a small model
-takes a third longer. So they spin for some microseconds, in GNU's OpenMP, and then sleep.
+takes a quarter longer. So they spin for some microseconds, in GNU's OpenMP, and then sleep.
 """
 
 from __future__ import annotations

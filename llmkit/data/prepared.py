@@ -128,9 +128,9 @@ def prepare_data(
     for path in paths:
         note_left_out(path)
     total = content_bytes(paths)
-    if not any(piece.text for _, piece in pieces()):
-        raise DataError(f"{paths[0]} has no text")
     if index is None:
+        if not any(piece.text for _, piece in pieces()):
+            raise DataError(f"{paths[0]} has no text")
         with progress("train tokenizer", total, "bytes") as bar:
             made = make_tokenizer(tokenizer, watched(pieces(), bar), settings["vocab_size"], total)
         made.save(folder / TOKENIZER_FILE)
