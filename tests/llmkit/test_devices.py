@@ -204,7 +204,7 @@ def test_a_step_does_not_wait_for_the_device(
     load_checkpoint(result.checkpoint).load_model()
     if device == "cuda" and task != "qlora":  # whose blocks NumPy unpacks
         # The loss and norm of the first step are shown at once.
-        assert waits[1] < waits[2] == waits[-1]
+        assert waits[1] + 2 == waits[2] == waits[-1]
 
 
 @pytest.mark.parametrize("name", FAKES)
