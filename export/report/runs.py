@@ -72,7 +72,7 @@ def loss_figure(runs: Mapping[str, Sequence[Metrics]]) -> Figure:
             name = "validation"
         axes.plot(steps, [m.val_loss for m in metrics], marker=".", label=name)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats)")
+    axes.set_ylabel("loss (nats)" if len(runs) == 1 else "validation loss (nats)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     return figure
